@@ -1,0 +1,133 @@
+"""What all guides of a mixture's z share: reading the model, E-step, and the site in the data plate."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_mixtures.distributions import CandidateCategorical
+from pyro_mixtures.errors import DataError, ModelError, OptionError
+from pyro_mixtures.poutine import Declaration, Posterior, VisibilityMessenger, read_declaration
+
+
+class PartitionGuide(PyroModule):
+    """Guide of the discrete site of a mixture, with its optimal q(z) in closed form given the model's parameters.
+
+    :param model: the Pyro program; its arguments are the guide's.
+    :param components: C, as the model has it.
+    :param site: name of the discrete site.
+    :param beside: a guide over the model's other latent sites, run first; its values are what z is conditioned on. For
+        example ``AutoNormal(poutine.block(model, hide=["z"]))``.
+
+    ``train()`` and ``eval()`` decide whether a call may change the guide's own state (candidate sets, graph).
+    ``evaluations`` counts joint densities over the guide's life, ``wins`` (C,) the rows that each component won since
+    :meth:`reset_wins`.
+    """
+
+    searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
+
+    def __init__(self, model: Callable, *, components: int, site: str = "z", beside: Callable | None = None):
+        super().__init__()
+        if components < 1:
+            raise OptionError(f"components={components}: a mixture has at least one")
+        self._model = (model,)  # in a tuple: the model's parameters are not the guide's
+        self.components, self.site = components, site
+        self.beside = beside
+        self.declaration: Declaration | None = None
+        self.evaluations = 0
+        self.reset_wins()
+
+    @property
+    def model(self) -> Callable:
+        """The program that this guide belongs to."""
+        return self._model[0]
+
+    @abstractmethod
+    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+        """q(z) of the rows in ``args``; may change the guide's state when in training mode."""
+
+    @abstractmethod
+    def unseen(self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs):
+        """q(z) of rows that the guide has no state for; changes nothing. ``model`` may be a handled version of it."""
+
+    def posterior(self, *args, given: Mapping[str, Tensor] | None = None, **kwargs) -> Posterior:
+        """The E-step: responsibilities of the rows in ``args`` over their candidates.
+
+        :param given: values of the model's other latent sites; by default a draw from the guide ``beside``.
+        """
+        self._read(args, kwargs)
+        values = self.latent_values(*args, **kwargs) if given is None else given
+        posterior = self._e_step(self.model, args, kwargs, values)
+        self.evaluations += posterior.evaluations
+        if self.training:
+            winner = posterior.winner.to("cpu")
+            self.wins += torch.bincount(winner, minlength=self.components)
+        return posterior
+
+    def latent_values(self, *args, **kwargs) -> dict[str, Tensor]:
+        """A draw of the model's other latent sites from the guide beside (empty without one)."""
+        if self.beside is None:
+            return {}
+        values = self.beside(*args, **kwargs)
+        if not isinstance(values, dict):
+            raise ModelError("the guide beside must return a dict of its sites' values, as Pyro's autoguides do")
+        return values
+
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Sample the latent sites, z enumerated over its candidates under ``TraceEnum_ELBO``."""
+        self._read(args, kwargs)
+        values = self.latent_values(*args, **kwargs)
+        detached = {name: value.detach() for name, value in values.items()}
+        posterior = self.posterior(*args, given=detached, **kwargs)
+        d = self._declared()
+        q, per_row = self._distribution(posterior)
+        infer = {"enumerate": "parallel", "expand": per_row}
+        plate = pyro.plate(d.plate, posterior.size, subsample=posterior.index, dim=d.dim)
+        with VisibilityMessenger(d.site), plate, pyro.poutine.scale(scale=posterior.scale):
+            if posterior.mask is None:
+                z = pyro.sample(d.site, q, infer=infer)
+            else:
+                with pyro.poutine.mask(mask=self._in_plate(posterior.mask)):
+                    z = pyro.sample(d.site, q, infer=infer)
+        return {**values, d.site: z}
+
+    def _distribution(self, posterior: Posterior) -> tuple[CandidateCategorical, bool]:
+        """q(z) in the shape of the data plate, and whether every row has candidates of its own."""
+        logits = self._in_plate(posterior.log_prob.T)
+        if posterior.candidates.shape[1] == 1 and posterior.log_prob.shape[1] != 1:
+            return CandidateCategorical(posterior.candidates[:, 0], logits), False
+        return CandidateCategorical(self._in_plate(posterior.candidates.T), logits), True
+
+    def _in_plate(self, rows: Tensor) -> Tensor:
+        """(B, ...) -> (B, 1, ..., 1, ...) with B at the data plate's dimension."""
+        d = self._declared()
+        return rows.reshape(rows.shape[:1] + (1,) * (-1 - d.dim) + rows.shape[1:])
+
+    def reset_wins(self) -> None:
+        """Start counting anew which components win rows."""
+        self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+
+    def reseeded(self, component: int, like: int) -> None:
+        """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
+
+    def _read(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        if self.declaration is None:
+            declaration = read_declaration(self.model, self.site, args, dict(kwargs))
+            if declaration.components != self.components:
+                raise OptionError(
+                    f"the model's site {self.site!r} has {declaration.components} components, but the guide was given "
+                    f"components={self.components}"
+                )
+            self.declaration = declaration
+
+    def _declared(self) -> Declaration:
+        assert self.declaration is not None
+        return self.declaration
+
+    def _check_rows(self, size: int) -> None:
+        if self.components > size:
+            raise DataError(f"{self.components} components for {size} rows: give more rows, or fewer components")

@@ -1,0 +1,38 @@
+"""Exact q(z): all C components of every row."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.poutine import Posterior, exact_posterior
+
+
+class FullPartition(PartitionGuide):
+    """q(z) = p(z | x) over all components: the exact E-step, in one (C, B) array a batch of B rows.
+
+    For small C, and as the reference of every approximation. Under ``TraceEnum_ELBO`` the loss is minus the evidence.
+
+    >>> import pyro, torch
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> model = GaussianMixture(components=2, features=2)
+    >>> guide = FullPartition(model, components=2)
+    >>> guide.posterior(x).probs.shape
+    torch.Size([2, 100])
+    """
+
+    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+        posterior = exact_posterior(model, self._declared(), args, kwargs, given)
+        if self.training:
+            self._check_rows(posterior.size)
+        return posterior
+
+    def unseen(
+        self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
+    ) -> Posterior:
+        """q(z) of any rows: the exact posterior needs no state."""
+        self._read(args, kwargs)
+        values = self.latent_values(*args, **kwargs) if given is None else given
+        return exact_posterior(model or self.model, self._declared(), args, kwargs, values)

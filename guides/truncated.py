@@ -1,0 +1,205 @@
+"""Truncated q(z): every row keeps a few candidate components, found through the components' neighbour graph."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import OptionError, PartitionError
+from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.ops.search import divergence_sums, search_space
+from pyro_mixtures.partition import CandidateSets, NeighborGraph
+from pyro_mixtures.poutine import Joint, Posterior, log_joint, posterior_of
+
+
+class TruncatedPartition(PartitionGuide):
+    """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
+
+    One call searches, for each of its rows, the neighbourhoods of the row's candidates and ``explore`` random
+    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated: about
+    C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational
+    Optimization of Gaussian Mixture Models with Millions to Billions of Parameters", arXiv 2501.12299.
+
+    :param components: C.
+    :param candidates: C', components a row keeps.
+    :param neighbors: G, size of a component's neighbourhood, itself included.
+    :param explore: E, random components tried in addition.
+    :param seed: of the guide's own random numbers; by default drawn from torch's global generator at the first call.
+    :raises OptionError: when C' > C, G > C or a number is out of range.
+
+    The state is allocated at the first call: it belongs to that data set of N rows. ``state_dict`` holds it.
+
+    >>> import pyro, torch
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> model = GaussianMixture(components=8, features=2)
+    >>> guide = TruncatedPartition(model, components=8, candidates=2, neighbors=3)
+    >>> guide.posterior(x).candidates.shape
+    torch.Size([2, 100])
+    """
+
+    searches = True
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        components: int,
+        candidates: int = 3,
+        neighbors: int = 15,
+        explore: int = 1,
+        site: str = "z",
+        beside: Callable | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__(model, components=components, site=site, beside=beside)
+        if not 1 <= candidates <= components:
+            raise OptionError(f"candidates={candidates} must lie in [1, components={components}]")
+        if not 1 <= neighbors <= components:
+            raise OptionError(f"neighbors={neighbors} must lie in [1, components={components}]")
+        if explore < 0:
+            raise OptionError(f"explore={explore} must not be negative")
+        self.candidates, self.neighbors, self.explore, self.seed = candidates, neighbors, explore, seed
+        self.sets: CandidateSets | None = None
+        self.graph: NeighborGraph | None = None
+        self._generator: torch.Generator | None = None
+
+    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+        def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
+            sets = self._sets_for(size)
+            known = sets.read(index).to(device)
+            return self._search(known, self.explore) if self.training else known.T.long()
+
+        joint = log_joint(model, self._declared(), propose, args, kwargs, given)
+        posterior = self._best(joint)
+        if self.training:
+            self._sets_for(joint.size).write(joint.index, posterior.candidates.T)
+            self._observe(joint, posterior.candidates[0])
+        return posterior
+
+    def unseen(
+        self,
+        *args,
+        model: Callable | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        rounds: int = 20,
+        **kwargs,
+    ) -> Posterior:
+        """q(z) of rows without state: searched from random sets until fewer than one set in a thousand changes.
+
+        :param rounds: at most so many searches.
+        """
+        self._read(args, kwargs)
+        values = self.latent_values(*args, **kwargs) if given is None else given
+        sets: CandidateSets | None = None
+        evaluations = 0
+
+        def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
+            nonlocal sets
+            if sets is None:
+                sets = self._random_sets(size)
+            return self._search(sets.read(index).to(device), max(self.explore, self.candidates))
+
+        for _ in range(rounds):
+            posterior = self._best(log_joint(model or self.model, self._declared(), propose, args, kwargs, values))
+            evaluations += posterior.evaluations
+            assert sets is not None
+            before, now = sets.read(posterior.index), posterior.candidates.T.to("cpu", torch.int32)
+            changed = (before.sort(-1).values != now.sort(-1).values).any(-1)
+            sets.write(posterior.index, now)
+            if changed.float().mean() < 1e-3:
+                break
+        return posterior._replace(evaluations=evaluations)
+
+    def plant(self, index: Tensor, components: Tensor, *, size: int) -> None:
+        """Tell the rows ``index`` (K,) of ``size`` that ``components`` (K,) are among their candidates (seeds, say)."""
+        sets = self._sets_for(size)
+        known = sets.read(index)
+        planted = components.to(known).unsqueeze(-1)
+        missing = (known != planted).all(-1)
+        known[missing, -1:] = planted[missing]
+        sets.write(index, known)
+
+    def reseeded(self, component: int, like: int) -> None:
+        """Give a component that EM split off ``like`` its neighbourhood."""
+        if self.graph is not None:
+            self.graph.replace(component, like)
+
+    def get_extra_state(self):
+        if self.sets is None or self.graph is None:
+            return None
+        return {"candidates": self.sets.table, "neighbors": self.graph.neighbors}
+
+    def set_extra_state(self, state) -> None:
+        if state is None:
+            self.sets = self.graph = None
+            return
+        table, neighbors = state["candidates"], state["neighbors"]
+        expected = (self.candidates, self.components, self.neighbors)
+        found = (table.shape[1], len(neighbors), neighbors.shape[1])
+        if found != expected:
+            raise PartitionError(f"saved state has (C', C, G) = {found}, this guide {expected}")
+        self._start(len(table))
+        self._sets_for(len(table)).table = table.clone()
+        assert self.graph is not None
+        self.graph.neighbors = neighbors.clone()
+        self._sets_for(len(table)).check()
+
+    def _sets_for(self, size: int) -> CandidateSets:
+        if self.sets is None:
+            self._check_rows(size)
+            self._start(size)
+        assert self.sets is not None
+        if self.sets.rows != size:
+            raise PartitionError(
+                f"this guide holds the state of {self.sets.rows} rows, but the data now have {size}: make a new guide, "
+                "pass index= and size= for minibatches, or score new rows with pyro_mixtures.infer"
+            )
+        return self.sets
+
+    def _start(self, size: int) -> None:
+        self.sets = self._random_sets(size)
+        self.graph = NeighborGraph(
+            components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
+        )
+
+    def _random_sets(self, rows: int) -> CandidateSets:
+        return CandidateSets(
+            rows=rows, components=self.components, candidates=self.candidates, generator=self._random_numbers()
+        )
+
+    def _random_numbers(self) -> torch.Generator:
+        if self._generator is None:
+            seed = int(torch.randint(2**31, (), device="cpu")) if self.seed is None else self.seed
+            self._generator = torch.Generator("cpu").manual_seed(seed)
+        return self._generator
+
+    def _search(self, known: Tensor, explore: int) -> Tensor:
+        if self.graph is None:
+            self.graph = NeighborGraph(
+                components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
+            )
+        random = torch.randint(
+            self.components,
+            (len(known), explore),
+            generator=self._random_numbers(),
+            dtype=torch.int32,
+            device="cpu",
+        )
+        return search_space(known, self.graph.neighbors.to(known.device), random.to(known.device))
+
+    def _best(self, joint: Joint) -> Posterior:
+        """Keep each row's C' best candidates."""
+        valid = joint.candidates >= 0
+        # A component of zero weight stays preferable to padding, which is no component at all.
+        rank = joint.log_joint.clamp_min(torch.finfo(joint.log_joint.dtype).min)
+        best = torch.where(valid, rank, -torch.inf).topk(self.candidates, dim=0).indices
+        kept, log_kept = joint.candidates.gather(0, best), joint.log_joint.gather(0, best)
+        return posterior_of(joint, kept, log_kept, int(valid.sum()))
+
+    def _observe(self, joint: Joint, winner: Tensor) -> None:
+        assert self.graph is not None
+        density = (joint.log_joint - joint.log_prior).nan_to_num(nan=-torch.inf)
+        sums = divergence_sums(winner, joint.candidates, density, self.components)
+        self.graph.observe(sums, rows=joint.rows, size=joint.size)

@@ -1,0 +1,7 @@
+"""Mixture families as Pyro programs, one a file."""
+
+from pyro_mixtures.models.base import Mixture
+from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
+from pyro_mixtures.models.gaussian import GaussianMixture
+
+__all__ = ["GaussianMixture", "Mixture", "MixtureOfFactorAnalyzers"]

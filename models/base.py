@@ -1,0 +1,48 @@
+"""What the mixtures with means share: weights, means, and the plain Pyro program."""
+
+from abc import abstractmethod
+
+import pyro
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions import Components, MixtureWeights
+from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.poutine import data_plate
+
+
+class Mixture(PyroModule):
+    """Params ``weights`` (C,) and ``loc`` (C, D), and the program of a mixture over rows ``x``.
+
+    A family adds the params of its covariances and states how they make the components.
+    """
+
+    def __init__(self, *, components: int, features: int):
+        super().__init__()
+        if components < 1 or features < 1:
+            raise OptionError(f"components={components} and features={features} must be positive")
+        self.components, self.features = components, features
+        self.weights = PyroParam(torch.full((components,), 1.0 / components), constraint=constraints.simplex)
+        self.loc = PyroParam(torch.randn(components, features))
+
+    @abstractmethod
+    def component_distributions(self) -> Components:
+        """The C component distributions of the present parameters."""
+
+    @abstractmethod
+    def set_variance(self, variance: Tensor) -> None:
+        """Start every component with the variances (D,) of the data."""
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The program: rows ``x`` (B, D) observed, or ``size`` rows drawn when ``x`` is None.
+
+        :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        """
+        if x is not None and (x.dim() != 2 or x.shape[-1] != self.features):
+            raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
+        weights, components = MixtureWeights(self.weights), self.component_distributions()
+        with data_plate(x, index, size):
+            z = pyro.sample("z", weights)
+            return pyro.sample("x", components[z], obs=x)

@@ -1,0 +1,42 @@
+"""Mixtures of factor analyzers: low-rank plus diagonal covariances."""
+
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions import Components, FactorAnalyzers
+from pyro_mixtures.errors import OptionError
+from pyro_mixtures.models.base import Mixture
+
+
+class MixtureOfFactorAnalyzers(Mixture):
+    """``z ~ MixtureWeights(weights)``, ``x ~ Normal(loc[z], factor[z] factor[z]^T + diag(noise[z]))``.
+
+    :param components: C.
+    :param features: D.
+    :param factors: H, columns of each component's loading matrix ``factor`` (C, D, H).
+    :param tied: one ``noise`` (D,) for all components.
+
+    >>> MixtureOfFactorAnalyzers(components=3, features=4, factors=2).factor.shape
+    torch.Size([3, 4, 2])
+    """
+
+    def __init__(self, *, components: int, features: int, factors: int, tied: bool = False):
+        super().__init__(components=components, features=features)
+        if factors < 0 or factors > features:
+            raise OptionError(f"factors={factors} must lie in [0, features={features}]")
+        self.factors, self.tied = factors, tied
+        self.factor = PyroParam(0.1 * torch.rand(components, features, factors))
+        shape = (features,) if tied else (components, features)
+        self.noise = PyroParam(torch.ones(shape), constraint=constraints.positive)
+
+    def component_distributions(self) -> Components:
+        return FactorAnalyzers(self.loc, self.factor, self.noise)
+
+    def set_variance(self, variance: Tensor) -> None:
+        """Start with the data's variances (D,) as noise, and loadings small against them."""
+        with torch.no_grad():
+            self.noise = variance.expand_as(self.noise).clone()
+            small = 0.1 * torch.rand_like(self.factor)
+            self.factor = small * variance.sqrt().unsqueeze(-1)

@@ -1,0 +1,86 @@
+"""Rows in memory, as minibatches with the arguments that a mixture's program takes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import DataError, OptionError
+
+
+class Batch(NamedTuple):
+    """Arguments of one call of the model."""
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Any]
+    rows: int
+
+
+class Batches:
+    """N rows of one or several tensors, cut into minibatches; None for ``batch_size`` is all rows in one call."""
+
+    def __init__(self, tensors: Sequence[Tensor], batch_size: int | None = None):
+        self.tensors = tuple(as_rows(tensor) for tensor in tensors)
+        if not self.tensors:
+            raise DataError("no rows were given")
+        sizes = [len(tensor) for tensor in self.tensors]
+        if len(set(sizes)) > 1:
+            raise DataError(f"the tensors have different numbers of rows: {sizes}")
+        if not sizes[0]:
+            raise DataError("the data have no rows")
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"batch_size={batch_size} must be positive")
+        self.batch_size = batch_size if batch_size is not None and batch_size < sizes[0] else None
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.tensors[0])
+
+    @property
+    def features(self) -> int:
+        """Numbers in a row, over all tensors."""
+        return sum(tensor[0].numel() for tensor in self.tensors)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Minibatches of consecutive rows."""
+        if self.batch_size is None:
+            yield Batch(self.tensors, {}, self.rows)
+            return
+        for start in range(0, self.rows, self.batch_size):
+            stop = min(start + self.batch_size, self.rows)
+            index = torch.arange(start, stop, device=self.tensors[0].device)
+            yield self._batch(tuple(tensor[start:stop] for tensor in self.tensors), index)
+
+    def shuffled(self) -> Iterator[Batch]:
+        """Minibatches in a random order, from torch's global generator."""
+        if self.batch_size is None:
+            yield from self.in_order()
+            return
+        device = self.tensors[0].device
+        for index in torch.randperm(self.rows, device="cpu").split(self.batch_size):
+            index = index.to(device)
+            yield self._batch(tuple(tensor[index] for tensor in self.tensors), index)
+
+    def _batch(self, tensors: tuple[Tensor, ...], index: Tensor) -> Batch:
+        return Batch(tensors, {"index": index, "size": self.rows}, len(index))
+
+
+def as_rows(data: Any) -> Tensor:
+    """``data`` (a tensor, a numpy array, or nested lists) as a tensor whose first dimension counts rows.
+
+    >>> as_rows(np.zeros((3, 2), dtype=np.float32)).shape
+    torch.Size([3, 2])
+    """
+    if isinstance(data, Tensor):
+        tensor = data
+    else:
+        array = np.asarray(data)
+        if array.dtype == object:
+            raise DataError("rows must be numbers of one shape, not Python objects")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if tensor.dim() == 0:
+        raise DataError("rows must have at least one dimension, not a single number")
+    return tensor

@@ -1,0 +1,135 @@
+"""Categoricals over a few candidate components a row: the guide's q(z), and the model's restricted support."""
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.errors import PartitionError
+
+
+class CandidateCategorical(TorchDistribution):
+    """q(z): a categorical whose support is each row's own candidate set.
+
+    ``candidates`` (*batch, S) are distinct component numbers (or (S,), sorted, shared by all rows) and ``logits``
+    (*batch, S) their unnormalised log probabilities. Enumeration runs over the candidates alone, so stock
+    ``TraceEnum_ELBO`` computes the truncated free energy.
+
+    >>> q = CandidateCategorical(torch.tensor([[7, 2], [3, 9]]), torch.zeros(2, 2))
+    >>> q.enumerate_support(expand=True)
+    tensor([[7, 3],
+            [2, 9]])
+    >>> q.log_prob(torch.tensor([2, 4])).exp()
+    tensor([0.5000, 0.0000])
+    """
+
+    arg_constraints = {}
+    support = constraints.nonnegative_integer
+    has_enumerate_support = True
+
+    def __init__(self, candidates: Tensor, logits: Tensor, *, validate_args=None):
+        if candidates.shape[-1] != logits.shape[-1]:
+            raise PartitionError(f"{candidates.shape[-1]} candidates a row but {logits.shape[-1]} logits")
+        self.shared = candidates.dim() == 1
+        if validate_args is not False:
+            check_distinct(candidates)
+        self.candidates = candidates
+        self.log_weights = logits.log_softmax(-1)
+        super().__init__(logits.shape[:-1], torch.Size(), validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(CandidateCategorical, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.shared = self.shared
+        new.candidates = self.candidates if self.shared else self.candidates.expand(*batch_shape, -1)
+        new.log_weights = self.log_weights.expand(*batch_shape, -1)
+        super(CandidateCategorical, new).__init__(batch_shape, torch.Size(), validate_args=False)
+        return new
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        if not self.shared:
+            return self.candidates.movedim(-1, 0)
+        values = self.candidates.reshape((-1,) + (1,) * len(self.batch_shape))
+        return values.expand((-1, *self.batch_shape)) if expand else values
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.shared:
+            return self._shared_log_prob(value)
+        match = value.unsqueeze(-1) == self.candidates
+        return torch.where(match, self.log_weights, -torch.inf).amax(-1)
+
+    def _shared_log_prob(self, value: Tensor) -> Tensor:
+        """One gather from the (S, *batch) table: nothing of size (values, *batch, S)."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        slot = torch.searchsorted(self.candidates, value).clamp_max(len(self.candidates) - 1)
+        known = self.candidates[slot] == value
+        flat = slot.expand(shape).reshape(-1, *self.batch_shape)
+        found = self.log_weights.movedim(-1, 0).gather(0, flat)
+        return torch.where(known, found.reshape(shape), -torch.inf)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        with torch.no_grad():
+            slot = torch.distributions.Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
+            table = self.candidates.expand(*slot.shape, -1)
+            return table.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
+
+
+class RestrictedSupport(TorchDistribution):
+    """A discrete distribution enumerated over each row's candidates only, its log_prob left as it is.
+
+    ``candidates`` (*batch, S) may be padded with -1, which has log probability -inf. Nothing is renormalised: summing
+    over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence.
+
+    >>> from pyro_mixtures.distributions import MixtureWeights
+    >>> restricted = RestrictedSupport(MixtureWeights(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([[2, -1]]))
+    >>> restricted.log_prob(restricted.enumerate_support()).exp()
+    tensor([[0.5000],
+            [0.0000]])
+    """
+
+    arg_constraints = {}
+    has_enumerate_support = True
+
+    def __init__(self, base: TorchDistribution, candidates: Tensor, *, validate_args=None):
+        if validate_args is not False:
+            check_distinct(candidates)
+        self.base, self.candidates = base, candidates
+        shape = torch.broadcast_shapes(base.batch_shape, candidates.shape[:-1])
+        super().__init__(shape, torch.Size(), validate_args=False)
+
+    @property
+    def support(self):
+        return self.base.support
+
+    def expand(self, batch_shape, _instance=None):
+        return RestrictedSupport(self.base.expand(batch_shape), self.candidates, validate_args=False)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return self.candidates.expand(*self.batch_shape, -1).movedim(-1, 0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found = self.base.log_prob(value.clamp_min(0))
+        return torch.where(value < 0, -torch.inf, found)
+
+    @property
+    def unrestricted(self) -> TorchDistribution:
+        """The distribution whose support this restricts."""
+        return self.base
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Draws from the base distribution given that the value is a candidate."""
+        with torch.no_grad():
+            logits = self.log_prob(self.enumerate_support()).movedim(0, -1)
+            return CandidateCategorical(
+                self.candidates.expand(logits.shape), logits, validate_args=False
+            ).sample(sample_shape)
+
+
+def check_distinct(candidates: Tensor) -> None:
+    """Refuse a candidate set that lists a component twice: its probability would be counted twice."""
+    ordered = candidates.sort(-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+    if bool(repeated.any()):
+        row = repeated.reshape(-1, repeated.shape[-1]).any(-1).nonzero()[0].item()
+        given = candidates.reshape(-1, candidates.shape[-1])[row].tolist()
+        raise PartitionError(f"candidate set {row} lists a component twice: {given}; pad with -1 instead")

@@ -1,0 +1,74 @@
+"""Categorical components: labels, words or any discrete observation under the mixture's z."""
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions.components import Components, check_floating
+from pyro_mixtures.distributions.statistics import LabelCounts
+from pyro_mixtures.errors import DataError
+
+
+class Categoricals(Components):
+    """C categorical distributions over L labels: ``probs`` (C, L), rows on the simplex.
+
+    >>> Categoricals(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))[torch.tensor([1, 0])].log_prob(torch.tensor([1, 1])).exp()
+    tensor([0.9000, 0.5000])
+    """
+
+    arg_constraints = {"probs": constraints.simplex}
+    argument_names = ("probs",)
+    has_rsample = False
+
+    def __init__(self, probs: Tensor, *, validate_args=None):
+        check_floating("Categoricals", probs)
+        self.probs = probs
+        super().__init__(probs.shape[:-1], torch.Size(), validate_args=validate_args)
+
+    @property
+    def labels(self) -> int:
+        """L, the number of labels."""
+        return self.probs.shape[-1]
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self):
+        return constraints.integer_interval(0, self.labels - 1)
+
+    @property
+    def min_rows(self) -> int:
+        return 1
+
+    def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
+        label = self._labels(value).expand(index.shape)
+        floor = torch.finfo(self.probs.dtype).tiny
+        table = torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf).reshape(-1)
+        found = table[index.clamp_min(0) * self.labels + label]
+        return torch.where(index < 0, -torch.inf, found)
+
+    def sample_at(self, index: Tensor) -> Tensor:
+        probs = self.probs.reshape(-1, self.labels)[index.reshape(-1)]
+        return probs.multinomial(1).reshape(index.shape)
+
+    def mean_at(self, index: Tensor) -> Tensor:
+        numbers = torch.arange(self.labels, dtype=self.probs.dtype, device=self.probs.device)
+        return (self.probs.reshape(-1, self.labels) @ numbers)[index]
+
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> LabelCounts:
+        cell = index * self.labels + self._labels(value).expand(index.shape)
+        counts = self.probs.new_zeros(self.probs.numel())
+        valid = index >= 0
+        counts.index_add_(0, cell[valid], weight[valid].to(counts.dtype))
+        return LabelCounts(counts.reshape(-1, self.labels))
+
+    def maximize(self, statistics: LabelCounts, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+        if "probs" not in free:
+            return {}
+        total = statistics.counts.sum(-1, keepdim=True)
+        new = torch.where(total > 0, statistics.counts / total, self.probs.reshape(-1, self.labels))
+        return {"probs": new.reshape(self.probs.shape)}
+
+    def _labels(self, value: Tensor) -> Tensor:
+        label = value.long()
+        if label.numel() and not (0 <= int(label.min()) and int(label.max()) < self.labels):
+            raise DataError(f"labels lie in [{int(label.min())}, {int(label.max())}], not in [0, {self.labels})")
+        return label

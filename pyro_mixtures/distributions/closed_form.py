@@ -1,0 +1,60 @@
+"""Pieces of the Gaussian families' closed-form M-steps: pooling over tied dimensions, floors, residual variances."""
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.distributions.components import QuadraticComponents
+from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
+from pyro_mixtures.errors import ClosedFormError
+
+
+def pool(total: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Weighted mean ``total / weight`` in the broadcastable, smaller ``shape`` of a tied argument.
+
+    ``total`` is (C, ...), ``weight`` broadcasts to it; dimensions that ``shape`` lacks (or has as 1) are summed.
+    """
+    weight = weight.expand(total.shape)
+    return sum_to(total, shape) / sum_to(weight, shape)
+
+
+def sum_to(value: Tensor, shape: torch.Size) -> Tensor:
+    """Sum ``value`` down to ``shape``, the reverse of broadcasting."""
+    return value.sum_to_size(shape) if value.shape != shape else value
+
+
+def empty_to_one(count: Tensor) -> Tensor:
+    """Counts with 1 for components without rows, whose sums are zero: they divide without NaN."""
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
+def data_variance(s: NormalStatistics | FactorStatistics) -> Tensor:
+    """Variance (D,) of the whole data set about its mean, from the components' statistics."""
+    count = s.count.unsqueeze(-1)
+    total = s.count.sum().clamp_min(torch.finfo(s.center.dtype).tiny)
+    mean = (count * s.center + s.first).sum(0) / total
+    away = s.center - mean
+    spread = count * away.square() + 2 * away * s.first + s.second
+    return (spread.sum(0) / total).clamp_min(0)
+
+
+def floors(statistics: NormalStatistics | FactorStatistics, fraction: float) -> Tensor:
+    """Smallest variance (D,) to allow: ``fraction`` of each feature's variance (of the mean one if it is constant)."""
+    variance = data_variance(statistics)
+    typical = variance.mean()
+    typical = torch.where(typical > 0, typical, torch.ones_like(typical))
+    tiny = torch.finfo(typical.dtype).eps * typical
+    return fraction * torch.where(variance > tiny, variance, typical)
+
+
+def update_loc(family: QuadraticComponents, shift: Tensor, center: Tensor, free: frozenset[str]) -> Tensor:
+    """How far the means move from ``center`` (C, D): by ``shift`` if they are free, to where they are held if not.
+
+    :raises ClosedFormError: for a mean that components share, which has no closed form under unequal variances.
+    """
+    if "loc" not in free:
+        return family.flat(family.loc, 1) - center
+    if family.loc.shape != center.shape:
+        raise ClosedFormError(
+            f"loc of shape {tuple(family.loc.shape)} is shared by {len(center)} components: give each its own, or use SVI"
+        )
+    return shift

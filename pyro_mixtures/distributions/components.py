@@ -1,0 +1,219 @@
+"""Batches of component distributions, and the lazy selection ``components[z]``."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_mixtures.distributions.indexing import flat_index
+from pyro_mixtures.distributions.statistics import NormalStatistics
+from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
+from pyro_mixtures.ops import Moments, Quadratic, pair_log_density, pair_moments, sort_pairs
+
+
+class Components(TorchDistribution):
+    """C component distributions of one family, batch shape (..., C). ``self[z]`` selects one a row, lazily.
+
+    A family states its argument names in ``argument_names``, how to evaluate, sample and average at flat component
+    numbers, and (for closed-form EM) its sufficient statistics and their maximiser.
+    """
+
+    argument_names: tuple[str, ...]
+
+    def __getitem__(self, z: Tensor) -> "Selected":
+        """The distribution of rows whose component is ``z`` (...); nothing is gathered until it is evaluated."""
+        return Selected(self, z)
+
+    @property
+    def components(self) -> int:
+        """C, the number of components."""
+        return self.batch_shape[-1]
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that were given, by name and identity."""
+        return {name: getattr(self, name) for name in self.argument_names}
+
+    def is_own(self, argument: str) -> bool:
+        """Whether every component has its own value of ``argument`` (rather than a tied one)."""
+        lead = getattr(self, argument).dim() - self.arg_constraints[argument].event_dim
+        return lead > 0 and getattr(self, argument).shape[lead - 1] == self.components
+
+    def flat(self, argument: Tensor, event_dim: int) -> Tensor:
+        """``argument`` with all batch dimensions expanded and flattened into one."""
+        event = argument.shape[argument.dim() - event_dim :]
+        return argument.expand(self.batch_shape + event).reshape((-1, *event))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of ``value`` (..., C or 1, *event) under each component, (..., C)."""
+        return self[torch.arange(self.components, device=value.device)].log_prob(value)
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        return self[self._all()].rsample(sample_shape)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        return self[self._all()].sample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return self[self._all()].mean
+
+    def _all(self) -> Tensor:
+        return torch.arange(self.components, device=getattr(self, self.argument_names[0]).device)
+
+    @abstractmethod
+    def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
+        """Log density of ``value`` (*batch, *event) at flat component numbers ``index`` (-1: -inf), broadcast."""
+
+    @abstractmethod
+    def sample_at(self, index: Tensor) -> Tensor:
+        """One draw (*index.shape, *event) from each numbered component; reparameterised where that exists."""
+
+    @abstractmethod
+    def mean_at(self, index: Tensor) -> Tensor:
+        """Means (*index.shape, *event)."""
+
+    @property
+    @abstractmethod
+    def min_rows(self) -> int:
+        """A component with fewer rows than this cannot support its own parameters: it is dead."""
+
+    @abstractmethod
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        """Sufficient statistics of ``value`` rows under responsibilities ``weight`` (shape of ``index``)."""
+
+    @abstractmethod
+    def maximize(self, statistics: Any, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+        """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
+
+
+class Selected(TorchDistribution):
+    """Rows whose component is known: ``components[z]``, batch shape that of ``z`` (with the components' own)."""
+
+    arg_constraints = {}
+
+    def __init__(self, components: Components, z: Tensor, *, batch_shape: torch.Size | None = None):
+        self.family, self.z = components, z
+        lead = components.batch_shape[:-1]
+        if z.is_floating_point():
+            raise DataError(f"components are selected by integers, not by {z.dtype}")
+        self.has_rsample = components.has_rsample
+        shape = torch.broadcast_shapes(lead, z.shape) if batch_shape is None else torch.Size(batch_shape)
+        super().__init__(shape, components.event_shape, validate_args=False)
+
+    @property
+    def support(self):
+        return self.family.support
+
+    def expand(self, batch_shape, _instance=None):
+        return Selected(self.family, self.z, batch_shape=batch_shape)
+
+    def flat_index(self) -> Tensor:
+        """Flat component number of every row, not expanded beyond what ``z`` and the components have."""
+        return flat_index(self.z.long(), self.family.batch_shape[:-1], self.family.components)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
+        return self.family.log_prob_at(self.flat_index().expand(shape), value)
+
+    def statistics(self, value: Tensor, weight: Tensor) -> Any:
+        """Sufficient statistics of the rows under responsibilities ``weight`` (batch shape)."""
+        if self.family.batch_shape[:-1].numel() != 1:
+            raise ClosedFormError("closed-form statistics need one set of parameters, not a batch of them")
+        shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
+        return self.family.statistics_at(self.flat_index().expand(shape), value, weight.expand(shape))
+
+    def _rows_shape(self, value: Tensor) -> torch.Size:
+        event = self.event_shape
+        if value.shape[value.dim() - len(event) :] != event:
+            raise DataError(
+                f"rows of shape {tuple(value.shape)} do not end in the components' event shape {tuple(event)}; "
+                f"pass rows (N, {', '.join(map(str, event))})"
+            )
+        return value.shape[: value.dim() - len(event)]
+
+    def _expanded_index(self, sample_shape=torch.Size()) -> Tensor:
+        return self.flat_index().clamp_min(0).expand(torch.Size(sample_shape) + self.batch_shape)
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.family).__name__} has no reparameterised sampler")
+        return self.family.sample_at(self._expanded_index(sample_shape))
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        with torch.no_grad():
+            return self.family.sample_at(self._expanded_index(sample_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.family.mean_at(self._expanded_index())
+
+
+class QuadraticComponents(Components):
+    """Families whose log density is the quadratic pair kernel of :mod:`pyro_mixtures.ops.quadratic`."""
+
+    has_rsample = True
+    loc: Tensor
+
+    @abstractmethod
+    def kernel(self) -> Quadratic:
+        """The kernel's arguments, batch dimensions flattened; differentiable in the family's arguments."""
+
+    @abstractmethod
+    def moment_projection(self) -> Tensor:
+        """P (C, R, D) of the moments that the M-step needs."""
+
+    def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
+        x, rows = self._rows(value, index)
+        kernel = self.kernel()
+        pairs = sort_pairs(index, rows, len(kernel.loc))
+        return pair_log_density(x, kernel, pairs, index.numel()).reshape(index.shape)
+
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        x, rows = self._rows(value, index)
+        loc = self.flat(self.loc, 1)
+        pairs = sort_pairs(index, rows, len(loc))
+        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs)
+        return self.statistics_from(moments, loc)
+
+    def statistics_from(self, moments: Moments, loc: Tensor) -> Any:
+        """The family's statistics from the kernel's moments about ``loc`` (C, D)."""
+        return NormalStatistics(loc, *moments)
+
+    def mean_at(self, index: Tensor) -> Tensor:
+        return self.flat(self.loc, 1)[index]
+
+    def _rows(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct rows (N, D) in the parameters' dtype, and each slot's row number (shape of ``index``)."""
+        shape = value.shape[:-1]
+        x = match_dtype(value, self.loc).reshape(-1, value.shape[-1])
+        rows = torch.arange(len(x), device=x.device).reshape(shape)
+        return x, rows.expand(index.shape)
+
+
+def match_dtype(value: Tensor, like: Tensor) -> Tensor:
+    """Widen ``value`` to the dtype of the parameters ``like``; a narrowing is refused."""
+    if value.dtype == like.dtype:
+        return value
+    if torch.promote_types(value.dtype, like.dtype) != like.dtype:
+        raise DataError(
+            f"rows are {value.dtype} but the parameters {like.dtype}: cast one, for example model.double() or x.float()"
+        )
+    return value.to(like.dtype)
+
+
+def check_floating(name: str, *arguments: Tensor) -> None:
+    """Refuse dtypes in which a mixture cannot be computed."""
+    for argument in arguments:
+        if not argument.is_floating_point():
+            raise OptionError(f"{name} needs floating-point parameters, not {argument.dtype}")
+        if argument.device.type == "cpu" and argument.dtype in (torch.float16, torch.bfloat16):
+            raise OptionError(f"{name} in {argument.dtype} on the CPU is not supported: use float32 or float64")
+
+
+def batch_shape_of(*shapes: torch.Size) -> torch.Size:
+    """Broadcast batch shape; at least one dimension, the components'."""
+    shape = torch.broadcast_shapes(*shapes)
+    return shape if shape else torch.Size([1])

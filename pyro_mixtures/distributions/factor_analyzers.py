@@ -1,0 +1,153 @@
+r"""Factor analyzers: normal components with covariance :math:`A_c A_c^T + \mathrm{diag}(\psi_c)`."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions.closed_form import empty_to_one, floors, pool, update_loc
+from pyro_mixtures.distributions.components import QuadraticComponents, batch_shape_of, check_floating
+from pyro_mixtures.distributions.statistics import FactorStatistics
+from pyro_mixtures.errors import ClosedFormError, OptionError
+from pyro_mixtures.ops import Moments, Quadratic
+from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection
+
+
+class FactorAnalyzers(QuadraticComponents):
+    r"""Components ``x = loc + factor f + e``, ``f ~ N(0, I_H)``, ``e ~ N(0, diag(noise))``.
+
+    ``loc`` (C, D); ``factor`` (C, D, H), H = 0 allowed; ``noise`` (C, D), the *variances* :math:`\psi`, or (C, 1), (D,)
+    or (1,) where features or components share them. Densities by the Woodbury identity in O(D H) a pair; M-step as in
+    Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", CRG-TR-96-1 (1996).
+
+    >>> analyzers = FactorAnalyzers(torch.zeros(3, 4), torch.ones(3, 4, 1), torch.ones(3, 4))
+    >>> analyzers[torch.tensor([0, 2])].log_prob(torch.ones(2, 4))
+    tensor([-4.8805, -4.8805])
+    """
+
+    arg_constraints = {
+        "loc": constraints.real_vector,
+        "factor": constraints.independent(constraints.real, 2),
+        "noise": constraints.independent(constraints.positive, 1),
+    }
+    argument_names = ("loc", "factor", "noise")
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, factor: Tensor, noise: Tensor, *, validate_args=None):
+        check_floating("FactorAnalyzers", loc, factor, noise)
+        features = loc.shape[-1]
+        if factor.dim() < 2 or factor.shape[-2] != features or noise.dim() < 1 or noise.shape[-1] not in (1, features):
+            raise OptionError(
+                f"factor {tuple(factor.shape)} must end in (D, H) and noise {tuple(noise.shape)} in (D,) or (1,), "
+                f"with D = {features} as loc {tuple(loc.shape)} has"
+            )
+        self.loc, self.factor, self.noise = loc, factor, noise
+        batch = batch_shape_of(loc.shape[:-1], factor.shape[:-2], noise.shape[:-1])
+        super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
+
+    @property
+    def min_rows(self) -> int:
+        return self.factor.shape[-1] + 2
+
+    def _noise(self) -> Tensor:
+        return self.noise.expand(self.batch_shape + self.event_shape).reshape(-1, self.event_shape[0])
+
+    def low_rank(self) -> LowRank:
+        """Factorised covariances, batch dimensions flattened."""
+        return factorize(self.flat(self.factor, 2), self._noise())
+
+    def kernel(self) -> Quadratic:
+        low = self.low_rank()
+        offset = low.logdet + self.event_shape[0] * math.log(2 * math.pi)
+        return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
+
+    def moment_projection(self) -> Tensor:
+        return posterior_projection(self.low_rank())
+
+    def sample_at(self, index: Tensor) -> Tensor:
+        loc = self.flat(self.loc, 1)[index]
+        factors = torch.randn(*index.shape, self.factor.shape[-1], 1, dtype=loc.dtype, device=loc.device)
+        signal = (self.flat(self.factor, 2)[index] @ factors).squeeze(-1)
+        return loc + signal + self._noise()[index].sqrt() * torch.randn_like(loc)
+
+    def statistics_from(self, moments: Moments, loc: Tensor) -> FactorStatistics:
+        low = self.low_rank()
+        projection = posterior_projection(low)
+        mean = (projection @ moments.first.unsqueeze(-1)).squeeze(-1)
+        outer = moments.projected @ projection.mT + moments.count.view(-1, 1, 1) * posterior_covariance(low)
+        return FactorStatistics(loc, moments.count, moments.first, moments.second, mean, outer, moments.projected)
+
+    def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+        s, count = statistics, empty_to_one(statistics.count)
+        factor, shift = self._regress(s, count, free)
+        out = {"loc": s.center + shift} if "loc" in free else {}
+        if "factor" in free:
+            out["factor"] = factor
+        if "noise" in free:
+            explained = (factor @ s.factor_mean.unsqueeze(-1)).squeeze(-1)
+            residual = (
+                s.second
+                - 2 * shift * s.first
+                - 2 * (factor * s.cross.mT).sum(-1)
+                + s.count.unsqueeze(-1) * shift.square()
+                + 2 * shift * explained
+                + ((factor @ s.factor_outer) * factor).sum(-1)
+            )
+            variance = pool(residual, count.unsqueeze(-1), self.noise.shape)
+            floor = floors(s, variance_floor)
+            smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
+            out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
+        return out
+
+    def _regress(self, s: FactorStatistics, count: Tensor, free: frozenset[str]) -> tuple[Tensor, Tensor]:
+        """Maximise over the free ones of factor and shift of loc: a regression of the rows on [factors, 1]."""
+        rank, n = self.factor.shape[-1], count.unsqueeze(-1)
+        if "factor" in free and self.factor.shape != (*s.center.shape, rank):
+            raise ClosedFormError("a factor that components share has no closed form: give each its own, or use SVI")
+        if "factor" not in free:
+            factor = self.flat(self.factor, 2)
+            explained = (factor @ s.factor_mean.unsqueeze(-1)).squeeze(-1)
+            return factor, update_loc(self, (s.first - explained) / n, s.center, free)
+        # Components without rows have zero statistics; the identity keeps their systems regular.
+        empty = (s.count <= 0).view(-1, 1, 1) * torch.eye(rank, dtype=s.cross.dtype, device=s.cross.device)
+        outer = s.factor_outer + empty
+        if "loc" not in free:
+            away = self.flat(self.loc, 1) - s.center
+            cross = s.cross - s.factor_mean.unsqueeze(-1) * away.unsqueeze(-2)
+            return torch.linalg.solve(outer, cross).mT, away
+        top = torch.cat([outer, s.factor_mean.unsqueeze(-1)], -1)
+        bottom = torch.cat([s.factor_mean.unsqueeze(-2), n.unsqueeze(-1)], -1)
+        target = torch.cat([s.cross, s.first.unsqueeze(-2)], -2)
+        solution = torch.linalg.solve(torch.cat([top, bottom], -2), target)
+        return solution[..., :rank, :].mT, update_loc(self, solution[..., rank, :], s.center, free)
+
+    def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
+        r"""Posterior mean of the noise-free row.
+
+        With ``noise`` None all of :math:`\psi` is noise: ``loc + A E[f|x]``. With ``noise`` (D,), the variance of the
+        measurement noise, what :math:`\psi` exceeds it by belongs to the signal.
+        """
+        low = self.low_rank()
+        loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
+        diff = value - loc
+        explained = (factor @ (posterior_projection(low)[index] @ diff.unsqueeze(-1))).squeeze(-1)
+        if noise is None:
+            return loc + explained
+        own = self._noise()[index]
+        return loc + explained + (own - noise).clamp_min(0) / own * (diff - explained)
+
+    def marginal(self, features: Tensor) -> "FactorAnalyzers":
+        """The same components seen on some ``features`` only."""
+        noise = self.noise.expand(self.noise.shape[:-1] + self.event_shape)
+        return FactorAnalyzers(self.loc[..., features], self.factor[..., features, :], noise[..., features])
+
+    def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
+        """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features)).
+
+        Entries of ``features`` in the result are the model's fit to them, not ``seen`` itself.
+        """
+        part = self.marginal(features)
+        loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
+        diff = (seen - loc[..., features]).unsqueeze(-1)
+        return loc + (factor @ (posterior_projection(part.low_rank())[index] @ diff)).squeeze(-1)

@@ -1,0 +1,89 @@
+"""Sufficient statistics of mixtures: NamedTuples of tensors that add up over disjoint sets of rows."""
+
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+Statistics = TypeVar("Statistics", bound=tuple)
+
+
+class ComponentCounts(NamedTuple):
+    """Expected numbers of rows of the components."""
+
+    counts: Tensor  # (C,) float64
+
+
+class LabelCounts(NamedTuple):
+    """Responsibility-weighted counts of labels."""
+
+    counts: Tensor  # (C, L)
+
+
+class NormalStatistics(NamedTuple):
+    """Weighted moments of the rows about each component's ``center``; d = x - center."""
+
+    center: Tensor  # (C, D)
+    count: Tensor  # (C,)      sum q
+    first: Tensor  # (C, D)    sum q d
+    second: Tensor  # (C, D)   sum q d^2
+    outer: Tensor  # (C, D, D)  sum q d d^T, or (C, 0, D) where the family has no use for it
+
+    def recentered(self, center: Tensor) -> "NormalStatistics":
+        """The same statistics about another center."""
+        t = self.center - center
+        count, first, second = _shifted(self.count, self.first, self.second, t)
+        outer = self.outer
+        if outer.shape[1]:
+            cross = t.unsqueeze(-1) * self.first.unsqueeze(-2)
+            outer = outer + cross + cross.mT + self.count.view(-1, 1, 1) * t.unsqueeze(-1) * t.unsqueeze(-2)
+        return NormalStatistics(center, count, first, second, outer)
+
+
+class FactorStatistics(NamedTuple):
+    """Moments of the rows and expected moments of their factors f given x; d = x - center."""
+
+    center: Tensor  # (C, D)
+    count: Tensor  # (C,)       sum q
+    first: Tensor  # (C, D)     sum q d
+    second: Tensor  # (C, D)    sum q d^2
+    factor_mean: Tensor  # (C, H)      sum q E f
+    factor_outer: Tensor  # (C, H, H)   sum q E f f^T
+    cross: Tensor  # (C, H, D)   sum q E f d^T
+
+    def recentered(self, center: Tensor) -> "FactorStatistics":
+        """The same statistics about another center; the factors' moments stay as they were inferred."""
+        t = self.center - center
+        count, first, second = _shifted(self.count, self.first, self.second, t)
+        cross = self.cross + self.factor_mean.unsqueeze(-1) * t.unsqueeze(-2)
+        return FactorStatistics(center, count, first, second, self.factor_mean, self.factor_outer, cross)
+
+
+def _shifted(count: Tensor, first: Tensor, second: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = count.unsqueeze(-1)
+    return count, first + n * t, second + 2 * t * first + n * t.square()
+
+
+def add(mine: Statistics, theirs: Statistics) -> Statistics:
+    """Statistics of the union of two disjoint sets of rows about one center; ``mine`` is overwritten."""
+    for name, tensor, other in zip(_fields(mine), mine, theirs, strict=True):
+        if name != "center":
+            tensor += other
+    return mine
+
+
+def blend(old: Statistics, new: Statistics, rate: float) -> Statistics:
+    """``(1 - rate) old + rate new`` about the center of ``new``, in fresh tensors."""
+    if "center" in _fields(old):
+        old = old.recentered(new.center)  # type: ignore[attr-defined]
+    pairs = zip(_fields(old), old, new, strict=True)
+    return type(old)(*(n.clone() if name == "center" else (1 - rate) * o + rate * n for name, o, n in pairs))
+
+
+def scaled(statistics: Statistics, factor: float) -> Statistics:
+    """Statistics of ``factor`` times as many like rows, in fresh tensors."""
+    pairs = zip(_fields(statistics), statistics, strict=True)
+    return type(statistics)(*(t.clone() if name == "center" else factor * t for name, t in pairs))
+
+
+def _fields(statistics: Any) -> tuple[str, ...]:
+    return statistics._fields

@@ -1,0 +1,115 @@
+"""The mixture's weights as a categorical that keeps its argument and has a lean log_prob."""
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions.indexing import flat_index
+from pyro_mixtures.distributions.statistics import ComponentCounts
+from pyro_mixtures.errors import ClosedFormError, OptionError
+
+
+class MixtureWeights(TorchDistribution):
+    """Categorical over C components, by ``probs`` (..., C) on the simplex or by unnormalised ``logits`` (..., C).
+
+    Unlike ``dist.Categorical`` it keeps the tensor it was given, so that the closed-form M-step recognises the param
+    behind it, and its log_prob gathers from one (C,) table: nothing of size (values, C) is built, backward included.
+    A component of zero weight has log probability -inf and receives no gradient; so has the padding value -1.
+
+    >>> MixtureWeights(torch.tensor([0.25, 0.75])).log_prob(torch.tensor([1, 1, 0])).exp()
+    tensor([0.7500, 0.7500, 0.2500])
+    """
+
+    arg_constraints = {"probs": constraints.simplex, "logits": constraints.independent(constraints.real, 1)}
+    has_enumerate_support = True
+
+    def __init__(self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None):
+        if (probs is None) == (logits is None):
+            raise OptionError("MixtureWeights needs exactly one of probs and logits")
+        if probs is not None:
+            self.probs = given = probs
+        elif logits is not None:
+            self.logits = given = logits
+        self._given = given
+        # torch checks every argument named here: only the one that was given exists.
+        self.arg_constraints = {name: type(self).arg_constraints[name] for name in self.arguments}
+        super().__init__(given.shape[:-1], torch.Size(), validate_args=validate_args)
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensor that was given, by name and identity."""
+        return {name: self.__dict__[name] for name in ("probs", "logits") if name in self.__dict__}
+
+    @property
+    def components(self) -> int:
+        """C, the number of components."""
+        return self._given.shape[-1]
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self):
+        return constraints.integer_interval(0, self.components - 1)
+
+    @property
+    def param_shape(self) -> torch.Size:
+        return self._given.shape
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(MixtureWeights, _instance)
+        new.__dict__.update(self.arguments)
+        new._given = self._given
+        super(MixtureWeights, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def table(self) -> Tensor:
+        """Log weights (..., C), -inf where a weight is zero (with a zero gradient there, not a NaN)."""
+        if "logits" in self.__dict__:
+            return self.logits.log_softmax(-1)
+        floor = torch.finfo(self.probs.dtype).tiny
+        return torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        table = self.table()
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        index = flat_index(value.long(), table.shape[:-1], self.components)
+        found = table.reshape(-1)[index.clamp_min(0)]
+        if bool((index < 0).any()):
+            found = found.masked_fill(index < 0, -torch.inf)
+        return found.expand(shape)
+
+    @property
+    def min_rows(self) -> int:
+        """Weights alone ask for no rows."""
+        return 0
+
+    def statistics(self, value: Tensor, weight: Tensor) -> ComponentCounts:
+        """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
+        index = value.expand(weight.shape)
+        counts = torch.zeros(self.components, dtype=torch.float64, device=weight.device)
+        valid = index >= 0
+        counts.index_add_(0, index[valid], weight[valid].double())
+        return ComponentCounts(counts)
+
+    def maximize(self, statistics: ComponentCounts, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+        """The maximum-likelihood weights, as whichever argument is ``free``."""
+        if self._given.shape[:-1].numel() != 1:
+            raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")
+        shares = (statistics.counts / statistics.counts.sum()).to(self._given.dtype).reshape(self._given.shape)
+        return {name: shares if name == "probs" else shares.log() for name in free}
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            probs = self.table().exp()
+            lead = probs.shape[:-1]
+            draws = probs.reshape(-1, self.components).multinomial(max(1, shape.numel()), replacement=True)
+            if lead.numel() == 1:
+                return draws.reshape(-1)[: shape.numel()].reshape(shape)
+            rows = torch.arange(lead.numel(), device=probs.device).reshape(lead).expand(shape).reshape(-1)
+            return draws[rows, torch.arange(len(rows), device=probs.device)].reshape(shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.arange(self.components, device=self._given.device)
+        values = values.reshape((-1,) + (1,) * len(self.batch_shape))
+        return values.expand((-1, *self.batch_shape)) if expand else values

@@ -1,0 +1,252 @@
+"""Expectation maximisation over a Pyro program, with SVI's protocol."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_mixtures.distributions import MixtureWeights
+from pyro_mixtures.distributions.statistics import blend, scaled
+from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
+from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.reseed import Reservoir, choose_splits, copy_split
+from pyro_mixtures.poutine import CandidateMessenger, Declaration, Posterior, collect_statistics
+from pyro_mixtures.poutine.params import ParamHandle
+from pyro_mixtures.poutine.statistics import SiteStatistics
+
+DEAD = ("reseed", "drop", "keep")
+
+
+class Update(NamedTuple):
+    """What one M-step did."""
+
+    live: int  # components with rows enough for their parameters
+    reseeded: int
+    dropped: int
+
+
+class EM:
+    """Maximise the (truncated) free energy of ``model`` by closed-form steps; used like ``pyro.infer.SVI``.
+
+    Works on any program whose discrete site's weights and observed sites' distributions have a closed form: families
+    of :mod:`pyro_mixtures.distributions` selected by ``[z]``, or stock Normal, MultivariateNormal,
+    LowRankMultivariateNormal and Categorical with arguments indexed by z. Arguments that are no params stay fixed.
+
+    :param model: the Pyro program, its unknowns declared as params (``pyro.param``, ``PyroParam``).
+    :param guide: a guide of z for the same program, such as ``TruncatedPartition`` or ``FullPartition``.
+    :param step_size: None for exact steps. A function of the step number t = 1, 2, ... with values in (0, 1] makes
+        :meth:`step` stepwise (online) EM on minibatches: statistics are ``(1 - s) old + s new``. Cappe & Moulines,
+        "On-line expectation-maximization algorithm for latent data models", JRSS B 71 (2009), with s = t^-a, a in
+        (1/2, 1].
+    :param variance_floor: smallest variance, as a fraction of each feature's variance over the data.
+    :param dead: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
+        one, ``"drop"`` sets their weight to zero for good, ``"keep"`` leaves their parameters alone.
+    :param freeze: names of params to hold fixed.
+    :param gradient: a Pyro optimiser for sites without a closed form: generalised EM, one gradient step each M-step.
+    :raises ModelError: when the guide was made for another model.
+
+    >>> import torch
+    >>> from pyro_mixtures.guides import FullPartition
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> model = GaussianMixture(components=2, features=2)
+    >>> em = EM(model, FullPartition(model, components=2))
+    >>> first, second = em.step(x), em.step(x)
+    >>> second <= first
+    True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Guide,
+        *,
+        step_size: Callable[[int], float] | None = None,
+        variance_floor: float = 1e-6,
+        dead: str = "reseed",
+        freeze: Iterable[str] = (),
+        gradient: Any = None,
+    ):
+        if guide.model is not model:
+            raise ModelError("this guide was made for another model: build guide and EM from the same program")
+        if dead not in DEAD:
+            raise OptionError(f"unknown dead={dead!r}; choose one of {DEAD}")
+        if variance_floor < 0:
+            raise OptionError(f"variance_floor={variance_floor} must not be negative")
+        self.model, self.guide, self.step_size = model, guide, step_size
+        self.variance_floor, self.dead, self.freeze = variance_floor, dead, frozenset(freeze)
+        self.gradient = gradient
+        self.steps = 0
+        self.last_update: Update | None = None
+        self._sites: dict[str, SiteStatistics] = {}
+        self._online: dict[str, SiteStatistics] = {}
+        self._params: dict[str, ParamHandle] = {}
+        self._reservoir = Reservoir()
+        self._no_closed_form: frozenset[str] | None = None
+        self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
+        self._rows = self._size = 0
+
+    def step(self, *args, **kwargs) -> float:
+        """One EM step on the rows in ``args``; returns the loss before it, ``-ELBO`` scaled to the data set."""
+        posterior = self._collect(args, kwargs)
+        self.maximize()
+        return _scaled_loss(posterior)
+
+    def accumulate(self, *args, **kwargs) -> float:
+        """E-step and statistics of one minibatch, no update; returns its share of the loss (not scaled up).
+
+        After all minibatches of a data set :meth:`maximize` makes the same step as one full-batch :meth:`step`.
+        """
+        return -float(self._collect(args, kwargs).free_energy())
+
+    def evaluate_loss(self, *args, **kwargs) -> float:
+        """``-ELBO`` scaled to the data set; parameters and the guide's state stay as they are."""
+        training = self.guide.training
+        self.guide.eval()
+        try:
+            return _scaled_loss(self.guide.posterior(*args, **kwargs))
+        finally:
+            self.guide.train(training)
+
+    def forget(self) -> None:
+        """Throw away statistics accumulated since the last update (after an interruption, say)."""
+        self._sites, self._calls, self._reservoir, self._rows = {}, [], Reservoir(), 0
+
+    def maximize(self) -> Update:
+        """The M-step: set the params to the maximisers of what was accumulated."""
+        if not self._sites:
+            raise OptionError("nothing accumulated: call accumulate() or step() with data first")
+        self.steps += 1
+        sites = self._sites if self.step_size is None else self._blend()
+        with torch.no_grad():
+            values, update = self._maximizers(sites)
+            for site, arguments in values.items():
+                for name, value in arguments.items():
+                    sites[site].params[name].write(value)
+        if self.gradient is not None:
+            self._gradient_step()
+        self.forget()
+        self.last_update = update
+        return update
+
+    def _collect(self, args: tuple, kwargs: dict[str, Any]) -> Posterior:
+        posterior = self.guide.posterior(*args, **kwargs)
+        declaration = self.guide.declaration
+        if declaration.latent:
+            raise ClosedFormError(
+                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI with the guide's beside="
+            )
+        skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
+        found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)
+        self._params = found.params
+        self._check_bindings(found.sites)
+        merged = {name: self._sites[name].plus(site) if self._sites else site for name, site in found.sites.items()}
+        self._sites = {name: site._replace(rows=None) for name, site in merged.items()}
+        self._rows, self._size = self._rows + len(posterior.index), posterior.size
+        if self.dead == "reseed":
+            self._reservoir.add(posterior, {name: site.rows for name, site in found.sites.items()})
+        if skip:
+            self._calls.append((posterior, args, kwargs))
+        return posterior
+
+    def _sites_without_closed_form(self, d: Declaration, posterior: Posterior, args, kwargs) -> frozenset[str]:
+        """Sites to leave to ``gradient`` (none without it: their error then reaches the user)."""
+        if self.gradient is None:
+            return frozenset()
+        if self._no_closed_form is None:
+            self._no_closed_form = frozenset(
+                name for name in d.observed if not self._has_closed_form(name, d, posterior, args, kwargs)
+            )
+        return self._no_closed_form
+
+    def _has_closed_form(self, name: str, d: Declaration, posterior: Posterior, args, kwargs) -> bool:
+        others = frozenset(d.observed) - {name}
+        try:
+            collect_statistics(self.model, d, posterior, args, kwargs, skip=others)
+        except ClosedFormError:
+            return False
+        return True
+
+    def _check_bindings(self, sites: dict[str, SiteStatistics]) -> None:
+        owners: dict[str, str] = {}
+        for site, found in sites.items():
+            for argument, handle in found.params.items():
+                if handle.name in owners:
+                    raise ClosedFormError(
+                        f"param {handle.name!r} is used by {owners[handle.name]} and by {argument!r} of {site!r}: no "
+                        "closed form for both at once; use SVI"
+                    )
+                owners[handle.name] = f"{argument!r} of {site!r}"
+        left = [
+            name
+            for name, handle in self._params.items()
+            if name not in owners and name not in self.freeze and handle.leaf.requires_grad
+        ]
+        if left and self.gradient is None:
+            raise ClosedFormError(f"params {left} have no closed form: freeze= them, use SVI, or pass gradient= to EM")
+
+    def _blend(self) -> dict[str, SiteStatistics]:
+        assert self.step_size is not None
+        rate = self.step_size(self.steps)
+        if not 0 < rate <= 1:
+            raise OptionError(f"step_size({self.steps}) = {rate} is outside (0, 1]")
+        grow = self._size / self._rows  # to the whole data set
+        for name, site in self._sites.items():
+            fresh = scaled(site.statistics, grow)
+            known = self._online.get(name)
+            mixed = fresh if known is None else blend(known.statistics, fresh, rate)
+            self._online[name] = site._replace(statistics=mixed)
+        return dict(self._online)
+
+    def _maximizers(self, sites: dict[str, SiteStatistics]) -> tuple[dict[str, dict[str, Tensor]], Update]:
+        z = self.guide.site
+        count = sites[z].statistics.counts
+        least = max(site.family.min_rows for site in sites.values())
+        starved = count < least
+        splits = choose_splits(self._reservoir, count, least) if self.dead == "reseed" else []
+        if self.dead == "drop":
+            kept = torch.where(starved, 0.0, count)
+            if bool((kept > 0).any()):
+                sites = {**sites, z: sites[z]._replace(statistics=type(sites[z].statistics)(kept))}
+        values = {name: self._maximize_site(site, starved) for name, site in sites.items()}
+        for split in splits:
+            copy_split(values, sites, split, self._reservoir)
+            self.guide.reseeded(split.component, split.like)
+        live = int((~starved).sum()) + len(splits)
+        return values, Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
+
+    def _maximize_site(self, site: SiteStatistics, starved: Tensor) -> dict[str, Tensor]:
+        free = frozenset(name for name, handle in site.params.items() if handle.name not in self.freeze)
+        new = site.family.maximize(site.statistics, free, variance_floor=self.variance_floor)
+        if isinstance(site.family, MixtureWeights):
+            return new
+        old = site.family.arguments
+        return {n: _keep(starved, old[n], value) if site.family.is_own(n) else value for n, value in new.items()}
+
+    def _gradient_step(self) -> None:
+        """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
+        d, skip = self.guide.declaration, self._no_closed_form or frozenset()
+        owned = {handle.name for site in self._sites.values() for handle in site.params.values()} | self.freeze
+        free = [handle.leaf for name, handle in self._params.items() if name not in owned]
+        if not skip or not free:
+            return
+        for posterior, args, kwargs in self._calls:
+            with pyro.poutine.block():
+                propose = lambda *_, posterior=posterior: posterior.candidates  # noqa: E731
+                trace = pyro.poutine.trace(CandidateMessenger(d, propose)(self.model)).get_trace(*args, **kwargs)
+            weight = posterior.probs * posterior.row_weight
+            loss = -sum((weight * trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"])).sum() for name in skip)
+            loss.backward()
+        self.gradient(free)
+        pyro.infer.util.zero_grads(free)
+
+
+def _scaled_loss(posterior: Posterior) -> float:
+    return -float(posterior.free_energy()) * posterior.size / len(posterior.index)
+
+
+def _keep(starved: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Leave the parameters of components without rows enough alone."""
+    return torch.where(starved.reshape((-1,) + (1,) * (new.dim() - 1)), old.reshape(new.shape), new)

@@ -1,0 +1,163 @@
+"""The fit loop of both strategies: epochs over rows in memory, warm-up, convergence, progress, interruption."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.errors import ModelError, OptionError
+from pyro_mixtures.infer.em import EM
+from pyro_mixtures.infer.history import Epoch, History
+from pyro_mixtures.infer.protocol import Guide
+
+Callback = Callable[["Fit"], Any]
+
+
+@dataclass
+class Fit:
+    """The outcome of :func:`fit`: the strategy with its model and guide, and how it went."""
+
+    inference: EM | SVI
+    history: History
+    converged: bool = False
+    interrupted: bool = False
+
+    @property
+    def model(self) -> Callable:
+        """The fitted program."""
+        return self.inference.model
+
+    @property
+    def guide(self) -> Guide:
+        """The guide with its row state."""
+        return self.inference.guide
+
+    @property
+    def elbo(self) -> float:
+        """The last epoch's ELBO in nats per row."""
+        return self.history.epochs[-1].elbo if self.history.epochs else math.nan
+
+
+def fit(
+    inference: EM | SVI,
+    *rows: Tensor,
+    batch_size: int | None = None,
+    epochs: int = 200,
+    warmup: int = 30,
+    tolerance: float = 1e-4,
+    patience: int = 3,
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+) -> Fit:
+    """Run epochs of ``inference`` over ``rows`` until the ELBO settles.
+
+    :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``; the guide must be one of
+        :mod:`pyro_mixtures.guides`.
+    :param rows: the model's tensor arguments, each with N rows.
+    :param batch_size: rows a call; None calls ``model(*rows)`` once an epoch. Minibatches call
+        ``model(*batch, index=..., size=N)``: exact EM adds their statistics up before it updates, stepwise EM and SVI
+        update after each, in random order.
+    :param epochs: at most so many passes over the data after warm-up.
+    :param warmup: at most so many E-step passes before the first update, which find candidate sets and neighbours of
+        the initial components (only guides that search need them).
+    :param tolerance: converged when the ELBO gains less than this, in nats per row *and feature*, in ``patience``
+        epochs running. Absolute, so shifting or scaling the data does not change when a fit stops.
+    :param progress: show a progress bar with the ELBO and the number of evaluations.
+    :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops the fit.
+
+    Ctrl-C stops after the pass in progress is abandoned and returns what was reached, ``interrupted=True``.
+    """
+    if epochs < 0 or warmup < 0 or patience < 1:
+        raise OptionError(f"epochs={epochs}, warmup={warmup} must not be negative and patience={patience} not below 1")
+    if not hasattr(inference.guide, "posterior"):
+        raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
+    result = Fit(inference, History())
+    loop = _Loop(result, Batches(rows, batch_size), tuple(callbacks), tolerance, patience)
+    with tqdm(total=epochs, disable=not progress, unit="epoch", dynamic_ncols=True) as bar:
+        try:
+            if isinstance(inference, EM) and inference.guide.searches:
+                loop.run("warm-up", warmup, loop.search, bar=bar)
+            phase = "EM" if isinstance(inference, EM) else "SVI"
+            result.converged = loop.run(phase, epochs, loop.update_pass(), bar=bar)
+        except KeyboardInterrupt:
+            result.interrupted = True
+            if isinstance(inference, EM):
+                inference.forget()
+    return result
+
+
+class _Loop:
+    """Epochs of one fit."""
+
+    def __init__(self, result: Fit, batches: Batches, callbacks: tuple[Callback, ...], tolerance: float, patience: int):
+        self.result, self.batches, self.callbacks = result, batches, callbacks
+        self.tolerance, self.patience = tolerance, patience
+        self.inference, self.guide = result.inference, result.guide
+        self.started = time.perf_counter()
+        self.evaluations = self.guide.evaluations
+
+    def run(self, phase: str, epochs: int, one_pass: Callable[[], float], *, bar: Any) -> bool:
+        """Up to ``epochs`` passes; True when the gain stayed below the tolerance for ``patience`` passes."""
+        settled, before = 0, -math.inf
+        for _ in range(epochs):
+            self.guide.reset_wins()
+            elbo = -one_pass() / self.batches.rows
+            self._record(phase, elbo, bar)
+            settled = settled + 1 if elbo - before < self.tolerance * self.batches.features else 0
+            before = elbo
+            stop = [callback(self.result) for callback in self.callbacks]
+            if settled >= self.patience:
+                return True
+            if any(answer is True for answer in stop):
+                return False
+        return False
+
+    def search(self) -> float:
+        """E-steps alone."""
+        return sum(
+            -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy()) for batch in self.batches.in_order()
+        )
+
+    def update_pass(self) -> Callable[[], float]:
+        """How this strategy passes over the data once and updates."""
+        if isinstance(self.inference, EM) and self.inference.step_size is None:
+            return self._exact_em
+        return self._stochastic
+
+    def _exact_em(self) -> float:
+        assert isinstance(self.inference, EM)
+        loss = sum(self.inference.accumulate(*batch.args, **batch.kwargs) for batch in self.batches.in_order())
+        self.inference.maximize()
+        return loss
+
+    def _stochastic(self) -> float:
+        losses = [
+            (self.inference.step(*batch.args, **batch.kwargs), batch.rows) for batch in self.batches.shuffled()
+        ]
+        # Each loss is scaled up to the data set.
+        return sum(loss * rows for loss, rows in losses) / self.batches.rows
+
+    def _record(self, phase: str, elbo: float, bar: Any) -> None:
+        update = getattr(self.inference, "last_update", None) if phase == "EM" else None
+        epoch = Epoch(
+            phase=phase,
+            elbo=elbo,
+            evaluations=self.guide.evaluations - self.evaluations,
+            live=int((self.guide.wins > 0).sum()),
+            reseeded=update.reseeded if update else 0,
+            dropped=update.dropped if update else 0,
+            seconds=time.perf_counter() - self.started,
+        )
+        self.result.history.epochs.append(epoch)
+        if bar is not None:
+            bar.set_description(phase)
+            bar.set_postfix(elbo=f"{elbo:.4f}", evaluations=f"{epoch.evaluations:.3g}", live=epoch.live)
+            if phase != "warm-up":
+                bar.update()

@@ -1,0 +1,39 @@
+"""What strategies need of a guide; the guides themselves stand in a room above this one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pyro_mixtures.poutine import Declaration, Posterior
+
+
+class Guide(Protocol):
+    """A guide of a mixture's z with its E-step: ``pyro_mixtures.guides.PartitionGuide`` is one."""
+
+    components: int
+    site: str
+    training: bool
+    searches: bool
+    evaluations: int
+    wins: Tensor
+
+    @property
+    def declaration(self) -> Declaration: ...
+
+    @property
+    def model(self) -> Callable: ...
+
+    def posterior(self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Posterior: ...
+
+    def unseen(
+        self, *args: Any, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> Posterior: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def reset_wins(self) -> None: ...
+
+    def reseeded(self, component: int, like: int) -> None: ...

@@ -1,0 +1,102 @@
+"""Scores of any rows, seen or not: evidence, responsibilities, assignments; in chunks, never N x C."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.poutine import Declaration, Posterior, exact_posterior, read_declaration
+
+# (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
+_EXACT_PAIRS = 1 << 21
+_TRUNCATED_ROWS = 1 << 16
+
+
+class Responsibilities(NamedTuple):
+    """The most probable components of N rows, best first."""
+
+    components: Tensor  # (N, S)
+    probs: Tensor  # (N, S)
+
+
+def evidence(
+    model: Callable,
+    *rows: Tensor,
+    guide: Guide | None = None,
+    site: str = "z",
+    given: Mapping[str, Tensor] | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Log evidence (N,) of each row: log sum_c p(c, x).
+
+    :param rows: the model's tensor arguments, N rows each; they need not be those of the fit.
+    :param guide: None sums over all C components, exactly. A truncated guide searches each row's candidates and gives
+        the truncated evidence, a lower bound, without touching the guide's state.
+    :param given: values of the model's other latent sites, if it has any.
+    :param chunk: rows evaluated at once.
+    """
+    return torch.cat([p.evidence for p, _ in posteriors(model, rows, guide, site, given, chunk)])
+
+
+def responsibilities(
+    model: Callable,
+    *rows: Tensor,
+    top: int = 3,
+    guide: Guide | None = None,
+    site: str = "z",
+    given: Mapping[str, Tensor] | None = None,
+    chunk: int | None = None,
+) -> Responsibilities:
+    """The ``top`` most probable components of each row with their probabilities; arguments as in :func:`evidence`."""
+    found = [p.top(top) for p, _ in posteriors(model, rows, guide, site, given, chunk)]
+    return Responsibilities(torch.cat([p.candidates.T for p in found]), torch.cat([p.probs.T for p in found]))
+
+
+def assign(
+    model: Callable,
+    *rows: Tensor,
+    guide: Guide | None = None,
+    site: str = "z",
+    given: Mapping[str, Tensor] | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """The most probable component (N,) of each row; arguments as in :func:`evidence`."""
+    return torch.cat([p.winner for p, _ in posteriors(model, rows, guide, site, given, chunk)])
+
+
+def posteriors(
+    model: Callable,
+    rows: tuple[Tensor, ...],
+    guide: Guide | None,
+    site: str = "z",
+    given: Mapping[str, Tensor] | None = None,
+    chunk: int | None = None,
+) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
+    """q(z) chunk by chunk, with the chunk's rows; exact without a guide."""
+    tensors = Batches(rows).tensors
+    declaration = guide.declaration if guide is not None else None
+    if guide is None:
+        declaration = read_declaration(_handled(model, given), site, tuple(t[:1] for t in tensors), {})
+    size = chunk or _chunk_rows(declaration, guide)
+    for start in range(0, len(tensors[0]), size):
+        part = tuple(tensor[start : start + size] for tensor in tensors)
+        yield _posterior(model, part, guide, declaration, given), part
+
+
+def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given: Any) -> Posterior:
+    if guide is None:
+        return exact_posterior(model, d, part, {}, given)
+    return guide.unseen(*part, model=model, given=given)
+
+
+def _handled(model: Callable, given: Mapping[str, Tensor] | None) -> Callable:
+    """The model is only read here: values given for other latent sites change nothing about its structure."""
+    return model
+
+
+def _chunk_rows(declaration: Declaration | None, guide: Guide | None) -> int:
+    components = declaration.components if declaration is not None else 1
+    return _TRUNCATED_ROWS if guide is not None else max(1, _EXACT_PAIRS // components)

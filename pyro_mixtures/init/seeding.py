@@ -1,0 +1,114 @@
+"""Means of the components at rows of the data: at random, or spread out by AFK-MC2."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.ops.distances import nearest_distance, squared_distance
+
+METHODS = ("afkmc2", "random")
+
+
+class Seeds(NamedTuple):
+    """Rows chosen as means."""
+
+    index: Tensor  # (C,) distinct row numbers
+    loc: Tensor  # (C, D) those rows
+    variance: Tensor  # (D,) of the data, for the components' initial spread
+
+
+def seed_rows(
+    x: Tensor, components: int, *, method: str = "afkmc2", chain: int = 10, generator: torch.Generator | None = None
+) -> Seeds:
+    """Choose ``components`` distinct rows of ``x`` (N, D) as means.
+
+    :param method: ``"afkmc2"`` approximates k-means++ seeding (spread-out rows) by Markov chains of length ``chain``:
+        O(C^2 D chain) distances instead of N C D. Bachem, Lucic, Hassani, Krause, "Fast and provably good seedings
+        for k-means", NeurIPS 2016. ``"random"`` draws rows uniformly.
+    :param generator: source of randomness, on the CPU; torch's global one by default.
+    :raises DataError: when C > N, or rows are not finite.
+
+    >>> seeds = seed_rows(torch.arange(10.0).unsqueeze(-1), 3, generator=torch.Generator().manual_seed(0))
+    >>> seeds.loc.shape
+    torch.Size([3, 1])
+    """
+    x = as_rows(x)
+    if x.dim() != 2:
+        raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
+    if not 1 <= components <= len(x):
+        raise DataError(f"{components} components for {len(x)} rows: give more rows, or fewer components")
+    if method not in METHODS:
+        raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
+    if not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    mean, variance = _moments(x)
+    index = _random(x, components, generator) if method == "random" else _afkmc2(x, mean, components, chain, generator)
+    return Seeds(index, x[index], variance)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,) of the rows, in chunks and float64."""
+    mean = sum(part.double().sum(0) for part in x.split(1 << 16)) / len(x)
+    if not bool(torch.isfinite(mean).all()):
+        row = int((~x.isfinite()).any(-1).nonzero()[0])
+        raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
+    variance = sum((part.double() - mean).square().sum(0) for part in x.split(1 << 16)) / len(x)
+    # A feature without variance gets that of a typical one, so that densities stay finite.
+    typical = variance.mean() if bool(variance.mean() > 0) else torch.ones_like(variance.mean())
+    variance = torch.where(variance > 1e-12 * typical, variance, typical)
+    return mean.to(x.dtype), variance.to(x.dtype)
+
+
+def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
+
+
+def _afkmc2(x: Tensor, mean: Tensor, components: int, chain: int, generator: torch.Generator | None) -> Tensor:
+    """Proposals follow q(n) = |x_n - m|^2 / 2 sum + 1 / 2N; a chain per further mean accepts by distance ratio."""
+    weight = torch.cat([squared_distance(part, mean) for part in x.split(1 << 16)]).double().to("cpu")
+    total = weight.sum()
+    q = 0.5 / len(x) + (0.5 * weight / total if bool(total > 0) else 0.5 / len(x))
+    proposals = _draw(q, (components - 1) * chain + 1, generator)
+    chosen = [int(proposals[0])]
+    taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
+    taken[chosen[0]] = True
+    centers = x.new_empty(components, x.shape[1])
+    centers[0] = x[chosen[0]]
+    uniform = torch.rand(components - 1, chain, generator=generator, dtype=torch.float64, device="cpu")
+    for k in range(1, components):
+        rows = proposals[1 + (k - 1) * chain : 1 + k * chain]
+        distance = nearest_distance(x[rows.to(x.device)], centers[:k]).double().to("cpu")
+        # A row that is a mean already has distance zero and is left at the first opportunity.
+        best = _chain(distance.masked_fill(taken[rows], 0.0), q[rows], uniform[k - 1])
+        row = int(rows[best])
+        if taken[row]:
+            row = _untaken(taken, generator)
+        taken[row] = True
+        chosen.append(row)
+        centers[k] = x[row]
+    return torch.tensor(chosen, device=x.device)
+
+
+def _chain(distance: Tensor, q: Tensor, uniform: Tensor) -> int:
+    """The Metropolis-Hastings chain with independent proposals; returns where it ends."""
+    ratio = (distance / q).tolist()
+    at = 0
+    for j in range(1, len(ratio)):
+        if ratio[at] == 0 or ratio[j] > ratio[at] * float(uniform[j]):
+            at = j
+    return at
+
+
+def _draw(q: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Row numbers by inversion: ``multinomial`` takes at most 2^24 categories."""
+    cumulative = q.cumsum(0)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
+    return torch.searchsorted(cumulative, uniform).clamp_max(len(q) - 1)
+
+
+def _untaken(taken: Tensor, generator: torch.Generator | None) -> int:
+    free = (~taken).nonzero()[:, 0]
+    return int(free[torch.randint(len(free), (), generator=generator, device="cpu")])

@@ -1,0 +1,34 @@
+"""Which kernels run: numba for float32 and float64 on the CPU, torch for everything else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import OptionError
+
+_BACKENDS = ("auto", "torch")
+_chosen = "auto"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block use backend ``name``: ``"auto"`` (numba on the CPU) or ``"torch"`` (the reference, any device).
+
+    >>> with use_backend("torch"):
+    ...     pass
+    """
+    global _chosen
+    if name not in _BACKENDS:
+        raise OptionError(f"unknown backend {name!r}; choose one of {_BACKENDS}")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def on_numba(values: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether the numba kernels can take tensors like ``values``; ``dtype`` None means an integer kernel."""
+    return _chosen == "auto" and values.device.type == "cpu" and dtype in (None, torch.float32, torch.float64)

@@ -1,0 +1,93 @@
+"""Search spaces of the partial E-step, and the divergence sums from which the neighbour graph is estimated."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.ops import numba_backend
+from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.pairs import sort_pairs
+
+
+def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tensor:
+    """Union of the candidates' neighbourhoods and of ``explore``, one column a row, padded with -1.
+
+    ``candidates`` (B, C'), ``neighbors`` (C, G) with each component its own first neighbour, ``explore`` (B, E);
+    integers of one dtype. Returns (S, B) int64 with S the largest number of distinct members of a row.
+
+    >>> search_space(torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[1], [1]]))
+    tensor([[0, 2],
+            [1, 0],
+            [-1, 1]])
+    """
+    rows, width = candidates.shape[0], candidates.shape[1] * neighbors.shape[1] + explore.shape[1]
+    if on_numba(candidates, None):
+        out = torch.empty(width, rows, dtype=torch.int64, device=candidates.device)
+        sizes = torch.empty(rows, dtype=torch.int64, device=candidates.device)
+        arrays = (t.contiguous().numpy() for t in (candidates, neighbors, explore))
+        chunks = numba_backend.chunks_for(rows)
+        numba_backend.search_space(*arrays, chunks, len(neighbors), out.numpy(), sizes.numpy())
+        return out[: int(sizes.max())]
+    members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
+    return _distinct(members, len(neighbors))
+
+
+def _distinct(members: Tensor, components: int) -> Tensor:
+    ordered = members.sort(0).values
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[1:] = ordered[1:] == ordered[:-1]
+    ordered = ordered.masked_fill(repeated, components).sort(0).values
+    size = int((ordered < components).sum(0).max())
+    ordered = ordered[:size]
+    return ordered.masked_fill(ordered == components, -1)
+
+
+class Divergences(NamedTuple):
+    """Sums over the rows won by ``row`` of log p(x|row) - log p(x|column), with the number of those rows; on the CPU."""
+
+    row: Tensor  # (K,)
+    column: Tensor  # (K,)
+    total: Tensor  # (K,) float64
+    count: Tensor  # (K,)
+
+
+def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
+    """Accumulate estimated divergences between components from one batch of rows.
+
+    ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads), ``log_density`` (S, B)
+    the components' log densities without their weights.
+    """
+    if not on_numba(log_density, log_density.dtype):
+        return _divergence_sums_torch(winner, search, log_density, components)
+    pairs = sort_pairs(winner, winner, components)
+    capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
+    slots = capacity.cumsum(0) - capacity
+    size = int(capacity.sum())
+    out = [torch.empty(size, dtype=t, device=winner.device) for t in (torch.int64, torch.float64, torch.int64)]
+    used = torch.zeros(components, dtype=torch.int64, device=winner.device)
+    numba_backend.divergence_sums(
+        search.contiguous().numpy(),
+        log_density.contiguous().numpy(),
+        pairs.order.numpy(),
+        pairs.starts.numpy(),
+        slots.numpy(),
+        numba_backend.chunks_for(components * 8),
+        *(t.numpy() for t in out),
+        used.numpy(),
+    )
+    numbers = torch.arange(components, device=winner.device)
+    row = torch.repeat_interleave(numbers, used)
+    keep = slots[row] + torch.arange(len(row), device=row.device) - (used.cumsum(0) - used)[row]
+    column, total, count = (t[keep] for t in out)
+    return Divergences(row, column, total, count)
+
+
+def _divergence_sums_torch(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
+    own = torch.where(search == winner, log_density, -torch.inf).amax(0)
+    valid = search >= 0
+    key = (winner * components + search)[valid]
+    keys, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
+    total = torch.zeros(len(keys), dtype=torch.float64, device=key.device)
+    total.index_add_(0, inverse, (own - log_density)[valid].double())
+    return Divergences(*(t.cpu() for t in (keys // components, keys % components, total, count)))

@@ -1,0 +1,84 @@
+"""The neighbour graph between components, estimated from the densities that the E-step evaluates anyway."""
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.ops.search import Divergences
+from pyro_mixtures.partition.candidates import random_sets
+
+
+class NeighborGraph:
+    """``neighbors`` (C, G) int32: each component itself, then the G - 1 components nearest to it.
+
+    Nearness is the estimated divergence D(c, k) = mean over rows won by c of log p(x|c) - log p(x|k), for every k
+    that was evaluated on those rows (Salwig et al., arXiv 2501.12299). Sums are collected batch by batch and turned
+    into a new graph when every row has been seen once. Starts at random.
+    """
+
+    def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):
+        self.neighbors = _with_self(random_sets(components, components - 1, neighbors - 1, generator))
+        self._pending: list[Divergences] = []
+        self._rows_seen = 0
+
+    @property
+    def components(self) -> int:
+        """C."""
+        return len(self.neighbors)
+
+    def observe(self, sums: Divergences, *, rows: int, size: int) -> bool:
+        """Add the sums of a batch of ``rows`` rows; after ``size`` rows the graph is renewed and True returned."""
+        self._pending.append(sums)
+        self._rows_seen += rows
+        if len(self._pending) > 64:
+            self._pending = [merge(self._pending, self.components)]
+        if self._rows_seen < size:
+            return False
+        self.refresh()
+        return True
+
+    def refresh(self) -> None:
+        """Build the graph from the sums collected so far; what was not measured keeps its old neighbours, last."""
+        components, width = self.neighbors.shape
+        if width > 1 and self._pending:
+            old = self.neighbors[:, 1:].long()
+            row = torch.arange(components, device="cpu").unsqueeze(-1).expand_as(old).reshape(-1)
+            zero = torch.zeros(len(row), dtype=torch.int64, device="cpu")
+            sums = merge([*self._pending, Divergences(row, old.reshape(-1), zero.double(), zero)], components)
+            self.neighbors = _nearest(sums, components, width)
+        self._pending, self._rows_seen = [], 0
+
+    def replace(self, component: int, like: int) -> None:
+        """Give a re-seeded component the neighbourhood of the component that it was split from, and the reverse."""
+        width = self.neighbors.shape[1]
+        others = self.neighbors[like, 1:]
+        head = self.neighbors.new_tensor([component, like])
+        self.neighbors[component] = torch.cat([head, others[others != component]])[:width]
+        if width > 1 and not bool((self.neighbors[like] == component).any()):
+            self.neighbors[like, -1] = component
+
+
+def merge(sums: list[Divergences], components: int) -> Divergences:
+    """Add up the sums of several batches."""
+    row, column, total, count = (torch.cat(parts) for parts in zip(*sums, strict=True))
+    keys, inverse = torch.unique(row * components + column, return_inverse=True)
+    zeros = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
+    totals = zeros.clone().index_add_(0, inverse, total)
+    counts = zeros.long().index_add_(0, inverse, count)
+    return Divergences(keys // components, keys % components, totals, counts)
+
+
+def _nearest(sums: Divergences, components: int, width: int) -> Tensor:
+    others = sums.row != sums.column
+    row, column, total, count = (part[others] for part in sums)
+    mean = torch.where(count > 0, total / count.clamp_min(1), torch.inf)
+    order = torch.argsort(mean, stable=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    start = torch.searchsorted(row[order].contiguous(), torch.arange(components, device="cpu"))
+    pick = start.unsqueeze(-1) + torch.arange(width - 1, device="cpu")
+    return _with_self(column[order][pick].int(), shifted=False)
+
+
+def _with_self(others: Tensor, *, shifted: bool = True) -> Tensor:
+    """Prepend each component to its row of others; ``shifted`` rows count the others without the component itself."""
+    own = torch.arange(len(others), dtype=torch.int32, device="cpu").unsqueeze(-1)
+    return torch.cat([own, others + (others >= own).int() if shifted else others], 1)

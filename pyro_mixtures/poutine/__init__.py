@@ -1,0 +1,26 @@
+"""Effect handlers that read mixtures: truncation, candidate E-steps, sufficient statistics, the data plate."""
+
+from pyro_mixtures.poutine.joint import CandidateMessenger, Joint, log_joint
+from pyro_mixtures.poutine.plate import data_plate
+from pyro_mixtures.poutine.posterior import Posterior, exact_posterior, posterior_of
+from pyro_mixtures.poutine.reading import Declaration, read_declaration
+from pyro_mixtures.poutine.statistics import StatisticsMessenger, collect_statistics
+from pyro_mixtures.poutine.truncate import TruncateMessenger, truncate
+from pyro_mixtures.poutine.visibility import VisibilityMessenger
+
+__all__ = [
+    "CandidateMessenger",
+    "Declaration",
+    "Joint",
+    "Posterior",
+    "StatisticsMessenger",
+    "TruncateMessenger",
+    "VisibilityMessenger",
+    "collect_statistics",
+    "data_plate",
+    "exact_posterior",
+    "log_joint",
+    "posterior_of",
+    "read_declaration",
+    "truncate",
+]

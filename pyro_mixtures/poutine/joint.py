@@ -1,0 +1,186 @@
+"""The E-step as an effect: run the model with z := candidates and read every candidate's log joint."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_mixtures.distributions import RestrictedSupport
+from pyro_mixtures.errors import DataError, ModelError, NumericalError
+from pyro_mixtures.poutine.reading import Declaration
+
+# Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1) where all rows
+# share them; -1 pads.
+Propose = Callable[[Tensor, int, torch.device], Tensor]
+
+
+class Joint(NamedTuple):
+    """Log joints of B rows with their S candidates, and what the data plate said of the rows."""
+
+    candidates: Tensor  # (S, B) or (S, 1)
+    log_joint: Tensor  # (S, B)  log p(c, x), -inf at padding
+    log_prior: Tensor  # (S, B) or (S, 1)  log p(c)
+    index: Tensor  # (B,) row numbers
+    size: int  # N
+    scale: Tensor | float  # of z beyond the plate's own: row weights
+    mask: Tensor | None  # of z, (B,)
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.log_joint.shape[-1]
+
+
+class CandidateMessenger(Messenger):
+    """Sets the site ``declaration.site`` to ``propose(index, size)`` and takes all other latent sites from ``given``.
+
+    The candidates lie in a tensor dimension to the left of every plate, as an enumerated site's would; what comes
+    after them broadcasts. Used with ``poutine.trace`` around the model::
+
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(CandidateMessenger(declaration, propose)(model)).get_trace(x)
+
+    Padding slots of the candidates have log probability -inf.
+    """
+
+    def __init__(self, declaration: Declaration, propose: Propose, given: Mapping[str, Tensor] | None = None):
+        super().__init__()
+        self.declaration, self.propose, self.given = declaration, propose, dict(given or {})
+
+    def __enter__(self):
+        self.candidates: Tensor | None = None
+        self.index: Tensor | None = None
+        self.size = 0
+        return super().__enter__()
+
+    def _pyro_sample(self, msg) -> None:
+        name, d = msg["name"], self.declaration
+        if name == d.site:
+            self._set_candidates(msg)
+        elif name in self.given:
+            msg["value"], msg["is_observed"] = self.given[name], True
+        elif not msg["is_observed"] and not site_is_subsample(msg):
+            raise ModelError(
+                f"latent site {name!r} is not {d.site!r} and has no value: give the guide beside=, a guide over the "
+                f"other latent sites, for example AutoNormal(poutine.block(model, hide=[{d.site!r}]))"
+            )
+
+    def _pyro_post_sample(self, msg) -> None:
+        if msg["name"] == self.declaration.plate and site_is_subsample(msg):
+            self.index = msg["value"]
+
+    def _set_candidates(self, msg) -> None:
+        d = self.declaration
+        frames = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
+        if len(frames) != 1 or frames[0].name != d.plate or frames[0].dim != d.dim:
+            raise ModelError(f"site {d.site!r} lies in plates {[f.name for f in frames]}, not in {d.plate!r} as before")
+        self.size = frames[0].full_size or frames[0].size
+        if self.index is None:
+            raise ModelError(f"plate {d.plate!r} does not show its row numbers: use pyro.plate with a size")
+        support = msg["fn"].enumerate_support(expand=False)
+        if len(support) != d.components:
+            raise ModelError(f"site {d.site!r} now has {len(support)} components; the guide was made for {d.components}")
+        self.candidates = self.propose(self.index, self.size, support.device)
+        lead = (len(self.candidates),) + (1,) * (d.nesting + d.dim)
+        trail = (self.candidates.shape[1],) + (1,) * (-1 - d.dim)
+        msg["value"], msg["is_observed"] = self.candidates.reshape(lead + trail), True
+        # Padding (-1) is outside the declared distribution's support; the wrapper gives it probability zero.
+        msg["fn"] = RestrictedSupport(msg["fn"], msg["value"].movedim(0, -1), validate_args=False)
+
+
+def log_joint(
+    model: Callable,
+    declaration: Declaration,
+    propose: Propose,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    given: Mapping[str, Tensor] | None = None,
+) -> Joint:
+    """Evaluate the log joint of every row with its proposed candidates; no gradients, no trace left outside.
+
+    :raises NumericalError, DataError: when a row has no finite log joint at all.
+    """
+    messenger = CandidateMessenger(declaration, propose, given)
+    with pyro.poutine.block(), torch.no_grad():
+        trace = pyro.poutine.trace(messenger(model)).get_trace(*args, **kwargs)
+        return _read_joint(trace, declaration, messenger)
+
+
+def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
+    if messenger.candidates is None or messenger.index is None:
+        raise ModelError(f"the model no longer has the site {d.site!r} that it had when the guide first read it")
+    z = trace.nodes[d.site]
+    rows, own = len(messenger.index), _own_scale(z, d)
+    prior = _per_row(_site_log_prob(z), d)
+    total = prior
+    for name, node in trace.nodes.items():
+        inside = node["type"] == "sample" and any(f.name == d.plate for f in node["cond_indep_stack"])
+        if not inside or name == d.site:
+            continue
+        term = _per_row(_scaled(_site_log_prob(node), _own_scale(node, d), own), d)
+        total = total + term
+    mask = None if z["mask"] is None else torch.as_tensor(z["mask"], device=total.device).expand(rows)
+    scale = own.expand(rows) if isinstance(own, Tensor) else own
+    total = total.expand(-1, rows)
+    _check_finite(total, mask, trace, d)
+    return Joint(messenger.candidates, total, prior, messenger.index, messenger.size, scale, mask)
+
+
+def _site_log_prob(node) -> Tensor:
+    return scale_and_mask(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), mask=node["mask"])
+
+
+def _own_scale(node, d: Declaration):
+    """The site's scale without the data plate's subsampling: row weights, and plates nested inside."""
+    frame = next(f for f in node["cond_indep_stack"] if f.name == d.plate)
+    return node["scale"] * frame.size / (frame.full_size or frame.size)
+
+
+def _scaled(log_prob: Tensor, scale, reference) -> Tensor:
+    """``log_prob`` by the site's scale relative to that of z, whose entropy is scaled by ``reference``."""
+    if isinstance(scale, Tensor) and isinstance(reference, Tensor) and torch.equal(scale, reference):
+        return log_prob
+    if not isinstance(scale, Tensor) and not isinstance(reference, Tensor):
+        return log_prob if scale == reference else log_prob * (scale / reference)
+    scale, reference = (torch.as_tensor(s, dtype=log_prob.dtype, device=log_prob.device) for s in (scale, reference))
+    return log_prob * torch.where(reference > 0, scale / reference, 1.0)
+
+
+def _per_row(log_prob: Tensor, d: Declaration) -> Tensor:
+    """Sum nested plates out: (S, [plates], B, [plates]) -> (S, B)."""
+    full = log_prob.reshape((1,) * (d.nesting + 1 - log_prob.dim()) + log_prob.shape)
+    nested = [dim for dim in range(-d.nesting, 0) if dim != d.dim]
+    return full.sum(nested) if nested else full
+
+
+def _check_finite(total: Tensor, mask: Tensor | None, trace, d: Declaration) -> None:
+    best = total.amax(0)
+    # NaN in any candidate poisons the row: amax propagates it; +inf would be a density of zero width.
+    bad = ~best.isfinite()
+    if mask is not None:
+        bad = bad & mask
+    if not bool(bad.any()):
+        return
+    row = int(bad.nonzero()[0])
+    for name in d.observed:
+        value = trace.nodes[name]["value"]
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            where = (~value.isfinite()).nonzero()[0].tolist()
+            raise DataError(
+                f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them in "
+                "(pyro_mixtures.infer.conditional imputes missing features)"
+            )
+    for name, node in trace.nodes.items():
+        if node["type"] == "param" and not bool(node["value"].isfinite().all()):
+            raise NumericalError(
+                f"param {name!r} is not finite: the last update diverged; lower the learning rate or raise the variances"
+            )
+    raise NumericalError(
+        f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
+        f"{total.dtype}; scale the data, raise the variance floor, or use float64"
+    )

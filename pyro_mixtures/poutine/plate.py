@@ -1,0 +1,42 @@
+"""The data plate of a mixture: all rows, or a minibatch with its row numbers."""
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import DataError
+
+
+def data_plate(
+    rows: Tensor | int | None = None, index: Tensor | None = None, size: int | None = None, *, name: str = "data"
+) -> pyro.plate:
+    """A ``pyro.plate`` over rows, for programs of signature ``model(x, index=None, size=None)``.
+
+    :param rows: the rows (B, ...) themselves, their number, or None when ``size`` rows are to be drawn.
+    :param index: (B,) numbers in [0, size) of these rows within the data set, for a minibatch; the plate then scales
+        by ``size / B``. Without it the rows are the whole data set.
+    :param size: N, the number of rows of the data set; required with ``index``.
+    :raises DataError: when rows, index and size do not fit together.
+
+    >>> with data_plate(torch.zeros(3, 2), index=torch.tensor([4, 0, 9]), size=10) as n:
+    ...     n
+    tensor([4, 0, 9])
+    """
+    count = len(rows) if isinstance(rows, Tensor) else rows
+    device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+    if index is None:
+        if count is not None and size not in (None, count):
+            raise DataError(f"{count} rows of a data set of size={size}: pass index=, their row numbers")
+        total = count if count is not None else size
+        if total is None:
+            raise DataError("data_plate needs rows, or size= to draw that many")
+        if total == 0:
+            raise DataError("no rows were given: a mixture needs at least one")
+        return pyro.plate(name, total, device=device)
+    if size is None:
+        raise DataError("index= numbers rows of a larger data set: pass its size= too")
+    if count is not None and len(index) != count:
+        raise DataError(f"{count} rows but {len(index)} row numbers in index")
+    if not len(index) or int(index.min()) < 0 or int(index.max()) >= size:
+        raise DataError(f"index must hold row numbers in [0, {size})")
+    return pyro.plate(name, size, subsample=index, device=device)

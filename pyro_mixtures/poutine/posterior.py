@@ -1,0 +1,76 @@
+"""Responsibilities of a batch of rows: what every strategy's E-step returns."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.poutine.joint import Joint, log_joint
+from pyro_mixtures.poutine.reading import Declaration
+
+
+class Posterior(NamedTuple):
+    """q(z) of B rows over S candidates each, optimal among the distributions on those candidates."""
+
+    candidates: Tensor  # (S, B), or (S, 1) where all rows share them
+    log_prob: Tensor  # (S, B)  log q
+    evidence: Tensor  # (B,)    log sum_{candidates} p(c, x); 0 where masked
+    index: Tensor  # (B,)       row numbers
+    size: int  # N
+    scale: Tensor | float  # row weights of z
+    mask: Tensor | None
+    evaluations: int  # joint densities that were evaluated
+
+    @property
+    def probs(self) -> Tensor:
+        """Responsibilities (S, B), columns summing to one."""
+        return self.log_prob.exp()
+
+    @property
+    def row_weight(self) -> Tensor:
+        """Weight (B,) of each row in sums over rows: its scale, 0 where masked."""
+        weight = torch.ones_like(self.evidence) * self.scale
+        return weight if self.mask is None else weight * self.mask
+
+    @property
+    def winner(self) -> Tensor:
+        """The most probable component of each row, (B,)."""
+        best = self.log_prob.argmax(0, keepdim=True)
+        return self.candidates.expand(self.log_prob.shape).gather(0, best)[0]
+
+    def free_energy(self) -> Tensor:
+        """Sum over rows of the (truncated) evidence, by row weight; not scaled up to the data set."""
+        return (self.row_weight.double() * self.evidence).sum()
+
+    def top(self, count: int) -> "Posterior":
+        """The ``count`` most probable candidates only, not renormalised."""
+        best = self.log_prob.topk(min(count, len(self.log_prob)), dim=0)
+        candidates = self.candidates.expand(self.log_prob.shape).gather(0, best.indices)
+        return self._replace(candidates=candidates, log_prob=best.values)
+
+
+def posterior_of(joint: Joint, candidates: Tensor, log_joint: Tensor, evaluations: int) -> Posterior:
+    """Normalise the log joints of the kept ``candidates``."""
+    evidence = log_joint.logsumexp(0)
+    log_prob = log_joint - evidence
+    if joint.mask is not None:
+        evidence = torch.where(joint.mask, evidence, 0.0)
+    args = (joint.index, joint.size, joint.scale, joint.mask)
+    return Posterior(candidates, log_prob, evidence, *args, evaluations)
+
+
+def exact_posterior(
+    model: Callable,
+    declaration: Declaration,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    given: Mapping[str, Tensor] | None = None,
+) -> Posterior:
+    """q(z) = p(z | x) over all C components: one (C, B) array."""
+
+    def everyone(index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.arange(declaration.components, device=device).unsqueeze(-1)
+
+    joint = log_joint(model, declaration, everyone, args, kwargs, given)
+    return posterior_of(joint, joint.candidates, joint.log_joint, joint.log_joint.numel())

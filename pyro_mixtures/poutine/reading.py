@@ -1,0 +1,74 @@
+"""What a strategy must know of a Pyro program before it runs it: the discrete site, its plate, the other sites."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.util import site_is_subsample
+
+from pyro_mixtures.distributions import Selected
+from pyro_mixtures.errors import ModelError
+
+
+class Declaration(NamedTuple):
+    """A mixture as declared: constant over calls, but for the numbers of rows."""
+
+    site: str
+    components: int
+    plate: str
+    dim: int  # of the data plate, negative
+    nesting: int  # most plates around any site: candidates are enumerated left of them
+    observed: tuple[str, ...]  # observed sites inside the data plate
+    latent: tuple[str, ...]  # all other latent sites, which somebody must supply
+    stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
+
+
+def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, Any]) -> Declaration:
+    """Run ``model`` once, unobserved by the caller's handlers, and read what kind of mixture it is.
+
+    :raises ModelError: when there is no discrete site of that name in exactly one vectorised plate, or two of them.
+    """
+    with pyro.poutine.block(), torch.no_grad():
+        try:
+            trace = pyro.poutine.trace(model).get_trace(*args, **kwargs)
+        except RuntimeError as error:
+            if "Multiple" in str(error):
+                raise ModelError(f"a name is used by two sites: {error}; every site needs its own") from error
+            raise
+    sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    known = sorted(name for name, node in sites.items() if not site_is_subsample(node))
+    if site not in known:
+        raise ModelError(f"the model has no sample site {site!r}; it has {known}. Pass site= to the guide")
+    node = sites[site]
+    if node["is_observed"]:
+        raise ModelError(f"site {site!r} is observed: nothing is left to infer")
+    if not getattr(node["fn"], "has_enumerate_support", False):
+        raise ModelError(f"site {site!r} is {type(node['fn']).__name__}: a mixture's z must be discrete")
+    plates = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    if len(plates) != 1 or len(node["cond_indep_stack"]) != 1:
+        names = [frame.name for frame in node["cond_indep_stack"]]
+        raise ModelError(f"site {site!r} must lie in exactly one vectorised plate, the data plate; it lies in {names}")
+    frame = plates[0]
+    inside = [name for name in known if _inside(sites[name], frame.name)]
+    frames = [f for name in known for f in sites[name]["cond_indep_stack"] if f.vectorized]
+    observed = tuple(name for name in inside if sites[name]["is_observed"])
+    return Declaration(
+        site=site,
+        components=len(node["fn"].enumerate_support(expand=False)),
+        plate=frame.name,
+        dim=frame.dim,
+        nesting=max(-f.dim for f in frames),
+        observed=observed,
+        latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
+        stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),
+    )
+
+
+def _is_selected(fn) -> bool:
+    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Selected)
+
+
+def _inside(node, plate: str) -> bool:
+    return any(frame.name == plate for frame in node["cond_indep_stack"])

@@ -1,0 +1,155 @@
+"""The closed-form M-step as an effect: sites give their sufficient statistics, and take back their maximisers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_mixtures.distributions import MixtureWeights, RestrictedSupport, Selected
+from pyro_mixtures.distributions.statistics import add
+from pyro_mixtures.errors import ClosedFormError
+from pyro_mixtures.poutine.joint import CandidateMessenger
+from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
+from pyro_mixtures.poutine.posterior import Posterior
+from pyro_mixtures.poutine.reading import Declaration
+from pyro_mixtures.poutine.stock import stock_family, stock_weights
+
+
+class SiteStatistics(NamedTuple):
+    """Statistics of one site, the family that made them, and the params behind its arguments."""
+
+    family: Any  # a Components, or the MixtureWeights
+    statistics: Any
+    params: dict[str, ParamHandle]  # by argument name; arguments without one are constants
+    rows: Tensor | None  # the observed rows (B, *event), None at the discrete site
+
+    def plus(self, other: "SiteStatistics") -> "SiteStatistics":
+        """The statistics of two batches of rows under the same parameters."""
+        return other._replace(statistics=add(self.statistics, other.statistics))
+
+
+class StatisticsMessenger(Messenger):
+    """Collects, at the discrete site and every observed site under it, sufficient statistics weighted by q(z).
+
+    :param weight: (S, B) responsibilities times row weights, S and B as the model's z has them.
+    :param everyone: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
+    :param skip: sites to leave to a gradient step.
+
+    After the run ``sites`` holds a :class:`SiteStatistics` by name and ``params`` all params of the program. A site
+    without a closed form raises :class:`ClosedFormError`.
+    """
+
+    def __init__(self, declaration: Declaration, weight: Tensor, everyone: Mapping[str, Any], skip: frozenset[str]):
+        super().__init__()
+        self.declaration, self.weight, self.everyone, self.skip = declaration, weight, everyone, skip
+
+    def __enter__(self):
+        self.sites: dict[str, SiteStatistics] = {}
+        self.params: dict[str, ParamHandle] = {}
+        self._values: dict[str, Tensor] = {}
+        self._z: Tensor | None = None
+        return super().__enter__()
+
+    def _pyro_post_param(self, msg) -> None:
+        self.params[msg["name"]] = handle_of(msg)
+        self._values[msg["name"]] = msg["value"]
+
+    def _pyro_post_sample(self, msg) -> None:
+        name, d = msg["name"], self.declaration
+        if name == d.site:
+            self._z = msg["value"]
+            self.sites[name] = self._discrete(msg)
+        elif name in d.observed and name not in self.skip:
+            self.sites[name] = self._observed(msg)
+
+    def _discrete(self, msg) -> SiteStatistics:
+        fn, weight = self._unmasked(msg)
+        fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
+        if isinstance(fn, MixtureWeights):
+            family, params = fn, self._bind(msg["name"], fn.arguments)
+        else:
+            family, names = stock_weights(msg["name"], fn, self._values)
+            params = {argument: self.params[name] for argument, name in names.items()}
+        with torch.no_grad():
+            return SiteStatistics(family, family.statistics(msg["value"], weight), params, None)
+
+    def _observed(self, msg) -> SiteStatistics:
+        name, value = msg["name"], msg["value"]
+        nested = [f.name for f in msg["cond_indep_stack"] if f.vectorized and f.name != self.declaration.plate]
+        if nested:
+            raise ClosedFormError(f"site {name!r} lies in nested plates {nested}: no closed form; use SVI")
+        fn, weight = self._unmasked(msg)
+        if isinstance(fn, Selected):
+            params = self._bind(name, fn.family.arguments)
+        else:
+            stock = stock_family(name, self.everyone.get(name, fn), self.declaration.components, self._values)
+            params = {argument: self.params[param] for argument, param in stock.params.items()}
+            assert self._z is not None
+            fn, value = stock.family[self._z], stock.rows(value)
+        with torch.no_grad():
+            return SiteStatistics(fn.family, fn.statistics(value, weight), params, value)
+
+    def _unmasked(self, msg) -> tuple[Any, Tensor]:
+        """The site's distribution without masks, and the weights (S, [1], B, [1]) with them."""
+        d, fn = self.declaration, msg["fn"]
+        lead = (len(self.weight),) + (1,) * (d.nesting + d.dim)
+        weight = self.weight.reshape(lead + (self.weight.shape[1],) + (1,) * (-1 - d.dim))
+        if isinstance(fn, MaskedDistribution):
+            weight, fn = weight * fn._mask, fn.base_dist
+        return fn, weight if msg["mask"] is None else weight * msg["mask"]
+
+    def _bind(self, site: str, arguments: Mapping[str, Tensor]) -> dict[str, ParamHandle]:
+        leaves = {id(handle.leaf): handle for handle in self.params.values()}
+        bound = {}
+        for argument, tensor in arguments.items():
+            handle = leaves.get(id(leaf_of(tensor)))
+            if handle is not None:
+                bound[argument] = handle
+            elif tensor.requires_grad:
+                raise ClosedFormError(
+                    f"argument {argument!r} of site {site!r} is computed from params: declare it as one param with a "
+                    "constraint (constraint=constraints.positive, say), use SVI, or pass gradient= to EM"
+                )
+        return bound
+
+
+def collect_statistics(
+    model: Callable,
+    declaration: Declaration,
+    posterior: Posterior,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    skip: frozenset[str] = frozenset(),
+) -> StatisticsMessenger:
+    """Run the model with z := the posterior's candidates and return the messenger that collected the statistics."""
+    weight = posterior.probs * posterior.row_weight
+    everyone = _stock_sites(model, declaration, skip, args, kwargs)
+    messenger = StatisticsMessenger(declaration, weight, everyone, skip)
+
+    def same(index: Tensor, size: int, device: torch.device) -> Tensor:
+        return posterior.candidates
+
+    with pyro.poutine.block():
+        CandidateMessenger(declaration, same)(messenger(model))(*args, **kwargs)
+    return messenger
+
+
+def _stock_sites(
+    model: Callable, d: Declaration, skip: frozenset[str], args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Stock distributions at observed sites, with all C components along their leftmost batch dimension."""
+    stock = d.stock - skip
+    if not stock:
+        return {}
+
+    def everyone(index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.arange(d.components, device=device).unsqueeze(-1)
+
+    with pyro.poutine.block():
+        trace = pyro.poutine.trace(CandidateMessenger(d, everyone)(model)).get_trace(*args, **kwargs)
+    return {name: trace.nodes[name]["fn"] for name in stock}
