@@ -29,7 +29,7 @@ WARM_UP := $(PY) -W ignore -c 'import arviz'
 .PHONY: help install lint format test test-slow test-arviz1 demo bench clean
 
 help:
-	@echo 'make install      virtual environment $(VENV) with this package (editable), demo and dev extras'
+	@echo 'make install      virtual environment $(VENV) with this package (editable) and all its extras'
 	@echo 'make lint         ruff check, ruff format --check, mypy'
 	@echo 'make format       let ruff mend what it can, and format'
 	@echo 'make test         the tests, then those marked meta with default device "meta"'

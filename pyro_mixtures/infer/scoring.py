@@ -79,7 +79,7 @@ def posteriors(
     tensors = Batches(rows).tensors
     declaration = guide.declaration if guide is not None else None
     if guide is None:
-        declaration = read_declaration(_handled(model, given), site, tuple(t[:1] for t in tensors), {})
+        declaration = read_declaration(model, site, tuple(t[:1] for t in tensors), {})
     size = chunk or _chunk_rows(declaration, guide)
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)
@@ -90,11 +90,6 @@ def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given:
     if guide is None:
         return exact_posterior(model, d, part, {}, given)
     return guide.unseen(*part, model=model, given=given)
-
-
-def _handled(model: Callable, given: Mapping[str, Tensor] | None) -> Callable:
-    """The model is only read here: values given for other latent sites change nothing about its structure."""
-    return model
 
 
 def _chunk_rows(declaration: Declaration | None, guide: Guide | None) -> int:

@@ -1,0 +1,53 @@
+"""Overlapping image patches as rows, and their averaging back to an image."""
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import DataError
+
+
+def extract_patches(image: Tensor, size: int) -> Tensor:
+    """Every ``size`` x ``size`` patch of ``image`` (H, W) or (H, W, channels), row by row.
+
+    Returns ((H - size + 1) (W - size + 1), size * size * channels), a patch flattened in the order of the image.
+
+    >>> extract_patches(torch.arange(6.0).reshape(2, 3), 2)
+    tensor([[0., 1., 3., 4.],
+            [1., 2., 4., 5.]])
+    """
+    image = _with_channels(image)
+    if size < 1 or size > min(image.shape[:2]):
+        raise DataError(f"patches of {size} x {size} do not fit an image of {image.shape[0]} x {image.shape[1]}")
+    windows = image.unfold(0, size, 1).unfold(1, size, 1)  # (rows, columns, channels, size, size)
+    return windows.permute(0, 1, 3, 4, 2).reshape(-1, size * size * image.shape[2])
+
+
+def average_patches(patches: Tensor, shape: tuple[int, ...], *, weight: Tensor | None = None) -> Tensor:
+    """The image of ``shape`` (H, W) or (H, W, channels) whose pixels are the means of all patches that cover them.
+
+    :param patches: rows as :func:`extract_patches` orders them.
+    :param weight: (N,) weight of each patch, equal by default.
+
+    >>> image = torch.arange(12.0).reshape(3, 4)
+    >>> torch.equal(average_patches(extract_patches(image, 2), image.shape), image)
+    True
+    """
+    height, width, channels = (*shape, 1)[:3]
+    size = round((patches.shape[1] / channels) ** 0.5)
+    rows, columns = height - size + 1, width - size + 1
+    if size * size * channels != patches.shape[1] or rows * columns != len(patches):
+        raise DataError(f"patches {tuple(patches.shape)} are not those of an image of shape {tuple(shape)}")
+    grid = patches.reshape(rows, columns, size, size, channels)
+    weights = patches.new_ones(rows, columns) if weight is None else weight.reshape(rows, columns)
+    total, cover = patches.new_zeros(height, width, channels), patches.new_zeros(height, width, 1)
+    for i in range(size):
+        for j in range(size):
+            total[i : i + rows, j : j + columns] += grid[:, :, i, j] * weights.unsqueeze(-1)
+            cover[i : i + rows, j : j + columns] += weights.unsqueeze(-1)
+    return (total / cover).reshape(shape)
+
+
+def _with_channels(image: Tensor) -> Tensor:
+    if image.dim() not in (2, 3):
+        raise DataError(f"an image is (H, W) or (H, W, channels), not {tuple(image.shape)}")
+    return image if image.dim() == 3 else image.unsqueeze(-1)
