@@ -12,12 +12,12 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STAMP_ARVIZ1 := $(VENV_ARVIZ1)/.installed
 
-# With several workers, each keeps to one thread. numba's is a ceiling, not a count: two, so that tests can compare one
-# thread with two on any machine.
-TEST_ENV := MPLBACKEND=Agg
+# numba's number is a ceiling, set so that tests can compare one thread with two on any machine.
+TEST_ENV := MPLBACKEND=Agg NUMBA_NUM_THREADS=2
 PARALLEL :=
 ifneq ($(JOBS),1)
-TEST_ENV += OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=2
+# With several workers, each keeps to one thread elsewhere.
+TEST_ENV += OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # A file's tests stay in one worker and in order: each worker compiles only the kernels that its files use.
 PARALLEL += -n $(JOBS) --dist loadfile
 endif

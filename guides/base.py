@@ -47,7 +47,9 @@ class PartitionGuide(PyroModule):
         return self._model[0]
 
     @abstractmethod
-    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+    def _e_step(
+        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    ) -> Posterior:
         """q(z) of the rows in ``args``; may change the guide's state when in training mode."""
 
     @abstractmethod
@@ -85,14 +87,13 @@ class PartitionGuide(PyroModule):
         posterior = self.posterior(*args, given=detached, **kwargs)
         d = self._declared()
         q, per_row = self._distribution(posterior)
-        infer = {"enumerate": "parallel", "expand": per_row}
+        infer: Any = {"enumerate": "parallel", "expand": per_row}
         plate = pyro.plate(d.plate, posterior.size, subsample=posterior.index, dim=d.dim)
         with VisibilityMessenger(d.site), plate, pyro.poutine.scale(scale=posterior.scale):
-            if posterior.mask is None:
+            # A mask of True leaves everything as it is.
+            mask: Any = True if posterior.mask is None else self._in_plate(posterior.mask)
+            with pyro.poutine.mask(mask=mask):
                 z = pyro.sample(d.site, q, infer=infer)
-            else:
-                with pyro.poutine.mask(mask=self._in_plate(posterior.mask)):
-                    z = pyro.sample(d.site, q, infer=infer)
         return {**values, d.site: z}
 
     def _distribution(self, posterior: Posterior) -> tuple[CandidateCategorical, bool]:

@@ -23,7 +23,9 @@ class FullPartition(PartitionGuide):
     torch.Size([2, 100])
     """
 
-    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+    def _e_step(
+        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    ) -> Posterior:
         posterior = exact_posterior(model, self._declared(), args, kwargs, given)
         if self.training:
             self._check_rows(posterior.size)

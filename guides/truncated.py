@@ -17,8 +17,8 @@ class TruncatedPartition(PartitionGuide):
     """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
 
     One call searches, for each of its rows, the neighbourhoods of the row's candidates and ``explore`` random
-    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated: about
-    C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational
+    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated:
+    at most C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational
     Optimization of Gaussian Mixture Models with Millions to Billions of Parameters", arXiv 2501.12299.
 
     :param components: C.
@@ -65,7 +65,9 @@ class TruncatedPartition(PartitionGuide):
         self.graph: NeighborGraph | None = None
         self._generator: torch.Generator | None = None
 
-    def _e_step(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]) -> Posterior:
+    def _e_step(
+        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    ) -> Posterior:
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
             sets = self._sets_for(size)
             known = sets.read(index).to(device)
@@ -83,10 +85,10 @@ class TruncatedPartition(PartitionGuide):
         *args,
         model: Callable | None = None,
         given: Mapping[str, Tensor] | None = None,
-        rounds: int = 20,
+        rounds: int = 10,
         **kwargs,
     ) -> Posterior:
-        """q(z) of rows without state: searched from random sets until fewer than one set in a thousand changes.
+        """q(z) of rows without state: searched from random sets until fewer than one set in a hundred changes.
 
         :param rounds: at most so many searches.
         """
@@ -108,7 +110,7 @@ class TruncatedPartition(PartitionGuide):
             before, now = sets.read(posterior.index), posterior.candidates.T.to("cpu", torch.int32)
             changed = (before.sort(-1).values != now.sort(-1).values).any(-1)
             sets.write(posterior.index, now)
-            if changed.float().mean() < 1e-3:
+            if changed.float().mean() < 1e-2:
                 break
         return posterior._replace(evaluations=evaluations)
 

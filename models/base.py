@@ -1,6 +1,7 @@
 """What the mixtures with means share: weights, means, and the plain Pyro program."""
 
 from abc import abstractmethod
+from typing import Any
 
 import pyro
 import torch
@@ -18,6 +19,10 @@ class Mixture(PyroModule):
 
     A family adds the params of its covariances and states how they make the components.
     """
+
+    # PyroParams: tensors when read. Any, since their class says otherwise to a type checker.
+    weights: Any
+    loc: Any
 
     def __init__(self, *, components: int, features: int):
         super().__init__()

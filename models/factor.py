@@ -1,5 +1,7 @@
 """Mixtures of factor analyzers: low-rank plus diagonal covariances."""
 
+from typing import Any
+
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor
@@ -21,6 +23,9 @@ class MixtureOfFactorAnalyzers(Mixture):
     >>> MixtureOfFactorAnalyzers(components=3, features=4, factors=2).factor.shape
     torch.Size([3, 4, 2])
     """
+
+    factor: Any
+    noise: Any
 
     def __init__(self, *, components: int, features: int, factors: int, tied: bool = False):
         super().__init__(components=components, features=features)

@@ -1,5 +1,7 @@
 """Gaussian mixtures with isotropic, diagonal or full covariances, tied or not."""
 
+from typing import Any
+
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor
@@ -26,6 +28,9 @@ class GaussianMixture(Mixture):
     >>> model.scale_tril.shape
     torch.Size([2, 2])
     """
+
+    scale: Any
+    scale_tril: Any
 
     def __init__(self, *, components: int, features: int, covariance: str = "diagonal", tied: bool = False):
         super().__init__(components=components, features=features)

@@ -1,6 +1,5 @@
 """Overlapping image patches as rows, and their averaging back to an image."""
 
-import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError

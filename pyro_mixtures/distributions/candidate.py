@@ -120,9 +120,9 @@ class RestrictedSupport(TorchDistribution):
         """Draws from the base distribution given that the value is a candidate."""
         with torch.no_grad():
             logits = self.log_prob(self.enumerate_support()).movedim(0, -1)
-            return CandidateCategorical(
-                self.candidates.expand(logits.shape), logits, validate_args=False
-            ).sample(sample_shape)
+            return CandidateCategorical(self.candidates.expand(logits.shape), logits, validate_args=False).sample(
+                sample_shape
+            )
 
 
 def check_distinct(candidates: Tensor) -> None:
@@ -130,6 +130,6 @@ def check_distinct(candidates: Tensor) -> None:
     ordered = candidates.sort(-1).values
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     if bool(repeated.any()):
-        row = repeated.reshape(-1, repeated.shape[-1]).any(-1).nonzero()[0].item()
+        row = int(repeated.reshape(-1, repeated.shape[-1]).any(-1).nonzero()[0])
         given = candidates.reshape(-1, candidates.shape[-1])[row].tolist()
         raise PartitionError(f"candidate set {row} lists a component twice: {given}; pad with -1 instead")

@@ -69,6 +69,6 @@ class Categoricals(Components):
 
     def _labels(self, value: Tensor) -> Tensor:
         label = value.long()
-        if label.numel() and not (0 <= int(label.min()) and int(label.max()) < self.labels):
+        if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.labels):
             raise DataError(f"labels lie in [{int(label.min())}, {int(label.max())}], not in [0, {self.labels})")
         return label

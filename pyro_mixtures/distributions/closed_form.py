@@ -55,6 +55,7 @@ def update_loc(family: QuadraticComponents, shift: Tensor, center: Tensor, free:
         return family.flat(family.loc, 1) - center
     if family.loc.shape != center.shape:
         raise ClosedFormError(
-            f"loc of shape {tuple(family.loc.shape)} is shared by {len(center)} components: give each its own, or use SVI"
+            f"loc of shape {tuple(family.loc.shape)} is shared by {len(center)} components: give each its own, or "
+            "use SVI"
         )
     return shift

@@ -78,7 +78,9 @@ class FactorAnalyzers(QuadraticComponents):
         outer = moments.projected @ projection.mT + moments.count.view(-1, 1, 1) * posterior_covariance(low)
         return FactorStatistics(loc, moments.count, moments.first, moments.second, mean, outer, moments.projected)
 
-    def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: FactorStatistics, free: frozenset[str], *, variance_floor: float
+    ) -> dict[str, Tensor]:
         s, count = statistics, empty_to_one(statistics.count)
         factor, shift = self._regress(s, count, free)
         out = {"loc": s.center + shift} if "loc" in free else {}

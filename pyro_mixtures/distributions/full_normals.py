@@ -55,7 +55,9 @@ class FullNormals(QuadraticComponents):
         noise = torch.randn_like(loc).unsqueeze(-1)
         return loc + (self.flat(self.scale_tril, 2)[index] @ noise).squeeze(-1)
 
-    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float
+    ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count)
         shift = update_loc(self, statistics.first / count.unsqueeze(-1), loc, free)

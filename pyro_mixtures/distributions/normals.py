@@ -48,13 +48,17 @@ class _AxisAlignedNormals(QuadraticComponents):
         scale = self.spread().expand(self.batch_shape + self.event_shape).reshape(-1, self.event_shape[0])[index]
         return loc + scale * torch.randn_like(loc)
 
-    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float
+    ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count).unsqueeze(-1)
         shift = update_loc(self, statistics.first / count, loc, free)
         out = {"loc": loc + shift} if "loc" in free else {}
         if "scale" in free:
-            residual = statistics.second - 2 * shift * statistics.first + statistics.count.unsqueeze(-1) * shift.square()
+            residual = (
+                statistics.second - 2 * shift * statistics.first + statistics.count.unsqueeze(-1) * shift.square()
+            )
             shape = self.spread().shape
             variance = pool(residual, count, shape)
             floor = floors(statistics, variance_floor)
@@ -65,7 +69,9 @@ class _AxisAlignedNormals(QuadraticComponents):
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         """Posterior mean of the noise-free row: ``noise`` (D,) is the noise's variance, which has to be given."""
         if noise is None:
-            raise OptionError(f"{type(self).__name__} has no noise part of its own: pass noise=, its standard deviation")
+            raise OptionError(
+                f"{type(self).__name__} has no noise part of its own: pass noise=, its standard deviation"
+            )
         loc = self.flat(self.loc, 1)[index]
         variance = self.spread().square().expand(self.batch_shape + self.event_shape).reshape(-1, loc.shape[-1])[index]
         return loc + (variance - noise).clamp_min(0) / variance * (value - loc)
@@ -88,7 +94,9 @@ class DiagonalNormals(_AxisAlignedNormals):
     def __init__(self, loc: Tensor, scale: Tensor, *, validate_args=None):
         check_floating("DiagonalNormals", loc, scale)
         if loc.dim() == 0 or scale.dim() == 0 or scale.shape[-1] not in (1, loc.shape[-1]):
-            raise OptionError(f"loc {tuple(loc.shape)} and scale {tuple(scale.shape)} must end in one feature dimension")
+            raise OptionError(
+                f"loc {tuple(loc.shape)} and scale {tuple(scale.shape)} must end in one feature dimension"
+            )
         self.loc, self.scale = loc, scale
         batch = batch_shape_of(loc.shape[:-1], scale.shape[:-1])
         super().__init__(batch, loc.shape[-1:], validate_args=validate_args)

@@ -23,7 +23,7 @@ class NormalStatistics(NamedTuple):
     """Weighted moments of the rows about each component's ``center``; d = x - center."""
 
     center: Tensor  # (C, D)
-    count: Tensor  # (C,)      sum q
+    count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
     first: Tensor  # (C, D)    sum q d
     second: Tensor  # (C, D)   sum q d^2
     outer: Tensor  # (C, D, D)  sum q d d^T, or (C, 0, D) where the family has no use for it
@@ -43,7 +43,7 @@ class FactorStatistics(NamedTuple):
     """Moments of the rows and expected moments of their factors f given x; d = x - center."""
 
     center: Tensor  # (C, D)
-    count: Tensor  # (C,)       sum q
+    count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
     first: Tensor  # (C, D)     sum q d
     second: Tensor  # (C, D)    sum q d^2
     factor_mean: Tensor  # (C, H)      sum q E f

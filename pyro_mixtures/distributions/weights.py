@@ -91,7 +91,9 @@ class MixtureWeights(TorchDistribution):
         counts.index_add_(0, index[valid], weight[valid].double())
         return ComponentCounts(counts)
 
-    def maximize(self, statistics: ComponentCounts, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: ComponentCounts, free: frozenset[str], *, variance_floor: float
+    ) -> dict[str, Tensor]:
         """The maximum-likelihood weights, as whichever argument is ``free``."""
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")

@@ -136,7 +136,7 @@ class EM:
         declaration = self.guide.declaration
         if declaration.latent:
             raise ClosedFormError(
-                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI with the guide's beside="
+                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, with beside= in the guide"
             )
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
         found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)
@@ -235,9 +235,10 @@ class EM:
         for posterior, args, kwargs in self._calls:
             with pyro.poutine.block():
                 propose = lambda *_, posterior=posterior: posterior.candidates  # noqa: E731
-                trace = pyro.poutine.trace(CandidateMessenger(d, propose)(self.model)).get_trace(*args, **kwargs)
+                messenger = CandidateMessenger(d, propose)
+                nodes: Any = pyro.poutine.trace(messenger(self.model)).get_trace(*args, **kwargs).nodes
             weight = posterior.probs * posterior.row_weight
-            loss = -sum((weight * trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"])).sum() for name in skip)
+            loss: Any = -sum((weight * nodes[name]["fn"].log_prob(nodes[name]["value"])).sum() for name in skip)
             loss.backward()
         self.gradient(free)
         pyro.infer.util.zero_grads(free)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -138,9 +137,7 @@ class _Loop:
         return loss
 
     def _stochastic(self) -> float:
-        losses = [
-            (self.inference.step(*batch.args, **batch.kwargs), batch.rows) for batch in self.batches.shuffled()
-        ]
+        losses = [(self.inference.step(*batch.args, **batch.kwargs), batch.rows) for batch in self.batches.shuffled()]
         # Each loss is scaled up to the data set.
         return sum(loss * rows for loss, rows in losses) / self.batches.rows
 

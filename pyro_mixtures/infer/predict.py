@@ -29,7 +29,8 @@ def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """
     with torch.no_grad(), pyro.poutine.block():
         trace = pyro.poutine.trace(pyro.poutine.uncondition(model)).get_trace(*args, **kwargs)
-    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+    nodes: Any = trace.nodes
+    return {name: nodes[name]["value"] for name in trace.stochastic_nodes}
 
 
 @torch.no_grad()
@@ -42,13 +43,15 @@ def reconstruct(
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
+    top: int = 8,
 ) -> Tensor:
     """Posterior mean (N, D) of each row's noise-free signal, under the mixture.
 
     :param noise: standard deviation of the measurement noise, one number or (D,). None takes the family's own noise
         part: the ``noise`` of factor analyzers. Families without one need the number.
     :param observed: the site whose rows are wanted.
-    :param guide: None uses all components, exactly; a truncated guide searches each row's candidates.
+    :param guide: None evaluates all components; a truncated guide searches each row's candidates.
+    :param top: how many of a row's most probable components are averaged, their responsibilities renormalised.
     """
     parts = []
     for posterior, part in posteriors(model, rows, guide, site, given, chunk):
@@ -56,6 +59,7 @@ def reconstruct(
         variance = None if noise is None else torch.as_tensor(noise, dtype=value.dtype, device=value.device).square()
         if variance is not None:
             variance = variance.expand(value.shape[-1])
+        posterior = posterior.top(top)
         parts.append(_mix(posterior, lambda z: selected.family.signal_at(z, value, variance)))  # noqa: B023
     return torch.cat(parts)
 
@@ -120,7 +124,8 @@ class MarginalMessenger(Messenger):
 def _mix(posterior: Posterior, value_at: Callable[[Tensor], Tensor]) -> Tensor:
     """Responsibility-weighted mean over the candidates, one candidate at a time: no (S, B, D) array."""
     total: Tensor | None = None
-    for z, q in zip(posterior.candidates, posterior.probs, strict=True):
+    probs = posterior.probs / posterior.probs.sum(0)
+    for z, q in zip(posterior.candidates, probs, strict=True):
         term = q.unsqueeze(-1) * value_at(z.expand(q.shape))
         total = term if total is None else total + term
     assert total is not None
@@ -131,13 +136,13 @@ def _selected(model, part, posterior: Posterior, guide, observed: str, site: str
     declaration = guide.declaration if guide is not None else read_declaration(model, site, part, {})
     messenger = CandidateMessenger(declaration, lambda *_: posterior.candidates, given)
     with pyro.poutine.block(), torch.no_grad():
-        trace = pyro.poutine.trace(messenger(model)).get_trace(*part)
+        nodes: Any = pyro.poutine.trace(messenger(model)).get_trace(*part).nodes
     if observed not in declaration.observed:
         raise ModelError(f"the model has no observed site {observed!r}; it has {list(declaration.observed)}")
-    fn = trace.nodes[observed]["fn"]
+    fn = nodes[observed]["fn"]
     if not isinstance(fn, Selected) or not hasattr(fn.family, "signal_at"):
         raise OptionError(f"site {observed!r} must be a normal family of pyro_mixtures.distributions, selected by [z]")
-    return fn, trace.nodes[observed]["value"]
+    return fn, nodes[observed]["value"]
 
 
 def _argument_of(model: Callable, tensors: tuple[Tensor, ...], observed: str) -> int:

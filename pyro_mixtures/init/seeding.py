@@ -15,7 +15,7 @@ METHODS = ("afkmc2", "random")
 class Seeds(NamedTuple):
     """Rows chosen as means."""
 
-    index: Tensor  # (C,) distinct row numbers
+    index: Tensor  # type: ignore[assignment]  # (C,) distinct row numbers; shadows tuple.index
     loc: Tensor  # (C, D) those rows
     variance: Tensor  # (D,) of the data, for the components' initial spread
 
@@ -69,8 +69,9 @@ def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Te
 def _afkmc2(x: Tensor, mean: Tensor, components: int, chain: int, generator: torch.Generator | None) -> Tensor:
     """Proposals follow q(n) = |x_n - m|^2 / 2 sum + 1 / 2N; a chain per further mean accepts by distance ratio."""
     weight = torch.cat([squared_distance(part, mean) for part in x.split(1 << 16)]).double().to("cpu")
-    total = weight.sum()
-    q = 0.5 / len(x) + (0.5 * weight / total if bool(total > 0) else 0.5 / len(x))
+    if not bool(weight.sum() > 0):
+        weight = torch.ones_like(weight)
+    q = 0.5 / len(x) + 0.5 * weight / weight.sum()
     proposals = _draw(q, (components - 1) * chain + 1, generator)
     chosen = [int(proposals[0])]
     taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")

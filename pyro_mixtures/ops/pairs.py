@@ -35,15 +35,33 @@ def sort_pairs(z: Tensor, rows: Tensor, components: int) -> Pairs:
     >>> pairs.rows.tolist(), pairs.starts.tolist()
     ([1, 0, 3], [0, 1, 1, 3])
     """
+    if _all_with_all(z, components):
+        return _every_pair(rows, components)
     flat = z.reshape(-1)
-    if flat.numel() and not (-1 <= int(flat.min()) and int(flat.max()) < components):
-        raise PartitionError(f"component numbers lie in [{int(flat.min())}, {int(flat.max())}], not in [0, {components})")
+    if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < components):
+        raise PartitionError(
+            f"component numbers lie in [{int(flat.min())}, {int(flat.max())}], not in [0, {components})"
+        )
     if on_numba(flat, None):
         sorted_positions, bounds = numba_backend.sort_pairs(flat.numpy(), components)
         order, starts = torch.from_numpy(sorted_positions), torch.from_numpy(bounds)
     else:
         order, starts = _sort_pairs_torch(flat, components)
     return Pairs(rows.reshape(-1)[order], order, starts)
+
+
+def _all_with_all(z: Tensor, components: int) -> bool:
+    """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
+    if len(z) != components or components == 1 or any(z.stride(dim) and z.shape[dim] > 1 for dim in range(1, z.dim())):
+        return False
+    return torch.equal(z.flatten(1)[:, 0] if z.dim() > 1 else z, torch.arange(components, device=z.device))
+
+
+def _every_pair(rows: Tensor, components: int) -> Pairs:
+    flat = rows.reshape(-1)
+    order = torch.arange(len(flat), device=flat.device)
+    starts = torch.arange(components + 1, device=flat.device) * (len(flat) // components)
+    return Pairs(flat, order, starts)
 
 
 def _sort_pairs_torch(flat: Tensor, components: int) -> tuple[Tensor, Tensor]:

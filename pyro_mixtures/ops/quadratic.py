@@ -37,7 +37,7 @@ class Quadratic(NamedTuple):
 class Moments(NamedTuple):
     """Weighted sums over the pairs of each component, about ``loc``: d = x - loc."""
 
-    count: Tensor  # (C,)        sum q
+    count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
     first: Tensor  # (C, D)      sum q d
     second: Tensor  # (C, D)     sum q d^2
     projected: Tensor  # (C, R, D)  sum q (P d) d^T
@@ -77,7 +77,7 @@ def _density(x: Tensor, kernel: Quadratic, pairs: Pairs, slots: int) -> Tensor:
     if on_numba(x, x.dtype):
         arrays = [_array(t, x) for t in kernel[:4]]
         sign = arrays[0].dtype.type(kernel.sign)
-        numba_backend.pair_log_density(_array(x, x), *arrays, sign, *_indices(pairs), out.numpy())
+        numba_backend.pair_log_density(_array(x, x), *arrays, sign, *_indices(pairs), out.numpy())  # type: ignore[call-arg]
         return out
     for tile in _tiles(pairs, x.shape[1] + kernel.projection.shape[1]):
         diff = (x[tile.rows] - kernel.loc[tile.components].unsqueeze(1)) * tile.valid.unsqueeze(-1)

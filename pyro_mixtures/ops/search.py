@@ -27,7 +27,7 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
         sizes = torch.empty(rows, dtype=torch.int64, device=candidates.device)
         arrays = (t.contiguous().numpy() for t in (candidates, neighbors, explore))
         chunks = numba_backend.chunks_for(rows)
-        numba_backend.search_space(*arrays, chunks, len(neighbors), out.numpy(), sizes.numpy())
+        numba_backend.search_space(*arrays, chunks, len(neighbors), out.numpy(), sizes.numpy())  # type: ignore[call-arg]
         return out[: int(sizes.max())]
     members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
     return _distinct(members, len(neighbors))
@@ -44,12 +44,12 @@ def _distinct(members: Tensor, components: int) -> Tensor:
 
 
 class Divergences(NamedTuple):
-    """Sums over the rows won by ``row`` of log p(x|row) - log p(x|column), with the number of those rows; on the CPU."""
+    """Sums over rows won by ``row`` of log p(x|row) - log p(x|column), with the number of those rows; on the CPU."""
 
     row: Tensor  # (K,)
     column: Tensor  # (K,)
     total: Tensor  # (K,) float64
-    count: Tensor  # (K,)
+    count: Tensor  # type: ignore[assignment]  # (K,); shadows tuple.count
 
 
 def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
@@ -66,7 +66,7 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
     size = int(capacity.sum())
     out = [torch.empty(size, dtype=t, device=winner.device) for t in (torch.int64, torch.float64, torch.int64)]
     used = torch.zeros(components, dtype=torch.int64, device=winner.device)
-    numba_backend.divergence_sums(
+    numba_backend.divergence_sums(  # type: ignore[call-arg]
         search.contiguous().numpy(),
         log_density.contiguous().numpy(),
         pairs.order.numpy(),

@@ -25,7 +25,7 @@ class Joint(NamedTuple):
     candidates: Tensor  # (S, B) or (S, 1)
     log_joint: Tensor  # (S, B)  log p(c, x), -inf at padding
     log_prior: Tensor  # (S, B) or (S, 1)  log p(c)
-    index: Tensor  # (B,) row numbers
+    index: Tensor  # type: ignore[assignment]  # (B,) row numbers; shadows tuple.index
     size: int  # N
     scale: Tensor | float  # of z beyond the plate's own: row weights
     mask: Tensor | None  # of z, (B,)
@@ -84,7 +84,9 @@ class CandidateMessenger(Messenger):
             raise ModelError(f"plate {d.plate!r} does not show its row numbers: use pyro.plate with a size")
         support = msg["fn"].enumerate_support(expand=False)
         if len(support) != d.components:
-            raise ModelError(f"site {d.site!r} now has {len(support)} components; the guide was made for {d.components}")
+            raise ModelError(
+                f"site {d.site!r} now has {len(support)} components; the guide was made for {d.components}"
+            )
         self.candidates = self.propose(self.index, self.size, support.device)
         lead = (len(self.candidates),) + (1,) * (d.nesting + d.dim)
         trail = (self.candidates.shape[1],) + (1,) * (-1 - d.dim)
@@ -172,13 +174,13 @@ def _check_finite(total: Tensor, mask: Tensor | None, trace, d: Declaration) -> 
         if value.is_floating_point() and not bool(value.isfinite().all()):
             where = (~value.isfinite()).nonzero()[0].tolist()
             raise DataError(
-                f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them in "
-                "(pyro_mixtures.infer.conditional imputes missing features)"
+                f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them "
+                "in (pyro_mixtures.infer.conditional imputes missing features)"
             )
     for name, node in trace.nodes.items():
         if node["type"] == "param" and not bool(node["value"].isfinite().all()):
             raise NumericalError(
-                f"param {name!r} is not finite: the last update diverged; lower the learning rate or raise the variances"
+                f"param {name!r} is not finite: the last update diverged; lower the learning rate or raise variances"
             )
     raise NumericalError(
         f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "

@@ -1,7 +1,6 @@
 """The data plate of a mixture: all rows, or a minibatch with its row numbers."""
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
@@ -23,7 +22,8 @@ def data_plate(
     tensor([4, 0, 9])
     """
     count = len(rows) if isinstance(rows, Tensor) else rows
-    device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+    # Pyro's annotation wants a string; torch.device has one.
+    device = str(rows.device) if isinstance(rows, Tensor) else "cpu"
     if index is None:
         if count is not None and size not in (None, count):
             raise DataError(f"{count} rows of a data set of size={size}: pass index=, their row numbers")

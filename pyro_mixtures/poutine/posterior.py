@@ -16,7 +16,7 @@ class Posterior(NamedTuple):
     candidates: Tensor  # (S, B), or (S, 1) where all rows share them
     log_prob: Tensor  # (S, B)  log q
     evidence: Tensor  # (B,)    log sum_{candidates} p(c, x); 0 where masked
-    index: Tensor  # (B,)       row numbers
+    index: Tensor  # type: ignore[assignment]  # (B,) row numbers; shadows tuple.index
     size: int  # N
     scale: Tensor | float  # row weights of z
     mask: Tensor | None

@@ -41,7 +41,7 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
     known = sorted(name for name, node in sites.items() if not site_is_subsample(node))
     if site not in known:
         raise ModelError(f"the model has no sample site {site!r}; it has {known}. Pass site= to the guide")
-    node = sites[site]
+    node: Any = sites[site]  # Pyro's messages are typed for callables, not for distributions
     if node["is_observed"]:
         raise ModelError(f"site {site!r} is observed: nothing is left to infer")
     if not getattr(node["fn"], "has_enumerate_support", False):
@@ -59,7 +59,7 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
         components=len(node["fn"].enumerate_support(expand=False)),
         plate=frame.name,
         dim=frame.dim,
-        nesting=max(-f.dim for f in frames),
+        nesting=max(-int(f.dim or 0) for f in frames),
         observed=observed,
         latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
         stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),

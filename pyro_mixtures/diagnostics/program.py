@@ -1,0 +1,160 @@
+"""What a fitted program consists of: params, observed rows, log prior, and what the dimensions of its tensors mean."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import Delta, MaskedDistribution, Unit
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_mixtures.distributions import Components, MixtureWeights, RestrictedSupport, Selected
+from pyro_mixtures.errors import ModelError
+from pyro_mixtures.poutine import CandidateMessenger, Declaration
+from pyro_mixtures.poutine.params import leaf_of
+
+ROW = "row"
+COMPONENT = "component"
+
+# Event dimensions by argument of the component families. A covariance has its features twice; a dimension of the
+# variable "factor" must have another name than the variable, for xarray's sake.
+_EVENT_DIMS = {
+    "loc": ("feature",),
+    "scale": ("feature",),
+    "scale_tril": ("feature", "feature_bis"),
+    "factor": ("feature", "factor_index"),
+    "noise": ("feature",),
+    "probs": ("label",),
+}
+
+
+class Program(NamedTuple):
+    """One run of a mixture's program on all rows."""
+
+    params: dict[str, Tensor]  # constrained, by name without the module's prefix
+    observed: dict[str, Tensor]  # values of the observed sites inside the data plate, in the program's order
+    dims: dict[str, tuple[str, ...]]  # of params, latent and observed sites, where they are known
+
+
+def read_program(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> Program:
+    """Run ``model`` on ``rows``, its other latent sites at ``given``, and read its params and observed sites.
+
+    :raises ModelError: when a site other than z is latent in every row, or has no value in ``given``.
+    """
+    trace = _run(model, declaration, rows, given)
+    for name in declaration.latent:
+        if _inside(trace.nodes[name], declaration):
+            raise ModelError(
+                f"site {name!r} is latent in every row, and only {declaration.site!r} can be summed out of the "
+                f"likelihood: integrate {name!r} out in the model, as FactorAnalyzers does with its factors"
+            )
+    found = {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "param"}
+    short = _short_names(list(found))
+    sites = [name for name in trace.nodes if name in declaration.observed and _is_data(trace.nodes[name])]
+    observed = {name: trace.nodes[name]["value"] for name in sites}
+    tensors = {short[name]: value for name, value in found.items()} | dict(given)
+    return Program(
+        params={short[name]: value for name, value in found.items()},
+        observed=observed,
+        dims=_argument_dims(trace, declaration, observed, tensors) | _row_dims(trace, declaration, observed),
+    )
+
+
+def log_prior(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> float:
+    """Log probability of all sites outside the data plate: latent sites at ``given``, and factors."""
+    trace = _run(model, declaration, tuple(tensor[:1] for tensor in rows), given)
+
+    def outside(name: str, node: Any) -> bool:
+        return not _inside(node, declaration) and not site_is_subsample(node)
+
+    with torch.no_grad():
+        return float(trace.log_prob_sum(outside))
+
+
+def _run(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]):
+    """Trace the program with z := 0, which needs neither random numbers nor anything of size N x C."""
+
+    def first(index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.long, device=device)
+
+    with pyro.poutine.block(), torch.no_grad():
+        return pyro.poutine.trace(CandidateMessenger(declaration, first, given)(model)).get_trace(*rows)
+
+
+def _inside(node, declaration: Declaration) -> bool:
+    return any(frame.name == declaration.plate for frame in node["cond_indep_stack"])
+
+
+def _is_data(node) -> bool:
+    """Not ``pyro.deterministic`` or ``pyro.factor``, which count as observed too."""
+    return not isinstance(_unmasked(node["fn"]), (Delta, Unit))
+
+
+def _unmasked(fn):
+    return fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """Param names without module prefixes (``gmm.loc``, ``gmm$$$loc``), where these are unique."""
+    short = {name: name.rpartition("$$$")[2].rpartition(".")[2] for name in names}
+    taken = list(short.values())
+    return {name: last if taken.count(last) == 1 else name for name, last in short.items()}
+
+
+def _argument_dims(
+    trace, declaration: Declaration, observed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """Dims of the ``tensors`` that a component family or the mixture weights take as they are."""
+    names = {id(leaf_of(tensor)): name for name, tensor in tensors.items()}
+    dims = {}
+    for site in (declaration.site, *observed):
+        fn = _unmasked(trace.nodes[site]["fn"])
+        fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
+        family = fn.family if isinstance(fn, Selected) else fn
+        if not isinstance(family, (Components, MixtureWeights)):
+            continue
+        for argument, tensor in family.arguments.items():
+            name = names.get(id(leaf_of(tensor)))
+            if name is not None:
+                dims[name] = _dims_of_argument(name, family, argument, _prefix(site, observed))
+    return dims
+
+
+def _prefix(site: str, observed: Mapping[str, Tensor]) -> str:
+    """Several observed sites have features of their own."""
+    return f"{site}_" if len(observed) > 1 else ""
+
+
+def _dims_of_argument(name: str, family: Any, argument: str, prefix: str) -> tuple[str, ...]:
+    """Names where the sizes fit; a dimension of size 1 that is shared by features or components has ArviZ's default."""
+    shape = family.arguments[argument].shape
+    if isinstance(family, MixtureWeights):
+        return (*default_dims(name, shape)[:-1], COMPONENT)
+    dims = list(default_dims(name, shape))
+    lead = len(shape) - family.arg_constraints[argument].event_dim
+    if lead and shape[lead - 1] == family.components:
+        dims[lead - 1] = COMPONENT
+    for i, dim in zip(range(lead, len(shape)), _EVENT_DIMS.get(argument, ()), strict=False):
+        if not dim.startswith("feature") or shape[i] == family.event_shape[-1]:
+            dims[i] = prefix + dim
+    return tuple(dims)
+
+
+def _row_dims(trace, declaration: Declaration, observed: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Dims of observed values: rows, and the features of those with a component family."""
+    dims = {}
+    for site, value in observed.items():
+        fn, names = _unmasked(trace.nodes[site]["fn"]), list(default_dims(site, value.shape))
+        row = value.dim() - fn.event_dim + declaration.dim
+        if row >= 0:
+            names[row] = ROW
+        if isinstance(fn, Selected) and fn.event_dim == 1:
+            names[-1] = _prefix(site, observed) + "feature"
+        dims[site] = tuple(names)
+    return dims
+
+
+def default_dims(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The names that ArviZ gives to the dimensions of a variable."""
+    return tuple(f"{name}_dim_{i}" for i in range(len(shape)))

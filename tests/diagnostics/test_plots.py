@@ -1,0 +1,179 @@
+"""Plots show the numbers they were given, and leave nothing of pyplot open."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from pyro_mixtures.diagnostics import plot_denoised, plot_history, plot_image_sheet
+from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.infer import Epoch, History
+
+
+def history(warmup: int = 3, epochs: int = 4) -> History:
+    phases = ["warm-up"] * warmup + ["EM"] * epochs
+    return History([Epoch(phase, -10.0 / (i + 1), 50 * (i + 1), 7, 0, 0, 0.5 * i) for i, phase in enumerate(phases)])
+
+
+def draw(ax) -> None:
+    """Whatever goes wrong only when a figure is rendered."""
+    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+
+
+class TestHistory:
+    @pytest.mark.parametrize(("against", "x"), [("epochs", np.arange(1, 8)), ("seconds", 0.5 * np.arange(7))])
+    def test_phases_are_told_apart_and_join(self, against, x):
+        axes = plot_history(history(), against=against)
+        for ax, column in zip(axes, ("elbo", "evaluations"), strict=True):
+            warmup, em = ax.get_lines()
+            assert [text.get_text() for text in ax.get_legend().get_texts()] == ["warm-up", "EM"]
+            np.testing.assert_allclose(warmup.get_xdata(), x[:3])
+            np.testing.assert_allclose(warmup.get_ydata(), history()[column][:3])
+            np.testing.assert_allclose(em.get_xdata(), x[2:])
+            np.testing.assert_allclose(em.get_ydata(), history()[column][2:])
+            assert warmup.get_color() != em.get_color()
+        draw(axes[0])
+
+    def test_full_passes_for_comparison(self):
+        cost = plot_history(history(), full=1000)[1]
+        exact = cost.get_lines()[-1]
+        np.testing.assert_array_equal(exact.get_ydata(), 1000 * np.arange(1, 8))
+        assert exact.get_label() == "N × C a pass (20×)"
+        assert cost.get_yscale() == "log"
+
+    def test_legends_cover_no_data(self):
+        axes = plot_history(history(), full=1000)
+        draw(axes[0])
+        for ax in axes:
+            assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+
+    def test_draws_in_axes_of_others(self):
+        axes = Figure().subplots(1, 2)
+        assert plot_history(history(warmup=0), axes=axes)[1] is axes[1]
+        assert len(axes[0].get_lines()) == 1
+
+    @pytest.mark.parametrize(
+        ("given", "options", "message"),
+        [
+            (history(), {"against": "days"}, "unknown against='days'"),
+            (History(), {}, "no epochs"),
+            (history(), {"axes": Figure().subplots(1, 3)}, r"two axes, not in \(3,\)"),
+        ],
+    )
+    def test_refusals(self, given, options, message):
+        with pytest.raises(OptionError, match=message):
+            plot_history(given, **options)
+
+
+class TestImageSheet:
+    def test_images_lie_in_order_on_the_sheet(self):
+        images = torch.arange(5.0).repeat_interleave(6).reshape(5, 6)
+        order = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.3])
+        ax = plot_image_sheet(images, shape=(2, 3), order=order, columns=3)
+        sheet = ax.get_images()[0].get_array().filled(np.nan)
+        assert sheet.shape == (5, 11)
+        np.testing.assert_array_equal(sheet[0], [3, 3, 3, np.nan, 1, 1, 1, np.nan, 4, 4, 4])
+        np.testing.assert_array_equal(sheet[3], [2, 2, 2, np.nan, 0, 0, 0] + [np.nan] * 4)
+        assert np.isnan(sheet[2]).all()
+        draw(ax)
+
+    def test_pixels_lie_as_extract_patches_flattens_them(self):
+        from pyro_mixtures.data import extract_patches
+
+        photograph = torch.rand(4, 5)
+        ax = plot_image_sheet(extract_patches(photograph, 4)[1:], shape=(4, 4))
+        np.testing.assert_allclose(ax.get_images()[0].get_array(), photograph[:, 1:], rtol=1e-6)
+
+    def test_contrast(self):
+        images = np.stack([np.linspace(0, 1, 4), np.linspace(10, 30, 4)])
+        each = plot_image_sheet(images, shape=(2, 2), contrast="each").get_images()[0]
+        np.testing.assert_allclose(each.get_array()[:, 3:], each.get_array()[:, :2])
+        shared = plot_image_sheet(images, shape=(2, 2)).get_images()[0]
+        assert shared.norm.vmin == pytest.approx(np.percentile(images, 1))
+        assert shared.norm.vmax == pytest.approx(np.percentile(images, 99))
+
+    def test_equal_images_and_colours(self):
+        draw(plot_image_sheet(np.ones((3, 4)), shape=(2, 2)))
+        draw(plot_image_sheet(np.ones((3, 4)), shape=(2, 2), contrast="each"))
+        ax = plot_image_sheet(np.random.default_rng(0).random((3, 12)), shape=(2, 2, 3), columns=2)
+        assert ax.get_images()[0].get_array().shape == (5, 5, 3)
+        draw(ax)
+
+    def test_count_and_title(self):
+        ax = Figure().subplots()
+        assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), count=4, ax=ax) is ax
+        assert ax.get_title() == "4 of 9 component means"
+        assert ax.get_images()[0].get_array().shape == (2, 11)
+        assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), title="Means").get_title() == "Means"
+
+    @pytest.mark.parametrize(
+        ("images", "options", "error", "message"),
+        [
+            (np.ones((3, 5)), {}, DataError, r"\(3, 5\) are not rows of \(2, 2\) images"),
+            (np.ones((0, 4)), {}, DataError, "are not rows of"),
+            (np.ones((3, 4)), {"order": np.ones(2)}, DataError, r"order has shape \(2,\)"),
+            (np.ones((3, 4)), {"contrast": "more"}, OptionError, "unknown contrast='more'"),
+            (np.ones((3, 4)), {"columns": 0}, OptionError, "columns=0"),
+            (np.ones((3, 4)), {"count": 0}, OptionError, "count=0"),
+        ],
+    )
+    def test_refusals(self, images, options, error, message):
+        with pytest.raises(error, match=message):
+            plot_image_sheet(images, shape=(2, 2), **options)
+
+
+class TestDenoised:
+    def test_images_and_psnr(self):
+        clean = torch.rand(6, 8)
+        noisy, denoised = clean + 0.2, clean - 0.02
+        axes = plot_denoised(noisy, denoised, clean, peak=2.0)
+        assert axes.shape == (1, 3)
+        for ax, image in zip(axes[0], (noisy, denoised, clean), strict=True):
+            np.testing.assert_allclose(ax.get_images()[0].get_array(), image, rtol=1e-6)
+            assert ax.get_images()[0].norm.vmax == 2.0
+        # 10 log10(2^2 / 0.2^2) = 20, and ten times less error is 20 dB more.
+        assert [ax.get_title() for ax in axes[0]] == ["Noisy\nPSNR 20.0 dB", "Denoised\nPSNR 40.0 dB", "Clean"]
+        draw(axes[0, 0])
+
+    def test_without_a_clean_image(self):
+        axes = plot_denoised(np.zeros((4, 4, 3)), np.ones((4, 4, 3)), titles=["Before", "After"])
+        assert [ax.get_title() for ax in axes[0]] == ["Before", "After"]
+        draw(axes[0, 0])
+
+    def test_crops_are_enlarged_below(self):
+        image = np.random.default_rng(0).random((6, 8))
+        axes = plot_denoised(image, image, crop=(1, 3, 4))
+        assert axes.shape == (2, 2)
+        np.testing.assert_array_equal(axes[1, 0].get_images()[0].get_array(), image[1:5, 3:7])
+        assert axes[0, 0].patches[0].get_bbox().bounds == (2.5, 0.5, 4.0, 4.0)
+        draw(axes[0, 0])
+
+    def test_draws_in_axes_of_others(self):
+        axes = Figure().subplots(1, 2)
+        assert plot_denoised(np.zeros((4, 4)), np.zeros((4, 4)), axes=axes)[0, 1] is axes[1]
+
+    @pytest.mark.parametrize(
+        ("images", "options", "error", "message"),
+        [
+            ((np.ones((4, 4)), np.ones((4, 5))), {}, DataError, "differ in shape"),
+            ((np.ones(4), np.ones(4)), {}, DataError, "an image is"),
+            ((np.full((4, 4), 128), np.full((4, 4), 128)), {}, DataError, "peak=1.0"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"titles": ["one"]}, OptionError, "for 2 images"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (2, 2, 3)}, OptionError, "does not lie in"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"axes": Figure().subplots(1, 3)}, OptionError, "3 axes for 1 x 2"),
+        ],
+    )
+    def test_refusals(self, images, options, error, message):
+        with pytest.raises(error, match=message):
+            plot_denoised(*images, **options)
+
+
+def test_nothing_of_pyplot_stays_open():
+    plot_history(history())
+    plot_image_sheet(np.ones((3, 64)))
+    plot_denoised(np.ones((4, 4)), np.ones((4, 4)))
+    pyplot = sys.modules.get("matplotlib.pyplot")  # ArviZ may have imported it
+    assert pyplot is None or not pyplot.get_fignums()

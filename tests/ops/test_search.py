@@ -1,0 +1,123 @@
+"""Search spaces and divergence sums: numba and torch against Python sets and dictionaries."""
+
+from collections import defaultdict
+
+import numba
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_mixtures.ops import use_backend
+from pyro_mixtures.ops.search import divergence_sums, search_space
+
+BACKENDS = ["auto", "torch"]
+few = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@st.composite
+def searches(draw):
+    """Candidates (B, C'), a graph (C, G) with each component its own first neighbour, explorers (B, E)."""
+    components = draw(st.integers(1, 9))
+    rows, kept = draw(st.integers(1, 12)), draw(st.integers(1, components))
+    width, explore = draw(st.integers(1, components)), draw(st.integers(0, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    dtype = draw(st.sampled_from([torch.int32, torch.int64]))
+    orders = torch.rand(rows + components, components, generator=generator)
+    graph = orders[rows:].fill_diagonal_(-1).argsort(-1)[:, :width]
+    random = torch.randint(components, (rows, explore), generator=generator)
+    return orders[:rows].argsort(-1)[:, :kept].to(dtype), graph.to(dtype), random.to(dtype)
+
+
+def expected_space(candidates, graph, explore):
+    return [
+        {k for c in start for k in graph[c].tolist()} | set(random)
+        for start, random in zip(candidates.tolist(), explore.tolist(), strict=True)
+    ]
+
+
+@few
+@given(searches(), st.sampled_from(BACKENDS))
+def test_search_space_is_the_union_without_repetition(search, backend):
+    expected = expected_space(*search)
+    with use_backend(backend):
+        found = search_space(*search)
+    assert found.dtype == torch.int64
+    assert len(found) == max(map(len, expected))
+    for column, members in zip(found.T.tolist(), expected, strict=True):
+        assert set(column[: len(members)]) == members
+        assert set(column[len(members) :]) <= {-1}
+
+
+@few
+@given(searches(), st.sampled_from(BACKENDS), st.sampled_from([torch.float32, torch.float64]))
+def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, backend, dtype):
+    space = search_space(*search)
+    components = len(search[1])
+    density = torch.randn(space.shape, dtype=dtype).masked_fill(space < 0, torch.nan)  # padding is never read
+    best = density.nan_to_num(-torch.inf).argmax(0, keepdim=True)
+    winner = space.gather(0, best)[0]
+    total, count = defaultdict(float), defaultdict(int)
+    for n, c in enumerate(winner.tolist()):
+        own = float(density[best[0, n], n])
+        for k, value in zip(space[:, n].tolist(), density[:, n].tolist(), strict=True):
+            if k >= 0:
+                total[c, k] += own - value
+                count[c, k] += 1
+    with use_backend(backend):
+        found = divergence_sums(winner, space, density, components)
+    keys = list(zip(found.row.tolist(), found.column.tolist(), strict=True))
+    assert len(keys) == len(set(keys))
+    assert dict(zip(keys, found.count.tolist(), strict=True)) == count
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert dict(zip(keys, found.total.tolist(), strict=True)) == pytest.approx(total, rel=tolerance, abs=tolerance)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("numba was started with one thread")
+    generator = torch.Generator().manual_seed(0)
+    components, rows = 100, 2000  # several chunks of both kernels
+    candidates = torch.rand(rows, components, generator=generator).argsort(-1)[:, :3]
+    graph = torch.rand(components, components, generator=generator).fill_diagonal_(-1).argsort(-1)[:, :5]
+    explore = torch.randint(components, (rows, 2), generator=generator)
+    before, found = numba.get_num_threads(), []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        space = search_space(candidates, graph, explore)
+        density = torch.randn(space.shape, generator=torch.Generator().manual_seed(1))
+        found.append((space, *divergence_sums(space[0], space, density, components)))
+    numba.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_many_rows_and_components_agree_between_backends():
+    """Enough for several chunks, where the search's scratch memory is used again."""
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.rand(1500, 60, generator=generator).argsort(-1)[:, :2].int()
+    graph = torch.rand(60, 60, generator=generator).fill_diagonal_(-1).argsort(-1)[:, :4].int()
+    explore = torch.randint(60, (1500, 1), generator=generator, dtype=torch.int32)
+    table = torch.randn(60, 1500, generator=generator, dtype=torch.float64)
+    found = []
+    for backend in BACKENDS:
+        with use_backend(backend):
+            space = search_space(candidates, graph, explore)
+            density = table.gather(0, space.clamp_min(0))
+            sums = divergence_sums(candidates[:, 0].long(), space, density, 60)
+        order = torch.argsort(sums.row * 60 + sums.column)
+        found.append((space.sort(0).values, *(part[order] for part in sums)))
+    for auto, reference in zip(*found, strict=True):
+        torch.testing.assert_close(auto, reference)
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_lie_on_the_cpu(backend):
+    with torch.device("cpu"):
+        candidates, graph = torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]])
+        explore, density = torch.tensor([[1], [1]]), torch.zeros(3, 2)
+    with use_backend(backend):
+        space = search_space(candidates, graph, explore)
+        found = divergence_sums(candidates[:, 0], space, density, 3)
+    assert {part.device.type for part in (space, *found)} == {"cpu"}
