@@ -17,9 +17,9 @@ class TruncatedPartition(PartitionGuide):
     """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
 
     One call searches, for each of its rows, the neighbourhoods of the row's candidates and ``explore`` random
-    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated:
-    at most C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational
-    Optimization of Gaussian Mixture Models with Millions to Billions of Parameters", arXiv 2501.12299.
+    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated: at
+    most C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear
+    Variational Optimization of Gaussian Mixture Models with Millions to Billions of Parameters", arXiv 2501.12299.
 
     :param components: C.
     :param candidates: C', components a row keeps.

@@ -22,7 +22,7 @@ class GaussianMixture(Mixture):
     :param covariance: ``"isotropic"``, ``"diagonal"`` (params ``loc``, ``scale``) or ``"full"`` (``scale_tril``).
     :param tied: one covariance for all components.
 
-    Means start as standard normal draws, scales at one: fit real data from :func:`pyro_mixtures.init.seed`.
+    Means start as standard normal draws, scales at one: fit real data from :func:`pyro_mixtures.init.seed_rows`.
 
     >>> model = GaussianMixture(components=3, features=2, covariance="full", tied=True)
     >>> model.scale_tril.shape

@@ -88,7 +88,7 @@ class FamilyConformance:
             yield
 
     @pytest.fixture(params=["auto", "torch"])
-    def _backend(self, request):
+    def backend(self, request):
         with use_backend(request.param):
             yield
 
@@ -130,7 +130,7 @@ class FamilyConformance:
 
     @pytest.mark.meta
     @pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded"])
-    def test_log_prob_and_gradients_equal_the_oracle(self, dtype, _backend, shape):
+    def test_log_prob_and_gradients_equal_the_oracle(self, dtype, backend, shape):
         family, x = self.build(dtype=dtype), cpu_rows(ROWS, FEATURES, dtype).requires_grad_()
         generator = torch.Generator("cpu").manual_seed(2)
         z = torch.randint(5, (4, ROWS), generator=generator, device="cpu")
@@ -156,7 +156,7 @@ class FamilyConformance:
             assert_near(mine.grad, theirs.grad, TOLERANCE[dtype])
 
     @pytest.mark.meta
-    def test_log_prob_with_batches_of_parameters_equals_the_oracle(self, dtype, _backend):
+    def test_log_prob_with_batches_of_parameters_equals_the_oracle(self, dtype, backend):
         """Vectorised particles: arguments (P, 1, C, ...), z (S, 1, B), rows (B, D)."""
         family, x = self.build(3, dtype, lead=(2, 1)), cpu_rows(7, FEATURES, dtype)
         normals, leaves = self.oracle_of(family)
@@ -170,7 +170,7 @@ class FamilyConformance:
         for mine, theirs in zip(family.arguments.values(), leaves, strict=True):
             assert_near(mine.grad, theirs.grad, TOLERANCE[dtype])
 
-    def test_unselected_log_prob_has_every_component(self, dtype, _backend):
+    def test_unselected_log_prob_has_every_component(self, dtype, backend):
         family, x = self.build(dtype=dtype), cpu_rows(7, FEATURES, dtype)
         normals, _ = self.oracle_of(family)
         rows = x.unsqueeze(-2)
@@ -258,7 +258,7 @@ class FamilyConformance:
     # The evidence and its truncations.
 
     @pytest.mark.meta
-    def test_untruncated_loss_is_minus_the_evidence(self, dtype, _backend):
+    def test_untruncated_loss_is_minus_the_evidence(self, dtype, backend):
         model, x = self.mixture(dtype=dtype), cpu_rows(ROWS, FEATURES, dtype)
         expected = -self.brute_log_joint(model, x).logsumexp(-1).sum().item()
         elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -270,7 +270,7 @@ class FamilyConformance:
             assert loss == pytest.approx(expected, rel=TOLERANCE[dtype])
 
     @pytest.mark.meta
-    def test_training_loss_is_that_of_the_best_of_each_search_space(self, dtype, _backend):
+    def test_training_loss_is_that_of_the_best_of_each_search_space(self, dtype, backend):
         model, x = self.mixture(9, dtype), cpu_rows(ROWS, FEATURES, dtype)
         guide = TruncatedPartition(model, components=9, candidates=2, neighbors=3, explore=0, seed=3)
         guide.eval().posterior(x)  # allocates the random start without a search
@@ -286,7 +286,7 @@ class FamilyConformance:
         assert [set(row) for row in guide.sets.table.tolist()] == [set(row) for row in best]
 
     @pytest.mark.meta
-    def test_evaluation_loss_and_gradient_are_those_of_the_stored_sets(self, dtype, _backend):
+    def test_evaluation_loss_and_gradient_are_those_of_the_stored_sets(self, dtype, backend):
         model, x = self.mixture(9, dtype), cpu_rows(ROWS, FEATURES, dtype)
         guide = TruncatedPartition(model, components=9, candidates=3, neighbors=4, seed=3)
         for _ in range(3):
@@ -313,7 +313,7 @@ class FamilyConformance:
     # EM.
 
     @pytest.mark.meta
-    def test_one_em_step_gives_the_textbook_parameters(self, dtype, _backend):
+    def test_one_em_step_gives_the_textbook_parameters(self, dtype, backend):
         model, x = self.mixture(3, dtype), cpu_rows(ROWS, FEATURES, dtype)
         q = self.brute_log_joint(model, x).softmax(-1).detach()
         old = [value.detach().double() for value in model.component_distributions().arguments.values()]

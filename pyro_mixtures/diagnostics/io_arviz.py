@@ -1,7 +1,7 @@
 """Fitted mixtures as ArviZ data."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -91,13 +91,9 @@ def to_arviz(
     return to_container(groups, coords=coords)
 
 
-class _Guide(Guide, Protocol):
-    def latent_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]: ...
-
-
 class _Source(NamedTuple):
     model: Callable
-    guide: _Guide
+    guide: Guide
     declaration: Declaration
     rows: tuple[Tensor, ...]
     history: History
@@ -105,7 +101,7 @@ class _Source(NamedTuple):
 
 def _source(fit: Fit | Guide, rows: tuple) -> _Source:
     tensors = Batches(rows).tensors
-    guide = cast(_Guide, fit.guide if isinstance(fit, Fit) else fit)
+    guide = fit.guide if isinstance(fit, Fit) else fit
     declaration = read_declaration(fit.model, guide.site, tuple(tensor[:1] for tensor in tensors), {})
     return _Source(fit.model, guide, declaration, tensors, fit.history if isinstance(fit, Fit) else History())
 

@@ -136,7 +136,7 @@ class EM:
         declaration = self.guide.declaration
         if declaration.latent:
             raise ClosedFormError(
-                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, with beside= in the guide"
+                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, and beside= in the guide"
             )
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
         found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 
 from pyro_mixtures.distributions import Selected
@@ -20,7 +20,7 @@ class Declaration(NamedTuple):
     plate: str
     dim: int  # of the data plate, negative
     nesting: int  # most plates around any site: candidates are enumerated left of them
-    observed: tuple[str, ...]  # observed sites inside the data plate
+    observed: tuple[str, ...]  # observed sites inside the data plate, in program order, deterministic ones left out
     latent: tuple[str, ...]  # all other latent sites, which somebody must supply
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
 
@@ -38,9 +38,9 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
                 raise ModelError(f"a name is used by two sites: {error}; every site needs its own") from error
             raise
     sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
-    known = sorted(name for name, node in sites.items() if not site_is_subsample(node))
+    known = [name for name, node in sites.items() if not site_is_subsample(node)]
     if site not in known:
-        raise ModelError(f"the model has no sample site {site!r}; it has {known}. Pass site= to the guide")
+        raise ModelError(f"the model has no sample site {site!r}; it has {sorted(known)}. Pass site= to the guide")
     node: Any = sites[site]  # Pyro's messages are typed for callables, not for distributions
     if node["is_observed"]:
         raise ModelError(f"site {site!r} is observed: nothing is left to infer")
@@ -53,7 +53,7 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
     frame = plates[0]
     inside = [name for name in known if _inside(sites[name], frame.name)]
     frames = [f for name in known for f in sites[name]["cond_indep_stack"] if f.vectorized]
-    observed = tuple(name for name in inside if sites[name]["is_observed"])
+    observed = tuple(name for name in inside if sites[name]["is_observed"] and not _is_deterministic(sites[name]["fn"]))
     return Declaration(
         site=site,
         components=len(node["fn"].enumerate_support(expand=False)),
@@ -68,6 +68,11 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
 
 def _is_selected(fn) -> bool:
     return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Selected)
+
+
+def _is_deterministic(fn) -> bool:
+    """``pyro.deterministic`` sites only give a value a name."""
+    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Delta)
 
 
 def _inside(node, plate: str) -> bool:

@@ -111,16 +111,18 @@ def test_enumeration_in_a_plate_runs_over_each_rows_candidates():
     assert -TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide) == pytest.approx(float(expected))
 
 
-@pytest.mark.parametrize("bad", [[[0, 1], [2, 2]], [[3, 3], [0, 1]]])
-@pytest.mark.parametrize("build", ["candidate", "restricted"])
-def test_a_repeated_candidate_is_refused_by_row(build, bad):
-    candidates = torch.tensor(bad)
-    row = next(n for n, (a, b) in enumerate(bad) if a == b)
+@pytest.mark.parametrize(("bad", "row"), [([[0, 1], [2, 2]], 1), ([[3, 3], [0, 1]], 0)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda candidates: CandidateCategorical(candidates, torch.zeros(2, 2)),
+        lambda candidates: RestrictedSupport(MixtureWeights(torch.full((4,), 0.25)), candidates),
+    ],
+    ids=["candidate", "restricted"],
+)
+def test_a_repeated_candidate_is_refused_by_row(build, bad, row):
     with pytest.raises(PartitionError, match=f"candidate set {row} lists a component twice"):
-        if build == "candidate":
-            CandidateCategorical(candidates, torch.zeros(2, 2))
-        else:
-            RestrictedSupport(MixtureWeights(torch.full((4,), 0.25)), candidates)
+        build(torch.tensor(bad))
 
 
 def test_logits_must_match_the_candidates():

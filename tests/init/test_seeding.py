@@ -133,7 +133,7 @@ def test_data_that_cannot_be_seeded_are_refused(x, components, message):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(OptionError, match="'kmeans'.*choose one of"):
+    with pytest.raises(OptionError, match=r"'kmeans'.*choose one of"):
         seed_rows(torch.zeros(3, 2), 2, method="kmeans")
 
 
