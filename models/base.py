@@ -1,5 +1,6 @@
 """What the mixtures with means share: weights, means, and the plain Pyro program."""
 
+import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, MixtureWeights
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
 from pyro_mixtures.poutine import data_plate
 
 
@@ -29,6 +30,7 @@ class Mixture(PyroModule):
         if components < 1 or features < 1:
             raise OptionError(f"components={components} and features={features} must be positive")
         self.components, self.features = components, features
+        self._checked_store = False
         self.weights = PyroParam(torch.full((components,), 1.0 / components), constraint=constraints.simplex)
         self.loc = PyroParam(torch.randn(components, features))
 
@@ -47,7 +49,25 @@ class Mixture(PyroModule):
         """
         if x is not None and (x.dim() != 2 or x.shape[-1] != self.features):
             raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
+        self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
         with data_plate(x, index, size):
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
+
+    def _warn_if_shared(self) -> None:
+        """Pyro's store knows params by name alone: a second model would silently continue with the first one's."""
+        if self._checked_store:
+            return
+        self._checked_store = True
+        own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
+        stored = dict(pyro.get_param_store().named_parameters())
+        shared = sorted(name for name, leaf in own.items() if name in stored and stored[name] is not leaf)
+        if shared and not pyro.settings.get("module_local_params"):
+            warnings.warn(
+                f"this model takes the values of {shared} from Pyro's param store, where another model of the process "
+                "left them: call pyro.clear_param_store() before it, or keep params apart with "
+                "pyro.settings.set(module_local_params=True)",
+                SharedParamsWarning,
+                stacklevel=3,
+            )

@@ -29,5 +29,9 @@ class NumericalError(MixtureError):
     """A density became NaN or vanished everywhere although the data are finite."""
 
 
+class SharedParamsWarning(UserWarning):
+    """A model takes its values from params of the same names that are in Pyro's store already."""
+
+
 class MissingPackageError(MixtureError, ImportError):
     """An optional package is needed and not installed."""

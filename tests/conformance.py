@@ -350,9 +350,12 @@ class FamilyConformance:
                 losses.append(sum(em.accumulate(x[part], index=part, size=ROWS) for part in parts))
                 em.maximize()
             sets = guide.sets.table.sort(-1).values
-            outcomes.append((torch.tensor(losses), *model.state_dict().values(), sets, guide.graph.neighbors))
+            outcomes.append(
+                (torch.tensor(losses, dtype=dtype), *model.state_dict().values(), sets, guide.graph.neighbors)
+            )
+        rtol, atol = (1e-3, 1e-4) if dtype == torch.float32 else (1e-9, 1e-10)
         for whole, in_parts in zip(*outcomes, strict=True):
-            torch.testing.assert_close(in_parts, whole, rtol=1e-3 if dtype == torch.float32 else 1e-9, atol=1e-4)
+            torch.testing.assert_close(in_parts, whole, rtol=rtol, atol=atol)
 
     def test_em_recovers_well_separated_components_from_samples(self):
         truth = self.mixture(3)

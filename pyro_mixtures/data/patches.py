@@ -10,6 +10,7 @@ def extract_patches(image: Tensor, size: int) -> Tensor:
 
     Returns ((H - size + 1) (W - size + 1), size * size * channels), a patch flattened in the order of the image.
 
+    >>> import torch
     >>> extract_patches(torch.arange(6.0).reshape(2, 3), 2)
     tensor([[0., 1., 3., 4.],
             [1., 2., 4., 5.]])
@@ -27,6 +28,7 @@ def average_patches(patches: Tensor, shape: tuple[int, ...], *, weight: Tensor |
     :param patches: rows as :func:`extract_patches` orders them.
     :param weight: (N,) weight of each patch, equal by default.
 
+    >>> import torch
     >>> image = torch.arange(12.0).reshape(3, 4)
     >>> torch.equal(average_patches(extract_patches(image, 2), image.shape), image)
     True

@@ -1,5 +1,6 @@
 """Rows in memory, as minibatches with the arguments that a mixture's program takes."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -77,10 +78,23 @@ def as_rows(data: Any) -> Tensor:
     if isinstance(data, Tensor):
         tensor = data
     else:
-        array = np.asarray(data)
-        if array.dtype == object:
-            raise DataError("rows must be numbers of one shape, not Python objects")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        with warnings.catch_warnings():
+            # Of read-only arrays (memory maps) torch warns that they are not writable; rows are only ever read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            tensor = torch.from_numpy(_as_array(data))
     if tensor.dim() == 0:
         raise DataError("rows must have at least one dimension, not a single number")
     return tensor
+
+
+def _as_array(data: Any) -> np.ndarray:
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise DataError(f"rows must all have the same shape: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"rows must be real numbers of one shape, not {array.dtype}")
+    if not array.ndim:
+        raise DataError("rows must have at least one dimension, not a single number")
+    array = np.ascontiguousarray(array)
+    return array

@@ -61,7 +61,7 @@ class CandidateCategorical(TorchDistribution):
     def _shared_log_prob(self, value: Tensor) -> Tensor:
         """One gather from the (S, *batch) table: nothing of size (values, *batch, S)."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        slot = torch.searchsorted(self.candidates, value).clamp_max(len(self.candidates) - 1)
+        slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(len(self.candidates) - 1)
         known = self.candidates[slot] == value
         flat = slot.expand(shape).reshape(-1, *self.batch_shape)
         found = self.log_weights.movedim(-1, 0).gather(0, flat)

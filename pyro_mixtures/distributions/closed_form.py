@@ -12,9 +12,9 @@ def pool(total: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     """Weighted mean ``total / weight`` in the broadcastable, smaller ``shape`` of a tied argument.
 
     ``total`` is (C, ...), ``weight`` broadcasts to it; dimensions that ``shape`` lacks (or has as 1) are summed.
+    Where no weight is left the total is zero too, and so is the mean.
     """
-    weight = weight.expand(total.shape)
-    return sum_to(total, shape) / sum_to(weight, shape)
+    return sum_to(total, shape) / empty_to_one(sum_to(weight.expand(total.shape), shape))
 
 
 def sum_to(value: Tensor, shape: torch.Size) -> Tensor:

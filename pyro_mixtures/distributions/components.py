@@ -44,7 +44,7 @@ class Components(TorchDistribution):
     def flat(self, argument: Tensor, event_dim: int) -> Tensor:
         """``argument`` with all batch dimensions expanded and flattened into one."""
         event = argument.shape[argument.dim() - event_dim :]
-        return argument.expand(self.batch_shape + event).reshape((-1, *event))
+        return argument.expand(self.batch_shape + event).reshape((self.batch_shape.numel(), *event))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of ``value`` (..., C or 1, *event) under each component, (..., C)."""

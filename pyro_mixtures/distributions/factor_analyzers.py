@@ -96,7 +96,7 @@ class FactorAnalyzers(QuadraticComponents):
                 + 2 * shift * explained
                 + ((factor @ s.factor_outer) * factor).sum(-1)
             )
-            variance = pool(residual, count.unsqueeze(-1), self.noise.shape)
+            variance = pool(residual, s.count.unsqueeze(-1), self.noise.shape)
             floor = floors(s, variance_floor)
             smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))

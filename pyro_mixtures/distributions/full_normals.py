@@ -66,7 +66,7 @@ class FullNormals(QuadraticComponents):
             cross = shift.unsqueeze(-1) * statistics.first.unsqueeze(-2)
             outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) * statistics.count.view(-1, 1, 1)
             scatter = statistics.outer - cross - cross.mT + outer
-            covariance = pool(scatter, count.view(-1, 1, 1), self.scale_tril.shape)
+            covariance = pool(scatter, statistics.count.view(-1, 1, 1), self.scale_tril.shape)
             out["scale_tril"] = _floored_cholesky(covariance, floors(statistics, variance_floor))
         return out
 

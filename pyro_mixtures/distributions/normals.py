@@ -60,7 +60,7 @@ class _AxisAlignedNormals(QuadraticComponents):
                 statistics.second - 2 * shift * statistics.first + statistics.count.unsqueeze(-1) * shift.square()
             )
             shape = self.spread().shape
-            variance = pool(residual, count, shape)
+            variance = pool(residual, statistics.count.unsqueeze(-1), shape)
             floor = floors(statistics, variance_floor)
             smallest = floor.mean(-1, keepdim=True) if shape[-1:] == (1,) else floor
             out["scale"] = self.argument_shape(torch.maximum(variance, smallest.expand_as(variance)).sqrt())

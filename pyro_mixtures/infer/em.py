@@ -223,7 +223,13 @@ class EM:
         if isinstance(site.family, MixtureWeights):
             return new
         old = site.family.arguments
-        return {n: _keep(starved, old[n], value) if site.family.is_own(n) else value for n, value in new.items()}
+        own = {name: _keep(starved, old[name], value) for name, value in new.items() if site.family.is_own(name)}
+        tied = free - own.keys()
+        if not tied or not bool(starved.any()):
+            return {**new, **own}
+        # What components share has to suit the components that were held, not where they would have gone.
+        held = type(site.family)(**{**old, **own}, validate_args=False)
+        return {**own, **held.maximize(site.statistics, tied, variance_floor=self.variance_floor)}
 
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""

@@ -40,6 +40,8 @@ def seed_rows(
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
     if not 1 <= components <= len(x):
         raise DataError(f"{components} components for {len(x)} rows: give more rows, or fewer components")
+    if chain < 1:
+        raise OptionError(f"chain={chain} must be positive")
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
     if not x.is_floating_point():

@@ -52,9 +52,14 @@ def sort_pairs(z: Tensor, rows: Tensor, components: int) -> Pairs:
 
 def _all_with_all(z: Tensor, components: int) -> bool:
     """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
-    if len(z) != components or components == 1 or any(z.stride(dim) and z.shape[dim] > 1 for dim in range(1, z.dim())):
+    if (
+        z.dim() < 2
+        or not z.numel()
+        or len(z) != components
+        or any(z.stride(dim) and z.shape[dim] > 1 for dim in range(1, z.dim()))
+    ):
         return False
-    return torch.equal(z.flatten(1)[:, 0] if z.dim() > 1 else z, torch.arange(components, device=z.device))
+    return torch.equal(z.flatten(1)[:, 0], torch.arange(components, device=z.device))
 
 
 def _every_pair(rows: Tensor, components: int) -> Pairs:

@@ -17,9 +17,9 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     integers of one dtype. Returns (S, B) int64 with S the largest number of distinct members of a row.
 
     >>> search_space(torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[1], [1]]))
-    tensor([[0, 2],
-            [1, 0],
-            [-1, 1]])
+    tensor([[ 0,  2],
+            [ 1,  0],
+            [-1,  1]])
     """
     rows, width = candidates.shape[0], candidates.shape[1] * neighbors.shape[1] + explore.shape[1]
     if on_numba(candidates, None):

@@ -17,6 +17,7 @@ def data_plate(
     :param size: N, the number of rows of the data set; required with ``index``.
     :raises DataError: when rows, index and size do not fit together.
 
+    >>> import torch
     >>> with data_plate(torch.zeros(3, 2), index=torch.tensor([4, 0, 9]), size=10) as n:
     ...     n
     tensor([4, 0, 9])

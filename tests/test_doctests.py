@@ -1,0 +1,32 @@
+"""Every public docstring's example runs, and so does every example of the README."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import pyro_mixtures
+import pyro_mixtures.guides
+import pyro_mixtures.models
+
+ROOT = Path(__file__).parent.parent
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def module_names() -> list[str]:
+    packages = (pyro_mixtures, pyro_mixtures.models, pyro_mixtures.guides)
+    return sorted({m.name for p in packages for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")})
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_docstrings(name):
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert not failed
+
+
+def test_readme():
+    failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS)
+    assert tried
+    assert not failed
