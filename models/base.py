@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, MixtureWeights
 from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
+from pyro_mixtures.init import Seeds
 from pyro_mixtures.poutine import data_plate
 
 
@@ -41,6 +42,18 @@ class Mixture(PyroModule):
     @abstractmethod
     def set_variance(self, variance: Tensor) -> None:
         """Start every component with the variances (D,) of the data."""
+
+    def start_at(self, seeds: Seeds) -> None:
+        """Put the means at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`, with the data's variance and equal weights.
+
+        :raises DataError: when the seeds have another number of components or features.
+        """
+        if seeds.loc.shape != (self.components, self.features):
+            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
+        with torch.no_grad():
+            self.weights = torch.full_like(self.weights, 1.0 / self.components)
+            self.loc = seeds.loc.to(self.loc)
+        self.set_variance(seeds.variance.to(self.loc))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: rows ``x`` (B, D) observed, or ``size`` rows drawn when ``x`` is None.

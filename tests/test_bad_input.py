@@ -31,6 +31,7 @@ from pyro_mixtures.errors import (
     NumericalError,
     OptionError,
     PartitionError,
+    SharedParamsWarning,
 )
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, conditional, evidence, fit, reconstruct, responsibilities
@@ -180,9 +181,9 @@ def test_families_name_the_right_shape_of_rows_in_plain_programs(strategy, shape
     [
         (3.0, "at least one dimension"),
         (torch.tensor(3.0), "at least one dimension"),
-        (["a", "b"], "must be numbers"),
-        (np.array([[1.0], None], dtype=object), "must be numbers"),
-        ([[1.0, 2.0], [3.0]], "must be numbers"),
+        (["a", "b"], "must be real numbers"),
+        (np.array([[1.0], None], dtype=object), "must be real numbers"),
+        ([[1.0, 2.0], [3.0]], "must all have the same shape"),
     ],
     ids=["number", "scalar", "strings", "objects", "ragged"],
 )
@@ -993,17 +994,27 @@ def test_dead_components_under_stepwise_em_are_survived(dead):
     assert all(bool(value.isfinite().all()) for value in pyro.get_param_store().values())
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("components", [C, C + 1])
-def test_second_model_of_a_session_keeps_its_own_params_or_is_refused(components):
-    """Both modules call their params alike: without care Pyro silently gives the second those of the first."""
+def test_second_model_of_a_session_warns_that_it_takes_the_first_ones_params(components):
+    """Both modules call their params alike, and Pyro silently gives the second those of the first."""
     x, first = draw_rows(), gaussian()
     EM(first, FullPartition(first, components=C)).step(x)
     second = gaussian(components=components)
+    with pytest.warns(SharedParamsWarning, match=r"values of \['loc', 'scale', 'weights'\].*clear_param_store\(\)"):
+        second(x)
+
+
+def test_second_model_keeps_its_own_params_after_either_remedy():
+    x, first = draw_rows(), gaussian()
+    EM(first, FullPartition(first, components=C)).step(x)
+    pyro.clear_param_store()
+    second = gaussian()
     own = second.loc.detach().clone()
-    try:
-        evidence(second, x)
-    except MixtureError as error:
-        assert "clear_param_store" in str(error)  # noqa: PT017
-        return
-    assert second.loc.shape == own.shape
-    torch.testing.assert_close(second.loc.detach(), own)
+    evidence(second, x)
+    assert torch.equal(second.loc.detach(), own)
+    with pyro.settings.context(module_local_params=True):
+        third = gaussian(components=C + 1)
+        own = third.loc.detach().clone()
+        evidence(third, x)
+        assert torch.equal(third.loc.detach(), own)

@@ -166,6 +166,7 @@ def test_edge_02_masked_rows_contribute_nothing(strategy):
     assert_close(params_after_em(masked, guide, x, mask), params_after_em(masked, alone, x[mask], everyone))
 
 
+@pytest.mark.meta
 def test_edge_02_masked_rows_that_hold_nan_are_ignored_or_refused():
     x, mask, everyone = masked_rows()
     spoiled = torch.where(mask.unsqueeze(-1), x, torch.nan)
@@ -184,6 +185,7 @@ def prior_of_sets(table):
     return float(WEIGHTS[table.long()].sum(-1).log().sum())
 
 
+@pytest.mark.meta
 def test_edge_02_masking_only_x_leaves_the_prior_of_the_candidates():
     x, mask, everyone = masked_rows()
     guide = frozen_guide(TruncatedPartition, masked, x, mask, True)
@@ -194,6 +196,7 @@ def test_edge_02_masking_only_x_leaves_the_prior_of_the_candidates():
     assert_close(left, bias, rtol=1e-4, atol=0)
 
 
+@pytest.mark.meta
 def test_edge_02_truncate_of_a_program_that_masks_only_x_leaves_the_prior_of_the_candidates():
     x, mask, _ = masked_rows()
     sets = CandidateSets(rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)).table.long()
@@ -202,6 +205,7 @@ def test_edge_02_truncate_of_a_program_that_masks_only_x_leaves_the_prior_of_the
     assert_close(loss - alone, -prior_of_sets(sets[~mask]), rtol=1e-4, atol=0)
 
 
+@pytest.mark.meta
 def test_edge_02_truncate_of_a_program_that_masks_z_and_x_counts_masked_rows_as_nothing():
     x, mask, _ = masked_rows()
     sets = CandidateSets(rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)).table.long()
@@ -267,6 +271,7 @@ def test_edge_04_duplicate_candidates_are_refused(shared):
         RestrictedSupport(MixtureWeights(WEIGHTS), twice)
 
 
+@pytest.mark.meta
 def test_edge_04_truncate_refuses_duplicate_candidates():
     twice = torch.zeros(N, 2, dtype=torch.long, device="cpu")
     with pytest.raises(PartitionError, match="lists a component twice"):
@@ -288,6 +293,7 @@ def test_edge_04_padding_counts_as_nothing_in_truncate():
     assert_close(found, -float(joint.logsumexp(-1).sum()), rtol=1e-6, atol=0)
 
 
+@pytest.mark.meta
 def test_edge_04_padding_gives_no_gradient_and_no_nan():
     x, pair = draw_rows(), torch.tensor([[0, 3]], device="cpu").expand(N, 2)
     padded = torch.nn.functional.pad(pair, (0, 1), value=-1)
@@ -334,6 +340,7 @@ def test_edge_05_guide_and_model_use_the_rows_of_the_e_step(strategy):
     assert_close(loss, exact_loss(data[scored]) * len(data) / BATCH, rtol=1e-5, atol=0)
 
 
+@pytest.mark.meta
 def test_edge_05_svi_steps_change_the_candidates_of_their_own_rows_only():
     data, model = draw_rows(200), Subsampling()
     guide = TruncatedPartition(model, components=C, candidates=2, neighbors=5, explore=3, seed=0)
@@ -348,6 +355,7 @@ def test_edge_05_svi_steps_change_the_candidates_of_their_own_rows_only():
         assert all(torch.equal(index, model.drawn[-1]) for index in model.drawn)
 
 
+@pytest.mark.meta
 def test_edge_05_em_takes_its_statistics_from_the_rows_of_the_e_step():
     data, model = draw_rows(200), Subsampling()
     guide = FullPartition(model, components=C)
@@ -381,7 +389,7 @@ class PerRow:
         weights, loc, scale = mixture_params()
         with data_plate(x, index, size) as rows:
             self.seen.append(rows)
-            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            shift = pyro.sample("shift", dist.Normal(torch.zeros((), device=x.device), 1.0))
             z = pyro.sample("z", MixtureWeights(weights), infer={"enumerate": "parallel"})
             pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x - shift.unsqueeze(-1))
 
@@ -389,6 +397,7 @@ class PerRow:
 INDEX = torch.tensor([3, 11, 7, 2, 0], device="cpu")
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_06_autonormal_beside_leaves_the_minibatch_as_it_was_given(strategy):
     x = draw_rows()
@@ -411,6 +420,7 @@ def test_edge_06_autonormal_beside_leaves_the_minibatch_as_it_was_given(strategy
     assert sorted(beside.plates) == ["components"]
 
 
+@pytest.mark.meta
 def test_edge_06_svi_with_a_prior_learns_from_minibatches():
     x = torch.cat([torch.randn(30, D, device="cpu") - 4, torch.randn(30, D, device="cpu") + 4])
     guide = TruncatedPartition(
@@ -524,6 +534,7 @@ def vectorised_loss(model, x, particles):
     return found, sum(each) / particles
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("style", ["event", "plate, unsqueezed"])
 def test_edge_07_vectorised_particles_select_their_own_components(style, family):
@@ -534,6 +545,7 @@ def test_edge_07_vectorised_particles_select_their_own_components(style, family)
         assert_close(found, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("rows", [7, 3])
 def test_edge_07_vectorised_particles_with_means_from_a_plate_are_right_or_refused(rows):
     """As many rows as particles is the treacherous case: shapes fit by accident."""
@@ -546,6 +558,7 @@ def test_edge_07_vectorised_particles_with_means_from_a_plate_are_right_or_refus
     assert_close(found, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.meta
 def test_edge_07_plain_indexing_breaks_under_vectorised_particles_and_vindex_does_not():
     def stock(loc):
         return dist.Normal(loc, 0.5).to_event(1)
@@ -573,6 +586,7 @@ def predicted(style, draws, rows, unsqueeze=False):
     return float((found["x"] - means).abs().max())
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("style", ["event", "plate"])
 def test_edge_07_parallel_predictions_come_from_their_own_components(style):
     """Predictive hands over means (draws, C, D) in either style: the data plate's dimension has to be added."""
@@ -580,6 +594,7 @@ def test_edge_07_parallel_predictions_come_from_their_own_components(style):
         assert predicted(style, draws, rows, unsqueeze=True) < 0.02
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("rows", [6, 3])
 @pytest.mark.parametrize("style", ["event", "plate"])
 def test_edge_07_parallel_predictions_without_unsqueeze_are_right_or_refused(style, rows):
@@ -589,6 +604,7 @@ def test_edge_07_parallel_predictions_without_unsqueeze_are_right_or_refused(sty
         assert "unsqueeze" in str(error)  # noqa: PT017
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("particles", [1, 3, C])
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_07_guides_under_vectorised_particles_are_right_or_refused(strategy, particles):
@@ -632,6 +648,7 @@ def apart(rows=40):
     return model, loc[truth] + torch.randn(rows, D, device="cpu"), truth
 
 
+@pytest.mark.meta
 def test_edge_08_predictive_draws_components_from_the_prior():
     model, x, truth = apart()
     z = Predictive(model, {}, num_samples=200, return_sites=["z"])(x)["z"]
@@ -673,6 +690,7 @@ def table_of(found, components=C):
     return table.scatter(1, found.components, found.probs)
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("model", [STOCK, OURS], ids=["stock", "ours"])
 def test_edge_09_responsibilities_are_the_exact_marginals(model):
     x = draw_rows()
@@ -681,6 +699,7 @@ def test_edge_09_responsibilities_are_the_exact_marginals(model):
     assert_close(exact, log_joint(x).softmax(-1))
 
 
+@pytest.mark.meta
 def test_edge_09_mixture_weights_work_with_compute_marginals_and_sample_posterior():
     x = draw_rows()
     marginal = ELBO.compute_marginals(OURS, no_guide, x)["z"]
@@ -693,6 +712,7 @@ def test_edge_09_mixture_weights_work_with_compute_marginals_and_sample_posterio
     assert_close(shares, log_joint(x[:1]).softmax(-1)[0], rtol=0, atol=0.04)
 
 
+@pytest.mark.meta
 def test_edge_09_truncated_responsibilities_stand_in_for_marginals_of_wrapped_distributions():
     x = draw_rows()
     guide = TruncatedPartition(OURS, components=C, candidates=2, neighbors=C, seed=0)
@@ -797,6 +817,7 @@ def test_edge_10_truncated_guide_is_refused_under_jit():
 HIDDEN = r"block outside hides the site 'z'.*expose it"
 
 
+@pytest.mark.meta
 def test_edge_11_block_that_hides_z_of_truncate_is_refused():
     sets = torch.arange(3, device="cpu").expand(N, 3)
     hidden = poutine.block(truncate(plain, "z", sets), hide=["z"])
@@ -804,12 +825,14 @@ def test_edge_11_block_that_hides_z_of_truncate_is_refused():
         ELBO.loss(hidden, no_guide, draw_rows())
 
 
+@pytest.mark.meta
 def test_edge_11_block_inside_truncate_is_refused():
     sets = torch.arange(3, device="cpu").expand(N, 3)
     with pytest.raises(ModelError, match="no visible sample site 'z'"):
         ELBO.loss(truncate(poutine.block(plain, hide=["z"]), "z", sets), no_guide, draw_rows())
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_11_block_that_hides_z_of_a_guide_is_refused(strategy):
     x = draw_rows()
@@ -818,6 +841,7 @@ def test_edge_11_block_that_hides_z_of_a_guide_is_refused(strategy):
         poutine.trace(poutine.block(guide, hide=["z"])).get_trace(x)
 
 
+@pytest.mark.meta
 def test_edge_11_block_that_hides_z_and_not_the_sites_beside_is_refused():
     x = draw_rows()
     guide = FullPartition(with_prior, components=C, beside=AutoNormal(poutine.block(with_prior, hide=["z"])))
