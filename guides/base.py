@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, OptionError
-from pyro_mixtures.poutine import Declaration, Posterior, VisibilityMessenger, read_declaration
+from pyro_mixtures.poutine import Declaration, PlateMessenger, Posterior, VisibilityMessenger, read_declaration
 
 
 class PartitionGuide(PyroModule):
@@ -82,19 +82,40 @@ class PartitionGuide(PyroModule):
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample the latent sites, z enumerated over its candidates under ``TraceEnum_ELBO``."""
         self._read(args, kwargs)
-        values = self.latent_values(*args, **kwargs)
+        with VisibilityMessenger(self._declared().site):
+            return self._sample(args, kwargs)
+
+    def _sample(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        d = self._declared()
+        if self.searches and torch.jit.is_tracing():
+            raise ModelError(
+                "this guide searches and keeps candidate sets, which a Jit loss would freeze: use TraceEnum_ELBO, or "
+                "pass candidates to truncate() as a tensor argument"
+            )
+        with PlateMessenger(d.plate) as opened:
+            values = self.latent_values(*args, **kwargs)
         detached = {name: value.detach() for name, value in values.items()}
         posterior = self.posterior(*args, given=detached, **kwargs)
-        d = self._declared()
         q, per_row = self._distribution(posterior)
         infer: Any = {"enumerate": "parallel", "expand": per_row}
-        plate = pyro.plate(d.plate, posterior.size, subsample=posterior.index, dim=d.dim)
-        with VisibilityMessenger(d.site), plate, pyro.poutine.scale(scale=posterior.scale):
+        with self._plate(posterior, opened.index), pyro.poutine.scale(scale=posterior.scale):
             # A mask of True leaves everything as it is.
             mask: Any = True if posterior.mask is None else self._in_plate(posterior.mask)
             with pyro.poutine.mask(mask=mask):
                 z = pyro.sample(d.site, q, infer=infer)
         return {**values, d.site: z}
+
+    def _plate(self, posterior: Posterior, opened: Tensor | None) -> pyro.plate:
+        """The data plate with the rows of the E-step; ``opened`` are its rows if the guide beside has opened it."""
+        d = self._declared()
+        if opened is not None and not torch.equal(opened, posterior.index):
+            raise ModelError(
+                f"the guide beside draws its own rows of plate {d.plate!r}: give it create_plates=, a function that "
+                "returns the model's plate"
+            )
+        # A second statement of the same plate would be a second site of its name.
+        with pyro.poutine.block(hide=[] if opened is None else [d.plate]):
+            return pyro.plate(d.plate, posterior.size, subsample=posterior.index, dim=d.dim)
 
     def _distribution(self, posterior: Posterior) -> tuple[CandidateCategorical, bool]:
         """q(z) in the shape of the data plate, and whether every row has candidates of its own."""
@@ -114,6 +135,11 @@ class PartitionGuide(PyroModule):
 
     def reseeded(self, component: int, like: int) -> None:
         """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
+
+    def read(self, *args, **kwargs) -> Declaration:
+        """What kind of mixture the model is, found at the first call with its arguments."""
+        self._read(args, kwargs)
+        return self._declared()
 
     def _read(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         if self.declaration is None:

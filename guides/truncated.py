@@ -95,6 +95,7 @@ class TruncatedPartition(PartitionGuide):
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
         sets: CandidateSets | None = None
+        posterior: Posterior | None = None
         evaluations = 0
 
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
@@ -104,7 +105,9 @@ class TruncatedPartition(PartitionGuide):
             return self._search(sets.read(index).to(device), max(self.explore, self.candidates))
 
         for _ in range(rounds):
-            posterior = self._best(log_joint(model or self.model, self._declared(), propose, args, kwargs, values))
+            same_rows = None if posterior is None else posterior.index
+            joint = log_joint(model or self.model, self._declared(), propose, args, kwargs, values, same_rows)
+            posterior = self._best(joint)
             evaluations += posterior.evaluations
             assert sets is not None
             before, now = sets.read(posterior.index), posterior.candidates.T.to("cpu", torch.int32)
@@ -112,11 +115,15 @@ class TruncatedPartition(PartitionGuide):
             sets.write(posterior.index, now)
             if changed.float().mean() < 1e-2:
                 break
+        assert posterior is not None
         return posterior._replace(evaluations=evaluations)
 
     def plant(self, index: Tensor, components: Tensor, *, size: int) -> None:
         """Tell the rows ``index`` (K,) of ``size`` that ``components`` (K,) are among their candidates (seeds, say)."""
         sets = self._sets_for(size)
+        for name, numbers, bound in (("index", index, size), ("components", components, self.components)):
+            if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= bound):
+                raise PartitionError(f"{name} holds numbers outside [0, {bound})")
         known = sets.read(index)
         planted = components.to(known).unsqueeze(-1)
         missing = (known != planted).all(-1)
@@ -143,10 +150,11 @@ class TruncatedPartition(PartitionGuide):
         if found != expected:
             raise PartitionError(f"saved state has (C', C, G) = {found}, this guide {expected}")
         self._start(len(table))
-        self._sets_for(len(table)).table = table.clone()
+        assert self.sets is not None
         assert self.graph is not None
-        self.graph.neighbors = neighbors.clone()
-        self._sets_for(len(table)).check()
+        self.sets.table, self.graph.neighbors = table.clone(), neighbors.clone()
+        self.sets.check()
+        self.graph.check()
 
     def _sets_for(self, size: int) -> CandidateSets:
         if self.sets is None:

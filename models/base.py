@@ -44,7 +44,7 @@ class Mixture(PyroModule):
         """Start every component with the variances (D,) of the data."""
 
     def start_at(self, seeds: Seeds) -> None:
-        """Put the means at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`, with the data's variance and equal weights.
+        """Put the means at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`; the data's variance, equal weights.
 
         :raises DataError: when the seeds have another number of components or features.
         """

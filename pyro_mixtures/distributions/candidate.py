@@ -11,7 +11,7 @@ from pyro_mixtures.errors import PartitionError
 class CandidateCategorical(TorchDistribution):
     """q(z): a categorical whose support is each row's own candidate set.
 
-    ``candidates`` (*batch, S) are distinct component numbers (or (S,), sorted, shared by all rows) and ``logits``
+    ``candidates`` (*batch, S) are distinct component numbers (or (S,), shared by all rows) and ``logits``
     (*batch, S) their unnormalised log probabilities. Enumeration runs over the candidates alone, so stock
     ``TraceEnum_ELBO`` computes the truncated free energy.
 
@@ -31,6 +31,9 @@ class CandidateCategorical(TorchDistribution):
         if candidates.shape[-1] != logits.shape[-1]:
             raise PartitionError(f"{candidates.shape[-1]} candidates a row but {logits.shape[-1]} logits")
         self.shared = candidates.dim() == 1
+        if self.shared:
+            candidates, order = candidates.sort()
+            logits = logits[..., order]
         if validate_args is not False:
             check_distinct(candidates)
         self.candidates = candidates
@@ -78,7 +81,8 @@ class RestrictedSupport(TorchDistribution):
     """A discrete distribution enumerated over each row's candidates only, its log_prob left as it is.
 
     ``candidates`` (*batch, S) may be padded with -1, which has log probability -inf. Nothing is renormalised: summing
-    over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence.
+    over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence. Only rows
+    where ``mask`` is False are renormalised: they have to sum to one, for nothing of them is observed.
 
     >>> from pyro_mixtures.distributions import MixtureWeights
     >>> restricted = RestrictedSupport(MixtureWeights(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([[2, -1]]))
@@ -90,10 +94,12 @@ class RestrictedSupport(TorchDistribution):
     arg_constraints = {}
     has_enumerate_support = True
 
-    def __init__(self, base: TorchDistribution, candidates: Tensor, *, validate_args=None):
+    def __init__(
+        self, base: TorchDistribution, candidates: Tensor, *, mask: Tensor | bool | None = None, validate_args=None
+    ):
         if validate_args is not False:
             check_distinct(candidates)
-        self.base, self.candidates = base, candidates
+        self.base, self.candidates, self.row_mask = base, candidates, mask
         shape = torch.broadcast_shapes(base.batch_shape, candidates.shape[:-1])
         super().__init__(shape, torch.Size(), validate_args=False)
 
@@ -102,14 +108,21 @@ class RestrictedSupport(TorchDistribution):
         return self.base.support
 
     def expand(self, batch_shape, _instance=None):
-        return RestrictedSupport(self.base.expand(batch_shape), self.candidates, validate_args=False)
+        return RestrictedSupport(
+            self.base.expand(batch_shape), self.candidates, mask=self.row_mask, validate_args=False
+        )
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return self.candidates.expand(*self.batch_shape, -1).movedim(-1, 0)
 
     def log_prob(self, value: Tensor) -> Tensor:
         found = self.base.log_prob(value.clamp_min(0))
-        return torch.where(value < 0, -torch.inf, found)
+        found = torch.where(value < 0, -torch.inf, found)
+        if self.row_mask is None:
+            return found
+        support = self.enumerate_support()
+        total = torch.where(support < 0, -torch.inf, self.base.log_prob(support.clamp_min(0))).logsumexp(0)
+        return torch.where(torch.as_tensor(self.row_mask, device=found.device), found, found - total)
 
     @property
     def unrestricted(self) -> TorchDistribution:

@@ -96,12 +96,18 @@ class Selected(TorchDistribution):
 
     def __init__(self, components: Components, z: Tensor, *, batch_shape: torch.Size | None = None):
         self.family, self.z = components, z
-        lead = components.batch_shape[:-1]
+        lead = self.lead
         if z.is_floating_point():
             raise DataError(f"components are selected by integers, not by {z.dtype}")
         self.has_rsample = components.has_rsample
         shape = torch.broadcast_shapes(lead, z.shape) if batch_shape is None else torch.Size(batch_shape)
         super().__init__(shape, components.event_shape, validate_args=False)
+
+    @property
+    def lead(self) -> torch.Size:
+        """Batch dimensions of the parameters, with a place for the rows: P particles are (P, 1) against B rows."""
+        lead = self.family.batch_shape[:-1]
+        return lead if lead[-1:] in ((), (1,)) else torch.Size((*lead, 1))
 
     @property
     def support(self):
@@ -112,7 +118,7 @@ class Selected(TorchDistribution):
 
     def flat_index(self) -> Tensor:
         """Flat component number of every row, not expanded beyond what ``z`` and the components have."""
-        return flat_index(self.z.long(), self.family.batch_shape[:-1], self.family.components)
+        return flat_index(self.z.long(), self.lead, self.family.components)
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
@@ -166,10 +172,20 @@ class QuadraticComponents(Components):
         """P (C, R, D) of the moments that the M-step needs."""
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
+        if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
+            return self._gathered_log_prob(index, value)
         x, rows = self._rows(value, index)
         kernel = self.kernel()
         pairs = sort_pairs(index, rows, len(kernel.loc))
         return pair_log_density(x, kernel, pairs, index.numel()).reshape(index.shape)
+
+    def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
+        """The kernel's formula by plain torch indexing: slower, and traceable."""
+        kernel, c = self.kernel(), index.clamp_min(0)
+        diff = match_dtype(value, self.loc) - kernel.loc[c]
+        projected = (kernel.projection[c] @ diff.unsqueeze(-1)).squeeze(-1)
+        total = (kernel.precision[c] * diff.square()).sum(-1) + kernel.sign * projected.square().sum(-1)
+        return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
         x, rows = self._rows(value, index)

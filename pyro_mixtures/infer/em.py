@@ -132,15 +132,19 @@ class EM:
         return update
 
     def _collect(self, args: tuple, kwargs: dict[str, Any]) -> Posterior:
-        posterior = self.guide.posterior(*args, **kwargs)
-        declaration = self.guide.declaration
+        declaration = self.guide.read(*args, **kwargs)
         if declaration.latent:
             raise ClosedFormError(
-                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, and beside= in the guide"
+                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, with beside= in the "
+                "guide"
             )
+        posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
         found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)
         self._params = found.params
+        unknown = sorted(self.freeze - found.params.keys())
+        if unknown:
+            raise OptionError(f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}")
         self._check_bindings(found.sites)
         merged = {name: self._sites[name].plus(site) if self._sites else site for name, site in found.sites.items()}
         self._sites = {name: site._replace(rows=None) for name, site in merged.items()}
@@ -233,7 +237,7 @@ class EM:
 
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
-        d, skip = self.guide.declaration, self._no_closed_form or frozenset()
+        skip = self._no_closed_form or frozenset()
         owned = {handle.name for site in self._sites.values() for handle in site.params.values()} | self.freeze
         free = [handle.leaf for name, handle in self._params.items() if name not in owned]
         if not skip or not free:
@@ -241,7 +245,8 @@ class EM:
         for posterior, args, kwargs in self._calls:
             with pyro.poutine.block():
                 propose = lambda *_, posterior=posterior: posterior.candidates  # noqa: E731
-                messenger = CandidateMessenger(d, propose)
+                d = self.guide.read(*args, **kwargs)
+                messenger = CandidateMessenger(d, propose, index=posterior.index)
                 nodes: Any = pyro.poutine.trace(messenger(self.model)).get_trace(*args, **kwargs).nodes
             weight = posterior.probs * posterior.row_weight
             loss: Any = -sum((weight * nodes[name]["fn"].log_prob(nodes[name]["value"])).sum() for name in skip)

@@ -133,8 +133,8 @@ def _mix(posterior: Posterior, value_at: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _selected(model, part, posterior: Posterior, guide, observed: str, site: str, given) -> tuple[Selected, Tensor]:
-    declaration = guide.declaration if guide is not None else read_declaration(model, site, part, {})
-    messenger = CandidateMessenger(declaration, lambda *_: posterior.candidates, given)
+    declaration = guide.read(*part) if guide is not None else read_declaration(model, site, part, {})
+    messenger = CandidateMessenger(declaration, lambda *_: posterior.candidates, given, posterior.index)
     with pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(messenger(model)).get_trace(*part).nodes
     if observed not in declaration.observed:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.poutine import Declaration, Posterior, exact_posterior, read_declaration
+from pyro_mixtures.poutine import Posterior, exact_posterior, read_declaration
 
 # (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
 _EXACT_PAIRS = 1 << 21
@@ -77,10 +78,11 @@ def posteriors(
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
     """q(z) chunk by chunk, with the chunk's rows; exact without a guide."""
     tensors = Batches(rows).tensors
-    declaration = guide.declaration if guide is not None else None
-    if guide is None:
-        declaration = read_declaration(model, site, tuple(t[:1] for t in tensors), {})
-    size = chunk or _chunk_rows(declaration, guide)
+    if chunk is not None and chunk < 1:
+        raise OptionError(f"chunk={chunk} must be positive")
+    first = tuple(tensor[:1] for tensor in tensors)
+    declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
+    size = chunk or (_TRUNCATED_ROWS if guide is not None else max(1, _EXACT_PAIRS // declaration.components))
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)
         yield _posterior(model, part, guide, declaration, given), part
@@ -90,8 +92,3 @@ def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given:
     if guide is None:
         return exact_posterior(model, d, part, {}, given)
     return guide.unseen(*part, model=model, given=given)
-
-
-def _chunk_rows(declaration: Declaration | None, guide: Guide | None) -> int:
-    components = declaration.components if declaration is not None else 1
-    return _TRUNCATED_ROWS if guide is not None else max(1, _EXACT_PAIRS // components)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops.search import Divergences
 from pyro_mixtures.partition.candidates import random_sets
 
@@ -46,6 +47,15 @@ class NeighborGraph:
             sums = merge([*self._pending, Divergences(row, old.reshape(-1), zero.double(), zero)], components)
             self.neighbors = _nearest(sums, components, width)
         self._pending, self._rows_seen = [], 0
+
+    def check(self) -> None:
+        """:raises PartitionError: when a neighbour is out of range, or a component not its own first neighbour."""
+        own = torch.arange(self.components, dtype=self.neighbors.dtype, device="cpu")
+        inside = bool((self.neighbors >= 0).all()) and bool((self.neighbors < self.components).all())
+        if not inside or not torch.equal(self.neighbors[:, 0], own):
+            raise PartitionError(
+                f"neighbours lie outside [0, {self.components}), or a component is not its own first neighbour"
+            )
 
     def replace(self, component: int, like: int) -> None:
         """Give a re-seeded component the neighbourhood of the component that it was split from, and the reverse."""

@@ -6,12 +6,13 @@ from pyro_mixtures.poutine.posterior import Posterior, exact_posterior, posterio
 from pyro_mixtures.poutine.reading import Declaration, read_declaration
 from pyro_mixtures.poutine.statistics import StatisticsMessenger, collect_statistics
 from pyro_mixtures.poutine.truncate import TruncateMessenger, truncate
-from pyro_mixtures.poutine.visibility import VisibilityMessenger
+from pyro_mixtures.poutine.visibility import PlateMessenger, VisibilityMessenger
 
 __all__ = [
     "CandidateMessenger",
     "Declaration",
     "Joint",
+    "PlateMessenger",
     "Posterior",
     "StatisticsMessenger",
     "TruncateMessenger",

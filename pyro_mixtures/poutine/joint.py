@@ -45,12 +45,20 @@ class CandidateMessenger(Messenger):
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(CandidateMessenger(declaration, propose)(model)).get_trace(x)
 
-    Padding slots of the candidates have log probability -inf.
+    Padding slots of the candidates have log probability -inf. A plate that subsamples draws other rows in every run:
+    ``index`` (B,) repeats those of an earlier one.
     """
 
-    def __init__(self, declaration: Declaration, propose: Propose, given: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        declaration: Declaration,
+        propose: Propose,
+        given: Mapping[str, Tensor] | None = None,
+        index: Tensor | None = None,
+    ):
         super().__init__()
         self.declaration, self.propose, self.given = declaration, propose, dict(given or {})
+        self.rows = index
 
     def __enter__(self):
         self.candidates: Tensor | None = None
@@ -62,8 +70,10 @@ class CandidateMessenger(Messenger):
         name, d = msg["name"], self.declaration
         if name == d.site:
             self._set_candidates(msg)
+        elif name == d.plate and self.rows is not None and site_is_subsample(msg):
+            msg["value"] = self.rows
         elif name in self.given:
-            msg["value"], msg["is_observed"] = self.given[name], True
+            msg["value"], msg["is_observed"] = self._given_value(name), True
         elif not msg["is_observed"] and not site_is_subsample(msg):
             raise ModelError(
                 f"latent site {name!r} is not {d.site!r} and has no value: give the guide beside=, a guide over the "
@@ -73,6 +83,15 @@ class CandidateMessenger(Messenger):
     def _pyro_post_sample(self, msg) -> None:
         if msg["name"] == self.declaration.plate and site_is_subsample(msg):
             self.index = msg["value"]
+
+    def _given_value(self, name: str) -> Tensor:
+        value = self.given[name]
+        if value.dim() > self.declaration.dims[name]:
+            raise ModelError(
+                f"site {name!r} has shape {tuple(value.shape)}, a dimension more than the model gives it: "
+                "vectorize_particles=True is not supported beside a guide of z; use num_particles= alone"
+            )
+        return value
 
     def _set_candidates(self, msg) -> None:
         d = self.declaration
@@ -102,15 +121,22 @@ def log_joint(
     args: tuple,
     kwargs: Mapping[str, Any],
     given: Mapping[str, Tensor] | None = None,
+    index: Tensor | None = None,
 ) -> Joint:
     """Evaluate the log joint of every row with its proposed candidates; no gradients, no trace left outside.
 
     :raises NumericalError, DataError: when a row has no finite log joint at all.
     """
-    messenger = CandidateMessenger(declaration, propose, given)
+    messenger = CandidateMessenger(declaration, propose, given, index)
     with pyro.poutine.block(), torch.no_grad():
-        trace = pyro.poutine.trace(messenger(model)).get_trace(*args, **kwargs)
-        return _read_joint(trace, declaration, messenger)
+        with pyro.poutine.trace() as tracer:
+            try:
+                messenger(model)(*args, **kwargs)
+            except ValueError:
+                # Pyro's validation meets broken params first, and can only say that a distribution refuses them.
+                _check_params(tracer.trace)
+                raise
+        return _read_joint(tracer.trace, declaration, messenger)
 
 
 def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
@@ -177,12 +203,16 @@ def _check_finite(total: Tensor, mask: Tensor | None, trace, d: Declaration) -> 
                 f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them "
                 "in (pyro_mixtures.infer.conditional imputes missing features)"
             )
+    _check_params(trace)
+    raise NumericalError(
+        f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
+        f"{total.dtype}; scale the data, raise the variance floor, or use float64"
+    )
+
+
+def _check_params(trace) -> None:
     for name, node in trace.nodes.items():
         if node["type"] == "param" and not bool(node["value"].isfinite().all()):
             raise NumericalError(
                 f"param {name!r} is not finite: the last update diverged; lower the learning rate or raise variances"
             )
-    raise NumericalError(
-        f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
-        f"{total.dtype}; scale the data, raise the variance floor, or use float64"
-    )

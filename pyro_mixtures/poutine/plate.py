@@ -1,6 +1,7 @@
 """The data plate of a mixture: all rows, or a minibatch with its row numbers."""
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
@@ -36,6 +37,8 @@ def data_plate(
         return pyro.plate(name, total, device=device)
     if size is None:
         raise DataError("index= numbers rows of a larger data set: pass its size= too")
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise DataError(f"index must hold row numbers, integers, not {index.dtype}")
     if count is not None and len(index) != count:
         raise DataError(f"{count} rows but {len(index)} row numbers in index")
     if not len(index) or int(index.min()) < 0 or int(index.max()) >= size:

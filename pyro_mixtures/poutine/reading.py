@@ -22,6 +22,7 @@ class Declaration(NamedTuple):
     nesting: int  # most plates around any site: candidates are enumerated left of them
     observed: tuple[str, ...]  # observed sites inside the data plate, in program order, deterministic ones left out
     latent: tuple[str, ...]  # all other latent sites, which somebody must supply
+    dims: dict[str, int]  # how many dimensions each site's value has
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
 
 
@@ -37,11 +38,12 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
             if "Multiple" in str(error):
                 raise ModelError(f"a name is used by two sites: {error}; every site needs its own") from error
             raise
-    sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    # Pyro's messages are typed for callables, not for distributions.
+    sites: dict[str, Any] = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     known = [name for name, node in sites.items() if not site_is_subsample(node)]
     if site not in known:
         raise ModelError(f"the model has no sample site {site!r}; it has {sorted(known)}. Pass site= to the guide")
-    node: Any = sites[site]  # Pyro's messages are typed for callables, not for distributions
+    node = sites[site]
     if node["is_observed"]:
         raise ModelError(f"site {site!r} is observed: nothing is left to infer")
     if not getattr(node["fn"], "has_enumerate_support", False):
@@ -62,6 +64,7 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
         nesting=max(-int(f.dim or 0) for f in frames),
         observed=observed,
         latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
+        dims={name: sites[name]["value"].dim() for name in known},
         stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),
     )
 

@@ -127,20 +127,24 @@ def collect_statistics(
     skip: frozenset[str] = frozenset(),
 ) -> StatisticsMessenger:
     """Run the model with z := the posterior's candidates and return the messenger that collected the statistics."""
-    weight = posterior.probs * posterior.row_weight
-    everyone = _stock_sites(model, declaration, skip, args, kwargs)
+    weight, candidates = posterior.probs * posterior.row_weight, posterior.candidates
+    if posterior.mask is not None:
+        # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
+        candidates = candidates.expand(weight.shape).masked_fill(~posterior.mask, -1)
+        weight = torch.where(posterior.mask, weight, 0.0)
+    everyone = _stock_sites(model, declaration, skip, args, kwargs, posterior.index)
     messenger = StatisticsMessenger(declaration, weight, everyone, skip)
 
     def same(index: Tensor, size: int, device: torch.device) -> Tensor:
-        return posterior.candidates
+        return candidates
 
     with pyro.poutine.block():
-        CandidateMessenger(declaration, same)(messenger(model))(*args, **kwargs)
+        CandidateMessenger(declaration, same, index=posterior.index)(messenger(model))(*args, **kwargs)
     return messenger
 
 
 def _stock_sites(
-    model: Callable, d: Declaration, skip: frozenset[str], args: tuple, kwargs: Mapping[str, Any]
+    model: Callable, d: Declaration, skip: frozenset[str], args: tuple, kwargs: Mapping[str, Any], index: Tensor
 ) -> dict[str, Any]:
     """Stock distributions at observed sites, with all C components along their leftmost batch dimension."""
     stock = d.stock - skip
@@ -151,5 +155,5 @@ def _stock_sites(
         return torch.arange(d.components, device=device).unsqueeze(-1)
 
     with pyro.poutine.block():
-        trace = pyro.poutine.trace(CandidateMessenger(d, everyone)(model)).get_trace(*args, **kwargs)
+        trace = pyro.poutine.trace(CandidateMessenger(d, everyone, index=index)(model)).get_trace(*args, **kwargs)
     return {name: trace.nodes[name]["fn"] for name in stock}

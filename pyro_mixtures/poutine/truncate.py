@@ -45,7 +45,7 @@ class TruncateMessenger(Messenger):
         if msg["name"] != self.site:
             return
         self._seen = True
-        msg["fn"] = RestrictedSupport(msg["fn"], self.candidates)
+        msg["fn"] = RestrictedSupport(msg["fn"], self.candidates, mask=msg["mask"])
         msg["infer"] = {**(msg["infer"] or {}), "enumerate": "parallel", "expand": True}
 
 

@@ -1,8 +1,26 @@
-"""Notices when an outer ``poutine.block`` hides one site while it lets others through."""
+"""Handlers that only watch: which sites an outer ``poutine.block`` hides, which rows a plate has."""
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_mixtures.errors import ModelError
+
+
+class PlateMessenger(Messenger):
+    """Notes the row numbers of the plate named ``plate``: ``index`` (B,), or None if it was not opened."""
+
+    def __init__(self, plate: str):
+        super().__init__()
+        self.plate = plate
+
+    def __enter__(self):
+        self.index: Tensor | None = None
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg) -> None:
+        if msg["name"] == self.plate and site_is_subsample(msg):
+            self.index = msg["value"]
 
 
 class VisibilityMessenger(Messenger):
