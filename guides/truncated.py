@@ -88,7 +88,9 @@ class TruncatedPartition(PartitionGuide):
         rounds: int = 10,
         **kwargs,
     ) -> Posterior:
-        """q(z) of rows without state: searched from random sets until fewer than one set in a hundred changes.
+        """q(z) of rows without state: a survey of landmark components, then searches around the best.
+
+        Stops when fewer than one set in a hundred changes. The evidence is that of the candidates found, a lower bound.
 
         :param rounds: at most so many searches.
         """
@@ -102,6 +104,7 @@ class TruncatedPartition(PartitionGuide):
             nonlocal sets
             if sets is None:
                 sets = self._random_sets(size)
+                return self._survey(sets.read(index).to(device))
             return self._search(sets.read(index).to(device), max(self.explore, self.candidates))
 
         for _ in range(rounds):
@@ -149,12 +152,11 @@ class TruncatedPartition(PartitionGuide):
         found = (table.shape[1], len(neighbors), neighbors.shape[1])
         if found != expected:
             raise PartitionError(f"saved state has (C', C, G) = {found}, this guide {expected}")
-        self._start(len(table))
-        assert self.sets is not None
-        assert self.graph is not None
-        self.sets.table, self.graph.neighbors = table.clone(), neighbors.clone()
-        self.sets.check()
-        self.graph.check()
+        sets, graph = self._random_sets(len(table)), self._graph()
+        sets.table, graph.neighbors = table.clone(), neighbors.clone()
+        sets.check()
+        graph.check()
+        self.sets = sets
 
     def _sets_for(self, size: int) -> CandidateSets:
         if self.sets is None:
@@ -170,9 +172,7 @@ class TruncatedPartition(PartitionGuide):
 
     def _start(self, size: int) -> None:
         self.sets = self._random_sets(size)
-        self.graph = NeighborGraph(
-            components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
-        )
+        self._graph()
 
     def _random_sets(self, rows: int) -> CandidateSets:
         return CandidateSets(
@@ -185,11 +185,13 @@ class TruncatedPartition(PartitionGuide):
             self._generator = torch.Generator("cpu").manual_seed(seed)
         return self._generator
 
+    def _survey(self, known: Tensor) -> Tensor:
+        """What to evaluate for rows of which nothing is known: landmarks of the graph beside the random ``known``."""
+        graph = self._graph()
+        marks = graph.landmarks(4 * self.candidates * self.neighbors).to(known.device)
+        return search_space(known, graph.neighbors[:, :1].to(known.device), marks.expand(len(known), -1))
+
     def _search(self, known: Tensor, explore: int) -> Tensor:
-        if self.graph is None:
-            self.graph = NeighborGraph(
-                components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
-            )
         random = torch.randint(
             self.components,
             (len(known), explore),
@@ -197,7 +199,14 @@ class TruncatedPartition(PartitionGuide):
             dtype=torch.int32,
             device="cpu",
         )
-        return search_space(known, self.graph.neighbors.to(known.device), random.to(known.device))
+        return search_space(known, self._graph().neighbors.to(known.device), random.to(known.device))
+
+    def _graph(self) -> NeighborGraph:
+        if self.graph is None:
+            self.graph = NeighborGraph(
+                components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
+            )
+        return self.graph
 
     def _best(self, joint: Joint) -> Posterior:
         """Keep each row's C' best candidates."""

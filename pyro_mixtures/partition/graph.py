@@ -1,5 +1,6 @@
 """The neighbour graph between components, estimated from the densities that the E-step evaluates anyway."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,20 @@ class NeighborGraph:
             sums = merge([*self._pending, Divergences(row, old.reshape(-1), zero.double(), zero)], components)
             self.neighbors = _nearest(sums, components, width)
         self._pending, self._rows_seen = [], 0
+
+    def landmarks(self, limit: int) -> Tensor:
+        """Components (L,) int32 whose neighbourhoods cover all others, at most ``limit`` of them.
+
+        Where nothing is known of a row, these are looked at first: the best of them point to the regions to search.
+        """
+        covered = np.zeros(self.components, dtype=bool)
+        chosen = []
+        for component, neighbors in enumerate(self.neighbors.numpy()):
+            if not covered[component]:
+                chosen.append(component)
+                covered[neighbors] = True
+        spread = np.linspace(0, len(chosen) - 1, min(limit, len(chosen))).round().astype(int)
+        return torch.from_numpy(np.array(chosen, dtype=np.int32)[spread])
 
     def check(self) -> None:
         """:raises PartitionError: when a neighbour is out of range, or a component not its own first neighbour."""
