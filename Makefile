@@ -26,7 +26,7 @@ PYTEST := $(PY) -m pytest $(PARALLEL)
 WARM_UP := $(PY) -W ignore -c 'import arviz'
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-arviz1 demo bench clean
+.PHONY: help install lint format test test-slow test-arviz1 demo clean
 
 help:
 	@echo 'make install      virtual environment $(VENV) with this package (editable) and all its extras'
@@ -36,7 +36,6 @@ help:
 	@echo 'make test-slow    the tests marked slow'
 	@echo 'make test-arviz1  the tests marked arviz against ArviZ 1.x, in $(VENV_ARVIZ1) (Python >= 3.12)'
 	@echo 'make demo         tutorials/01_denoise_a_photograph.py'
-	@echo 'make bench        each tests/benchmarks/bench_*.py'
 	@echo 'make clean        remove caches and build outputs; virtual environments stay'
 	@echo 'Variables: PYTHON=$(PYTHON) PYTHON312=$(PYTHON312) VENV=$(VENV) JOBS=$(JOBS)'
 
@@ -79,9 +78,6 @@ test-arviz1: $(STAMP_ARVIZ1)
 
 demo: $(STAMP)
 	MPLBACKEND=Agg $(PY) tutorials/01_denoise_a_photograph.py
-
-bench: $(STAMP)
-	set -e; for script in tests/benchmarks/bench_*.py; do $(PY) "$$script"; done
 
 clean:
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
