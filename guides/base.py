@@ -98,7 +98,8 @@ class PartitionGuide(PyroModule):
         posterior = self.posterior(*args, given=detached, **kwargs)
         q, per_row = self._distribution(posterior)
         infer: Any = {"enumerate": "parallel", "expand": per_row}
-        with self._plate(posterior, opened.index), pyro.poutine.scale(scale=posterior.scale):
+        scale = self._in_plate(posterior.scale) if isinstance(posterior.scale, Tensor) else posterior.scale
+        with self._plate(posterior, opened.index), pyro.poutine.scale(scale=scale):
             # A mask of True leaves everything as it is.
             mask: Any = True if posterior.mask is None else self._in_plate(posterior.mask)
             with pyro.poutine.mask(mask=mask):
@@ -132,6 +133,9 @@ class PartitionGuide(PyroModule):
     def reset_wins(self) -> None:
         """Start counting anew which components win rows."""
         self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+
+    def dropped(self, components: Tensor) -> None:
+        """Told by EM that the components marked True (C,) have weight zero for good."""
 
     def reseeded(self, component: int, like: int) -> None:
         """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""

@@ -71,7 +71,9 @@ class TruncatedPartition(PartitionGuide):
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
             sets = self._sets_for(size)
             known = sets.read(index).to(device)
-            return self._search(known, self.explore) if self.training else known.T.long()
+            if not self.training:
+                return known.T.long()
+            return self._search(known, self._graph(), self.explore, self._random_numbers())
 
         joint = log_joint(model, self._declared(), propose, args, kwargs, given)
         posterior = self._best(joint)
@@ -99,13 +101,16 @@ class TruncatedPartition(PartitionGuide):
         sets: CandidateSets | None = None
         posterior: Posterior | None = None
         evaluations = 0
+        # Its own random numbers: scoring rows must not change the fit that goes on afterwards.
+        generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
+        graph = self.graph if self.graph is not None else self._new_graph(generator)
 
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
             nonlocal sets
             if sets is None:
-                sets = self._random_sets(size)
-                return self._survey(sets.read(index).to(device))
-            return self._search(sets.read(index).to(device), max(self.explore, self.candidates))
+                sets = self._random_sets(size, generator)
+                return self._survey(sets.read(index).to(device), graph)
+            return self._search(sets.read(index).to(device), graph, max(self.explore, self.candidates), generator)
 
         for _ in range(rounds):
             same_rows = None if posterior is None else posterior.index
@@ -133,6 +138,16 @@ class TruncatedPartition(PartitionGuide):
         known[missing, -1:] = planted[missing]
         sets.write(index, known)
 
+    def dropped(self, components: Tensor) -> None:
+        """Give rows that have lost all their candidates a live one."""
+        if self.sets is None:
+            return
+        gone = components.to("cpu")
+        lost = gone[self.sets.table.long()].all(-1).nonzero()[:, 0]
+        live = (~gone).nonzero()[:, 0]
+        pick = torch.randint(len(live), (len(lost),), generator=self._random_numbers(), device="cpu")
+        self.sets.table[lost, 0] = live[pick].to(self.sets.table.dtype)
+
     def reseeded(self, component: int, like: int) -> None:
         """Give a component that EM split off ``like`` its neighbourhood."""
         if self.graph is not None:
@@ -152,7 +167,7 @@ class TruncatedPartition(PartitionGuide):
         found = (table.shape[1], len(neighbors), neighbors.shape[1])
         if found != expected:
             raise PartitionError(f"saved state has (C', C, G) = {found}, this guide {expected}")
-        sets, graph = self._random_sets(len(table)), self._graph()
+        sets, graph = self._random_sets(len(table), self._random_numbers()), self._graph()
         sets.table, graph.neighbors = table.clone(), neighbors.clone()
         sets.check()
         graph.check()
@@ -171,13 +186,11 @@ class TruncatedPartition(PartitionGuide):
         return self.sets
 
     def _start(self, size: int) -> None:
-        self.sets = self._random_sets(size)
+        self.sets = self._random_sets(size, self._random_numbers())
         self._graph()
 
-    def _random_sets(self, rows: int) -> CandidateSets:
-        return CandidateSets(
-            rows=rows, components=self.components, candidates=self.candidates, generator=self._random_numbers()
-        )
+    def _random_sets(self, rows: int, generator: torch.Generator) -> CandidateSets:
+        return CandidateSets(rows=rows, components=self.components, candidates=self.candidates, generator=generator)
 
     def _random_numbers(self) -> torch.Generator:
         if self._generator is None:
@@ -185,28 +198,28 @@ class TruncatedPartition(PartitionGuide):
             self._generator = torch.Generator("cpu").manual_seed(seed)
         return self._generator
 
-    def _survey(self, known: Tensor) -> Tensor:
+    def _survey(self, known: Tensor, graph: NeighborGraph) -> Tensor:
         """What to evaluate for rows of which nothing is known: landmarks of the graph beside the random ``known``."""
-        graph = self._graph()
         marks = graph.landmarks(4 * self.candidates * self.neighbors).to(known.device)
         return search_space(known, graph.neighbors[:, :1].to(known.device), marks.expand(len(known), -1))
 
-    def _search(self, known: Tensor, explore: int) -> Tensor:
+    def _search(self, known: Tensor, graph: NeighborGraph, explore: int, generator: torch.Generator) -> Tensor:
         random = torch.randint(
             self.components,
             (len(known), explore),
-            generator=self._random_numbers(),
+            generator=generator,
             dtype=torch.int32,
             device="cpu",
         )
-        return search_space(known, self._graph().neighbors.to(known.device), random.to(known.device))
+        return search_space(known, graph.neighbors.to(known.device), random.to(known.device))
 
     def _graph(self) -> NeighborGraph:
         if self.graph is None:
-            self.graph = NeighborGraph(
-                components=self.components, neighbors=self.neighbors, generator=self._random_numbers()
-            )
+            self.graph = self._new_graph(self._random_numbers())
         return self.graph
+
+    def _new_graph(self, generator: torch.Generator) -> NeighborGraph:
+        return NeighborGraph(components=self.components, neighbors=self.neighbors, generator=generator)
 
     def _best(self, joint: Joint) -> Posterior:
         """Keep each row's C' best candidates."""

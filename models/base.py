@@ -35,6 +35,10 @@ class Mixture(PyroModule):
         self.weights = PyroParam(torch.full((components,), 1.0 / components), constraint=constraints.simplex)
         self.loc = PyroParam(torch.randn(components, features))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has to find out for itself whether the store holds somebody else's params.
+        return {**self.__dict__, "_checked_store": False}
+
     @abstractmethod
     def component_distributions(self) -> Components:
         """The C component distributions of the present parameters."""
@@ -52,7 +56,8 @@ class Mixture(PyroModule):
             raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
         with torch.no_grad():
             self.weights = torch.full_like(self.weights, 1.0 / self.components)
-            self.loc = seeds.loc.to(self.loc)
+            # A copy: steps in place must not move the seeds, or the rows that they may be a view of.
+            self.loc = seeds.loc.to(self.loc, copy=True)
         self.set_variance(seeds.variance.to(self.loc))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:

@@ -55,9 +55,10 @@ class Categoricals(Components):
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> LabelCounts:
         cell = index * self.labels + self._labels(value).expand(index.shape)
-        counts = self.probs.new_zeros(self.probs.numel())
+        # float32 stops counting ones at 2^24.
+        counts = torch.zeros(self.probs.numel(), dtype=torch.float64, device=self.probs.device)
         valid = index >= 0
-        counts.index_add_(0, cell[valid], weight[valid].to(counts.dtype))
+        counts.index_add_(0, cell[valid], weight[valid].double())
         return LabelCounts(counts.reshape(-1, self.labels))
 
     def maximize(self, statistics: LabelCounts, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ class Categoricals(Components):
             return {}
         total = statistics.counts.sum(-1, keepdim=True)
         new = torch.where(total > 0, statistics.counts / total, self.probs.reshape(-1, self.labels))
-        return {"probs": new.reshape(self.probs.shape)}
+        return {"probs": new.to(self.probs.dtype).reshape(self.probs.shape)}
 
     def _labels(self, value: Tensor) -> Tensor:
         label = value.long()

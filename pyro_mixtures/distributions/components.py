@@ -204,7 +204,7 @@ class QuadraticComponents(Components):
     def _rows(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Distinct rows (N, D) in the parameters' dtype, and each slot's row number (shape of ``index``)."""
         shape = value.shape[:-1]
-        x = match_dtype(value, self.loc).reshape(-1, value.shape[-1])
+        x = match_dtype(value, self.loc).reshape(shape.numel(), value.shape[-1])
         rows = torch.arange(len(x), device=x.device).reshape(shape)
         return x, rows.expand(index.shape)
 

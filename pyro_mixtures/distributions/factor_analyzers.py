@@ -51,7 +51,9 @@ class FactorAnalyzers(QuadraticComponents):
         return self.factor.shape[-1] + 2
 
     def _noise(self) -> Tensor:
-        return self.noise.expand(self.batch_shape + self.event_shape).reshape(-1, self.event_shape[0])
+        return self.noise.expand(self.batch_shape + self.event_shape).reshape(
+            self.batch_shape.numel(), self.event_shape[0]
+        )
 
     def low_rank(self) -> LowRank:
         """Factorised covariances, batch dimensions flattened."""
@@ -142,7 +144,9 @@ class FactorAnalyzers(QuadraticComponents):
     def marginal(self, features: Tensor) -> "FactorAnalyzers":
         """The same components seen on some ``features`` only."""
         noise = self.noise.expand(self.noise.shape[:-1] + self.event_shape)
-        return FactorAnalyzers(self.loc[..., features], self.factor[..., features, :], noise[..., features])
+        return FactorAnalyzers(
+            self.loc[..., features], self.factor[..., features, :], noise[..., features], validate_args=False
+        )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
         """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features)).

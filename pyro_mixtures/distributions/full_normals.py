@@ -83,7 +83,7 @@ class FullNormals(QuadraticComponents):
     def marginal(self, features: Tensor) -> "FullNormals":
         """The same components seen on some ``features`` only."""
         covariance = (self.scale_tril @ self.scale_tril.mT)[..., features, :][..., features]
-        return FullNormals(self.loc[..., features], torch.linalg.cholesky(covariance))
+        return FullNormals(self.loc[..., features], torch.linalg.cholesky(covariance), validate_args=False)
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
         """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features))."""

@@ -35,17 +35,21 @@ class _AxisAlignedNormals(QuadraticComponents):
 
     def kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
-        spread = self.spread()
-        scale = spread.expand(self.batch_shape + self.event_shape).reshape(loc.shape)
+        scale = self._flat_spread()
         offset = 2 * scale.log().sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
         return Quadratic(loc, scale.square().reciprocal(), loc.new_zeros(len(loc), 0, loc.shape[-1]), offset, 1.0)
+
+    def _flat_spread(self) -> Tensor:
+        """Scales (C, D), batch dimensions flattened."""
+        full = self.spread().expand(self.batch_shape + self.event_shape)
+        return full.reshape(self.batch_shape.numel(), self.event_shape[0])
 
     def moment_projection(self) -> Tensor:
         return self.loc.new_zeros(self.batch_shape.numel(), 0, self.event_shape[0])
 
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
-        scale = self.spread().expand(self.batch_shape + self.event_shape).reshape(-1, self.event_shape[0])[index]
+        scale = self._flat_spread()[index]
         return loc + scale * torch.randn_like(loc)
 
     def maximize(
@@ -73,7 +77,7 @@ class _AxisAlignedNormals(QuadraticComponents):
                 f"{type(self).__name__} has no noise part of its own: pass noise=, its standard deviation"
             )
         loc = self.flat(self.loc, 1)[index]
-        variance = self.spread().square().expand(self.batch_shape + self.event_shape).reshape(-1, loc.shape[-1])[index]
+        variance = self._flat_spread()[index].square()
         return loc + (variance - noise).clamp_min(0) / variance * (value - loc)
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
@@ -110,7 +114,7 @@ class DiagonalNormals(_AxisAlignedNormals):
     def marginal(self, features: Tensor) -> "DiagonalNormals":
         """The same components seen on some ``features`` only."""
         scale = self.scale.expand(self.scale.shape[:-1] + self.event_shape)
-        return DiagonalNormals(self.loc[..., features], scale[..., features])
+        return DiagonalNormals(self.loc[..., features], scale[..., features], validate_args=False)
 
 
 class IsotropicNormals(_AxisAlignedNormals):
@@ -136,4 +140,4 @@ class IsotropicNormals(_AxisAlignedNormals):
 
     def marginal(self, features: Tensor) -> "IsotropicNormals":
         """The same components seen on some ``features`` only."""
-        return IsotropicNormals(self.loc[..., features], self.scale)
+        return IsotropicNormals(self.loc[..., features], self.scale, validate_args=False)

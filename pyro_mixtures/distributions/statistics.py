@@ -16,7 +16,7 @@ class ComponentCounts(NamedTuple):
 class LabelCounts(NamedTuple):
     """Responsibility-weighted counts of labels."""
 
-    counts: Tensor  # (C, L)
+    counts: Tensor  # (C, L) float64
 
 
 class NormalStatistics(NamedTuple):

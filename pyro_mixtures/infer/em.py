@@ -13,6 +13,7 @@ from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.reseed import Reservoir, choose_splits, copy_split
 from pyro_mixtures.poutine import CandidateMessenger, Declaration, Posterior, collect_statistics
+from pyro_mixtures.poutine.joint import site_term
 from pyro_mixtures.poutine.params import ParamHandle
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
@@ -42,7 +43,7 @@ class EM:
         (1/2, 1].
     :param variance_floor: smallest variance, as a fraction of each feature's variance over the data.
     :param dead: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
-        one, ``"drop"`` sets their weight to zero for good, ``"keep"`` leaves their parameters alone.
+        one, ``"drop"`` sets their weight to zero for good, ``"keep"`` holds their parameters and updates their weight.
     :param freeze: names of params to hold fixed.
     :param gradient: a Pyro optimiser for sites without a closed form: generalised EM, one gradient step each M-step.
     :raises ModelError: when the guide was made for another model.
@@ -86,12 +87,17 @@ class EM:
         self._reservoir = Reservoir()
         self._no_closed_form: frozenset[str] | None = None
         self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
-        self._rows = self._size = 0
+        self._rows = self._size = self._weighted_rows = 0
+        self._weight = 0.0
 
     def step(self, *args, **kwargs) -> float:
         """One EM step on the rows in ``args``; returns the loss before it, ``-ELBO`` scaled to the data set."""
-        posterior = self._collect(args, kwargs)
-        self.maximize()
+        try:
+            posterior = self._collect(args, kwargs)
+            self.maximize()
+        except BaseException:
+            self.forget()
+            raise
         return _scaled_loss(posterior)
 
     def accumulate(self, *args, **kwargs) -> float:
@@ -112,7 +118,9 @@ class EM:
 
     def forget(self) -> None:
         """Throw away statistics accumulated since the last update (after an interruption, say)."""
-        self._sites, self._calls, self._reservoir, self._rows = {}, [], Reservoir(), 0
+        self._sites, self._calls, self._reservoir = {}, [], Reservoir()
+        self._rows = self._weighted_rows = 0
+        self._weight = 0.0
 
     def maximize(self) -> Update:
         """The M-step: set the params to the maximisers of what was accumulated."""
@@ -138,6 +146,11 @@ class EM:
                 f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, with beside= in the "
                 "guide"
             )
+        if declaration.outside:
+            raise ClosedFormError(
+                f"sites {list(declaration.outside)} lie outside the data plate: EM maximises the likelihood alone and "
+                "would ignore them; use SVI"
+            )
         posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
         found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)
@@ -149,6 +162,8 @@ class EM:
         merged = {name: self._sites[name].plus(site) if self._sites else site for name, site in found.sites.items()}
         self._sites = {name: site._replace(rows=None) for name, site in merged.items()}
         self._rows, self._size = self._rows + len(posterior.index), posterior.size
+        self._weighted_rows += int((posterior.row_weight > 0).sum())
+        self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
         if self.dead == "reseed":
             self._reservoir.add(posterior, {name: site.rows for name, site in found.sites.items()})
         if skip:
@@ -208,12 +223,15 @@ class EM:
         z = self.guide.site
         count = sites[z].statistics.counts
         least = max(site.family.min_rows for site in sites.values())
-        starved = count < least
-        splits = choose_splits(self._reservoir, count, least) if self.dead == "reseed" else []
+        # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
+        rows = count * max(1.0, self._weighted_rows / self._weight)
+        starved = rows < least
+        splits = choose_splits(self._reservoir, rows, least) if self.dead == "reseed" else []
         if self.dead == "drop":
             kept = torch.where(starved, 0.0, count)
             if bool((kept > 0).any()):
                 sites = {**sites, z: sites[z]._replace(statistics=type(sites[z].statistics)(kept))}
+                self.guide.dropped(starved)
         values = {name: self._maximize_site(site, starved) for name, site in sites.items()}
         for split in splits:
             copy_split(values, sites, split, self._reservoir)
@@ -222,7 +240,9 @@ class EM:
         return values, Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
 
     def _maximize_site(self, site: SiteStatistics, starved: Tensor) -> dict[str, Tensor]:
-        free = frozenset(name for name, handle in site.params.items() if handle.name not in self.freeze)
+        free = frozenset(
+            name for name, handle in site.params.items() if handle.name not in self.freeze and handle.leaf.requires_grad
+        )
         new = site.family.maximize(site.statistics, free, variance_floor=self.variance_floor)
         if isinstance(site.family, MixtureWeights):
             return new
@@ -238,8 +258,8 @@ class EM:
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
         skip = self._no_closed_form or frozenset()
-        owned = {handle.name for site in self._sites.values() for handle in site.params.values()} | self.freeze
-        free = [handle.leaf for name, handle in self._params.items() if name not in owned]
+        owned = {handle.name for site in self._sites.values() for handle in site.params.values()} - self.freeze
+        free = [h.leaf for name, h in self._params.items() if name not in owned | self.freeze and h.leaf.requires_grad]
         if not skip or not free:
             return
         for posterior, args, kwargs in self._calls:
@@ -249,10 +269,25 @@ class EM:
                 messenger = CandidateMessenger(d, propose, index=posterior.index)
                 nodes: Any = pyro.poutine.trace(messenger(self.model)).get_trace(*args, **kwargs).nodes
             weight = posterior.probs * posterior.row_weight
-            loss: Any = -sum((weight * nodes[name]["fn"].log_prob(nodes[name]["value"])).sum() for name in skip)
-            loss.backward()
+            terms = [site_term(nodes[name], nodes[d.site], d) for name in skip]
+            loss = -sum(torch.where(weight > 0, weight * term, 0.0).sum() for term in terms)
+            self._refuse_shared(loss, owned)
+            loss.backward()  # type: ignore[union-attr]
         self.gradient(free)
         pyro.infer.util.zero_grads(free)
+
+    def _refuse_shared(self, loss: Any, owned: set[str]) -> None:
+        """A param of both kinds of sites has no update that raises the ELBO, by closed form or gradient alone."""
+        leaves = {name: h.leaf for name, h in self._params.items() if name in owned and h.leaf.requires_grad}
+        slopes = (
+            torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True) if leaves else ()
+        )
+        shared = [name for name, slope in zip(leaves, slopes, strict=True) if slope is not None]
+        if shared:
+            raise ClosedFormError(
+                f"params {shared} belong to a closed-form site and to one without a closed form: freeze= them, or use "
+                "SVI"
+            )
 
 
 def _scaled_loss(posterior: Posterior) -> float:

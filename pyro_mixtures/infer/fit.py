@@ -66,8 +66,8 @@ def fit(
     :param epochs: at most so many passes over the data after warm-up.
     :param warmup: at most so many E-step passes before the first update, which find candidate sets and neighbours of
         the initial components (only guides that search need them).
-    :param tolerance: converged when the ELBO gains less than this, in nats per row *and feature*, in ``patience``
-        epochs running. Absolute, so shifting or scaling the data does not change when a fit stops.
+    :param tolerance: converged when the ELBO gains less than this over its best so far, in nats per row *and feature*,
+        in ``patience`` epochs running. Absolute, so shifting or scaling the data does not change when a fit stops.
     :param progress: show a progress bar with the ELBO and the number of evaluations.
     :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops the fit.
 
@@ -78,50 +78,67 @@ def fit(
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
-    loop = _Loop(result, Batches(rows, batch_size), tuple(callbacks), tolerance, patience)
-    with tqdm(total=epochs, disable=not progress, unit="epoch", dynamic_ncols=True) as bar:
-        try:
-            if isinstance(inference, EM) and inference.guide.searches:
-                loop.run("warm-up", warmup, loop.search, bar=bar)
-            phase = "EM" if isinstance(inference, EM) else "SVI"
-            result.converged = loop.run(phase, epochs, loop.update_pass(), bar=bar)
-        except KeyboardInterrupt:
-            result.interrupted = True
-            if isinstance(inference, EM):
-                inference.forget()
+    loop = _Loop(result, Batches(rows, batch_size), tuple(callbacks), tolerance, patience, progress)
+    try:
+        if isinstance(inference, EM) and inference.guide.searches and warmup:
+            loop.run("warm-up", warmup, loop.search)
+        phase = "EM" if isinstance(inference, EM) else "SVI"
+        result.converged = not loop.stopped and loop.run(phase, epochs, loop.update_pass())
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        # Statistics of a pass that was not finished must not reach the next one.
+        if isinstance(inference, EM):
+            inference.forget()
     return result
 
 
 class _Loop:
     """Epochs of one fit."""
 
-    def __init__(self, result: Fit, batches: Batches, callbacks: tuple[Callback, ...], tolerance: float, patience: int):
+    def __init__(
+        self,
+        result: Fit,
+        batches: Batches,
+        callbacks: tuple[Callback, ...],
+        tolerance: float,
+        patience: int,
+        progress: bool,
+    ):
         self.result, self.batches, self.callbacks = result, batches, callbacks
-        self.tolerance, self.patience = tolerance, patience
+        self.tolerance, self.patience, self.progress = tolerance, patience, progress
+        self.stopped = False  # by a callback
         self.inference, self.guide = result.inference, result.guide
         self.started = time.perf_counter()
         self.evaluations = self.guide.evaluations
 
-    def run(self, phase: str, epochs: int, one_pass: Callable[[], float], *, bar: Any) -> bool:
-        """Up to ``epochs`` passes; True when the gain stayed below the tolerance for ``patience`` passes."""
-        settled, before = 0, -math.inf
+    def run(self, phase: str, epochs: int, one_pass: Callable[[], float]) -> bool:
+        """Up to ``epochs`` passes under a progress bar; True when the ELBO has settled."""
+        with tqdm(total=epochs, desc=phase, disable=not self.progress, unit="epoch", dynamic_ncols=True) as bar:
+            return self._passes(phase, epochs, one_pass, bar)
+
+    def _passes(self, phase: str, epochs: int, one_pass: Callable[[], float], bar: Any) -> bool:
+        """True when the gain stayed below the tolerance for ``patience`` passes."""
+        settled, best = 0, -math.inf
         for _ in range(epochs):
             self.guide.reset_wins()
             elbo = -one_pass() / self.batches.rows
             self._record(phase, elbo, bar)
-            settled = settled + 1 if elbo - before < self.tolerance * self.batches.features else 0
-            before = elbo
-            stop = [callback(self.result) for callback in self.callbacks]
-            if settled >= self.patience:
-                return True
-            if any(answer is True for answer in stop):
-                return False
+            settled = settled + 1 if elbo - best < self.tolerance * self.batches.features else 0
+            best = max(best, elbo)
+            answers = [callback(self.result) for callback in self.callbacks]  # every callback is called
+            self.stopped = any(answer is True for answer in answers)
+            if self.stopped or settled >= self.patience:
+                return settled >= self.patience
         return False
 
     def search(self) -> float:
         """E-steps alone."""
-        return sum(
-            -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy()) for batch in self.batches.in_order()
+        return self._whole(
+            sum(
+                -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy())
+                for batch in self.batches.in_order()
+            )
         )
 
     def update_pass(self) -> Callable[[], float]:
@@ -134,7 +151,11 @@ class _Loop:
         assert isinstance(self.inference, EM)
         loss = sum(self.inference.accumulate(*batch.args, **batch.kwargs) for batch in self.batches.in_order())
         self.inference.maximize()
-        return loss
+        return self._whole(loss)
+
+    def _whole(self, loss: float) -> float:
+        """The loss of the rows that were evaluated, scaled up to all rows if the model itself draws a subsample."""
+        return loss * self.batches.rows / max(1, int(self.guide.wins.sum()))
 
     def _stochastic(self) -> float:
         losses = [(self.inference.step(*batch.args, **batch.kwargs), batch.rows) for batch in self.batches.shuffled()]
@@ -153,8 +174,5 @@ class _Loop:
             seconds=time.perf_counter() - self.started,
         )
         self.result.history.epochs.append(epoch)
-        if bar is not None:
-            bar.set_description(phase)
-            bar.set_postfix(elbo=f"{elbo:.4f}", evaluations=f"{epoch.evaluations:.3g}", live=epoch.live)
-            if phase != "warm-up":
-                bar.update()
+        bar.set_postfix(elbo=f"{elbo:.4f}", evaluations=f"{epoch.evaluations:.3g}", live=epoch.live, refresh=False)
+        bar.update()

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
@@ -14,6 +15,8 @@ from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.scoring import posteriors
 from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_declaration
+
+_GAIN_ELEMENTS = 1 << 25
 
 
 def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -30,7 +33,7 @@ def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     with torch.no_grad(), pyro.poutine.block():
         trace = pyro.poutine.trace(pyro.poutine.uncondition(model)).get_trace(*args, **kwargs)
     nodes: Any = trace.nodes
-    return {name: nodes[name]["value"] for name in trace.stochastic_nodes}
+    return {name: nodes[name]["value"] for name in trace.stochastic_nodes if not site_is_subsample(nodes[name])}
 
 
 @torch.no_grad()
@@ -54,7 +57,7 @@ def reconstruct(
     :param top: how many of a row's most probable components are averaged, their responsibilities renormalised.
     """
     parts = []
-    for posterior, part in posteriors(model, rows, guide, site, given, chunk):
+    for posterior, part in posteriors(model, rows, guide, site, given, chunk, _gain_rows(rows)):
         selected, value = _selected(model, part, posterior, guide, observed, site, given)
         variance = None if noise is None else torch.as_tensor(noise, dtype=value.dtype, device=value.device).square()
         if variance is not None:
@@ -88,7 +91,7 @@ def conditional(
             continue
         who = (member == number).nonzero()[:, 0]
         part = tuple(tensor[who] for tensor in tensors)
-        filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk)
+        filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk).to(filled.dtype)
     return filled
 
 
@@ -96,7 +99,7 @@ def _fill(model, part, missing: Tensor, observed: str, guide, site, given, chunk
     features = (~missing).nonzero()[:, 0]
     handled = MarginalMessenger(observed, features)(model)
     parts = []
-    for posterior, rows in posteriors(handled, part, guide, site, given, chunk):
+    for posterior, rows in posteriors(handled, part, guide, site, given, chunk, _gain_rows(part)):
         selected, value = _selected(model, rows, posterior, guide, observed, site, given)
         seen = value[:, features]
         mean = _mix(posterior, lambda z: selected.family.conditional_mean_at(z, seen, features))  # noqa: B023
@@ -132,6 +135,12 @@ def _mix(posterior: Posterior, value_at: Callable[[Tensor], Tensor]) -> Tensor:
     return total
 
 
+def _gain_rows(rows: tuple[Tensor, ...]) -> int:
+    """Rows whose gain matrices (D, D) may be alive at once."""
+    features = max(as_rows(tensor)[0].numel() for tensor in rows)
+    return max(64, _GAIN_ELEMENTS // features**2)
+
+
 def _selected(model, part, posterior: Posterior, guide, observed: str, site: str, given) -> tuple[Selected, Tensor]:
     declaration = guide.read(*part) if guide is not None else read_declaration(model, site, part, {})
     messenger = CandidateMessenger(declaration, lambda *_: posterior.candidates, given, posterior.index)
@@ -139,10 +148,12 @@ def _selected(model, part, posterior: Posterior, guide, observed: str, site: str
         nodes: Any = pyro.poutine.trace(messenger(model)).get_trace(*part).nodes
     if observed not in declaration.observed:
         raise ModelError(f"the model has no observed site {observed!r}; it has {list(declaration.observed)}")
-    fn = nodes[observed]["fn"]
+    fn, value = nodes[observed]["fn"], nodes[observed]["value"]
+    if declaration.dim != -1 or value.dim() != 2:
+        raise ModelError(f"site {observed!r} must observe rows (N, D) in a data plate of dim=-1")
     if not isinstance(fn, Selected) or not hasattr(fn.family, "signal_at"):
         raise OptionError(f"site {observed!r} must be a normal family of pyro_mixtures.distributions, selected by [z]")
-    return fn, nodes[observed]["value"]
+    return fn, value
 
 
 def _argument_of(model: Callable, tensors: tuple[Tensor, ...], observed: str) -> int:

@@ -34,6 +34,9 @@ class Reservoir:
         step = max(1, len(posterior.index) // _ROWS_A_BATCH)
         weight = posterior.row_weight[::step]
         pick = torch.arange(0, len(posterior.index), step, device=weight.device)[weight > 0]
+        for value in rows.values():
+            if value is not None and len(value) == len(posterior.index) and value.is_floating_point():
+                pick = pick[value[pick].flatten(1).isfinite().all(-1)]
         self.winners.append(posterior.winner[pick])
         for name, value in rows.items():
             if value is not None and len(value) == len(posterior.index):
@@ -54,7 +57,7 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int) -> list[Split
     splits: list[Split] = []
     used: set[int] = set()
     # Rows of the largest components first.
-    order = torch.argsort(torch.where(can_split, count.to(winners.device)[winners], -1.0), descending=True)
+    order = torch.argsort(torch.where(can_split, count.to(winners.device)[winners], -1.0), descending=True, stable=True)
     for row in order[: int(can_split.sum())].tolist():
         like = int(winners[row])
         if len(splits) == len(dead):

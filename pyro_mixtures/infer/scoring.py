@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import OptionError
+from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.poutine import Posterior, exact_posterior, read_declaration
 
@@ -75,17 +75,24 @@ def posteriors(
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
+    most: int = _TRUNCATED_ROWS,
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
-    """q(z) chunk by chunk, with the chunk's rows; exact without a guide."""
+    """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
     tensors = Batches(rows).tensors
     if chunk is not None and chunk < 1:
         raise OptionError(f"chunk={chunk} must be positive")
     first = tuple(tensor[:1] for tensor in tensors)
     declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
-    size = chunk or (_TRUNCATED_ROWS if guide is not None else max(1, _EXACT_PAIRS // declaration.components))
+    size = chunk or (most if guide is not None else max(1, min(most, _EXACT_PAIRS // declaration.components)))
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)
-        yield _posterior(model, part, guide, declaration, given), part
+        posterior = _posterior(model, part, guide, declaration, given)
+        if len(posterior.index) != len(part[0]):
+            raise ModelError(
+                f"the model took {len(posterior.index)} of {len(part[0])} rows: with subsample_size its rows cannot be "
+                "scored; open its plate without subsample_size"
+            )
+        yield posterior, part
 
 
 def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given: Any) -> Posterior:

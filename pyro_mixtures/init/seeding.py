@@ -46,13 +46,13 @@ def seed_rows(
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
-    mean, variance = _moments(x)
-    index = _random(x, components, generator) if method == "random" else _afkmc2(x, mean, components, chain, generator)
+    variance = _variance(x)
+    index = _random(x, components, generator) if method == "random" else _afkmc2(x, components, chain, generator)
     return Seeds(index, x[index], variance)
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D,) of the rows, in chunks and float64."""
+def _variance(x: Tensor) -> Tensor:
+    """Variance (D,) of the rows, in chunks and float64."""
     mean = sum(part.double().sum(0) for part in x.split(1 << 16)) / len(x)
     if not bool(torch.isfinite(mean).all()):
         row = int((~x.isfinite()).any(-1).nonzero()[0])
@@ -61,28 +61,29 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     # A feature without variance gets that of a typical one, so that densities stay finite.
     typical = variance.mean() if bool(variance.mean() > 0) else torch.ones_like(variance.mean())
     variance = torch.where(variance > 1e-12 * typical, variance, typical)
-    return mean.to(x.dtype), variance.to(x.dtype)
+    return variance.to(x.dtype)
 
 
 def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Tensor:
     return torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
 
 
-def _afkmc2(x: Tensor, mean: Tensor, components: int, chain: int, generator: torch.Generator | None) -> Tensor:
-    """Proposals follow q(n) = |x_n - m|^2 / 2 sum + 1 / 2N; a chain per further mean accepts by distance ratio."""
-    weight = torch.cat([squared_distance(part, mean) for part in x.split(1 << 16)]).double().to("cpu")
+def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator | None) -> Tensor:
+    """First mean uniform; proposals follow q(n) = |x_n - first|^2 / 2 sum + 1 / 2N, chains accept by distance ratio."""
+    first = int(torch.randint(len(x), (), generator=generator, device="cpu"))
+    weight = torch.cat([squared_distance(part, x[first]) for part in x.split(1 << 16)]).double().to("cpu")
     if not bool(weight.sum() > 0):
         weight = torch.ones_like(weight)
     q = 0.5 / len(x) + 0.5 * weight / weight.sum()
-    proposals = _draw(q, (components - 1) * chain + 1, generator)
-    chosen = [int(proposals[0])]
+    proposals = _draw(q, (components - 1) * chain, generator)
+    chosen = [first]
     taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
     taken[chosen[0]] = True
     centers = x.new_empty(components, x.shape[1])
     centers[0] = x[chosen[0]]
     uniform = torch.rand(components - 1, chain, generator=generator, dtype=torch.float64, device="cpu")
     for k in range(1, components):
-        rows = proposals[1 + (k - 1) * chain : 1 + k * chain]
+        rows = proposals[(k - 1) * chain : k * chain]
         distance = nearest_distance(x[rows.to(x.device)], centers[:k]).double().to("cpu")
         # A row that is a mean already has distance zero and is left at the first opportunity.
         best = _chain(distance.masked_fill(taken[rows], 0.0), q[rows], uniform[k - 1])

@@ -143,33 +143,41 @@ def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
     if messenger.candidates is None or messenger.index is None:
         raise ModelError(f"the model no longer has the site {d.site!r} that it had when the guide first read it")
     z = trace.nodes[d.site]
-    rows, own = len(messenger.index), _own_scale(z, d)
+    rows, own = len(messenger.index), own_scale(z, d)
     prior = _per_row(_site_log_prob(z), d)
     total = prior
     for name, node in trace.nodes.items():
         inside = node["type"] == "sample" and any(f.name == d.plate for f in node["cond_indep_stack"])
         if not inside or name == d.site:
             continue
-        term = _per_row(_scaled(_site_log_prob(node), _own_scale(node, d), own), d)
-        total = total + term
-    mask = None if z["mask"] is None else torch.as_tensor(z["mask"], device=total.device).expand(rows)
-    scale = own.expand(rows) if isinstance(own, Tensor) else own
+        total = total + site_term(node, z, d)
+    mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
+    scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
     _check_finite(total, mask, trace, d)
     return Joint(messenger.candidates, total, prior, messenger.index, messenger.size, scale, mask)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    return rows.reshape(-1) if rows.dim() else rows
+
+
+def site_term(node, z, d: Declaration) -> Tensor:
+    """An observed site's part (S, B) of the log joint: masked, scaled relative to ``z``, nested plates summed."""
+    return _per_row(scaled_like(_site_log_prob(node), own_scale(node, d), own_scale(z, d)), d)
 
 
 def _site_log_prob(node) -> Tensor:
     return scale_and_mask(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), mask=node["mask"])
 
 
-def _own_scale(node, d: Declaration):
+def own_scale(node, d: Declaration):
     """The site's scale without the data plate's subsampling: row weights, and plates nested inside."""
     frame = next(f for f in node["cond_indep_stack"] if f.name == d.plate)
     return node["scale"] * frame.size / (frame.full_size or frame.size)
 
 
-def _scaled(log_prob: Tensor, scale, reference) -> Tensor:
+def scaled_like(log_prob: Tensor, scale, reference) -> Tensor:
     """``log_prob`` by the site's scale relative to that of z, whose entropy is scaled by ``reference``."""
     if isinstance(scale, Tensor) and isinstance(reference, Tensor) and torch.equal(scale, reference):
         return log_prob

@@ -40,7 +40,8 @@ def leaf_of(value: Tensor) -> Tensor:
 def handle_of(site) -> ParamHandle:
     """The handle of a traced ``param`` site."""
     name = site["name"]
-    known = pyro.get_param_store().get_state()["constraints"]
-    # With Pyro's module_local_params the store is empty and the statement itself carries the constraint.
-    constraint = known.get(name, site["kwargs"].get("constraint", constraints.real))
-    return ParamHandle(name, leaf_of(site["value"]), constraint)
+    leaf, store = leaf_of(site["value"]), pyro.get_param_store().get_state()
+    if store["params"].get(name) is leaf:
+        return ParamHandle(name, leaf, store["constraints"][name])
+    # With Pyro's module_local_params the store knows nothing of it, and the statement itself carries the constraint.
+    return ParamHandle(name, leaf, site["kwargs"].get("constraint", constraints.real))

@@ -21,6 +21,7 @@ class Declaration(NamedTuple):
     dim: int  # of the data plate, negative
     nesting: int  # most plates around any site: candidates are enumerated left of them
     observed: tuple[str, ...]  # observed sites inside the data plate, in program order, deterministic ones left out
+    outside: tuple[str, ...]  # observed sites and factors outside the data plate: priors written as factors, say
     latent: tuple[str, ...]  # all other latent sites, which somebody must supply
     dims: dict[str, int]  # how many dimensions each site's value has
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
@@ -63,6 +64,11 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
         dim=frame.dim,
         nesting=max(-int(f.dim or 0) for f in frames),
         observed=observed,
+        outside=tuple(
+            name
+            for name in known
+            if sites[name]["is_observed"] and name not in inside and not _is_deterministic(sites[name]["fn"])
+        ),
         latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
         dims={name: sites[name]["value"].dim() for name in known},
         stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),

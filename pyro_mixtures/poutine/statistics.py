@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import MixtureWeights, RestrictedSupport, Selected
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError
-from pyro_mixtures.poutine.joint import CandidateMessenger
+from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
 from pyro_mixtures.poutine.posterior import Posterior
 from pyro_mixtures.poutine.reading import Declaration
@@ -52,6 +52,7 @@ class StatisticsMessenger(Messenger):
         self.params: dict[str, ParamHandle] = {}
         self._values: dict[str, Tensor] = {}
         self._z: Tensor | None = None
+        self._scale: Tensor | float = 1.0
         return super().__enter__()
 
     def _pyro_post_param(self, msg) -> None:
@@ -61,7 +62,7 @@ class StatisticsMessenger(Messenger):
     def _pyro_post_sample(self, msg) -> None:
         name, d = msg["name"], self.declaration
         if name == d.site:
-            self._z = msg["value"]
+            self._z, self._scale = msg["value"], own_scale(msg, d)
             self.sites[name] = self._discrete(msg)
         elif name in d.observed and name not in self.skip:
             self.sites[name] = self._observed(msg)
@@ -82,16 +83,19 @@ class StatisticsMessenger(Messenger):
         nested = [f.name for f in msg["cond_indep_stack"] if f.vectorized and f.name != self.declaration.plate]
         if nested:
             raise ClosedFormError(f"site {name!r} lies in nested plates {nested}: no closed form; use SVI")
+        assert self._z is not None
         fn, weight = self._unmasked(msg)
+        weight = scaled_like(weight, own_scale(msg, self.declaration), self._scale)
+        # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
+        z = self._z if msg["mask"] is None else torch.where(torch.as_tensor(msg["mask"]), self._z, -1)
         if isinstance(fn, Selected):
-            params = self._bind(name, fn.family.arguments)
+            family, params = fn.family, self._bind(name, fn.family.arguments)
         else:
             stock = stock_family(name, self.everyone.get(name, fn), self.declaration.components, self._values)
             params = {argument: self.params[param] for argument, param in stock.params.items()}
-            assert self._z is not None
-            fn, value = stock.family[self._z], stock.rows(value)
+            family, value = stock.family, stock.rows(value)
         with torch.no_grad():
-            return SiteStatistics(fn.family, fn.statistics(value, weight), params, value)
+            return SiteStatistics(family, family[z].statistics(value, weight), params, value)
 
     def _unmasked(self, msg) -> tuple[Any, Tensor]:
         """The site's distribution without masks, and the weights (S, [1], B, [1]) with them."""

@@ -85,6 +85,8 @@ class _Reader:
 
 
 def _match(site: str, argument: str, values: Tensor, params: Mapping[str, Tensor]) -> str | None:
+    if not values.requires_grad:
+        return None  # a constant, whatever it happens to equal
     found = [name for name, value in params.items() if _equal(value, values)]
     exact = [name for name in found if params[name].shape == values.shape] or found
     if len(exact) > 1:

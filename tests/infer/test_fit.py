@@ -57,7 +57,9 @@ def truncated(x, **options):
 def svi(x, guide=FullPartition, lr=0.05):
     model = mixture(x)
     options = {} if guide is FullPartition else {"candidates": 2, "neighbors": 3, "seed": 0}
-    return SVI(model, guide(model, components=C, **options), pyro.optim.Adam({"lr": lr}), TraceEnum_ELBO(max_plate_nesting=1))
+    return SVI(
+        model, guide(model, components=C, **options), pyro.optim.Adam({"lr": lr}), TraceEnum_ELBO(max_plate_nesting=1)
+    )
 
 
 STRATEGIES = {

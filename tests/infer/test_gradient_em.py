@@ -221,7 +221,7 @@ def test_interrupted_fit_drops_the_calls_of_the_abandoned_pass(data):
 
 
 def test_a_model_without_any_closed_form_but_the_weights(data):
-    x, y = data
+    _, y = data
 
     def model(y):
         weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
@@ -262,11 +262,9 @@ def test_nested_plates_sum_their_features(data):
     def model(x):
         weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
         place = pyro.param("place", start.clone())
-        with pyro.plate("features", D, dim=-2) as d, pyro.plate("data", len(x), dim=-1):
-            pass
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", MixtureWeights(weights))
-            with pyro.plate("features", D, dim=-2):
+            with pyro.plate("features", D, dim=-2) as d:
                 pyro.sample("x", dist.StudentT(torch.tensor(3.0, dtype=F64), place[z, d.unsqueeze(-1)], 1.0), obs=x.T)
 
     place = start.clone().requires_grad_()
@@ -302,18 +300,18 @@ def test_masked_observations_give_no_gradient(data):
 def test_a_param_of_both_kinds_of_sites_is_refused_or_left_to_the_gradient(data):
     """The closed form of one site alone is no maximiser for both: the ELBO must not fall."""
     x, _ = data
-    y = 50.0 + 0.01 * torch.randn(N, dtype=F64)
+    y = torch.full((N,), 50.0, dtype=F64)
 
     def model(x, y):
-        weights, components = closed_form(x)
-        width = pyro.param("width", torch.ones(C, dtype=F64), constraint=dist.constraints.positive)
+        weights = torch.full((C,), 1 / C, dtype=F64)
+        loc = pyro.param("loc", 50 + torch.arange(C, dtype=F64).unsqueeze(-1).repeat(1, D))
+        width = pyro.param("width", torch.full((C,), 0.1, dtype=F64), constraint=dist.constraints.positive)
+        components = DiagonalNormals(loc, torch.full((C, D), 100.0, dtype=F64))
         with data_plate(x):
-            z = pyro.sample("z", weights)
+            z = pyro.sample("z", MixtureWeights(weights))
             pyro.sample("x", components[z], obs=x)
-            pyro.sample("y", dist.Cauchy(components.loc[z][..., 0], width[z]), obs=y)
+            pyro.sample("y", dist.Cauchy(loc[z][..., 0], width[z]), obs=y)
 
-    with torch.no_grad():
-        pyro.param("loc", torch.full((C, D), 50.0, dtype=F64) + torch.arange(C).unsqueeze(-1))
     em = EM(model, FullPartition(model, components=C), dead="keep", gradient=adam(1e-4))
     try:
         losses = [em.step(x, y) for _ in range(3)]

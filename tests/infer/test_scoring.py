@@ -1,0 +1,372 @@
+"""Evidence, responsibilities and assignments of rows that no fit has seen, against torch.distributions."""
+
+import copy
+
+import pyro
+import pytest
+import torch
+from pyro import distributions as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
+from pyro_mixtures.errors import DataError, ModelError
+from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.infer import EM, Responsibilities, assign, evidence, fit, responsibilities
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
+from pyro_mixtures.poutine import data_plate
+from tests.conformance import one_thread
+
+C, D, N = 6, 3, 50
+F64 = torch.float64
+FAMILIES = ["isotropic", "diagonal", "full", "factor"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def mixture(family="diagonal", components=C, spread=2.0, dtype=F64):
+    """A mixture with parameters that all differ."""
+    if family == "factor":
+        model = MixtureOfFactorAnalyzers(components=components, features=D, factors=2)
+    else:
+        model = GaussianMixture(components=components, features=D, covariance=family)
+    model.to(dtype)
+    with torch.no_grad():
+        model.loc = spread * torch.randn(components, D, dtype=dtype)
+        model.weights = torch.arange(2.0, components + 2, dtype=dtype) / (torch.arange(2.0, components + 2).sum())
+        if family == "factor":
+            model.factor, model.noise = torch.randn_like(model.factor), 0.5 + torch.rand_like(model.noise)
+        elif family == "full":
+            tril = 0.5 * torch.randn_like(model.scale_tril).tril(-1)
+            model.scale_tril = tril + (0.5 + torch.rand(components, D, dtype=dtype)).diag_embed()
+        else:
+            model.scale = 0.5 + torch.rand_like(model.scale)
+    return model
+
+
+def covariances(model):
+    """(C, D, D)."""
+    if hasattr(model, "factor"):
+        return model.factor @ model.factor.mT + model.noise.diag_embed()
+    if model.covariance == "full":
+        return model.scale_tril @ model.scale_tril.mT
+    return model.scale.square().reshape(model.components, -1).expand(-1, D).diag_embed()
+
+
+def brute(model, x):
+    """log p(c, x) (N, C)."""
+    normals = torch.distributions.MultivariateNormal(model.loc, covariances(model))
+    return (model.weights.log() + normals.log_prob(x.unsqueeze(1))).detach()
+
+
+def rows(count=N):
+    return 2 * torch.randn(count, D, dtype=F64)
+
+
+def separated(components=30, count=300):
+    """A mixture on a line, its components ten standard deviations apart, and rows of it."""
+    model = mixture(components=components)
+    with torch.no_grad():
+        model.loc = 15.0 * torch.arange(components, dtype=F64).unsqueeze(-1).repeat(1, D) / D**0.5
+    truth = torch.arange(count) % components
+    return model, (model.loc[truth] + torch.randn(count, D, dtype=F64)).detach(), truth
+
+
+def trained(model, x, **options):
+    """A truncated guide that has searched ``x``."""
+    settings = {"components": model.components, "candidates": 3, "neighbors": 5, "seed": 0, **options}
+    guide = TruncatedPartition(model, **settings)
+    for _ in range(8):
+        guide.posterior(x)
+    return guide
+
+
+# Exact.
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, N, 10 * N])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evidence_is_the_brute_force_sum(family, chunk):
+    model, x = mixture(family), rows()
+    torch.testing.assert_close(evidence(model, x, chunk=chunk), brute(model, x).logsumexp(-1))
+
+
+def test_rows_need_not_be_those_of_the_fit():
+    model = mixture()
+    fit(EM(model, FullPartition(model, components=C)), rows(), epochs=3, progress=False)
+    for count in (1, 2, 77):
+        x = rows(count)
+        torch.testing.assert_close(evidence(model, x), brute(model, x).logsumexp(-1))
+
+
+def test_scores_carry_no_gradient_and_take_arrays():
+    model, x = mixture(), rows()
+    found = evidence(model, x)
+    assert not found.requires_grad
+    assert torch.equal(evidence(model, x.numpy()), found)
+    assert torch.equal(evidence(model, x.tolist()), evidence(model, x))
+
+
+def test_float32_rows_are_widened():
+    model, x = mixture(), rows().float()
+    torch.testing.assert_close(evidence(model, x), brute(model, x.double()).logsumexp(-1))
+
+
+@pytest.mark.parametrize("top", [1, 3, C, C + 4])
+@pytest.mark.parametrize("chunk", [None, 9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_responsibilities_are_the_best_of_the_posterior(family, top, chunk):
+    model, x = mixture(family), rows()
+    found = responsibilities(model, x, top=top, chunk=chunk)
+    assert isinstance(found, Responsibilities)
+    expected = brute(model, x).softmax(-1).topk(min(top, C), dim=-1)
+    assert torch.equal(found.components, expected.indices)
+    torch.testing.assert_close(found.probs, expected.values)
+    assert (found.probs.diff(dim=-1) <= 0).all()
+
+
+@pytest.mark.parametrize("chunk", [None, 9])
+def test_assign_is_the_best_component(chunk):
+    model, x = mixture(), rows()
+    assert torch.equal(assign(model, x, chunk=chunk), brute(model, x).argmax(-1))
+
+
+def test_a_component_of_zero_weight_is_never_assigned():
+    model, x = mixture(), rows()
+    with torch.no_grad():
+        weights = model.weights.clone()
+        weights[2] = 0
+        model.weights = weights / weights.sum()
+    assert 2 not in assign(model, x)
+    assert evidence(model, x).isfinite().all()
+    assert responsibilities(model, x, top=C).probs[:, -1].max() == 0
+
+
+def test_an_exact_guide_gives_the_same():
+    model, x = mixture(), rows()
+    guide = FullPartition(model, components=C)
+    assert torch.equal(evidence(model, x, guide=guide), evidence(model, x))
+    assert torch.equal(assign(model, x, guide=guide), assign(model, x))
+    assert guide.wins.sum() == 0
+
+
+def test_scoring_inside_other_handlers_leaves_no_trace():
+    model, x = mixture(), rows()
+    with pyro.poutine.trace() as tracer:
+        evidence(model, x)
+        assign(model, x, guide=trained(model, x))
+    assert not tracer.trace.nodes
+
+
+# Truncated.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truncated_evidence_is_a_lower_bound(family):
+    model, x = mixture(family, 12), rows()
+    guide = trained(model, x, candidates=2)
+    exact = brute(model, x).logsumexp(-1)
+    found = evidence(model, rows(3), guide=guide)
+    assert found.shape == (3,)
+    found = evidence(model, x, guide=guide)
+    assert (found <= exact + 1e-10).all()
+    assert (found < exact - 1e-6).any()
+    assert (exact - found).mean() < 1
+
+
+def test_truncated_evidence_with_all_components_is_exact():
+    model, x = mixture(), rows()
+    guide = trained(model, x, candidates=C, neighbors=C)
+    torch.testing.assert_close(evidence(model, rows(1), guide=guide).shape, torch.Size([1]))
+    torch.testing.assert_close(evidence(model, x, guide=guide), brute(model, x).logsumexp(-1))
+
+
+@pytest.mark.parametrize("count", [1, 10, 300, 900])
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_truncated_scores_are_close_on_separated_data_of_any_size(count, chunk):
+    model, x, _ = separated()
+    guide = trained(model, x)
+    truth = torch.arange(count) % model.components
+    new = (model.loc[truth] + torch.randn(count, D, dtype=F64)).detach()
+    exact = brute(model, new)
+    found = evidence(model, new, guide=guide, chunk=chunk)
+    right = assign(model, new, guide=guide, chunk=chunk) == exact.argmax(-1)
+    assert right.double().mean() >= 0.9
+    torch.testing.assert_close(found[right], exact.logsumexp(-1)[right], rtol=0, atol=1e-3)
+    best = responsibilities(model, new, top=2, guide=guide, chunk=chunk)
+    assert best.components.shape == (count, 2)
+    torch.testing.assert_close(best.probs.sum(-1), torch.ones(count, dtype=F64), rtol=0, atol=1e-3)
+
+
+def state(guide):
+    return copy.deepcopy(
+        {
+            "table": guide.sets.table,
+            "graph": guide.graph.neighbors,
+            "wins": guide.wins,
+            "evaluations": guide.evaluations,
+            "training": guide.training,
+        }
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("use", [evidence, responsibilities, assign])
+def test_scoring_leaves_the_guide_alone_bit_for_bit(use, training):
+    model, x, _ = separated()
+    guide = trained(model, x).train(training)
+    before = state(guide)
+    for count in (len(x), 7):
+        use(model, x[:count], guide=guide, chunk=50)
+    after = state(guide)
+    for name, value in before.items():
+        assert torch.equal(after[name], value) if torch.is_tensor(value) else after[name] == value
+
+
+def test_scoring_between_steps_does_not_change_the_fit():
+    """``unseen`` "changes nothing": neither the random numbers that the guide's next searches draw."""
+    model = mixture(components=20)
+    x, found = rows(200), []
+    start = copy.deepcopy(model.state_dict())
+    for scores in (False, True):
+        pyro.clear_param_store()
+        model.load_state_dict(start)
+        guide = TruncatedPartition(model, components=20, candidates=2, neighbors=3, seed=0)
+        em = EM(model, guide)
+        for _ in range(4):
+            em.step(x)
+            if scores:
+                evidence(model, x[:9], guide=guide)
+        found.append(guide.sets.table.clone())
+    assert torch.equal(*found)
+
+
+def test_scoring_with_a_guide_that_was_never_fitted_leaves_it_so():
+    model, x, _ = separated()
+    guide = TruncatedPartition(model, components=30, candidates=3, neighbors=5, seed=0)
+    assert evidence(model, x, guide=guide).isfinite().all()
+    assert guide.sets is None
+    assert guide.graph is None
+    guide.posterior(x[:100])  # not bound to the rows that were scored
+
+
+# Other programs.
+
+
+def two_observations(x, label, index=None, size=None):
+    weights = pyro.param("weights", torch.tensor([0.5, 0.3, 0.2], dtype=F64), constraint=dist.constraints.simplex)
+    loc = pyro.param("loc", lambda: torch.randn(3, D, dtype=F64))
+    table = pyro.param("table", lambda: torch.rand(3, 4, dtype=F64).softmax(-1), constraint=dist.constraints.simplex)
+    with data_plate(x, index, size):
+        z = pyro.sample("z", MixtureWeights(weights))
+        pyro.sample("x", DiagonalNormals(loc, torch.ones(D, dtype=F64))[z], obs=x)
+        pyro.sample("label", Categoricals(table)[z], obs=label)
+
+
+@pytest.mark.parametrize("chunk", [None, 11])
+@pytest.mark.parametrize("guided", [False, True])
+def test_two_observations_count_both(guided, chunk):
+    x, label = rows(), torch.randint(4, (N,))
+    guide = TruncatedPartition(two_observations, components=3, candidates=3, neighbors=3) if guided else None
+    found = evidence(two_observations, x, label, guide=guide, chunk=chunk)
+    weights, loc, table = (pyro.param(name).detach() for name in ("weights", "loc", "table"))
+    normals = torch.distributions.Normal(loc, 1.0).log_prob(x.unsqueeze(1)).sum(-1)
+    joint = weights.log() + normals + table[:, label].T.log()
+    torch.testing.assert_close(found, joint.logsumexp(-1))
+    assert torch.equal(assign(two_observations, x, label, guide=guide, chunk=chunk), joint.argmax(-1))
+    best = responsibilities(two_observations, x, label, guide=guide, chunk=chunk)
+    torch.testing.assert_close(best.probs, joint.softmax(-1).sort(-1, descending=True).values)
+
+
+def test_tensors_of_different_lengths_are_refused_before_a_run():
+    with pytest.raises(DataError, match="different numbers of rows"):
+        evidence(two_observations, rows(5), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_stock_program_under_another_site_name(chunk):
+    weights, loc = torch.tensor([0.2, 0.8], dtype=F64), torch.tensor([0.0, 1.5], dtype=F64)
+
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("y", dist.Poisson(loc[k].exp()), obs=y)
+
+    y = torch.randint(6, (N,)).double()
+    joint = weights.log() + torch.distributions.Poisson(loc.exp()).log_prob(y.unsqueeze(1))
+    torch.testing.assert_close(evidence(model, y, site="k", chunk=chunk), joint.logsumexp(-1))
+    assert torch.equal(assign(model, y, site="k", chunk=chunk), joint.argmax(-1))
+
+
+def with_prior(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 5.0).expand([C, D]).to_event(2))
+    with data_plate(x):
+        z = pyro.sample("z", MixtureWeights(torch.full((C,), 1 / C, dtype=F64)))
+        pyro.sample("x", DiagonalNormals(loc, torch.ones(D, dtype=F64))[z], obs=x)
+
+
+@pytest.mark.parametrize("chunk", [None, 11])
+@pytest.mark.parametrize("guided", [None, "full", "truncated"])
+def test_given_values_of_latent_sites_are_conditioned_on(guided, chunk):
+    x, loc = rows(), 2 * torch.randn(C, D, dtype=F64)
+    guide = None
+    if guided == "full":
+        guide = FullPartition(with_prior, components=C)
+    if guided == "truncated":
+        guide = TruncatedPartition(with_prior, components=C, candidates=C, neighbors=C)
+    joint = torch.distributions.Normal(loc, 1.0).log_prob(x.unsqueeze(1)).sum(-1) - torch.tensor(C, dtype=F64).log()
+    options = {"guide": guide, "given": {"loc": loc}, "chunk": chunk}
+    # The prior of the means is not part of a row's evidence.
+    torch.testing.assert_close(evidence(with_prior, x, **options), joint.logsumexp(-1))
+    assert torch.equal(assign(with_prior, x, **options), joint.argmax(-1))
+    best = responsibilities(with_prior, x, top=2, **options)
+    torch.testing.assert_close(best.probs, joint.softmax(-1).topk(2).values)
+
+
+def test_latent_sites_without_a_value_are_named():
+    with pytest.raises(ModelError, match="latent site 'loc'"):
+        evidence(with_prior, rows())
+
+
+# Memory.
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest number of elements of any tensor that an operation allocates."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        sizes = [
+            value.untyped_storage().nbytes() // value.element_size()
+            for value in tree_leaves(found)
+            if isinstance(value, torch.Tensor)
+        ]
+        self.largest = max([self.largest, *sizes])
+        return found
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("use", [evidence, responsibilities, assign])
+def test_no_array_of_rows_by_components_is_made(use, guided):
+    components, count, chunk = 100, 1500, 75
+    model, x = mixture(components=components), rows(count)
+    guide = TruncatedPartition(model, components=components, neighbors=5, seed=0) if guided else None
+    with LargestTensor() as seen:
+        use(model, x, guide=guide, chunk=chunk)
+    assert count * D <= seen.largest <= 2 * components * chunk < count * components / 5
+
+
+def test_default_chunks_bound_the_pairs(monkeypatch):
+    monkeypatch.setattr("pyro_mixtures.infer.scoring._EXACT_PAIRS", 1000)
+    model, x = mixture(components=100), rows(600)
+    with LargestTensor() as seen:
+        evidence(model, x)
+    assert seen.largest <= 600 * D
