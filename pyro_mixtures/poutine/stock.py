@@ -21,6 +21,7 @@ from pyro_mixtures.distributions import (
     MixtureWeights,
 )
 from pyro_mixtures.errors import ClosedFormError
+from pyro_mixtures.poutine.params import leaf_of
 
 
 class StockFamily(NamedTuple):
@@ -87,7 +88,7 @@ class _Reader:
 def _match(site: str, argument: str, values: Tensor, params: Mapping[str, Tensor]) -> str | None:
     if not values.requires_grad:
         return None  # a constant, whatever it happens to equal
-    found = [name for name, value in params.items() if _equal(value, values)]
+    found = [name for name, value in params.items() if _equal(value, values) and _is_indexed(values, value, argument)]
     exact = [name for name in found if params[name].shape == values.shape] or found
     if len(exact) > 1:
         raise ClosedFormError(
@@ -109,6 +110,25 @@ def _equal(param: Tensor, values: Tensor) -> bool:
         return False
     # Categorical renormalises its probabilities, so a few rounding errors are allowed.
     return full.dtype == values.dtype and torch.allclose(full, values, rtol=16 * torch.finfo(values.dtype).eps, atol=0)
+
+
+# Backward nodes of plain indexing, and of the broadcasting that distributions and plates do.
+_PLAIN = {"Alias", "Clone", "Expand", "Index", "IndexSelect", "Permute", "Reshape", "Select", "Slice", "Squeeze"}
+_PLAIN |= {"ReshapeAlias", "Transpose", "UnsafeView", "Unsqueeze", "View"}
+
+
+def _is_indexed(values: Tensor, param: Tensor, argument: str) -> bool:
+    """Whether ``values`` are the param indexed by z, and not a function of it that has the same value just now."""
+    plain = _PLAIN | {"Div"} if argument == "probs" else _PLAIN  # Categorical normalises
+    # Below the indexing the graph must go on as the param's own does: with its constraint's transform, or its leaf.
+    own, node = param.grad_fn, values.grad_fn
+    while node is not None:
+        if node.name() == own.name() if own is not None else getattr(node, "variable", None) is leaf_of(param):
+            return True
+        if node.name().split("Backward")[0] not in plain:
+            return False
+        node = node.next_functions[0][0]
+    return False
 
 
 def _names(**found: str | None) -> dict[str, str]:

@@ -150,3 +150,17 @@ def test_labels_are_counted_beyond_what_float32_can_hold():
     z = torch.zeros(1, dtype=torch.int64).expand(n)
     counts = Categoricals(torch.tensor([[0.5, 0.5]]))[z].statistics(z, torch.ones(1).expand(n)).counts
     assert counts[0, 0] == n
+
+
+def test_a_function_of_a_param_is_not_taken_for_the_param():
+    def model(x):
+        weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
+        loc = pyro.param("loc", LOC)
+        variance = pyro.param("variance", torch.ones(2, 2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(loc[z], variance[z].sqrt()).to_event(1), obs=x)
+
+    with pytest.raises(ClosedFormError, match="computed from params"):
+        EM(model, FullPartition(model, components=2)).step(rows())
+    assert bool((pyro.param("variance") == 1).all())
