@@ -87,7 +87,11 @@ class StatisticsMessenger(Messenger):
         fn, weight = self._unmasked(msg)
         weight = scaled_like(weight, own_scale(msg, self.declaration), self._scale)
         # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
-        z = self._z if msg["mask"] is None else torch.where(torch.as_tensor(msg["mask"]), self._z, -1)
+        z = (
+            self._z
+            if msg["mask"] is None
+            else torch.where(torch.as_tensor(msg["mask"], device=self._z.device), self._z, -1)
+        )
         if isinstance(fn, Selected):
             family, params = fn.family, self._bind(name, fn.family.arguments)
         else:
