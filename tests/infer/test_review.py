@@ -164,3 +164,19 @@ def test_a_function_of_a_param_is_not_taken_for_the_param():
     with pytest.raises(ClosedFormError, match="computed from params"):
         EM(model, FullPartition(model, components=2)).step(rows())
     assert bool((pyro.param("variance") == 1).all())
+
+
+def test_a_masked_distribution_is_read_like_a_mask():
+    x, seen = rows(), torch.arange(200) % 4 > 0
+
+    def model(x):
+        weights, loc, sd = params()
+        with data_plate(x):
+            z = pyro.sample("z", MixtureWeights(weights))
+            pyro.sample("x", DiagonalNormals(loc, sd)[z].mask(seen), obs=x)
+
+    EM(model, FullPartition(model, components=2)).step(x)
+    found = pyro.param("loc").detach().clone()
+    pyro.clear_param_store()
+    EM(base, FullPartition(base, components=2)).step(x, mask=seen)
+    torch.testing.assert_close(found, pyro.param("loc").detach())
