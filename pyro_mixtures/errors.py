@@ -31,7 +31,3 @@ class NumericalError(MixtureError):
 
 class SharedParamsWarning(UserWarning):
     """A model takes its values from params of the same names that are in Pyro's store already."""
-
-
-class MissingPackageError(MixtureError, ImportError):
-    """An optional package is needed and not installed."""

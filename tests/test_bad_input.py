@@ -25,7 +25,6 @@ from pyro_mixtures.distributions import (
 from pyro_mixtures.errors import (
     ClosedFormError,
     DataError,
-    MissingPackageError,
     MixtureError,
     ModelError,
     NumericalError,
@@ -740,7 +739,7 @@ def test_prediction_names_what_it_lacks():
 
 
 def test_all_errors_are_one_family_and_values_errors():
-    typed = (OptionError, DataError, ModelError, PartitionError, ClosedFormError, NumericalError, MissingPackageError)
+    typed = (OptionError, DataError, ModelError, PartitionError, ClosedFormError, NumericalError)
     assert all(issubclass(error, MixtureError) and issubclass(error, ValueError) for error in typed)
 
 
