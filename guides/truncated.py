@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_mixtures.errors import OptionError, PartitionError
 from pyro_mixtures.guides.base import PartitionGuide
-from pyro_mixtures.ops.search import divergence_sums, search_space
+from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
 from pyro_mixtures.partition import CandidateSets, NeighborGraph
 from pyro_mixtures.poutine import Joint, Posterior, log_joint, posterior_of
 
@@ -223,15 +223,11 @@ class TruncatedPartition(PartitionGuide):
 
     def _best(self, joint: Joint) -> Posterior:
         """Keep each row's C' best candidates."""
-        valid = joint.candidates >= 0
-        # A component of zero weight stays preferable to padding, which is no component at all.
-        rank = joint.log_joint.clamp_min(torch.finfo(joint.log_joint.dtype).min)
-        best = torch.where(valid, rank, -torch.inf).topk(self.candidates, dim=0).indices
-        kept, log_kept = joint.candidates.gather(0, best), joint.log_joint.gather(0, best)
-        return posterior_of(joint, kept, log_kept, int(valid.sum()))
+        best = keep_best(joint.candidates, joint.log_joint, self.candidates)
+        return posterior_of(joint, best.candidates, best.log_joint, best.evaluations)
 
     def _observe(self, joint: Joint, winner: Tensor) -> None:
         assert self.graph is not None
-        density = (joint.log_joint - joint.log_prior).nan_to_num(nan=-torch.inf)
+        density = joint.log_density.expand(joint.log_joint.shape)
         sums = divergence_sums(winner, joint.candidates, density, self.components)
         self.graph.observe(sums, rows=joint.rows, size=joint.size)

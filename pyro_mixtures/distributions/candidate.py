@@ -116,13 +116,16 @@ class RestrictedSupport(TorchDistribution):
         return self.candidates.expand(*self.batch_shape, -1).movedim(-1, 0)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        found = self.base.log_prob(value.clamp_min(0))
-        found = torch.where(value < 0, -torch.inf, found)
+        found = self._base_log_prob(value)
         if self.row_mask is None:
             return found
-        support = self.enumerate_support()
-        total = torch.where(support < 0, -torch.inf, self.base.log_prob(support.clamp_min(0))).logsumexp(0)
+        total = self._base_log_prob(self.enumerate_support()).logsumexp(0)
         return torch.where(torch.as_tensor(self.row_mask, device=found.device), found, found - total)
+
+    def _base_log_prob(self, value: Tensor) -> Tensor:
+        if getattr(self.base, "accepts_padding", False):
+            return self.base.log_prob(value)
+        return torch.where(value < 0, -torch.inf, self.base.log_prob(value.clamp_min(0)))
 
     @property
     def unrestricted(self) -> TorchDistribution:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
-from pyro_mixtures.ops import Moments, Quadratic, pair_log_density, pair_moments, sort_pairs
+from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_moments
 
 
 class Components(TorchDistribution):
@@ -174,10 +174,8 @@ class QuadraticComponents(Components):
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
             return self._gathered_log_prob(index, value)
-        x, rows = self._rows(value, index)
-        kernel = self.kernel()
-        pairs = sort_pairs(index, rows, len(kernel.loc))
-        return pair_log_density(x, kernel, pairs, index.numel()).reshape(index.shape)
+        x, pairs = self._pairs(value, index)
+        return pair_log_density(x, self.kernel(), pairs).reshape(index.shape)
 
     def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
         """The kernel's formula by plain torch indexing: slower, and traceable."""
@@ -188,9 +186,8 @@ class QuadraticComponents(Components):
         return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
-        x, rows = self._rows(value, index)
+        x, pairs = self._pairs(value, index)
         loc = self.flat(self.loc, 1)
-        pairs = sort_pairs(index, rows, len(loc))
         moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs)
         return self.statistics_from(moments, loc)
 
@@ -201,12 +198,15 @@ class QuadraticComponents(Components):
     def mean_at(self, index: Tensor) -> Tensor:
         return self.flat(self.loc, 1)[index]
 
-    def _rows(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Distinct rows (N, D) in the parameters' dtype, and each slot's row number (shape of ``index``)."""
-        shape = value.shape[:-1]
+    def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
+        """Distinct rows (N, D), and the pairs of them with the components ``index``."""
+        shape, components = value.shape[:-1], self.batch_shape.numel()
         x = match_dtype(value, self.loc).reshape(shape.numel(), value.shape[-1])
-        rows = torch.arange(len(x), device=x.device).reshape(shape)
-        return x, rows.expand(index.shape)
+        lead = index.dim() - len(shape)
+        if index.shape[lead:] == shape:
+            return x, Pairs(index.reshape(index.shape[:lead].numel(), len(x)), components)
+        rows = torch.arange(len(x), device=x.device).reshape(shape).expand(index.shape)
+        return x, Pairs(index.reshape(1, -1), components, rows.reshape(-1))
 
 
 def match_dtype(value: Tensor, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class MixtureWeights(TorchDistribution):
 
     arg_constraints = {"probs": constraints.simplex, "logits": constraints.independent(constraints.real, 1)}
     has_enumerate_support = True
+    accepts_padding = True  # -1 has log probability -inf
 
     def __init__(self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None):
         if (probs is None) == (logits is None):
@@ -73,10 +74,9 @@ class MixtureWeights(TorchDistribution):
         table = self.table()
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         index = flat_index(value.long(), table.shape[:-1], self.components)
-        found = table.reshape(-1)[index.clamp_min(0)]
-        if bool((index < 0).any()):
-            found = found.masked_fill(index < 0, -torch.inf)
-        return found.expand(shape)
+        # The padding value -1 finds the last entry.
+        padded = torch.cat([table.reshape(-1), table.new_full((1,), -torch.inf)])
+        return padded[index].expand(shape)
 
     @property
     def min_rows(self) -> int:

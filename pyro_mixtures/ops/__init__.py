@@ -1,7 +1,7 @@
 """Tensors in, tensors out: pairs of rows and components, their kernels, low-rank algebra, search spaces."""
 
 from pyro_mixtures.ops.backend import use_backend
-from pyro_mixtures.ops.pairs import Pairs, sort_pairs
+from pyro_mixtures.ops.pairs import Pairs
 from pyro_mixtures.ops.quadratic import Moments, Quadratic, pair_log_density, pair_moments
 
-__all__ = ["Moments", "Pairs", "Quadratic", "pair_log_density", "pair_moments", "sort_pairs", "use_backend"]
+__all__ = ["Moments", "Pairs", "Quadratic", "pair_log_density", "pair_moments", "use_backend"]

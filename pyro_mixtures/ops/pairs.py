@@ -1,16 +1,17 @@
-"""(row, component) pairs sorted by component: what every sparse computation of this package works on."""
+"""(row, component) pairs: what every sparse computation of this package works on."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops import numba_backend
+from pyro_mixtures.ops import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
 
 
-class Pairs(NamedTuple):
+class SortedPairs(NamedTuple):
     """``P`` pairs in the order of their component.
 
     ``rows`` (P,) is each pair's row; ``order`` (P,) its position in the flat array of all slots; pairs of component c
@@ -21,55 +22,68 @@ class Pairs(NamedTuple):
     order: Tensor
     starts: Tensor
 
-    @property
-    def components(self) -> Tensor:
-        """The component of each pair, (P,)."""
-        numbers = torch.arange(len(self.starts) - 1, device=self.starts.device)
-        return torch.repeat_interleave(numbers, self.starts.diff(), output_size=len(self.rows))
 
+class Pairs:
+    """Slots of rows, each with a component: ``z`` (S, B) integers in [-1, components), -1 for padding.
 
-def sort_pairs(z: Tensor, rows: Tensor, components: int) -> Pairs:
-    """Sort slots by component. ``z`` and ``rows`` are integer tensors of one shape; ``z`` in [-1, components).
+    Column n of ``z`` belongs to row ``rows[n]``, or to row n without ``rows`` (B,).
 
-    >>> pairs = sort_pairs(torch.tensor([2, 0, -1, 2]), torch.tensor([0, 1, 2, 3]), 3)
-    >>> pairs.rows.tolist(), pairs.starts.tolist()
+    >>> pairs = Pairs(torch.tensor([[2, 0, -1, 2]]), 3)
+    >>> pairs.sorted.rows.tolist(), pairs.sorted.starts.tolist()
     ([1, 0, 3], [0, 1, 1, 3])
     """
-    if _all_with_all(z, components):
-        return _every_pair(rows, components)
-    flat = z.reshape(-1)
-    if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < components):
-        raise PartitionError(
-            f"component numbers lie in [{int(flat.min())}, {int(flat.max())}], not in [0, {components})"
+
+    def __init__(self, z: Tensor, components: int, rows: Tensor | None = None):
+        self.z, self.components, self.rows = z.long(), components, rows
+
+    @cached_property
+    def sorted(self) -> SortedPairs:
+        """The pairs sorted by component.
+
+        :raises PartitionError: when a component number is out of range.
+        """
+        columns = self.z.shape[1]
+        if self._all_with_all():
+            numbers = torch.arange(columns, device=self.z.device)
+            order = torch.arange(self.z.numel(), device=self.z.device)
+            starts = torch.arange(self.components + 1, device=self.z.device) * columns
+            return SortedPairs(self._row(numbers).repeat(self.components), order, starts)
+        flat = self.z.reshape(-1)
+        if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < self.components):
+            raise self.out_of_range()
+        if on_numba(flat, None):
+            sorted_positions, bounds = numba_pairs.sort_pairs(flat.numpy(), self.components)
+            order, starts = torch.from_numpy(sorted_positions), torch.from_numpy(bounds)
+        else:
+            order, starts = _sort_torch(flat, self.components)
+        return SortedPairs(self._row(order % max(1, columns)), order, starts)
+
+    def out_of_range(self) -> PartitionError:
+        """The error to raise for component numbers that do not exist."""
+        return PartitionError(
+            f"component numbers lie in [{int(self.z.min())}, {int(self.z.max())}], not in [0, {self.components})"
         )
-    if on_numba(flat, None):
-        sorted_positions, bounds = numba_backend.sort_pairs(flat.numpy(), components)
-        order, starts = torch.from_numpy(sorted_positions), torch.from_numpy(bounds)
-    else:
-        order, starts = _sort_pairs_torch(flat, components)
-    return Pairs(rows.reshape(-1)[order], order, starts)
+
+    def _row(self, column: Tensor) -> Tensor:
+        return column if self.rows is None else self.rows[column]
+
+    def _all_with_all(self) -> bool:
+        """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
+        z = self.z
+        if not z.numel() or len(z) != self.components or (z.stride(1) and z.shape[1] > 1):
+            return False
+        return torch.equal(z[:, 0], torch.arange(self.components, device=z.device))
 
 
-def _all_with_all(z: Tensor, components: int) -> bool:
-    """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
-    if (
-        z.dim() < 2
-        or not z.numel()
-        or len(z) != components
-        or any(z.stride(dim) and z.shape[dim] > 1 for dim in range(1, z.dim()))
-    ):
-        return False
-    return torch.equal(z.flatten(1)[:, 0], torch.arange(components, device=z.device))
-
-
-def _every_pair(rows: Tensor, components: int) -> Pairs:
-    flat = rows.reshape(-1)
-    order = torch.arange(len(flat), device=flat.device)
-    starts = torch.arange(components + 1, device=flat.device) * (len(flat) // components)
-    return Pairs(flat, order, starts)
-
-
-def _sort_pairs_torch(flat: Tensor, components: int) -> tuple[Tensor, Tensor]:
+def _sort_torch(flat: Tensor, components: int) -> tuple[Tensor, Tensor]:
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat + 1, minlength=components + 1)
     return order[counts[0] :], counts.cumsum(0) - counts[0]
+
+
+def chunk_bounds(starts: Tensor, chunks: int) -> Tensor:
+    """Cut components into at most ``chunks`` ranges of about equally many pairs: bounds, from 0 to C."""
+    targets = torch.linspace(0, float(starts[-1]), chunks + 1, dtype=torch.float64, device=starts.device)
+    bounds = torch.searchsorted(starts, targets.long())
+    bounds[0], bounds[-1] = 0, len(starts) - 1
+    return bounds

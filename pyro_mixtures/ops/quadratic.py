@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_mixtures.ops import numba_backend
+from pyro_mixtures.ops import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
-from pyro_mixtures.ops.pairs import Pairs
+from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
+from pyro_mixtures.ops.simd import VECTOR_BYTES
 
 # Rows of one tile of the torch path, and how many elements of a gathered tile array may be alive at once.
 _TILE_ROWS = 32
 _TILE_ELEMENTS = 1 << 23
+# The numba path works through blocks of rows that fit the second-level cache, with some pairs for each component.
+_BLOCK_BYTES = 768 << 10
+_BLOCK_PAIRS = 16
 
 
 class Quadratic(NamedTuple):
@@ -43,75 +47,132 @@ class Moments(NamedTuple):
     projected: Tensor  # (C, R, D)  sum q (P d) d^T
 
 
-def pair_log_density(x: Tensor, kernel: Quadratic, pairs: Pairs, slots: int) -> Tensor:
-    """Log densities (slots,) of the pairs of rows ``x`` (N, D); slots without a pair hold -inf. Differentiable."""
+def pair_log_density(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
+    """Log densities (S, B) of the pairs of rows ``x`` (N, D), -inf at padding. Differentiable.
+
+    ``x`` has the kernel's dtype, or is uint8.
+    """
     args = (x, kernel.loc, kernel.precision, kernel.projection, kernel.offset)
-    return _PairLogDensity.apply(*args, kernel.sign, pairs, slots)
+    return _PairLogDensity.apply(*args, kernel.sign, pairs)
 
 
 class _PairLogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, loc, precision, projection, offset, sign, pairs, slots):
+    def forward(ctx, x, loc, precision, projection, offset, sign, pairs):
         kernel = Quadratic(loc, precision, projection, offset, sign)
         ctx.save_for_backward(x, loc, precision, projection, offset)
         ctx.sign, ctx.pairs = sign, pairs
-        return _density(x, kernel, pairs, slots)
+        return _density(x, kernel, pairs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, loc, precision, projection, offset = ctx.saved_tensors
         kernel = Quadratic(loc, precision, projection, offset, ctx.sign)
-        weight = -0.5 * grad
-        grad_x = _row_gradient(x, kernel, ctx.pairs, weight) if ctx.needs_input_grad[0] else None
+        weight = (-0.5 * grad).reshape(-1)
+        grad_x = _row_gradient(x, kernel, ctx.pairs.sorted, weight) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:5]):
-            return grad_x, None, None, None, None, None, None, None
+            return grad_x, None, None, None, None, None, None
         m = pair_moments(x, loc, projection, weight, ctx.pairs)
         back = (projection.mT @ (projection @ m.first.unsqueeze(-1))).squeeze(-1)
         grad_loc = -2 * (precision * m.first + ctx.sign * back)
-        return grad_x, grad_loc, m.second, 2 * ctx.sign * m.projected, m.count, None, None, None
+        return grad_x, grad_loc, m.second, 2 * ctx.sign * m.projected, m.count, None, None
 
 
-def _density(x: Tensor, kernel: Quadratic, pairs: Pairs, slots: int) -> Tensor:
-    out = x.new_full((slots,), -torch.inf)
-    if on_numba(x, x.dtype):
-        arrays = [_array(t, x) for t in kernel[:4]]
-        sign = arrays[0].dtype.type(kernel.sign)
-        numba_backend.pair_log_density(_array(x, x), *arrays, sign, *_indices(pairs), out.numpy())  # type: ignore[call-arg]
-        return out
-    for tile in _tiles(pairs, x.shape[1] + kernel.projection.shape[1]):
+def _density(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
+    if on_numba(x, kernel.loc.dtype):
+        return _density_numba(x, kernel, pairs)
+    out = kernel.loc.new_full((pairs.z.numel(),), -torch.inf)
+    for tile in _tiles(pairs.sorted, x.shape[1] + kernel.projection.shape[1]):
         diff = (x[tile.rows] - kernel.loc[tile.components].unsqueeze(1)) * tile.valid.unsqueeze(-1)
         total = (diff.square() @ kernel.precision[tile.components].unsqueeze(-1)).squeeze(-1)
         total = total + kernel.sign * (diff @ kernel.projection[tile.components].mT).square().sum(-1)
         density = -0.5 * (total + kernel.offset[tile.components].unsqueeze(-1))
         out[tile.slots[tile.valid]] = density[tile.valid]
-    return out
+    return out.reshape(pairs.z.shape)
 
 
-def pair_moments(x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: Pairs) -> Moments:
+def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
+    slots, columns = pairs.z.shape
+    # One row's slots lie side by side: it is by rows that everything after this reads them.
+    out = kernel.loc.new_empty(columns, slots)
+    if not out.numel():
+        return out.T
+    arrays = [_array(t, kernel.loc) for t in kernel[:4]]
+    block = _block_rows(x, slots, columns, pairs.components)
+    valid = torch.ones(-(-columns // block), dtype=torch.bool, device="cpu")
+    numba_pairs.pair_log_density(  # type: ignore[call-arg]
+        _rows(x, kernel.loc),
+        *arrays,
+        arrays[0].dtype.type(kernel.sign),
+        *_flat_with_strides(pairs.z),
+        slots,
+        _row_numbers(pairs),
+        block,
+        VECTOR_BYTES // arrays[0].itemsize,
+        out.numpy(),
+        valid.numpy(),
+    )
+    if not bool(valid.all()):
+        raise pairs.out_of_range()
+    return out.T
+
+
+def _block_rows(x: Tensor, slots: int, columns: int, components: int) -> int:
+    cached = _BLOCK_BYTES // max(1, x.shape[1] * x.element_size())
+    wanted = max(64, cached, _BLOCK_PAIRS * components // slots)
+    balanced = -(-columns // (4 * numba_pairs.threads()))
+    return max(1, min(wanted, max(64, balanced), columns))
+
+
+def _flat_with_strides(z: Tensor):
+    """The memory of ``z`` (S, B) as one flat array, and the strides of its slots and rows."""
+    reach = sum((size - 1) * stride for size, stride in zip(z.shape, z.stride(), strict=True)) + 1
+    return z.as_strided((reach,), (1,)).numpy(), *z.stride()
+
+
+def _row_numbers(pairs: Pairs):
+    rows = pairs.rows if pairs.rows is not None else pairs.z.new_empty(0)
+    return rows.contiguous().numpy()
+
+
+def pair_moments(
+    x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: Pairs, into: Moments | None = None
+) -> Moments:
     """Weighted moments about ``loc`` (C, D) of each component's pairs, projected by ``projection`` (C, R, D).
 
-    ``x`` (N, D) holds the rows and ``weight`` (slots,) each slot's weight q. No gradient flows through the result.
+    ``x`` (N, D) holds the rows (in the dtype of ``loc``, or uint8) and ``weight`` (S * B,) each slot's weight q. Adds
+    to ``into`` in place if given. No gradient flows through the result.
     """
-    count, first = loc.new_zeros(loc.shape[0]), loc.new_zeros(loc.shape)
-    second, projected = loc.new_zeros(loc.shape), loc.new_zeros(projection.shape)
-    moments = Moments(count, first, second, projected)
-    if on_numba(x, x.dtype):
-        arrays = [_array(t, x) for t in (x, loc, projection, weight)]
-        numba_backend.pair_moments(*arrays, *_indices(pairs), *(m.numpy() for m in moments))
-        return moments
-    for tile in _tiles(pairs, x.shape[1] + projection.shape[1]):
+    if into is None:
+        into = Moments(
+            loc.new_zeros(len(loc)), loc.new_zeros(loc.shape), loc.new_zeros(loc.shape), loc.new_zeros(projection.shape)
+        )
+    if on_numba(x, loc.dtype):
+        return _moments_numba(x, loc, projection, weight, pairs.sorted, into)
+    for tile in _tiles(pairs.sorted, x.shape[1] + projection.shape[1]):
         diff = x[tile.rows] - loc[tile.components].unsqueeze(1)
         q = (weight[tile.slots] * tile.valid).unsqueeze(1)
         weighted = q.mT * diff
-        count.index_add_(0, tile.components, q.sum((1, 2)))
-        first.index_add_(0, tile.components, weighted.sum(1))
-        second.index_add_(0, tile.components, (weighted * diff).sum(1))
-        projected.index_add_(0, tile.components, (diff @ projection[tile.components].mT).mT @ weighted)
-    return moments
+        into.count.index_add_(0, tile.components, q.sum((1, 2)))
+        into.first.index_add_(0, tile.components, weighted.sum(1))
+        into.second.index_add_(0, tile.components, (weighted * diff).sum(1))
+        into.projected.index_add_(0, tile.components, (diff @ projection[tile.components].mT).mT @ weighted)
+    return into
 
 
-def _row_gradient(x: Tensor, kernel: Quadratic, pairs: Pairs, weight: Tensor) -> Tensor:
+def _moments_numba(
+    x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: SortedPairs, into: Moments
+) -> Moments:
+    arrays = [_array(t, loc) for t in (loc, projection, weight)]
+    bounds = chunk_bounds(pairs.starts, 8 * numba_pairs.threads())
+    lanes = VECTOR_BYTES // arrays[0].itemsize
+    indices = (t.numpy() for t in (*pairs, bounds))
+    numba_pairs.pair_moments(_rows(x, loc), *arrays, *indices, lanes, *(m.numpy() for m in into))
+    return into
+
+
+def _row_gradient(x: Tensor, kernel: Quadratic, pairs: SortedPairs, weight: Tensor) -> Tensor:
     """Gradient of the weighted pair densities in the rows (N, D)."""
     out = torch.zeros_like(x)
     for tile in _tiles(pairs, x.shape[1] + kernel.projection.shape[1]):
@@ -133,7 +194,7 @@ class _Tile(NamedTuple):
     valid: Tensor  # (T, rows)
 
 
-def _tiles(pairs: Pairs, width: int):
+def _tiles(pairs: SortedPairs, width: int):
     """Cut the sorted pairs into tiles of one component each, in batches of bounded memory."""
     counts = pairs.starts.diff()
     tiles_of = (counts + _TILE_ROWS - 1) // _TILE_ROWS
@@ -155,5 +216,6 @@ def _array(tensor: Tensor, like: Tensor):
     return tensor.detach().to(like.dtype).contiguous().numpy()
 
 
-def _indices(pairs: Pairs):
-    return pairs.rows.numpy(), pairs.order.numpy(), pairs.starts.numpy()
+def _rows(x: Tensor, like: Tensor):
+    """Rows as the kernels read them: bytes as they are, everything else in the parameters' dtype."""
+    return x.detach().contiguous().numpy() if x.dtype == torch.uint8 else _array(x, like)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.ops import numba_backend
+from pyro_mixtures.ops import numba_search
 from pyro_mixtures.ops.backend import on_numba
-from pyro_mixtures.ops.pairs import sort_pairs
+from pyro_mixtures.ops.pairs import Pairs
 
 
 def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     """
     rows, width = candidates.shape[0], candidates.shape[1] * neighbors.shape[1] + explore.shape[1]
     if on_numba(candidates, None):
-        out = torch.empty(width, rows, dtype=torch.int64, device=candidates.device)
+        # One row's slots lie side by side: the kernels after this go by rows.
+        out = torch.empty(rows, width, dtype=torch.int64, device=candidates.device)
         sizes = torch.empty(rows, dtype=torch.int64, device=candidates.device)
         arrays = (t.contiguous().numpy() for t in (candidates, neighbors, explore))
-        chunks = numba_backend.chunks_for(rows)
-        numba_backend.search_space(*arrays, chunks, len(neighbors), out.numpy(), sizes.numpy())  # type: ignore[call-arg]
-        return out[: int(sizes.max())]
+        numba_search.search_space(*arrays, numba_search.chunks_for(rows), out.numpy(), sizes.numpy())  # type: ignore[call-arg]
+        return out.T[: int(sizes.max())]
     members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
     return _distinct(members, len(neighbors))
 
@@ -41,6 +41,42 @@ def _distinct(members: Tensor, components: int) -> Tensor:
     size = int((ordered < components).sum(0).max())
     ordered = ordered[:size]
     return ordered.masked_fill(ordered == components, -1)
+
+
+class Best(NamedTuple):
+    """The best components of each row, best first."""
+
+    candidates: Tensor  # (C', B) int64, -1 where the search space was smaller
+    log_joint: Tensor  # (C', B), -inf there
+    evaluations: int  # components in the search spaces of all rows
+
+
+def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
+    """The ``keep`` components of largest ``log_joint`` (S, B) in each row's search space (S, B), where -1 pads.
+
+    >>> keep_best(torch.tensor([[4], [7], [-1]]), torch.tensor([[-2.0], [-1.0], [9.0]]), 2).candidates
+    tensor([[7],
+            [4]])
+    """
+    if on_numba(log_joint, log_joint.dtype):
+        rows = search.shape[1]
+        kept = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
+        log_kept = log_joint.new_empty(rows, keep)
+        chunks = numba_search.chunks_for(rows)
+        evaluated = torch.zeros(chunks, dtype=torch.int64, device=search.device)
+        arrays = (_by_row(t) for t in (search, log_joint))
+        numba_search.keep_best(*arrays, chunks, kept.numpy(), log_kept.numpy(), evaluated.numpy())  # type: ignore[call-arg]
+        return Best(kept.T, log_kept.T, int(evaluated.sum()))
+    valid = search >= 0
+    # A component of zero weight stays preferable to padding, which is no component at all.
+    rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
+    best = rank.topk(keep, dim=0).indices
+    return Best(search.gather(0, best), log_joint.gather(0, best), int(valid.sum()))
+
+
+def _by_row(slots: Tensor):
+    """(S, B) as a contiguous (B, S) array; no copy where the numba kernels made it."""
+    return slots.T.contiguous().numpy()
 
 
 class Divergences(NamedTuple):
@@ -60,19 +96,19 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
     """
     if not on_numba(log_density, log_density.dtype):
         return _divergence_sums_torch(winner, search, log_density, components)
-    pairs = sort_pairs(winner, winner, components)
+    pairs = Pairs(winner.unsqueeze(0), components).sorted
     capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
     slots = capacity.cumsum(0) - capacity
     size = int(capacity.sum())
     out = [torch.empty(size, dtype=t, device=winner.device) for t in (torch.int64, torch.float64, torch.int64)]
     used = torch.zeros(components, dtype=torch.int64, device=winner.device)
-    numba_backend.divergence_sums(  # type: ignore[call-arg]
-        search.contiguous().numpy(),
-        log_density.contiguous().numpy(),
+    numba_search.divergence_sums(  # type: ignore[call-arg]
+        _by_row(search),
+        _by_row(log_density),
         pairs.order.numpy(),
         pairs.starts.numpy(),
         slots.numpy(),
-        numba_backend.chunks_for(components * 8),
+        numba_search.chunks_for(components * 8),
         *(t.numpy() for t in out),
         used.numpy(),
     )

@@ -24,7 +24,7 @@ class Joint(NamedTuple):
 
     candidates: Tensor  # (S, B) or (S, 1)
     log_joint: Tensor  # (S, B)  log p(c, x), -inf at padding
-    log_prior: Tensor  # (S, B) or (S, 1)  log p(c)
+    log_density: Tensor  # (S, B) or (S, 1)  log p(x | c), without the weights
     index: Tensor  # type: ignore[assignment]  # (B,) row numbers; shadows tuple.index
     size: int  # N
     scale: Tensor | float  # of z beyond the plate's own: row weights
@@ -145,17 +145,20 @@ def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
     z = trace.nodes[d.site]
     rows, own = len(messenger.index), own_scale(z, d)
     prior = _per_row(_site_log_prob(z), d)
-    total = prior
+    density: Tensor | None = None
     for name, node in trace.nodes.items():
         inside = node["type"] == "sample" and any(f.name == d.plate for f in node["cond_indep_stack"])
         if not inside or name == d.site:
             continue
-        total = total + site_term(node, z, d)
+        term = site_term(node, z, d)
+        density = term if density is None else density + term
+    density = torch.zeros_like(prior) if density is None else density
+    total = prior + density
     mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
     scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
     _check_finite(total, mask, trace, d)
-    return Joint(messenger.candidates, total, prior, messenger.index, messenger.size, scale, mask)
+    return Joint(messenger.candidates, total, density, messenger.index, messenger.size, scale, mask)
 
 
 def _flat(rows: Tensor) -> Tensor:

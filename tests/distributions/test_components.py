@@ -15,7 +15,7 @@ from pyro_mixtures.distributions import (
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics, add, blend, scaled
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
-from pyro_mixtures.ops import Moments, pair_moments, sort_pairs
+from pyro_mixtures.ops import Moments, Pairs, pair_moments
 
 F64 = torch.float64
 ONES = torch.ones(3, 2, dtype=F64)
@@ -157,8 +157,7 @@ def test_flat_index_numbers_batches_and_leaves_padding():
 def statistics_about(center, x, q, z):
     """NormalStatistics with outer products, about any center."""
     eye = torch.eye(2, dtype=F64).expand(3, 2, 2)
-    rows = torch.arange(len(x)).expand(z.shape)
-    moments = pair_moments(x, center, eye, q.reshape(-1), sort_pairs(z, rows, 3))
+    moments = pair_moments(x, center, eye, q.reshape(-1), Pairs(z.reshape(-1, len(x)), 3))
     assert isinstance(moments, Moments)
     return NormalStatistics(center, *moments)
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_mixtures.errors import OptionError, PartitionError
-from pyro_mixtures.ops import sort_pairs, use_backend
+from pyro_mixtures.ops import Pairs, Quadratic, pair_log_density, use_backend
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.pairs import chunk_bounds
 
 BACKENDS = ["auto", "torch"]
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -18,44 +19,50 @@ few = settings(max_examples=40, deadline=None, derandomize=True)
 def test_pairs_are_the_valid_slots_in_a_stable_order_of_components(numbers, backend):
     rows = torch.arange(len(numbers)) + 100
     with use_backend(backend):
-        pairs = sort_pairs(torch.tensor(numbers, dtype=torch.int64), rows, 5)
+        pairs = Pairs(torch.tensor(numbers, dtype=torch.int64).reshape(1, -1), 5, rows).sorted
     expected = sorted((c, slot) for slot, c in enumerate(numbers) if c >= 0)
     assert pairs.order.tolist() == [slot for _, slot in expected]
     assert pairs.rows.tolist() == [slot + 100 for _, slot in expected]
-    assert pairs.components.tolist() == [c for c, _ in expected]
     assert pairs.starts.tolist() == [sum(c < limit for c, _ in expected) for limit in range(6)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [1, 2, 4])
-@pytest.mark.parametrize("trail", [(), (1,), (2, 1)])
-def test_everyone_with_everyone_is_sorted_as_any_other(backend, rows, trail):
+def test_everyone_with_everyone_is_sorted_as_any_other(backend, rows):
     """z = 0, ..., C - 1 expanded over the rows takes a short cut."""
-    shape = (3, rows, *trail)
-    z = torch.arange(3).reshape(3, *(1,) * (len(shape) - 1)).expand(shape)
-    numbers = torch.arange(z[0].numel()).reshape(shape[1:]).expand(shape)
+    z = torch.arange(3).unsqueeze(-1).expand(3, rows)
     with use_backend(backend):
-        short, plain = sort_pairs(z, numbers, 3), sort_pairs(z.contiguous(), numbers, 3)
+        short, plain = Pairs(z, 3).sorted, Pairs(z.contiguous(), 3).sorted
     for mine, theirs in zip(short, plain, strict=True):
         assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "z", [torch.tensor(1), torch.zeros(0, dtype=torch.int64), torch.zeros(3, 0, dtype=torch.int64)]
-)
-def test_a_single_number_and_no_rows_at_all_are_sorted_too(backend, z):
+def test_no_rows_at_all_are_sorted_too(backend):
     with use_backend(backend):
-        pairs = sort_pairs(z, torch.zeros_like(z), 3)
-    assert len(pairs.rows) == z.numel()
-    assert pairs.starts.tolist() == [0, 0, z.numel(), z.numel()]
+        pairs = Pairs(torch.zeros(3, 0, dtype=torch.int64), 3).sorted
+    assert len(pairs.rows) == 0
+    assert pairs.starts.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [-2, 3])
 def test_components_out_of_range_are_refused(backend, bad):
+    z = torch.tensor([[0, bad]])
     with use_backend(backend), pytest.raises(PartitionError, match=r"not in \[0, 3\)"):
-        sort_pairs(torch.tensor([0, bad]), torch.tensor([0, 1]), 3)
+        Pairs(z, 3).sorted  # noqa: B018
+    kernel = Quadratic(torch.zeros(3, 1), torch.ones(3, 1), torch.zeros(3, 0, 1), torch.zeros(3), 1.0)
+    with use_backend(backend), pytest.raises(PartitionError, match=r"not in \[0, 3\)"):
+        pair_log_density(torch.zeros(2, 1), kernel, Pairs(z, 3))
+
+
+@pytest.mark.parametrize("items", [0, 1, 7])
+def test_chunks_cover_every_component_once(items):
+    starts = torch.tensor([0, 0, items, items, 9 + items])
+    bounds = chunk_bounds(starts, 3).tolist()
+    assert bounds[0] == 0
+    assert bounds[-1] == 4
+    assert bounds == sorted(bounds)
 
 
 def test_use_backend_is_undone_at_the_end_of_the_block():

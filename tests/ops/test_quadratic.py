@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mixtures.ops import Quadratic, pair_log_density, pair_moments, quadratic, sort_pairs, use_backend
+from pyro_mixtures.ops import Pairs, Quadratic, pair_log_density, pair_moments, quadratic, use_backend
 
 BACKENDS = ["auto", "torch"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -15,8 +15,8 @@ shapes = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 70),
         "components": st.integers(1, 6),
-        "features": st.integers(1, 5),
-        "rank": st.integers(0, 4),
+        "features": st.sampled_from([1, 3, 8, 16, 21]),  # below, at and past whole vectors
+        "rank": st.sampled_from([0, 1, 2, 4, 5, 6, 11]),
         "slots": st.integers(1, 3),
         "padding": st.sampled_from([0.0, 0.5, 1.0]),
     }
@@ -34,11 +34,6 @@ def problem(rows, components, features, rank, slots, padding, dtype=torch.float6
     z = torch.randint(components, (slots, rows), generator=generator)
     z[torch.rand(z.shape, generator=generator) < padding] = -1
     return randn(rows, features), Quadratic(*args, randn(components), 1.0 if rows % 2 else -1.0), z
-
-
-def slots_of(z):
-    """Row number of every slot."""
-    return torch.arange(z.shape[1]).expand(z.shape)
 
 
 def dense_log_density(x, kernel, z):
@@ -69,10 +64,35 @@ def assert_close(actual, expected, tolerance):
 def test_density_equals_dense_brute_force(shape, backend, dtype):
     x, kernel, z = problem(**shape, dtype=dtype)
     with use_backend(backend):
-        pairs = sort_pairs(z, slots_of(z), len(kernel.loc))
-        found = pair_log_density(x, kernel, pairs, z.numel())
+        pairs = Pairs(z, len(kernel.loc))
+        found = pair_log_density(x, kernel, pairs).reshape(-1)
     wide = Quadratic(*(part.double() for part in kernel[:4]), kernel.sign)
     assert_close(found, dense_log_density(x.double(), wide, z), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bytes_are_rows_like_any_other(backend):
+    x, kernel, z = problem(70, 3, 21, 2, 2, 0.1, dtype=torch.float32)
+    x, q = torch.randint(256, x.shape, dtype=torch.uint8), torch.rand(z.numel())
+    with use_backend(backend):
+        found = pair_log_density(x, kernel, Pairs(z, 3))
+        moments = pair_moments(x, kernel.loc, kernel.projection, q, Pairs(z, 3))
+        expected = pair_log_density(x.float(), kernel, Pairs(z, 3))
+        wanted = pair_moments(x.float(), kernel.loc, kernel.projection, q, Pairs(z, 3))
+    for mine, theirs in zip((found, *moments), (expected, *wanted), strict=True):
+        assert_close(mine, theirs, 1e-5)
+
+
+def test_moments_add_to_those_of_earlier_batches():
+    x, kernel, z = problem(40, 3, 5, 2, 2, 0.1)
+    q = torch.rand(z.shape, dtype=torch.float64)
+    whole = pair_moments(x, kernel.loc, kernel.projection, q.reshape(-1), Pairs(z, 3))
+    parts = None
+    for some in (slice(0, 25), slice(25, 40)):
+        weight = q[:, some].reshape(-1)
+        parts = pair_moments(x[some], kernel.loc, kernel.projection, weight, Pairs(z[:, some], 3), parts)
+    for mine, theirs in zip(parts, whole, strict=True):
+        assert_close(mine, theirs, 1e-12)
 
 
 @few
@@ -81,7 +101,7 @@ def test_moments_equal_dense_brute_force(shape, backend, dtype):
     x, kernel, z = problem(**shape, dtype=dtype)
     q = torch.randn(z.numel(), dtype=dtype)  # a gradient's weights may be negative
     with use_backend(backend):
-        pairs = sort_pairs(z, slots_of(z), len(kernel.loc))
+        pairs = Pairs(z, len(kernel.loc))
         found = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
     for mine, theirs in zip(found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True):
         assert_close(mine, theirs, TOLERANCE[dtype])
@@ -92,11 +112,11 @@ def test_moments_equal_dense_brute_force(shape, backend, dtype):
 @pytest.mark.parametrize("rows", [1, 6])
 def test_gradients_pass_gradcheck(backend, rank, rows):
     x, kernel, z = problem(rows, 4, 3, rank, 2, 0.3)  # some component has no pair
-    pairs, valid = sort_pairs(z, slots_of(z), 4), z.reshape(-1) >= 0
+    pairs, valid = Pairs(z, 4), z.reshape(-1) >= 0
     args = tuple(part.requires_grad_() for part in (x, *kernel[:4]))
 
     def density(x, *parts):
-        return pair_log_density(x, Quadratic(*parts, kernel.sign), pairs, z.numel())[valid]
+        return pair_log_density(x, Quadratic(*parts, kernel.sign), pairs).reshape(-1)[valid]
 
     with use_backend(backend):
         torch.autograd.gradcheck(density, args)
@@ -107,8 +127,8 @@ def test_padding_gives_and_receives_no_gradient(backend):
     x, kernel, z = problem(9, 3, 2, 1, 3, 0.5)
     loc = kernel.loc.requires_grad_()
     with use_backend(backend):
-        pairs = sort_pairs(z, slots_of(z), 3)
-        found = pair_log_density(x, kernel, pairs, z.numel())
+        pairs = Pairs(z, 3)
+        found = pair_log_density(x, kernel, pairs).reshape(-1)
         found.sum().backward()  # -inf, but its slots pass nothing on
     assert bool(loc.grad.isfinite().all())
     expected = loc.detach().clone().requires_grad_()
@@ -124,8 +144,8 @@ def test_many_rows_of_one_component_are_all_counted(backend, monkeypatch):
     z[0, 5:] = 1
     q = torch.rand(1099, dtype=torch.float64)
     with use_backend(backend):
-        pairs = sort_pairs(z, slots_of(z), 3)
-        assert_close(pair_log_density(x, kernel, pairs, 1099), dense_log_density(x, kernel, z), 1e-12)
+        pairs = Pairs(z, 3)
+        assert_close(pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12)
         found = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
     for mine, theirs in zip(found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True):
         assert_close(mine, theirs, 1e-12)
@@ -136,7 +156,7 @@ def test_float32_moments_of_many_rows_keep_their_digits(backend):
     n = 60_000
     x, z, q = torch.rand(n, 1), torch.zeros(1, n, dtype=torch.int64), torch.ones(n)
     with use_backend(backend):
-        found = pair_moments(x, torch.zeros(1, 1), torch.ones(1, 1, 1), q, sort_pairs(z, slots_of(z), 1))
+        found = pair_moments(x, torch.zeros(1, 1), torch.ones(1, 1, 1), q, Pairs(z, 1))
     wide = x.double()
     expected = torch.tensor([n, wide.sum(), wide.square().sum(), wide.square().sum()], dtype=torch.float64)
     torch.testing.assert_close(torch.cat([part.reshape(-1) for part in found]).double(), expected, rtol=2e-6, atol=0)
@@ -149,8 +169,8 @@ def test_strided_and_expanded_tensors_are_read_right(backend):
     kernel = kernel._replace(loc=kernel.loc[:1].expand(3, 4), precision=kernel.precision.T.contiguous().T)
     z = z[:, ::2]
     with use_backend(backend):
-        pairs = sort_pairs(z, slots_of(z), 3)
-        assert_close(pair_log_density(x, kernel, pairs, 10), dense_log_density(x, kernel, z), 1e-12)
+        pairs = Pairs(z, 3)
+        assert_close(pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -159,7 +179,7 @@ def test_bad_rows_show_in_their_own_densities_only(backend, bad):
     x, kernel, z = problem(9, 2, 3, 1, 1, 0.0)
     x[4, 1] = bad
     with use_backend(backend):
-        found = pair_log_density(x, kernel._replace(sign=1.0), sort_pairs(z, slots_of(z), 2), 9)
+        found = pair_log_density(x, kernel._replace(sign=1.0), Pairs(z, 2)).reshape(-1)
     assert found.isfinite().tolist() == [n != 4 for n in range(9)]
 
 
@@ -170,9 +190,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
     q, before, found = torch.rand(z.numel(), dtype=torch.float64), numba.get_num_threads(), []
     for threads in (1, 2):
         numba.set_num_threads(threads)
-        pairs = sort_pairs(z, slots_of(z), 6)
+        pairs = Pairs(z, 6)
         moments = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
-        found.append((*pairs, pair_log_density(x, kernel, pairs, z.numel()), *moments))
+        found.append((*pairs.sorted, pair_log_density(x, kernel, pairs).reshape(-1), *moments))
     numba.set_num_threads(before)
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two)
@@ -183,11 +203,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
 def test_results_lie_on_the_device_of_the_rows(backend):
     with torch.device("cpu"):
         x, kernel, z = problem(9, 3, 2, 1, 2, 0.3)
-        rows, q = slots_of(z), torch.rand(z.numel(), dtype=torch.float64)
+        q = torch.rand(z.numel(), dtype=torch.float64)
     x.requires_grad_()
     with use_backend(backend):
-        pairs = sort_pairs(z, rows, 3)
-        found = pair_log_density(x, kernel, pairs, z.numel())
+        pairs = Pairs(z, 3)
+        found = pair_log_density(x, kernel, pairs).reshape(-1)
         found[found.isfinite()].sum().backward()
         moments = pair_moments(x.detach(), kernel.loc, kernel.projection, q, pairs)
-    assert {part.device.type for part in (*pairs, pairs.components, found, x.grad, *moments)} == {"cpu"}
+    assert {part.device.type for part in (*pairs.sorted, found, x.grad, *moments)} == {"cpu"}

@@ -1,0 +1,241 @@
+"""CPU kernels of the (row, component) pairs in numba: the same result for any number of threads."""
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from pyro_mixtures.ops.simd import RANK, ROWS, sum_lanes, tile_sums, tile_update
+
+# "fast" without nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+# Sums over rows are kept in the data's dtype for so many rows, then flushed to float64.
+_ROWS_PER_FLUSH = 256
+
+
+def threads() -> int:
+    """How many threads run a kernel."""
+    return numba.get_num_threads()
+
+
+@njit(cache=True, nogil=True)
+def sort_pairs(z, components):
+    """Counting sort of flat component numbers ``z`` (-1 = padding): positions by component, and their starts."""
+    starts = np.zeros(components + 1, np.int64)
+    for i in range(z.size):
+        if z[i] >= 0:
+            starts[z[i] + 1] += 1
+    for c in range(components):
+        starts[c + 1] += starts[c]
+    order = np.empty(starts[components], np.int64)
+    cursor = starts[:-1].copy()
+    for i in range(z.size):
+        c = z[i]
+        if c >= 0:
+            order[cursor[c]] = i
+            cursor[c] += 1
+    return order, starts
+
+
+@njit(inline="always")
+def _sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, size, squares):
+    """:func:`tile_sums` with ``size`` and ``squares`` known at run time only."""
+    if squares:
+        if size == 5:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 5, 1)
+        elif size == 4:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 4, 1)
+        elif size == 3:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 3, 1)
+        elif size == 2:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 2, 1)
+        elif size == 1:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 1, 1)
+        else:
+            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 0, 1)
+    elif size == 5:
+        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 5, 0)
+    elif size == 4:
+        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 4, 0)
+    elif size == 3:
+        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 3, 0)
+    elif size == 2:
+        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 2, 0)
+    else:
+        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 1, 0)
+
+
+@njit(inline="always")
+def _update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, squares):
+    """:func:`tile_update` with ``size`` and ``squares`` known at run time only."""
+    if squares:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 0, 1)
+    if size == 5:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 5, 0)
+    elif size == 4:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 4, 0)
+    elif size == 3:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 3, 0)
+    elif size == 2:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 2, 0)
+    elif size == 1:
+        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 1, 0)
+
+
+@njit(inline="always")
+def _sort_block(z, slot_stride, row_stride, slots, begin, end, components, starts, order):
+    """Counting sort of the slots of rows ``begin`` to ``end``: order holds (row - begin) * slots + slot.
+
+    False when a component number is out of range.
+    """
+    starts[:] = 0
+    for n in range(begin, end):
+        for s in range(slots):
+            c = z[s * slot_stride + n * row_stride]
+            if c < -1 or c >= components:
+                return False
+            if c >= 0:
+                starts[c + 1] += 1
+    for c in range(components):
+        starts[c + 1] += starts[c]
+    for n in range(begin, end):
+        for s in range(slots):
+            c = z[s * slot_stride + n * row_stride]
+            if c >= 0:
+                order[starts[c]] = (n - begin) * slots + s
+                starts[c] += 1
+    # Each start has moved to the next one.
+    for c in range(components, 0, -1):
+        starts[c] = starts[c - 1]
+    starts[0] = 0
+    return True
+
+
+@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+def pair_log_density(
+    x, loc, precision, projection, offset, sign, z, slot_stride, row_stride, slots, rows, block, lanes, out, valid
+):
+    """``out[n, s] = -(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for row n and component ``z[s, n]``.
+
+    ``rows`` maps n to the row of ``x``; empty means n itself. Blocks of ``block`` rows are sorted by component and
+    evaluated on their own, so that their rows stay in the cache. ``valid`` takes a block's False when a component
+    number is out of range.
+    """
+    components = loc.shape[0]
+    rank = projection.shape[1]
+    passes = max(1, (rank + RANK - 1) // RANK)
+    count = out.shape[0]
+    for number in prange((count + block - 1) // block):
+        begin = number * block
+        end = min(count, begin + block)
+        starts = np.empty(components + 1, np.int32)
+        order = np.empty((end - begin) * slots, np.int32)
+        valid[number] = _sort_block(z, slot_stride, row_stride, slots, begin, end, components, starts, order)
+        if not valid[number]:
+            continue
+        for n in range(begin, end):
+            for s in range(slots):
+                if z[s * slot_stride + n * row_stride] < 0:
+                    out[n, s] = -np.inf
+        vectors = np.empty((1 + RANK, lanes, lanes), loc.dtype)
+        sums = np.empty((1 + RANK, lanes), loc.dtype)
+        total = np.empty(lanes, loc.dtype)
+        numbers = np.empty(lanes + 1, np.int64)
+        for c in range(components):
+            for p in range(starts[c], starts[c + 1], lanes):
+                some = min(lanes, starts[c + 1] - p)
+                for j in range(lanes + 1):
+                    n = begin + order[min(p + j, starts[c + 1] - 1)] // slots
+                    numbers[j] = rows[n] if rows.size else n
+                for j in range(lanes):
+                    total[j] = offset[c]
+                for b in range(passes):
+                    first = b * rank // passes
+                    size = (b + 1) * rank // passes - first
+                    for j in range(0, some, ROWS):
+                        _sums(
+                            x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3], numbers[j + 4],
+                            loc, precision, projection, c, first, vectors, j, size, b == 0,
+                        )  # fmt: skip
+                    if b == 0:
+                        sum_lanes(vectors, 0, sums)
+                        for j in range(lanes):
+                            total[j] += sums[0, j]
+                    for k in range(1, size + 1):
+                        sum_lanes(vectors, k, sums)
+                        for j in range(lanes):
+                            total[j] += sign * sums[k, j] * sums[k, j]
+                for j in range(some):
+                    at = order[p + j]
+                    out[begin + at // slots, at % slots] = -0.5 * total[j]
+
+
+@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+def pair_moments(
+    x, loc, projection, weight, rows, order, starts, bounds, lanes, count, first, second, projected
+):
+    """Per component: adds sums over its pairs of q, q d, q d^2 and q (P d) d^T, where d = x - loc, q = weight[order].
+
+    ``bounds`` cut the components into chunks, each the work of one thread.
+    """
+    features = loc.shape[1]
+    rank = projection.shape[1]
+    width = (features + lanes - 1) // lanes * lanes
+    for chunk in prange(bounds.size - 1):
+        vectors = np.zeros((1 + RANK, lanes, lanes), loc.dtype)
+        weights = np.zeros((1 + RANK, lanes), loc.dtype)
+        q = np.zeros(lanes, loc.dtype)
+        numbers = np.empty(lanes, np.int64)
+        parts = np.zeros((2 + rank, width), loc.dtype)
+        total = np.zeros((2 + rank, width), np.float64)
+        for c in range(bounds[chunk], bounds[chunk + 1]):
+            stop = starts[c + 1]
+            if starts[c] == stop:
+                continue
+            mass = 0.0
+            for p in range(starts[c], stop, lanes):
+                some = min(lanes, stop - p)
+                for j in range(lanes):
+                    numbers[j] = rows[min(p + j, stop - 1)]
+                    q[j] = weight[order[p + j]] if j < some else 0.0
+                    mass += q[j]
+                _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts)
+                if (p - starts[c]) % _ROWS_PER_FLUSH + lanes >= _ROWS_PER_FLUSH or p + lanes >= stop:
+                    for i in range(2 + rank):
+                        for d in range(features):
+                            total[i, d] += parts[i, d]
+                            parts[i, d] = 0.0
+            count[c] += mass
+            for d in range(features):
+                first[c, d] += total[0, d]
+                second[c, d] += total[1, d]
+            for r in range(rank):
+                for d in range(features):
+                    projected[c, r, d] += total[2 + r, d]
+            total[:] = 0.0
+
+
+@njit(inline="always")
+def _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts):
+    """Add one vector of rows to ``parts``, projections in passes of at most RANK."""
+    rank = projection.shape[1]
+    passes = max(1, (rank + RANK - 1) // RANK)
+    for b in range(passes):
+        first = b * rank // passes
+        size = (b + 1) * rank // passes - first
+        if size:
+            for j in range(0, some, ROWS):
+                _sums(
+                    x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3], numbers[j + 3],
+                    loc, loc, projection, c, first, vectors, j, size, False,
+                )  # fmt: skip
+        for k in range(1, size + 1):
+            sum_lanes(vectors, k, weights)
+            for j in range(q.size):
+                weights[k, j] *= q[j]
+        for j in range(q.size):
+            weights[0, j] = q[j]
+        for j in range(0, some, ROWS):
+            _update(
+                x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3],
+                loc, c, weights, j, parts, first, size, b == 0,
+            )  # fmt: skip

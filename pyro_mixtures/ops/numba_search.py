@@ -1,0 +1,105 @@
+"""CPU kernels of the search for candidates in numba: the same result for any number of threads."""
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def search_space(candidates, neighbors, explore, chunks, out, sizes):
+    """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1; how many."""
+    rows = candidates.shape[0]
+    components = neighbors.shape[0]
+    for chunk in prange(chunks):
+        # stamp[c] == n marks that row n has c already: cleared for free from row to row.
+        stamp = np.full(components, -1, np.int64)
+        for n in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
+            size = 0
+            for i in range(candidates.shape[1]):
+                c = candidates[n, i]
+                for g in range(neighbors.shape[1]):
+                    k = neighbors[c, g]
+                    if stamp[k] != n:
+                        stamp[k] = n
+                        out[n, size] = k
+                        size += 1
+            for e in range(explore.shape[1]):
+                k = explore[n, e]
+                if stamp[k] != n:
+                    stamp[k] = n
+                    out[n, size] = k
+                    size += 1
+            sizes[n] = size
+            for s in range(size, out.shape[1]):
+                out[n, s] = -1
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def keep_best(search, log_joint, chunks, kept, log_kept, evaluated):
+    """Of each row's search space the components of largest log joint, best first, -1 never before a component."""
+    rows, slots = search.shape
+    keep = kept.shape[1]
+    for chunk in prange(chunks):
+        count = 0
+        for n in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
+            size = 0
+            for s in range(slots):
+                k = search[n, s]
+                if k < 0:
+                    continue
+                count += 1
+                value = log_joint[n, s]
+                if size == keep and not value > log_kept[n, keep - 1]:
+                    continue
+                at = min(size, keep - 1)
+                while at > 0 and value > log_kept[n, at - 1]:
+                    log_kept[n, at] = log_kept[n, at - 1]
+                    kept[n, at] = kept[n, at - 1]
+                    at -= 1
+                log_kept[n, at] = value
+                kept[n, at] = k
+                size = min(size + 1, keep)
+            for s in range(size, keep):
+                kept[n, s] = -1
+                log_kept[n, s] = -np.inf
+        evaluated[chunk] = count
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def divergence_sums(search, log_density, order, starts, slots, chunks, columns, totals, counts, used):
+    """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
+    components = starts.shape[0] - 1
+    for chunk in prange(chunks):
+        total = np.zeros(components, np.float64)
+        count = np.zeros(components, np.int64)
+        touched = np.empty(components, np.int64)
+        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
+            distinct = 0
+            for p in range(starts[c], starts[c + 1]):
+                n = order[p]
+                own = 0.0
+                for s in range(search.shape[1]):
+                    if search[n, s] == c:
+                        own = log_density[n, s]
+                for s in range(search.shape[1]):
+                    k = search[n, s]
+                    if k < 0:
+                        continue
+                    if count[k] == 0:
+                        touched[distinct] = k
+                        distinct += 1
+                    count[k] += 1
+                    total[k] += own - log_density[n, s]
+            for i in range(distinct):
+                k = touched[i]
+                columns[slots[c] + i] = k
+                totals[slots[c] + i] = total[k]
+                counts[slots[c] + i] = count[k]
+                total[k] = 0.0
+                count[k] = 0
+            used[c] = distinct
+
+
+def chunks_for(items: int) -> int:
+    """How many chunks to cut ``items`` rows into: some per thread, each worth its scratch memory."""
+    return max(1, min(8 * numba.get_num_threads(), items // 256))

@@ -1,0 +1,271 @@
+"""Work and time to convergence of truncated EM, over components, rows, features and factors.
+
+Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by AFK-MC2 and fitted to noisy
+RGB patches of two photographs until ``fit`` finds that they have converged. Four series, each varying one of
+
+  C   components, 100, 200, ..., 6400 at N=100,000, D=192, H=5
+  N   rows, 12,500 ... 200,000
+  D   features, 48, 108, 192, 432 (patches of 4, 6, 8, 12 pixels)
+  H   factors, 1 ... 20; these three at C=500, N=50,000, D=192, H=5 otherwise
+
+evaluations  joint densities log p(c, x) in the whole fit; a_row is the same for each row and epoch
+seconds      seeding and fit together, kernels compiled before; seed_s is the seeding's part
+epochs       passes over the data, those of the warm-up included
+heldout      minus log evidence of 10,000 other rows in nats per row, all C components summed: lower is better
+exponent     slope of the least-squares line through log y over log x; 1 is linear
+
+and one comparison, ``loss``: truncated EM against exact EM (``FullPartition``) at C=200, N=100,000 from the same seeds:
+
+loss         rise of the held-out figure over exact EM's, in percent of its absolute value
+
+Fits are run one after the other, a round with another seed for each of --repeats; exponents are fitted through all runs.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from torch import Tensor
+
+from pyro_mixtures import EM, evidence, fit, seed_rows
+from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.models import MixtureOfFactorAnalyzers
+from tests.benchmarks import harness
+from tests.benchmarks.photographs import rgb_patches
+
+TEST = 10_000  # held-out rows
+EXACT_BATCH = 8192  # rows of a minibatch of exact EM, which holds B x C arrays
+NEEDED = {("C", "evaluations"): 0.15, ("C", "seconds"): 0.35}  # exponents, at most
+LOSS_NEEDED = 0.5  # percent, at most
+NAMES = {"C": "components C", "N": "rows N", "D": "features D", "H": "factors H"}
+POINTS, EXACT = "#0072B2", "#555555"
+
+
+class Setting(NamedTuple):
+    """One fit's sizes."""
+
+    components: int  # C
+    rows: int  # N
+    patch: int  # pixels, D = 3 patch^2
+    factors: int  # H
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By the letters of the tables."""
+        return {"C": self.components, "N": self.rows, "D": 3 * self.patch**2, "H": self.factors}
+
+
+class Plan(NamedTuple):
+    """What is fitted."""
+
+    series: dict[str, list[Setting]]
+    loss: Setting
+
+
+def main() -> None:
+    """Run what was asked for, fit the exponents, draw."""
+    options = parse()
+    plan = planned(quick=options.quick)
+    report = harness.Report(__doc__)
+    for seed in range(options.repeats):
+        for letter in plan.series:
+            if letter in options.only:
+                run_series(report, letter, plan.series[letter], seed)
+        if "loss" in options.only:
+            run_loss(report, plan.loss, seed)
+    conclude(report)
+    if options.plots is not None and series_of(report):
+        draw(report, options.plots)
+    report.finish(options.json)
+
+
+def parse() -> Any:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parts = [*NAMES, "loss"]
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="these series, or the loss (all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds, each with another seed (1)")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the series into DIR/scaling.png")
+    return parser.parse_args()
+
+
+def planned(*, quick: bool) -> Plan:
+    """The sizes of every fit."""
+    if quick:
+        base, wide = Setting(100, 4000, 8, 5), Setting(100, 8000, 8, 5)
+        values: dict[str, Iterable[int]] = {
+            "C": (50, 100, 200),
+            "N": (2000, 4000, 8000),
+            "D": (4, 6, 8),
+            "H": (1, 2, 5),
+        }
+    else:
+        base, wide = Setting(500, 50_000, 8, 5), Setting(200, 100_000, 8, 5)
+        values = {
+            "C": [100 * 2**k for k in range(7)],
+            "N": [12_500 * 2**k for k in range(5)],
+            "D": (4, 6, 8, 12),
+            "H": (1, 2, 5, 10, 20),
+        }
+    return Plan(
+        {
+            "C": [wide._replace(components=c) for c in values["C"]],
+            "N": [base._replace(rows=n) for n in values["N"]],
+            "D": [base._replace(patch=p) for p in values["D"]],
+            "H": [base._replace(factors=h) for h in values["H"]],
+        },
+        wide,
+    )
+
+
+def run_series(report: harness.Report, letter: str, settings: Sequence[Setting], seed: int) -> None:
+    """One fit for each setting, as rows of the letter's table."""
+    for setting in settings:
+        report.row(title(letter), **setting.sizes, seed=seed, **fitted(setting, seed))
+
+
+def run_loss(report: harness.Report, setting: Setting, seed: int) -> None:
+    """Truncated and exact EM from the same seeds."""
+    truncated = fitted(setting, seed)
+    exact = fitted(setting, seed, exact=True)
+    loss = 100 * (truncated["heldout"] - exact["heldout"]) / abs(exact["heldout"])
+    for name, figures in (("truncated", truncated), ("exact", exact)):
+        report.row("loss", **setting.sizes, seed=seed, EM=name, **figures, loss=loss if name == "truncated" else 0.0)
+
+
+def fitted(setting: Setting, seed: int, *, exact: bool = False) -> dict[str, Any]:
+    """One fit to convergence, and what it cost."""
+    warm_up(setting.patch, setting.factors, exact=exact)
+    train, test = patches(setting.patch, setting.rows)
+    return run(setting, train, test, seed, exact=exact)
+
+
+@cache
+def warm_up(patch: int, factors: int, *, exact: bool) -> None:
+    """Compile or load the kernels of these sizes, untimed."""
+    train, test = patches(patch, 400)
+    run(Setting(16, 400, patch, factors), train, test[:100], 0, exact=exact, epochs=2)
+
+
+def run(setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool, epochs: int = 500) -> dict[str, Any]:
+    """Seed and fit on ``train`` (N, D), score ``test``."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    started = time.perf_counter()
+    model = MixtureOfFactorAnalyzers(components=setting.components, features=train.shape[1], factors=setting.factors)
+    model.start_at(seed_rows(train, setting.components))
+    seeded = time.perf_counter()
+    guide = (FullPartition if exact else TruncatedPartition)(model, components=setting.components)
+    batch_size = EXACT_BATCH if exact else None
+    result = fit(EM(model, guide), train, batch_size=batch_size, epochs=epochs, progress=False)
+    ended = time.perf_counter()
+    last = result.history.epochs[-1]
+    return {
+        "evaluations": last.evaluations,
+        "a_row": last.evaluations / len(train) / len(result.history),
+        "epochs": len(result.history),
+        "converged": result.converged,
+        "seconds": ended - started,
+        "seed_s": seeded - started,
+        "live": last.live,
+        "train": -last.elbo,
+        "heldout": -float(evidence(model, test).mean()),
+    }
+
+
+@cache
+def patches(size: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Training (N, D) and held-out rows."""
+    train, test = rgb_patches(size, train=rows, test=TEST, noise=4 / 255, seed=0)
+    return torch.from_numpy(train), torch.from_numpy(test)
+
+
+def title(letter: str) -> str:
+    """The table of a series."""
+    return f"over {NAMES[letter]}"
+
+
+def series_of(report: harness.Report) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the series that were run, by letter."""
+    return {letter: report.tables[title(letter)] for letter in NAMES if title(letter) in report.tables}
+
+
+def conclude(report: harness.Report) -> None:
+    """Exponents and the loss, beside what is wanted of them."""
+    for letter, rows in series_of(report).items():
+        for column in ("evaluations", "seconds"):
+            need = NEEDED.get((letter, column))
+            wanted = "" if need is None else f" (at most {need:g})"
+            report.fact(f"exponent of {column} in {letter}{wanted}", power_law(rows, letter, column)[0])
+    losses = [row["loss"] for row in report.tables.get("loss", []) if row["EM"] == "truncated"]
+    if losses:
+        report.fact(f"loss in held-out NLL against exact EM, percent (at most {LOSS_NEEDED:g})", median(losses))
+    unfinished = sum(not row["converged"] for rows in report.tables.values() for row in rows)
+    report.fact("fits that did not converge", unfinished)
+
+
+def power_law(rows: Sequence[dict[str, Any]], x: str, y: str) -> tuple[float, float]:
+    """Exponent and factor of y = factor x^exponent, by least squares of the logarithms."""
+    slope, intercept = np.polyfit([math.log(row[x]) for row in rows], [math.log(row[y]) for row in rows], 1)
+    return float(slope), math.exp(intercept)
+
+
+def draw(report: harness.Report, folder: Path) -> None:
+    """Evaluations above, seconds below, a column for each series, both axes logarithmic."""
+    found = series_of(report)
+    figure = Figure(figsize=(3.6 * len(found), 6.4), dpi=130, layout="constrained")
+    axes = figure.subplots(2, len(found), squeeze=False)
+    for column, (letter, rows) in enumerate(found.items()):
+        if letter == "C":
+            draw_exact(axes[0, column], rows)
+        for ax, quantity in zip(axes[:, column], ("evaluations", "seconds"), strict=True):
+            draw_law(ax, rows, letter, quantity)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "scaling.png")
+
+
+def draw_law(ax: Axes, rows: Sequence[dict[str, Any]], letter: str, quantity: str) -> None:
+    """Points and the fitted line."""
+    values = sorted({row[letter] for row in rows})
+    exponent, factor = power_law(rows, letter, quantity)
+    line = [factor * value**exponent for value in values]
+    ax.plot([row[letter] for row in rows], [row[quantity] for row in rows], "o", color=POINTS, ms=5)
+    ax.plot(values, line, color=POINTS, lw=1.2, label=f"exponent {exponent:.2f}")
+    ax.set(xscale="log", yscale="log", xlabel=NAMES[letter], title=f"{quantity} to convergence")
+    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
+    )
+    spread(ax)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+
+
+def draw_exact(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """What exact EM would evaluate in as many epochs."""
+    best = sorted((row["C"], row["N"] * row["C"] * row["epochs"]) for row in rows)
+    ax.plot(*zip(*best, strict=True), color=EXACT, ls="--", lw=1.2, label="exact EM, as many epochs")
+
+
+def spread(ax: Axes) -> None:
+    """At least a decade on the vertical axis, so that a flat line looks flat."""
+    low, high = ax.get_ylim()
+    if high / low < 10:
+        middle = math.sqrt(low * high)
+        ax.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
+
+
+if __name__ == "__main__":
+    main()
