@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import Components, check_floating
-from pyro_mixtures.distributions.statistics import LabelCounts
+from pyro_mixtures.distributions.statistics import LabelCounts, add
 from pyro_mixtures.errors import DataError
 
 
@@ -53,15 +53,18 @@ class Categoricals(Components):
         numbers = torch.arange(self.labels, dtype=self.probs.dtype, device=self.probs.device)
         return (self.probs.reshape(-1, self.labels) @ numbers)[index]
 
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> LabelCounts:
+    def statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor, into: LabelCounts | None = None
+    ) -> LabelCounts:
         cell = index * self.labels + self._labels(value).expand(index.shape)
         # float32 stops counting ones at 2^24.
         counts = torch.zeros(self.probs.numel(), dtype=torch.float64, device=self.probs.device)
         valid = index >= 0
         counts.index_add_(0, cell[valid], weight[valid].double())
-        return LabelCounts(counts.reshape(-1, self.labels))
+        found = LabelCounts(counts.reshape(-1, self.labels))
+        return found if into is None else add(into, found)
 
-    def maximize(self, statistics: LabelCounts, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(self, statistics: LabelCounts, free: frozenset[str], *, floor: Tensor | None) -> dict[str, Tensor]:
         if "probs" not in free:
             return {}
         total = statistics.counts.sum(-1, keepdim=True)

@@ -1,10 +1,9 @@
-"""Pieces of the Gaussian families' closed-form M-steps: pooling over tied dimensions, floors, residual variances."""
+"""Pieces of the Gaussian families' closed-form M-steps: pooling over tied dimensions, means that move."""
 
 import torch
 from torch import Tensor
 
 from pyro_mixtures.distributions.components import QuadraticComponents
-from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
 from pyro_mixtures.errors import ClosedFormError
 
 
@@ -25,25 +24,6 @@ def sum_to(value: Tensor, shape: torch.Size) -> Tensor:
 def empty_to_one(count: Tensor) -> Tensor:
     """Counts with 1 for components without rows, whose sums are zero: they divide without NaN."""
     return torch.where(count > 0, count, torch.ones_like(count))
-
-
-def data_variance(s: NormalStatistics | FactorStatistics) -> Tensor:
-    """Variance (D,) of the whole data set about its mean, from the components' statistics."""
-    count = s.count.unsqueeze(-1)
-    total = s.count.sum().clamp_min(torch.finfo(s.center.dtype).tiny)
-    mean = (count * s.center + s.first).sum(0) / total
-    away = s.center - mean
-    spread = count * away.square() + 2 * away * s.first + s.second
-    return (spread.sum(0) / total).clamp_min(0)
-
-
-def floors(statistics: NormalStatistics | FactorStatistics, fraction: float) -> Tensor:
-    """Smallest variance (D,) to allow: ``fraction`` of each feature's variance (of the mean one if it is constant)."""
-    variance = data_variance(statistics)
-    typical = variance.mean()
-    typical = torch.where(typical > 0, typical, torch.ones_like(typical))
-    tiny = torch.finfo(typical.dtype).eps * typical
-    return fraction * torch.where(variance > tiny, variance, typical)
 
 
 def update_loc(family: QuadraticComponents, shift: Tensor, center: Tensor, free: frozenset[str]) -> Tensor:

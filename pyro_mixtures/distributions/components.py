@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_mixtures.distributions.floors import floors
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
@@ -81,12 +82,25 @@ class Components(TorchDistribution):
         """A component with fewer rows than this cannot support its own parameters: it is dead."""
 
     @abstractmethod
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
-        """Sufficient statistics of ``value`` rows under responsibilities ``weight`` (shape of ``index``)."""
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor, into: Any = None) -> Any:
+        """Sums over ``value`` rows under responsibilities ``weight`` (shape of ``index``), added to ``into``."""
+
+    def finish(self, sums: Any) -> Any:
+        """Sufficient statistics from the sums of :meth:`statistics_at`, which may be overwritten."""
+        return sums
+
+    def floor(self, sums: Any, fraction: float) -> Tensor | None:
+        """Smallest variances (D,) that :meth:`maximize` is to allow; None for families that have none."""
+        return None
 
     @abstractmethod
-    def maximize(self, statistics: Any, free: frozenset[str], *, variance_floor: float) -> dict[str, Tensor]:
+    def maximize(self, statistics: Any, free: frozenset[str], *, floor: Tensor | None) -> dict[str, Tensor]:
         """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
+
+    def part(self, some: slice) -> "Components":
+        """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""
+        arguments = {name: value[some] if self.is_own(name) else value for name, value in self.arguments.items()}
+        return type(self)(**arguments, validate_args=False)
 
 
 class Selected(TorchDistribution):
@@ -124,12 +138,16 @@ class Selected(TorchDistribution):
         shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
         return self.family.log_prob_at(self.flat_index().expand(shape), value)
 
-    def statistics(self, value: Tensor, weight: Tensor) -> Any:
-        """Sufficient statistics of the rows under responsibilities ``weight`` (batch shape)."""
+    def of_family(self, family: Components) -> "Selected":
+        """The same rows, of another family of the same shape."""
+        return Selected(family, self.z, batch_shape=self.batch_shape)
+
+    def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
+        """Sums over the rows under responsibilities ``weight`` (batch shape), added to ``into``; see ``finish``."""
         if self.family.batch_shape[:-1].numel() != 1:
             raise ClosedFormError("closed-form statistics need one set of parameters, not a batch of them")
         shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
-        return self.family.statistics_at(self.flat_index().expand(shape), value, weight.expand(shape))
+        return self.family.statistics_at(self.flat_index().expand(shape), value, weight.expand(shape), into)
 
     def _rows_shape(self, value: Tensor) -> torch.Size:
         event = self.event_shape
@@ -162,14 +180,30 @@ class QuadraticComponents(Components):
 
     has_rsample = True
     loc: Tensor
+    _kernel: Quadratic | None = None
 
     @abstractmethod
-    def kernel(self) -> Quadratic:
+    def _make_kernel(self) -> Quadratic:
         """The kernel's arguments, batch dimensions flattened; differentiable in the family's arguments."""
 
-    @abstractmethod
+    def kernel(self) -> Quadratic:
+        """The kernel's arguments; made once where no gradients are recorded."""
+        if torch.is_grad_enabled() and any(argument.requires_grad for argument in self.arguments.values()):
+            return self._make_kernel()
+        if self._kernel is None:
+            with torch.no_grad():
+                self._kernel = self._make_kernel()
+        return self._kernel
+
     def moment_projection(self) -> Tensor:
-        """P (C, R, D) of the moments that the M-step needs."""
+        """P (C, R, D) of the moments that the M-step needs: the kernel's own projection, unless stated otherwise."""
+        return self.kernel().projection
+
+    def part(self, some: slice) -> "QuadraticComponents":
+        part: Any = super().part(some)
+        if self._kernel is not None:
+            part._kernel = Quadratic(*(tensor[some] for tensor in self._kernel[:4]), self._kernel.sign)
+        return part
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
@@ -185,15 +219,17 @@ class QuadraticComponents(Components):
         total = (kernel.precision[c] * diff.square()).sum(-1) + kernel.sign * projected.square().sum(-1)
         return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+    def statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor, into: NormalStatistics | None = None
+    ) -> NormalStatistics:
         x, pairs = self._pairs(value, index)
         loc = self.flat(self.loc, 1)
-        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs)
-        return self.statistics_from(moments, loc)
-
-    def statistics_from(self, moments: Moments, loc: Tensor) -> Any:
-        """The family's statistics from the kernel's moments about ``loc`` (C, D)."""
+        before = None if into is None else Moments(*into[1:])
+        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs, before)
         return NormalStatistics(loc, *moments)
+
+    def floor(self, sums: NormalStatistics, fraction: float) -> Tensor:
+        return floors(sums, fraction)
 
     def mean_at(self, index: Tensor) -> Tensor:
         return self.flat(self.loc, 1)[index]
@@ -201,7 +237,10 @@ class QuadraticComponents(Components):
     def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
         """Distinct rows (N, D), and the pairs of them with the components ``index``."""
         shape, components = value.shape[:-1], self.batch_shape.numel()
-        x = match_dtype(value, self.loc).reshape(shape.numel(), value.shape[-1])
+        # Bytes are widened by the kernels, row by row.
+        x = (value if value.dtype == torch.uint8 else match_dtype(value, self.loc)).reshape(
+            shape.numel(), value.shape[-1]
+        )
         lead = index.dim() - len(shape)
         if index.shape[lead:] == shape:
             return x, Pairs(index.reshape(index.shape[:lead].numel(), len(x)), components)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.closed_form import empty_to_one, floors, pool, update_loc
+from pyro_mixtures.distributions.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import QuadraticComponents, batch_shape_of, check_floating
-from pyro_mixtures.distributions.statistics import FactorStatistics
+from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
-from pyro_mixtures.ops import Moments, Quadratic
-from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection
+from pyro_mixtures.ops import Quadratic
+from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection, solve_small
 
 
 class FactorAnalyzers(QuadraticComponents):
@@ -33,6 +33,7 @@ class FactorAnalyzers(QuadraticComponents):
     }
     argument_names = ("loc", "factor", "noise")
     support = constraints.real_vector
+    _low: LowRank | None = None
 
     def __init__(self, loc: Tensor, factor: Tensor, noise: Tensor, *, validate_args=None):
         check_floating("FactorAnalyzers", loc, factor, noise)
@@ -56,16 +57,23 @@ class FactorAnalyzers(QuadraticComponents):
         )
 
     def low_rank(self) -> LowRank:
-        """Factorised covariances, batch dimensions flattened."""
-        return factorize(self.flat(self.factor, 2), self._noise())
+        """Factorised covariances, batch dimensions flattened; made once where no gradients are recorded."""
+        if torch.is_grad_enabled() and (self.factor.requires_grad or self.noise.requires_grad):
+            return factorize(self.flat(self.factor, 2), self._noise())
+        if self._low is None:
+            with torch.no_grad():
+                self._low = factorize(self.flat(self.factor, 2), self._noise())
+        return self._low
 
-    def kernel(self) -> Quadratic:
+    def part(self, some: slice) -> "FactorAnalyzers":
+        part = super().part(some)
+        part._low = None if self._low is None else self._low.part(some)
+        return part
+
+    def _make_kernel(self) -> Quadratic:
         low = self.low_rank()
         offset = low.logdet + self.event_shape[0] * math.log(2 * math.pi)
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
-
-    def moment_projection(self) -> Tensor:
-        return posterior_projection(self.low_rank())
 
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
@@ -73,16 +81,16 @@ class FactorAnalyzers(QuadraticComponents):
         signal = (self.flat(self.factor, 2)[index] @ factors).squeeze(-1)
         return loc + signal + self._noise()[index].sqrt() * torch.randn_like(loc)
 
-    def statistics_from(self, moments: Moments, loc: Tensor) -> FactorStatistics:
+    def finish(self, sums: NormalStatistics) -> FactorStatistics:
+        """Moments of the factors: with V the kernel's projection of a row's d, E f = L^-T V d, Cov f = L^-T L^-1."""
         low = self.low_rank()
-        projection = posterior_projection(low)
-        mean = (projection @ moments.first.unsqueeze(-1)).squeeze(-1)
-        outer = moments.projected @ projection.mT + moments.count.view(-1, 1, 1) * posterior_covariance(low)
-        return FactorStatistics(loc, moments.count, moments.first, moments.second, mean, outer, moments.projected)
+        unmix = low.inverse_chol.mT
+        mean = (unmix @ (low.projection @ sums.first.unsqueeze(-1))).squeeze(-1)
+        inner = unmix @ (sums.outer @ low.projection.mT) @ unmix.mT
+        outer = inner + sums.count.view(-1, 1, 1) * posterior_covariance(low)
+        return FactorStatistics(sums.center, sums.count, sums.first, sums.second, mean, outer, unmix @ sums.outer)
 
-    def maximize(
-        self, statistics: FactorStatistics, free: frozenset[str], *, variance_floor: float
-    ) -> dict[str, Tensor]:
+    def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
         s, count = statistics, empty_to_one(statistics.count)
         factor, shift = self._regress(s, count, free)
         out = {"loc": s.center + shift} if "loc" in free else {}
@@ -99,7 +107,6 @@ class FactorAnalyzers(QuadraticComponents):
                 + ((factor @ s.factor_outer) * factor).sum(-1)
             )
             variance = pool(residual, s.count.unsqueeze(-1), self.noise.shape)
-            floor = floors(s, variance_floor)
             smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
         return out
@@ -119,11 +126,11 @@ class FactorAnalyzers(QuadraticComponents):
         if "loc" not in free:
             away = self.flat(self.loc, 1) - s.center
             cross = s.cross - s.factor_mean.unsqueeze(-1) * away.unsqueeze(-2)
-            return torch.linalg.solve(outer, cross).mT, away
+            return solve_small(outer, cross).mT, away
         top = torch.cat([outer, s.factor_mean.unsqueeze(-1)], -1)
         bottom = torch.cat([s.factor_mean.unsqueeze(-2), n.unsqueeze(-1)], -1)
         target = torch.cat([s.cross, s.first.unsqueeze(-2)], -2)
-        solution = torch.linalg.solve(torch.cat([top, bottom], -2), target)
+        solution = solve_small(torch.cat([top, bottom], -2), target)
         return solution[..., :rank, :].mT, update_loc(self, solution[..., rank, :], s.center, free)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:

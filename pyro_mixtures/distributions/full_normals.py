@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.closed_form import empty_to_one, floors, pool, update_loc
+from pyro_mixtures.distributions.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import QuadraticComponents, batch_shape_of, check_floating
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -37,7 +37,7 @@ class FullNormals(QuadraticComponents):
     def min_rows(self) -> int:
         return 2
 
-    def kernel(self) -> Quadratic:
+    def _make_kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         inverse = torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
@@ -46,6 +46,7 @@ class FullNormals(QuadraticComponents):
         return Quadratic(loc, torch.zeros_like(loc), self.flat(inverse, 2), offset, 1.0)
 
     def moment_projection(self) -> Tensor:
+        """The identity: covariances from the kernel's projections would lose the digits of their condition number."""
         features = self.event_shape[0]
         identity = torch.eye(features, dtype=self.loc.dtype, device=self.loc.device)
         return identity.expand(self.batch_shape.numel(), features, features)
@@ -55,9 +56,7 @@ class FullNormals(QuadraticComponents):
         noise = torch.randn_like(loc).unsqueeze(-1)
         return loc + (self.flat(self.scale_tril, 2)[index] @ noise).squeeze(-1)
 
-    def maximize(
-        self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float
-    ) -> dict[str, Tensor]:
+    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count)
         shift = update_loc(self, statistics.first / count.unsqueeze(-1), loc, free)
@@ -67,7 +66,7 @@ class FullNormals(QuadraticComponents):
             outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) * statistics.count.view(-1, 1, 1)
             scatter = statistics.outer - cross - cross.mT + outer
             covariance = pool(scatter, statistics.count.view(-1, 1, 1), self.scale_tril.shape)
-            out["scale_tril"] = _floored_cholesky(covariance, floors(statistics, variance_floor))
+            out["scale_tril"] = _floored_cholesky(covariance, floor)
         return out
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:

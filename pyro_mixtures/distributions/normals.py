@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.closed_form import empty_to_one, floors, pool, update_loc
+from pyro_mixtures.distributions.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import QuadraticComponents, batch_shape_of, check_floating
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -33,7 +33,7 @@ class _AxisAlignedNormals(QuadraticComponents):
     def min_rows(self) -> int:
         return 2
 
-    def kernel(self) -> Quadratic:
+    def _make_kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
         scale = self._flat_spread()
         offset = 2 * scale.log().sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
@@ -44,17 +44,12 @@ class _AxisAlignedNormals(QuadraticComponents):
         full = self.spread().expand(self.batch_shape + self.event_shape)
         return full.reshape(self.batch_shape.numel(), self.event_shape[0])
 
-    def moment_projection(self) -> Tensor:
-        return self.loc.new_zeros(self.batch_shape.numel(), 0, self.event_shape[0])
-
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
         scale = self._flat_spread()[index]
         return loc + scale * torch.randn_like(loc)
 
-    def maximize(
-        self, statistics: NormalStatistics, free: frozenset[str], *, variance_floor: float
-    ) -> dict[str, Tensor]:
+    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count).unsqueeze(-1)
         shift = update_loc(self, statistics.first / count, loc, free)
@@ -65,7 +60,6 @@ class _AxisAlignedNormals(QuadraticComponents):
             )
             shape = self.spread().shape
             variance = pool(residual, statistics.count.unsqueeze(-1), shape)
-            floor = floors(statistics, variance_floor)
             smallest = floor.mean(-1, keepdim=True) if shape[-1:] == (1,) else floor
             out["scale"] = self.argument_shape(torch.maximum(variance, smallest.expand_as(variance)).sqrt())
         return out

@@ -71,6 +71,11 @@ def add(mine: Statistics, theirs: Statistics) -> Statistics:
     return mine
 
 
+def part(statistics: Statistics, some: slice) -> Statistics:
+    """Statistics of the components ``some`` alone, as views."""
+    return type(statistics)(*(tensor[some] for tensor in statistics))
+
+
 def blend(old: Statistics, new: Statistics, rate: float) -> Statistics:
     """``(1 - rate) old + rate new`` about the center of ``new``, in fresh tensors."""
     if "center" in _fields(old):

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.indexing import flat_index
-from pyro_mixtures.distributions.statistics import ComponentCounts
+from pyro_mixtures.distributions.statistics import ComponentCounts, add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 
 
@@ -83,17 +83,15 @@ class MixtureWeights(TorchDistribution):
         """Weights alone ask for no rows."""
         return 0
 
-    def statistics(self, value: Tensor, weight: Tensor) -> ComponentCounts:
+    def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
         index = value.expand(weight.shape)
         counts = torch.zeros(self.components, dtype=torch.float64, device=weight.device)
         valid = index >= 0
         counts.index_add_(0, index[valid], weight[valid].double())
-        return ComponentCounts(counts)
+        return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
-    def maximize(
-        self, statistics: ComponentCounts, free: frozenset[str], *, variance_floor: float
-    ) -> dict[str, Tensor]:
+    def maximize(self, statistics: ComponentCounts, free: frozenset[str]) -> dict[str, Tensor]:
         """The maximum-likelihood weights, as whichever argument is ``free``."""
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")

@@ -7,17 +7,19 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.statistics import blend, scaled
+from pyro_mixtures.distributions import Components
+from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part, scaled
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.infer.reseed import Reservoir, choose_splits, copy_split
+from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component, halve_weights
 from pyro_mixtures.poutine import CandidateMessenger, Declaration, Posterior, collect_statistics
 from pyro_mixtures.poutine.joint import site_term
 from pyro_mixtures.poutine.params import ParamHandle
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
 DEAD = ("reseed", "drop", "keep")
+# Numbers of parameters maximised at once.
+_NUMBERS_A_PART = 1 << 21
 
 
 class Update(NamedTuple):
@@ -129,10 +131,7 @@ class EM:
         self.steps += 1
         sites = self._sites if self.step_size is None else self._blend()
         with torch.no_grad():
-            values, update = self._maximizers(sites)
-            for site, arguments in values.items():
-                for name, value in arguments.items():
-                    sites[site].params[name].write(value)
+            update = self._update(sites)
         if self.gradient is not None:
             self._gradient_step()
         self.forget()
@@ -153,14 +152,13 @@ class EM:
             )
         posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
-        found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip)
+        found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip, before=self._sites)
         self._params = found.params
         unknown = sorted(self.freeze - found.params.keys())
         if unknown:
             raise OptionError(f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}")
         self._check_bindings(found.sites)
-        merged = {name: self._sites[name].plus(site) if self._sites else site for name, site in found.sites.items()}
-        self._sites = {name: site._replace(rows=None) for name, site in merged.items()}
+        self._sites = {name: site._replace(rows=None) for name, site in found.sites.items()}
         self._rows, self._size = self._rows + len(posterior.index), posterior.size
         self._weighted_rows += int((posterior.row_weight > 0).sum())
         self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
@@ -213,15 +211,16 @@ class EM:
             raise OptionError(f"step_size({self.steps}) = {rate} is outside (0, 1]")
         grow = self._size / self._rows  # to the whole data set
         for name, site in self._sites.items():
-            fresh = scaled(site.statistics, grow)
+            fresh = scaled(_finished(site.family, site.sums), grow)
             known = self._online.get(name)
-            mixed = fresh if known is None else blend(known.statistics, fresh, rate)
-            self._online[name] = site._replace(statistics=mixed)
+            mixed = fresh if known is None else blend(known.sums, fresh, rate)
+            self._online[name] = site._replace(sums=mixed)
         return dict(self._online)
 
-    def _maximizers(self, sites: dict[str, SiteStatistics]) -> tuple[dict[str, dict[str, Tensor]], Update]:
+    def _update(self, sites: dict[str, SiteStatistics]) -> Update:
+        """Write the maximisers of all sites into their params."""
         z = self.guide.site
-        count = sites[z].statistics.counts
+        count = sites[z].sums.counts
         least = max(site.family.min_rows for site in sites.values())
         # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
         rows = count * max(1.0, self._weighted_rows / self._weight)
@@ -230,30 +229,63 @@ class EM:
         if self.dead == "drop":
             kept = torch.where(starved, 0.0, count)
             if bool((kept > 0).any()):
-                sites = {**sites, z: sites[z]._replace(statistics=type(sites[z].statistics)(kept))}
+                sites = {**sites, z: sites[z]._replace(sums=type(sites[z].sums)(kept))}
                 self.guide.dropped(starved)
-        values = {name: self._maximize_site(site, starved) for name, site in sites.items()}
+        self._update_weights(sites[z], splits)
+        for name, site in sites.items():
+            if name != z:
+                self._update_components(site, starved)
+                for split in splits:
+                    copy_component(name, site, split, self._reservoir)
         for split in splits:
-            copy_split(values, sites, split, self._reservoir)
             self.guide.reseeded(split.component, split.like)
         live = int((~starved).sum()) + len(splits)
-        return values, Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
+        return Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
 
-    def _maximize_site(self, site: SiteStatistics, starved: Tensor) -> dict[str, Tensor]:
-        free = frozenset(
+    def _free(self, site: SiteStatistics) -> frozenset[str]:
+        """Arguments of the site whose params are to be set."""
+        return frozenset(
             name for name, handle in site.params.items() if handle.name not in self.freeze and handle.leaf.requires_grad
         )
-        new = site.family.maximize(site.statistics, free, variance_floor=self.variance_floor)
-        if isinstance(site.family, MixtureWeights):
-            return new
-        old = site.family.arguments
-        own = {name: _keep(starved, old[name], value) for name, value in new.items() if site.family.is_own(name)}
+
+    def _update_weights(self, site: SiteStatistics, splits: list[Split]) -> None:
+        new = site.family.maximize(site.sums, self._free(site))
+        for split in splits:
+            halve_weights(new, split)
+        for name, value in new.items():
+            site.params[name].write(value)
+
+    def _update_components(self, site: SiteStatistics, starved: Tensor) -> None:
+        """Maximise some components at a time, so that no second copy of large parameters is ever alive."""
+        free, family = self._free(site), site.family
+        floor = family.floor(site.sums, self.variance_floor)
+        tied = [name for name in free if not family.is_own(name)]
+        if tied or len(family.batch_shape) != 1:
+            self._write(site, self._maximum(family, site.sums, free, floor, starved))
+            return
+        numbers = sum(value[:1].numel() for name, value in family.arguments.items() if family.is_own(name))
+        step = max(1, _NUMBERS_A_PART // max(1, numbers))
+        for at in range(0, family.components, step):
+            some = slice(at, at + step)
+            new = self._maximum(family.part(some), part(site.sums, some), free, floor, starved[some])
+            self._write(site, new, some)
+
+    def _write(self, site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
+        for name, value in new.items():
+            site.params[name].write(value, *some)
+
+    def _maximum(
+        self, family: Components, sums: Any, free: frozenset[str], floor: Tensor | None, starved: Tensor
+    ) -> dict[str, Tensor]:
+        statistics = _finished(family, sums)
+        new, old = family.maximize(statistics, free, floor=floor), family.arguments
+        own = {name: _keep(starved, old[name], value) for name, value in new.items() if family.is_own(name)}
         tied = free - own.keys()
         if not tied or not bool(starved.any()):
             return {**new, **own}
         # What components share has to suit the components that were held, not where they would have gone.
-        held = type(site.family)(**{**old, **own}, validate_args=False)
-        return {**own, **held.maximize(site.statistics, tied, variance_floor=self.variance_floor)}
+        held = type(family)(**{**old, **own}, validate_args=False)
+        return {**own, **held.maximize(statistics, tied, floor=floor)}
 
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
@@ -292,6 +324,11 @@ class EM:
 
 def _scaled_loss(posterior: Posterior) -> float:
     return -float(posterior.free_energy()) * posterior.size / len(posterior.index)
+
+
+def _finished(family: Any, sums: Any) -> Any:
+    """A family's statistics; those of stepwise EM are finished already, and those of the weights are their sums."""
+    return family.finish(sums) if isinstance(sums, NormalStatistics) else sums
 
 
 def _keep(starved: Tensor, old: Tensor, new: Tensor) -> Tensor:

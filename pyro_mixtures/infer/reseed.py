@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.poutine import Posterior
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
@@ -68,17 +67,20 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int) -> list[Split
     return splits
 
 
-def copy_split(
-    values: dict[str, dict[str, Tensor]], sites: Mapping[str, SiteStatistics], split: Split, reservoir: Reservoir
-) -> None:
-    """Write the split into the new parameter ``values`` of all sites: a copy, moved to the row, of half the weight."""
-    new, old = split.component, split.like
-    for name, arguments in values.items():
-        family = sites[name].family
-        for argument, value in arguments.items():
-            if isinstance(family, MixtureWeights):
-                value[old] = value[old] / 2 if argument == "probs" else value[old] - math.log(2)
-                value[new] = value[old]
-            elif family.is_own(argument):
-                row = reservoir.row(name, split.row) if argument == "loc" else None
-                value[new] = value[old] if row is None else row
+def halve_weights(values: dict[str, Tensor], split: Split) -> None:
+    """Share the weight of the split component in the new arguments ``values`` of the MixtureWeights."""
+    for argument, value in values.items():
+        value[split.like] = value[split.like] / 2 if argument == "probs" else value[split.like] - math.log(2)
+        value[split.component] = value[split.like]
+
+
+def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:
+    """Make the component's own params at ``site`` a copy of those it is split off, its mean moved to the row."""
+    for argument, handle in found.params.items():
+        if not found.family.is_own(argument):
+            continue
+        row = reservoir.row(site, split.row) if argument == "loc" else None
+        if row is None:
+            handle.copy_row(split.component, split.like)
+        else:
+            handle.write(row.reshape(1, -1), slice(split.component, split.component + 1))

@@ -10,36 +10,66 @@ import torch
 from torch import Tensor
 
 
+# Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
+_ELEMENTS = 1 << 22
+
+
 class LowRank(NamedTuple):
     """Factorised inverse of C low-rank covariances."""
 
-    precision: Tensor  # (C, D)     1 / psi
-    projection: Tensor  # (C, H, D)  V
-    chol: Tensor  # (C, H, H)        L
-    logdet: Tensor  # (C,)           log |Sigma|
+    precision: Tensor  # (C, D)        1 / psi
+    projection: Tensor  # (C, H, D)     V
+    inverse_chol: Tensor  # (C, H, H)  L^-1
+    logdet: Tensor  # (C,)              log |Sigma|
+
+    def part(self, some: slice) -> "LowRank":
+        """The components ``some``, as views."""
+        return LowRank(*(tensor[some] for tensor in self))
 
 
 def factorize(factor: Tensor, noise: Tensor) -> LowRank:
-    """Factorise ``factor @ factor.T + diag(noise)``; ``factor`` (..., D, H), ``noise`` (..., D) positive.
+    """Factorise ``factor @ factor.T + diag(noise)``; ``factor`` (C, D, H), ``noise`` (C, D) positive.
 
     >>> low = factorize(torch.ones(1, 2, 1), torch.ones(1, 2))
     >>> torch.allclose(low.logdet, torch.tensor([[2.0, 1.0], [1.0, 2.0]]).logdet())
     True
     """
-    scaled = factor.mT / noise.unsqueeze(-2)
+    step = max(1, _ELEMENTS // max(1, factor[:1].numel()))
+    if len(factor) <= step or (torch.is_grad_enabled() and (factor.requires_grad or noise.requires_grad)):
+        return _factorize(factor, noise)
+    components, features, rank = factor.shape
+    shapes = (components, features), (components, rank, features), (components, rank, rank), (components,)
+    out = LowRank(*(factor.new_empty(shape) for shape in shapes))
+    for at in range(0, components, step):
+        some = slice(at, at + step)
+        for whole, part in zip(out, _factorize(factor[some], noise[some]), strict=True):
+            whole[some] = part
+    return out
+
+
+def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
+    precision = noise.reciprocal()
+    scaled = factor.mT * precision.unsqueeze(-2)
     rank = factor.shape[-1]
-    inner = scaled @ factor + torch.eye(rank, dtype=factor.dtype, device=factor.device)
-    chol = torch.linalg.cholesky(inner)
-    projection = torch.linalg.solve_triangular(chol, scaled, upper=False)
-    logdet = noise.log().sum(-1) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return LowRank(noise.reciprocal(), projection, chol, logdet)
+    # The small matrices in double: they decide how many digits everything else has, and cost nothing.
+    identity = torch.eye(rank, dtype=torch.float64, device=factor.device)
+    chol = torch.linalg.cholesky((scaled @ factor).double() + identity)
+    inverse = torch.linalg.solve_triangular(chol, identity.expand_as(chol), upper=False)
+    logdet = noise.log().sum(-1, dtype=torch.float64) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    inverse = inverse.to(factor.dtype)
+    return LowRank(precision, inverse @ scaled, inverse, logdet.to(factor.dtype))
 
 
 def posterior_projection(low: LowRank) -> Tensor:
     """``B = M^-1 A^T psi^-1`` (C, H, D): the posterior mean of the factors given ``x`` is ``B (x - loc)``."""
-    return torch.linalg.solve_triangular(low.chol.mT, low.projection, upper=True)
+    return low.inverse_chol.mT @ low.projection
 
 
 def posterior_covariance(low: LowRank) -> Tensor:
     """``M^-1`` (C, H, H): the posterior covariance of the factors, the same for every row."""
-    return torch.cholesky_inverse(low.chol)
+    return low.inverse_chol.mT @ low.inverse_chol
+
+
+def solve_small(matrix: Tensor, target: Tensor) -> Tensor:
+    """Solutions (C, K, D) of C small systems (C, K, K) with many right-hand sides each, by inverses in double."""
+    return torch.linalg.inv(matrix.double()).to(target.dtype) @ target

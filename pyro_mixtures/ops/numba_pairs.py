@@ -170,9 +170,7 @@ def pair_log_density(
 
 
 @njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def pair_moments(
-    x, loc, projection, weight, rows, order, starts, bounds, lanes, count, first, second, projected
-):
+def pair_moments(x, loc, projection, weight, rows, order, starts, bounds, lanes, count, first, second, projected):
     """Per component: adds sums over its pairs of q, q d, q d^2 and q (P d) d^T, where d = x - loc, q = weight[order].
 
     ``bounds`` cut the components into chunks, each the work of one thread.

@@ -118,7 +118,9 @@ class _Features:
 
     def __init__(self, context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]], dtype: Any):
         self.builder, self.vectors = builder, _Vectors(context, builder, dtype)
-        self.arrays = {name: context.make_array(kind)(context, builder, value) for name, (kind, value) in arrays.items()}
+        self.arrays = {
+            name: context.make_array(kind)(context, builder, value) for name, (kind, value) in arrays.items()
+        }
         self.features = self.size("x", 1)
 
     def size(self, name: str, dim: int) -> Any:
@@ -168,9 +170,7 @@ def _literals(*values: Any) -> bool:
 
 
 @intrinsic(prefer_literal=True)
-def tile_sums(
-    typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, size, squares
-):
+def tile_sums(typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, size, squares):
     """Vector sums over features for rows n0 ... n3 about component c's mean, to be reduced by :func:`sum_lanes`.
 
     ``out[0, lane + j]`` takes sum w d^2 of row j (if ``squares``), ``out[1 + k, lane + j]`` sum V_(first + k) d, for k
@@ -181,7 +181,9 @@ def tile_sums(
     rank, with_squares, dtype = size.literal_value, bool(squares.literal_value), loc.dtype
 
     def codegen(context, builder, signature, args):
-        kinds = dict(zip(("x", "loc", "precision", "projection", "out"), (x, loc, precision, projection, out), strict=True))
+        kinds = dict(
+            zip(("x", "loc", "precision", "projection", "out"), (x, loc, precision, projection, out), strict=True)
+        )
         values = dict(zip(kinds, (args[0], args[6], args[7], args[8], args[11]), strict=True))
         loop = _Features(context, builder, {name: (kinds[name], values[name]) for name in kinds}, dtype)
         v, component = loop.vectors, args[9]

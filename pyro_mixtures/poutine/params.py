@@ -13,6 +13,8 @@ from torch.distributions import constraints, transform_to
 
 from pyro_mixtures.errors import ClosedFormError
 
+_EVERYTHING = slice(None)
+
 
 class ParamHandle(NamedTuple):
     """One param of a program: its unconstrained leaf tensor, and the map that constrains it."""
@@ -21,14 +23,23 @@ class ParamHandle(NamedTuple):
     leaf: Tensor
     constraint: constraints.Constraint
 
-    def write(self, value: Tensor) -> None:
-        """Set the constrained ``value`` in place, so that modules, optimisers and the store keep their tensor."""
+    def write(self, value: Tensor, some: slice = _EVERYTHING) -> None:
+        """Set the constrained ``value`` in place, so that modules, optimisers and the store keep their tensor.
+
+        ``some`` are the entries of the first dimension to set, all by default.
+        """
         with torch.no_grad():
-            new = transform_to(self.constraint).inv(value.to(self.leaf.dtype))
-            if new.numel() != self.leaf.numel():
-                shapes = tuple(self.leaf.shape), tuple(new.shape)
+            new, leaf = transform_to(self.constraint).inv(value.to(self.leaf.dtype)), self.leaf
+            leaf = leaf if some == _EVERYTHING else leaf[some]
+            if new.numel() != leaf.numel():
+                shapes = tuple(leaf.shape), tuple(new.shape)
                 raise ClosedFormError(f"param {self.name!r} has shape {shapes[0]}, its closed-form update {shapes[1]}")
-            self.leaf.copy_(new.reshape(self.leaf.shape))
+            leaf.copy_(new.reshape(leaf.shape))
+
+    def copy_row(self, target: int, source: int) -> None:
+        """Give entry ``target`` of the first dimension the value of entry ``source``."""
+        with torch.no_grad():
+            self.leaf[target] = self.leaf[source]
 
 
 def leaf_of(value: Tensor) -> Tensor:

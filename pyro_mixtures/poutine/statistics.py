@@ -10,7 +10,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_mixtures.distributions import MixtureWeights, RestrictedSupport, Selected
-from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError
 from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
@@ -20,16 +19,12 @@ from pyro_mixtures.poutine.stock import stock_family, stock_weights
 
 
 class SiteStatistics(NamedTuple):
-    """Statistics of one site, the family that made them, and the params behind its arguments."""
+    """Sums of one site, the family that made them, and the params behind its arguments."""
 
     family: Any  # a Components, or the MixtureWeights
-    statistics: Any
+    sums: Any  # the family's, to be finished once all rows are in
     params: dict[str, ParamHandle]  # by argument name; arguments without one are constants
     rows: Tensor | None  # the observed rows (B, *event), None at the discrete site
-
-    def plus(self, other: "SiteStatistics") -> "SiteStatistics":
-        """The statistics of two batches of rows under the same parameters."""
-        return other._replace(statistics=add(self.statistics, other.statistics))
 
 
 class StatisticsMessenger(Messenger):
@@ -38,13 +33,22 @@ class StatisticsMessenger(Messenger):
     :param weight: (S, B) responsibilities times row weights, S and B as the model's z has them.
     :param everyone: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
     :param skip: sites to leave to a gradient step.
+    :param before: what earlier batches of rows gave under the same parameters; overwritten with the new sums.
 
     After the run ``sites`` holds a :class:`SiteStatistics` by name and ``params`` all params of the program. A site
     without a closed form raises :class:`ClosedFormError`.
     """
 
-    def __init__(self, declaration: Declaration, weight: Tensor, everyone: Mapping[str, Any], skip: frozenset[str]):
+    def __init__(
+        self,
+        declaration: Declaration,
+        weight: Tensor,
+        everyone: Mapping[str, Any],
+        skip: frozenset[str],
+        before: Mapping[str, SiteStatistics],
+    ):
         super().__init__()
+        self.before = before
         self.declaration, self.weight, self.everyone, self.skip = declaration, weight, everyone, skip
 
     def __enter__(self):
@@ -76,7 +80,8 @@ class StatisticsMessenger(Messenger):
             family, names = stock_weights(msg["name"], fn, self._values)
             params = {argument: self.params[name] for argument, name in names.items()}
         with torch.no_grad():
-            return SiteStatistics(family, family.statistics(msg["value"], weight), params, None)
+            sums = family.statistics(msg["value"], weight, self._sums(msg["name"]))
+        return SiteStatistics(family, sums, params, None)
 
     def _observed(self, msg) -> SiteStatistics:
         name, value = msg["name"], msg["value"]
@@ -99,7 +104,11 @@ class StatisticsMessenger(Messenger):
             params = {argument: self.params[param] for argument, param in stock.params.items()}
             family, value = stock.family, stock.rows(value)
         with torch.no_grad():
-            return SiteStatistics(family, family[z].statistics(value, weight), params, value)
+            sums = family[z].statistics(value, weight, self._sums(name))
+        return SiteStatistics(family, sums, params, value)
+
+    def _sums(self, site: str) -> Any:
+        return self.before[site].sums if site in self.before else None
 
     def _unmasked(self, msg) -> tuple[Any, Tensor]:
         """The site's distribution without masks, and the weights (S, [1], B, [1]) with them."""
@@ -133,15 +142,19 @@ def collect_statistics(
     kwargs: Mapping[str, Any],
     *,
     skip: frozenset[str] = frozenset(),
+    before: Mapping[str, SiteStatistics] | None = None,
 ) -> StatisticsMessenger:
-    """Run the model with z := the posterior's candidates and return the messenger that collected the statistics."""
+    """Run the model with z := the posterior's candidates and return the messenger that collected the statistics.
+
+    ``before`` holds the sites of earlier batches of rows, whose sums are added to in place.
+    """
     weight, candidates = posterior.probs * posterior.row_weight, posterior.candidates
     if posterior.mask is not None:
         # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
         candidates = candidates.expand(weight.shape).masked_fill(~posterior.mask, -1)
         weight = torch.where(posterior.mask, weight, 0.0)
     everyone = _stock_sites(model, declaration, skip, args, kwargs, posterior.index)
-    messenger = StatisticsMessenger(declaration, weight, everyone, skip)
+    messenger = StatisticsMessenger(declaration, weight, everyone, skip, before or {})
 
     def same(index: Tensor, size: int, device: torch.device) -> Tensor:
         return candidates

@@ -1,7 +1,7 @@
 """Work and time to convergence of truncated EM, over components, rows, features and factors.
 
-Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by AFK-MC2 and fitted to noisy
-RGB patches of two photographs until ``fit`` finds that they have converged. Four series, each varying one of
+Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by AFK-MC2 and fitted to
+noisy RGB patches of two photographs until ``fit`` finds that they have converged. Four series, each varying one of
 
   C   components, 100, 200, ..., 6400 at N=100,000, D=192, H=5
   N   rows, 12,500 ... 200,000
@@ -9,8 +9,10 @@ RGB patches of two photographs until ``fit`` finds that they have converged. Fou
   H   factors, 1 ... 20; these three at C=500, N=50,000, D=192, H=5 otherwise
 
 evaluations  joint densities log p(c, x) in the whole fit; a_row is the same for each row and epoch
-seconds      seeding and fit together, kernels compiled before; seed_s is the seeding's part
-epochs       passes over the data, those of the warm-up included
+epochs       passes over the data, the ``warmup`` passes without update included
+seconds      seeding (seed_s) and fit together, kernels compiled before
+live         components that won at least one row in the last pass
+train        minus the last ELBO in nats per row
 heldout      minus log evidence of 10,000 other rows in nats per row, all C components summed: lower is better
 exponent     slope of the least-squares line through log y over log x; 1 is linear
 
@@ -18,13 +20,13 @@ and one comparison, ``loss``: truncated EM against exact EM (``FullPartition``) 
 
 loss         rise of the held-out figure over exact EM's, in percent of its absolute value
 
-Fits are run one after the other, a round with another seed for each of --repeats; exponents are fitted through all runs.
+Fits run one after the other, a round with another seed for each of --repeats; exponents are fitted through all runs.
 """
 
 import math
 import time
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ import pyro
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 from torch import Tensor
 
 from pyro_mixtures import EM, evidence, fit, seed_rows
@@ -175,6 +177,7 @@ def run(setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool
         "evaluations": last.evaluations,
         "a_row": last.evaluations / len(train) / len(result.history),
         "epochs": len(result.history),
+        "warmup": int((result.history["phase"] == "warm-up").sum()),
         "converged": result.converged,
         "seconds": ended - started,
         "seed_s": seeded - started,
@@ -184,10 +187,11 @@ def run(setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool
     }
 
 
-@cache
+@lru_cache(2)
 def patches(size: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Training (N, D) and held-out rows."""
-    train, test = rgb_patches(size, train=rows, test=TEST, noise=4 / 255, seed=0)
+    """Training rows (N, D), and held-out rows that are the same for every N."""
+    train, _ = rgb_patches(size, train=rows, test=1, seed=0)
+    _, test = rgb_patches(size, train=1, test=TEST, seed=1)
     return torch.from_numpy(train), torch.from_numpy(test)
 
 
@@ -245,10 +249,11 @@ def draw_law(ax: Axes, rows: Sequence[dict[str, Any]], letter: str, quantity: st
     ax.set(xscale="log", yscale="log", xlabel=NAMES[letter], title=f"{quantity} to convergence")
     ax.xaxis.set_major_locator(FixedLocator(values))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
-    )
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     spread(ax)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
 

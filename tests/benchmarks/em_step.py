@@ -1,0 +1,564 @@
+"""EM steps and whole fits of a mixture of factor analyzers on photographs, against vamm and scikit-learn.
+
+Data: RGB patches of scikit-learn's two photographs, values /255, noise of standard deviation 4/255, N=50,000 rows and
+20,000 held-out ones. Ours is ``MixtureOfFactorAnalyzers`` with ``TruncatedPartition`` (C'=3, G=15, E=1) in float32.
+Both sides of a table run in turn in one process. A held-out NLL is exact (all C components, float64), in nats per row,
+and comes from the same function for all sides.
+
+EM step        one step (search and M-step) of ours and of vamm, the authors' C++ program, from states after the same
+               number of warm-up and EM steps. ours: as the library schedules its searches; ours, full search: a search
+               in every step. s: median seconds; evaluations: joint densities a step; nll: held out, after the steps
+whole fit      vamm's 30 warm-up and 30 EM steps: seconds (seeding included) and evaluations until its held-out NLL
+               first is what it ends with, against ours until the held-out NLL is the same. Scoring is not timed.
+               final: at the end of 60 EM steps of ours
+scikit-learn   one step of ours, full low-rank covariances, against GaussianMixture(covariance_type="diag") in float32;
+               nll and fit_s after equally many passes over the data, from the same means; beside them a whole fit of
+               MiniBatchKMeans (as normals with one variance, weighted by their rows)
+kernel         log densities of the pairs of a real search: GFLOP/s, counting D (2 H + 4) a pair (difference, square,
+               scaling, sum; H products and sums), over sgemm of 2048 x 2048; GB/s of rows read over a large copy
+memory         peak resident set of a fit in a fresh process beyond its imports, in MB, against data + 3 x parameters
+               + 200 MB
+
+``faster`` and other ratios are peer / ours. Without vamm its rows are left out, and a fact says so.
+"""
+
+import importlib
+import inspect
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_mixtures.guides import TruncatedPartition
+from pyro_mixtures.infer import EM, Fit, evidence, fit
+from pyro_mixtures.init import seed_rows
+from pyro_mixtures.models import GaussianMixture, Mixture, MixtureOfFactorAnalyzers
+from tests.benchmarks import harness
+from tests.benchmarks.photographs import rgb_patches
+
+STRATEGY = {"candidates": 3, "neighbors": 15, "explore": 1}
+SMALLEST_VARIANCE = 1e-4
+OURS, FULL_SEARCH, VAMM, DIAGONAL = "ours", "ours, full search", "vamm", "GaussianMixture diag"
+TABLES = ("EM step", "whole fit", "scikit-learn", "kernel", "memory")
+
+
+class Case(NamedTuple):
+    """What is fitted, and for how long."""
+
+    patch: int
+    factors: int  # H
+    components: int  # C
+    train: int = 50_000
+    test: int = 20_000
+    warmup: int = 30  # of vamm's whole fit
+    steps: int = 30
+    most: int = 60  # EM steps of our whole fit
+
+    @property
+    def label(self) -> dict[str, int]:
+        """Columns that name the case."""
+        return {"D": 3 * self.patch**2, "C": self.components, "H": self.factors}
+
+
+class Data(NamedTuple):
+    """Rows to fit and rows to score."""
+
+    x: Tensor  # (N, D)
+    heldout: Tensor  # (N', D)
+
+    @property
+    def variance_floor(self) -> float:
+        """``SMALLEST_VARIANCE`` as the fraction of a feature's variance that EM takes."""
+        return SMALLEST_VARIANCE / float(self.x.var(0).mean())
+
+
+class Parameters(NamedTuple):
+    """A mixture of factor analyzers, of either program, at one moment of its fit."""
+
+    weights: Tensor  # (C,)
+    loc: Tensor  # (C, D)
+    factor: Tensor  # (C, D, H)
+    noise: Tensor  # (C, D)
+
+
+class Snapshot(NamedTuple):
+    """Where a fit stands."""
+
+    parameters: Parameters
+    seconds: float  # of training so far
+    evaluations: int  # so far
+
+
+class Clock:
+    """Seconds since it was made, without pauses."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds of work so far."""
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within is not counted."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
+
+
+def main() -> None:
+    """Run the chosen tables and report."""
+    options = parse()
+    # Several models in one process: each keeps its own params.
+    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(False)
+    report = harness.Report(__doc__)
+    size = {"train": 5000, "test": 1000, "warmup": 4, "steps": 4, "most": 12} if options.quick else {}
+    cases = [Case(options.patch, options.factors, c, **size) for c in options.components]
+    data = read_data(cases[0])
+    if not vamm_module():
+        report.fact("vamm", "cannot be imported: its rows are left out")
+    run_tables(report, cases, data, options)
+    report.finish(options.json)
+
+
+def parse() -> Any:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--patch", type=int, default=8, choices=(8, 12), help="side of the patches, D = 3 side^2 (8)")
+    parser.add_argument("--factors", type=int, default=5, choices=(5, 10), help="H (5)")
+    parser.add_argument(
+        "--components", type=int, nargs="+", help="C; all for scikit-learn, the first for the rest (500 5000)"
+    )
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="some of the tables (all)")
+    parser.add_argument("--repeats", type=int, help="timings of each side, of which the median is given (5)")
+    parser.add_argument("--seeds", type=int, help="whole fits of each side (3)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    options = parser.parse_args()
+    options.components = options.components or ([50] if options.quick else [500, 5000])
+    options.repeats = options.repeats or (2 if options.quick else 5)
+    options.seeds = options.seeds or (1 if options.quick else 3)
+    return options
+
+
+def run_tables(report: harness.Report, cases: list[Case], data: Data, options: Any) -> None:
+    """Those of the tables that were asked for."""
+    first, repeats = cases[0], options.repeats
+    if "EM step" in options.only:
+        compare_steps(report, first, data, repeats)
+    if "whole fit" in options.only:
+        compare_fits(report, first, data, options.seeds)
+    if "scikit-learn" in options.only:
+        for case in cases:
+            compare_sklearn(report, case, data, repeats if case.components < 2000 else min(repeats, 2))
+    if "kernel" in options.only:
+        measure_kernel(report, first, data, repeats)
+    if "memory" in options.only:
+        measure_memory(report, first)
+
+
+def read_data(case: Case) -> Data:
+    """The patches of a case."""
+    return Data(*map(torch.from_numpy, rgb_patches(case.patch, case.train, case.test, noise=4 / 255, seed=0)))
+
+
+# Ours
+
+
+def our_em(case: Case, data: Data, seed: int) -> EM:
+    """Our model at spread-out rows, its guide and EM, before any pass."""
+    pyro.set_rng_seed(seed)
+    components = case.components
+    model = MixtureOfFactorAnalyzers(components=components, features=data.x.shape[1], factors=case.factors)
+    model.start_at(seed_rows(data.x, components))
+    guide = TruncatedPartition(model, components=components, seed=seed, **STRATEGY)
+    return EM(model, guide, variance_floor=data.variance_floor)
+
+
+def our_fit(
+    em: EM,
+    x: Tensor,
+    *,
+    epochs: int,
+    warmup: int | None = None,
+    full_search: bool = False,
+    callbacks: tuple[Callable[[Fit], Any], ...] = (),
+) -> Fit:
+    """``fit`` as a user calls it.
+
+    :param warmup: None leaves warm-up and convergence to the library; a number of passes means exactly so many, and
+        exactly ``epochs`` steps.
+    :param full_search: search in every step, where the library has an option for it.
+    """
+    options: dict[str, Any] = {} if warmup is None else {"warmup": warmup, "patience": warmup + epochs + 1}
+    if full_search and full_search_option():
+        options[full_search_option()] = 1
+    return fit(em, x, epochs=epochs, progress=False, callbacks=callbacks, **options)
+
+
+def full_search_option() -> str:
+    """The argument of ``fit`` that, set to 1, makes every step search; empty if every step does so anyway."""
+    return next((name for name in ("search_every",) if name in inspect.signature(fit).parameters), "")
+
+
+def our_parameters(em: EM) -> Parameters:
+    """A copy of the present parameters."""
+    return Parameters(*(getattr(em.model, name).detach().clone() for name in Parameters._fields))
+
+
+def fit_ours(case: Case, data: Data, seed: int) -> list[Snapshot]:
+    """A whole fit, seeding included: the parameters after each EM step."""
+    found: list[Snapshot] = []
+    clock = Clock()
+    em = our_em(case, data, seed)
+
+    def keep(fitted: Fit) -> None:
+        seconds = clock.read()
+        with clock.paused():
+            if fitted.history.epochs[-1].phase == "EM":
+                found.append(Snapshot(our_parameters(em), seconds, em.guide.evaluations))
+
+    our_fit(em, data.x, epochs=case.most, callbacks=(keep,))
+    return found
+
+
+# vamm
+
+
+@cache
+def vamm_module() -> Any:
+    """The authors' package, or None."""
+    try:
+        return importlib.import_module("vamm")
+    except ImportError:
+        return None
+
+
+def vamm_model(case: Case, data: Data) -> Any:
+    """Their model before any pass."""
+    return vamm_module().Gaussian(
+        C=case.components,
+        D=data.x.shape[1],
+        H=case.factors,
+        covariance_type="mfa",
+        reg_covar=SMALLEST_VARIANCE,
+    )
+
+
+def vamm_passes(model: Any, x: np.ndarray, warmup: int, steps: int, seed: int) -> Iterator[Any]:
+    """Their fit, pass by pass: ``_fit`` is what its documentation names for access between iterations."""
+    partition = {"C_prime": STRATEGY["candidates"], "G": STRATEGY["neighbors"], "E": STRATEGY["explore"]}
+    return model._fit(X=x, limit=[warmup, steps], eps=[0.0, 0.0], rng=seed, **partition)
+
+
+def vamm_parameters(model: Any) -> Parameters:
+    """A copy of the present parameters, without discarded components."""
+    arrays = (model.prior, model.means, model.A, model.variance)
+    return Parameters(*(torch.from_numpy(np.array(array[model.mask])) for array in arrays))
+
+
+def fit_vamm(case: Case, data: Data, seed: int) -> list[Snapshot]:
+    """A whole fit, seeding included: the parameters after each EM step."""
+    found: list[Snapshot] = []
+    x = data.x.double().numpy()
+    clock = Clock()
+    model = vamm_model(case, data)
+    for passes, _ in enumerate(vamm_passes(model, x, case.warmup, case.steps, seed), 1):
+        seconds = clock.read()
+        with clock.paused():
+            if passes > case.warmup:
+                evaluations = sum(entry["eval"] for entry in model._log)
+                found.append(Snapshot(vamm_parameters(model), seconds, evaluations))
+    return found
+
+
+# Scores
+
+
+def nll_of(found: Parameters, heldout: Tensor) -> float:
+    """Held-out NLL of either program's parameters."""
+    components, features, factors = found.factor.shape
+    model = MixtureOfFactorAnalyzers(components=components, features=features, factors=factors).double()
+    for name in Parameters._fields:
+        setattr(model, name, getattr(found, name).double())
+    return nll(model, heldout)
+
+
+def nll_of_normals(weights: Any, loc: Any, variance: Any, heldout: Tensor) -> float:
+    """Held-out NLL of a mixture of normals with variances (C, D), (D,) or ()."""
+    loc, variance = torch.as_tensor(loc).double(), torch.as_tensor(variance).double()
+    model = GaussianMixture(components=loc.shape[0], features=loc.shape[1]).double()
+    model.weights, model.loc, model.scale = torch.as_tensor(weights).double(), loc, variance.sqrt().expand_as(loc)
+    return nll(model, heldout)
+
+
+def nll(model: Mixture, heldout: Tensor) -> float:
+    """Exact, over all components, in nats per row."""
+    with torch.no_grad():
+        return -float(evidence(model, heldout.double()).mean())
+
+
+# The tables
+
+
+def compare_steps(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
+    """Table "EM step"."""
+    passes = 2 if len(data.x) < 10_000 else 6
+    em = our_em(case, data, seed=0)
+    our_fit(em, data.x, epochs=5, warmup=10)
+    sides: dict[str, Callable[[], Any]] = our_sides(em, data, passes)
+    model, done = None, Counts()
+    if vamm_module():
+        model, x = vamm_model(case, data), data.x.double().numpy()
+        for _ in vamm_passes(model, x, 10, 5, seed=0):
+            pass
+        sides[VAMM] = lambda: vamm_steps(model, x, passes, done)
+    counted = {name: counting(side, em, done) for name, side in sides.items()}
+    timings = harness.paired({name: side.run for name, side in counted.items()}, repeats)
+    seconds = {name: timing.median / passes for name, timing in timings.items()}
+    for name in sides:
+        final = vamm_parameters(model) if name == VAMM else our_parameters(em)
+        report.row(
+            "EM step",
+            **case.label,
+            side=name,
+            s=seconds[name],
+            faster_than_vamm=seconds[VAMM] / seconds[name] if model else math.nan,
+            evaluations=round(counted[name].evaluations / (passes * (repeats + 1))),
+            nll=nll_of(final, data.heldout),
+        )
+
+
+class Counts:
+    """Evaluations that a peer reports step by step."""
+
+    evaluations = 0
+
+
+def our_sides(em: EM, data: Data, steps: int) -> dict[str, Callable[[], Any]]:
+    """``steps`` further EM steps of ours, with the library's schedule and, where it has one, without."""
+    sides: dict[str, Callable[[], Any]] = {OURS: lambda: our_fit(em, data.x, epochs=steps, warmup=0)}
+    if full_search_option():
+        sides[FULL_SEARCH] = lambda: our_fit(em, data.x, epochs=steps, warmup=0, full_search=True)
+    return sides
+
+
+def vamm_steps(model: Any, x: np.ndarray, steps: int, done: Counts) -> None:
+    """EM steps: the two calls of its own fit loop."""
+    for _ in range(steps):
+        model.em.E_step(X=x, model=model._cpp)
+        model.em.M_step(X=x, model=model._cpp)
+        done.evaluations += model.em.number_ljs
+
+
+class Counting:
+    """A side of a comparison that keeps count of its evaluations."""
+
+    def __init__(self, side: Callable[[], Any], total: Callable[[], int]):
+        self.side, self.total, self.evaluations = side, total, 0
+
+    def run(self) -> None:
+        """Run the side once."""
+        before = self.total()
+        self.side()
+        self.evaluations += self.total() - before
+
+
+def counting(side: Callable[[], Any], em: EM, done: Counts) -> Counting:
+    """``side`` with the evaluations of both programs: only those of the one that it runs change."""
+    return Counting(side, lambda: em.guide.evaluations + done.evaluations)
+
+
+def compare_fits(report: harness.Report, case: Case, data: Data, seeds: int) -> None:
+    """Table "whole fit"."""
+    warm = case._replace(most=1)
+    fit_ours(warm, data, seed=99)  # loads the compiled kernels
+    faster = []
+    for seed in range(seeds):
+        ours = fit_ours(case, data, seed)
+        peer = fit_vamm(case, data, seed) if vamm_module() else []
+        target = nll_of(peer[-1].parameters, data.heldout) if peer else math.nan
+        rows = [fit_row(report, case, side, seed, found, target, data) for side, found in ((OURS, ours), (VAMM, peer))]
+        faster.append(rows[1]["s"] / rows[0]["s"])
+    if vamm_module():
+        report.fact("whole fit: times faster than vamm to vamm's final held-out NLL, median", statistics.median(faster))
+
+
+def fit_row(
+    report: harness.Report, case: Case, side: str, seed: int, found: list[Snapshot], target: float, data: Data
+) -> dict[str, Any]:
+    """One fit: when it reached the target, and how it ended. Without a target (or without vamm) only the end."""
+    if not found:
+        return {"s": math.nan}
+    at = first_reaching(found, target, data.heldout)
+    return report.row(
+        "whole fit",
+        **case.label,
+        side=side,
+        seed=seed,
+        target=target,
+        s=math.inf if at is None else found[at].seconds,
+        em_steps="not reached" if at is None else at + 1,
+        evaluations="not reached" if at is None else found[at].evaluations,
+        final_s=found[-1].seconds,
+        final_em_steps=len(found),
+        final_evaluations=found[-1].evaluations,
+        final_nll=nll_of(found[-1].parameters, data.heldout),
+    )
+
+
+def first_reaching(found: list[Snapshot], target: float, heldout: Tensor) -> int | None:
+    """Number of a step whose held-out NLL is at most ``target`` while that of the step before is not."""
+
+    @cache
+    def reached(step: int) -> bool:
+        return nll_of(found[step].parameters, heldout) <= target
+
+    if not reached(len(found) - 1):
+        return next((step for step in range(len(found)) if reached(step)), None) if target == target else None
+    low, high = 0, len(found) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle + 1, high)
+    return high
+
+
+def compare_sklearn(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
+    """Table "scikit-learn"."""
+    passes, steps = case.steps, 6
+    em = our_em(case, data, seed=0)
+    seeds = our_parameters(em)
+    figures = {OURS: whole_fit(em, data, passes), DIAGONAL: whole_fit_sklearn(data, seeds, passes)}
+    runs = {"1": lambda: fit_sklearn(data, seeds, 1), "3": lambda: fit_sklearn(data, seeds, 3)}
+    timings = harness.paired({**our_sides(em, data, steps), **runs}, repeats)
+    seconds = {name: timing.median / steps for name, timing in timings.items() if name not in runs}
+    # A difference of two runs, so without validation, start and the E-step after the last M-step.
+    pairs = zip(timings["1"].seconds, timings["3"].seconds, strict=True)
+    seconds[DIAGONAL] = statistics.median((three - one) / 2 for one, three in pairs)
+    for name, s in seconds.items():
+        faster = seconds[DIAGONAL] / s
+        report.row("scikit-learn", **case.label, side=name, s=s, faster_than_diag=faster, **figures.get(name, {}))
+    report.row("scikit-learn", **case.label, side="MiniBatchKMeans", **whole_fit_kmeans(case, data))
+
+
+def whole_fit(em: EM, data: Data, passes: int) -> dict[str, Any]:
+    """Ours after so many passes over the data, warm-up included, or fewer when it has converged."""
+    clock = Clock()
+    fitted = our_fit(em, data.x, epochs=passes, callbacks=(lambda fitted: len(fitted.history) >= passes,))
+    return {"passes": len(fitted.history), "fit_s": clock.read(), "nll": nll_of(our_parameters(em), data.heldout)}
+
+
+def whole_fit_sklearn(data: Data, seeds: Parameters, passes: int) -> dict[str, Any]:
+    """Theirs from the same start."""
+    clock = Clock()
+    model = fit_sklearn(data, seeds, passes)
+    seconds = clock.read()
+    score = nll_of_normals(model.weights_, model.means_, model.covariances_, data.heldout)
+    return {"passes": passes, "fit_s": seconds, "nll": score}
+
+
+def fit_sklearn(data: Data, seeds: Parameters, steps: int) -> Any:
+    """A diagonal GaussianMixture in float32 after ``steps`` steps from our start."""
+    from sklearn.mixture import GaussianMixture as SklearnMixture
+
+    start = {
+        "weights_init": seeds.weights.numpy(),
+        "means_init": seeds.loc.numpy(),
+        "precisions_init": (1 / seeds.noise).numpy(),
+    }
+    model = SklearnMixture(len(seeds.loc), covariance_type="diag", tol=0.0, max_iter=steps, **start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it did not converge
+        return model.fit(data.x.numpy())
+
+
+def whole_fit_kmeans(case: Case, data: Data) -> dict[str, Any]:
+    """MiniBatchKMeans until it stops, scored as normals with one variance."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    batch = 4096
+    clock = Clock()
+    model = MiniBatchKMeans(case.components, batch_size=batch, n_init=1, random_state=0).fit(data.x.numpy())
+    seconds = clock.read()
+    counts = np.bincount(model.labels_, minlength=case.components) + 1e-3
+    variance = model.inertia_ / data.x.numel()
+    score = nll_of_normals(counts / counts.sum(), model.cluster_centers_, variance, data.heldout)
+    return {"passes": model.n_steps_ * batch / len(data.x), "fit_s": seconds, "nll": score}
+
+
+def measure_kernel(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
+    """Table "kernel": rows as they come, and in the order of their winning component."""
+    em = our_em(case, data, seed=0)
+    our_fit(em, data.x, epochs=3, warmup=10)
+    search, winner = search_of(em)
+    order = winner.argsort(stable=True)
+    orders = {"rows as they come": (data.x, search), "rows by winner": (data.x[order], search.T[order].T)}
+    timings = harness.paired({name: densities(em, *rows) for name, rows in orders.items()}, max(repeats, 5))
+    pairs, features = int((search >= 0).sum()), data.x.shape[1]
+    sgemm, copy = harness.sgemm_gflops(), harness.copy_gbs()
+    for name, timing in timings.items():
+        gflops = pairs * features * (2 * case.factors + 4) / timing.median / 1e9
+        gbs = pairs * features * data.x.element_size() / timing.median / 1e9
+        figures = {"gflops": gflops, "sgemm_gflops": sgemm, "over_sgemm": gflops / sgemm}
+        figures |= {"gather_gbs": gbs, "copy_gbs": copy, "over_copy": gbs / copy}
+        report.row("kernel", **case.label, side=name, pairs=pairs, s=timing.median, **figures)
+
+
+def search_of(em: EM) -> tuple[Tensor, Tensor]:
+    """The search space (S, B) of every row as the next E-step would find it, and each row's winner."""
+    from pyro_mixtures.ops.search import search_space
+
+    guide: Any = em.guide
+    known = guide.sets.table
+    random = torch.randint(guide.components, (len(known), guide.explore), dtype=known.dtype)
+    return search_space(known, guide.graph.neighbors, random), known[:, 0]
+
+
+def densities(em: EM, x: Tensor, search: Tensor) -> Callable[[], Tensor]:
+    """The density kernel on the pairs of a search, at the present parameters."""
+    from pyro_mixtures.ops import Pairs, pair_log_density
+
+    model: Any = em.model
+    with torch.no_grad():
+        kernel = model.component_distributions().kernel()
+    pairs = Pairs(search, model.components)
+    return lambda: pair_log_density(x, kernel, pairs)
+
+
+def measure_memory(report: harness.Report, case: Case) -> None:
+    """Table "memory"."""
+    data, parameters, growth = (b / 1e6 for b in harness.in_fresh_process(memory_of_fit, case).result)
+    limit = data + 3 * parameters + 200
+    report.row(
+        "memory",
+        **case.label,
+        data_mb=data,
+        parameters_mb=parameters,
+        peak_mb=data + growth,
+        limit_mb=limit,
+        over_limit=(data + growth) / limit,
+    )
+
+
+def memory_of_fit(case: Case) -> tuple[int, int, int]:
+    """Bytes of the data, of the parameters, and by which a fit's peak exceeds what was resident with the data."""
+    pyro.enable_validation(False)
+    data = read_data(case._replace(test=1))
+    with harness.peak_memory() as memory:
+        em = our_em(case, data, seed=0)
+        our_fit(em, data.x, epochs=5)
+    return data.x.nbytes, sum(value.nbytes for value in our_parameters(em)), memory.growth
+
+
+if __name__ == "__main__":
+    main()
