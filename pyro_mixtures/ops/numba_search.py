@@ -71,7 +71,7 @@ def divergence_sums(search, log_density, order, starts, slots, chunks, columns, 
     components = starts.shape[0] - 1
     for chunk in prange(chunks):
         total = np.zeros(components, np.float64)
-        count = np.zeros(components, np.int64)
+        count = np.zeros(components, np.int32)
         touched = np.empty(components, np.int64)
         for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
             distinct = 0
@@ -98,6 +98,73 @@ def divergence_sums(search, log_density, order, starts, slots, chunks, columns, 
                 total[k] = 0.0
                 count[k] = 0
             used[c] = distinct
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def compact(slots, starts, chunks, wide_columns, wide_totals, wide_counts, columns, totals, counts):
+    """Copy each component's entries from its roomy range to its own place."""
+    components = starts.shape[0] - 1
+    for chunk in prange(chunks):
+        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
+            for i in range(starts[c + 1] - starts[c]):
+                columns[starts[c] + i] = wide_columns[slots[c] + i]
+                totals[starts[c] + i] = wide_totals[slots[c] + i]
+                counts[starts[c] + i] = wide_counts[slots[c] + i]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def merge(starts, shift, columns, totals, counts, slots, chunks, out_columns, out_totals, out_counts, used):
+    """Add up sparse rows of several parts: part p's row c begins at ``shift[p] + starts[p, c]``."""
+    parts, components = starts.shape[0], starts.shape[1] - 1
+    for chunk in prange(chunks):
+        place = np.full(components, -1, np.int64)
+        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
+            distinct = 0
+            for p in range(parts):
+                for i in range(shift[p] + starts[p, c], shift[p] + starts[p, c + 1]):
+                    k = columns[i]
+                    if place[k] < slots[c]:
+                        place[k] = slots[c] + distinct
+                        out_columns[place[k]] = k
+                        out_totals[place[k]] = 0.0
+                        out_counts[place[k]] = 0
+                        distinct += 1
+                    out_totals[place[k]] += totals[i]
+                    out_counts[place[k]] += counts[i]
+            used[c] = distinct
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def nearest(starts, columns, totals, counts, old, chunks, out):
+    """Each component, then the others of smallest mean divergence from it; unmeasured ones of ``old`` come last."""
+    components, width = old.shape
+    for chunk in prange(chunks):
+        mean = np.empty(width, np.float64)
+        taken = np.full(components, -1, np.int64)
+        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
+            out[c, 0] = c
+            size = 1
+            for i in range(starts[c], starts[c + 1]):
+                k = columns[i]
+                value = totals[i] / counts[i]
+                if k == c or (size == width and not value < mean[width - 1]):
+                    continue
+                at = min(size, width - 1)
+                if at == 0:
+                    continue
+                while at > 1 and value < mean[at - 1]:
+                    mean[at] = mean[at - 1]
+                    out[c, at] = out[c, at - 1]
+                    at -= 1
+                mean[at] = value
+                out[c, at] = k
+                size = min(size + 1, width)
+            for i in range(size):
+                taken[out[c, i]] = c
+            for g in range(1, width):
+                if size < width and taken[old[c, g]] != c:
+                    out[c, size] = old[c, g]
+                    size += 1
 
 
 def chunks_for(items: int) -> int:

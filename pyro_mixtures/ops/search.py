@@ -80,16 +80,27 @@ def _by_row(slots: Tensor):
 
 
 class Divergences(NamedTuple):
-    """Sums over rows won by ``row`` of log p(x|row) - log p(x|column), with the number of those rows; on the CPU."""
+    """Sums over the rows won by c of log p(x|c) - log p(x|k), for the k evaluated there, and the numbers of those rows.
 
-    row: Tensor  # (K,)
-    column: Tensor  # (K,)
+    A sparse matrix on the CPU: the k of c are ``column[starts[c] : starts[c + 1]]``, each once.
+    """
+
+    starts: Tensor  # (C + 1,) int64
+    column: Tensor  # (K,) int32
     total: Tensor  # (K,) float64
-    count: Tensor  # type: ignore[assignment]  # (K,); shadows tuple.count
+    count: Tensor  # type: ignore[assignment]  # (K,) int32; shadows tuple.count
+
+    @classmethod
+    def of_pairs(cls, row: Tensor, column: Tensor, total: Tensor, count: Tensor, components: int) -> "Divergences":
+        """From distinct pairs (c, k) in any order."""
+        order = torch.argsort(row, stable=True)
+        starts = torch.zeros(components + 1, dtype=torch.int64, device=row.device)
+        starts[1:] = torch.bincount(row, minlength=components).cumsum(0)
+        return cls(starts, column[order].int(), total[order].double(), count[order].int())
 
 
 def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
-    """Accumulate estimated divergences between components from one batch of rows.
+    """Estimate divergences between components from one batch of rows.
 
     ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads), ``log_density`` (S, B)
     the components' log densities without their weights.
@@ -98,25 +109,66 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
         return _divergence_sums_torch(winner, search, log_density, components)
     pairs = Pairs(winner.unsqueeze(0), components).sorted
     capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
-    slots = capacity.cumsum(0) - capacity
-    size = int(capacity.sum())
-    out = [torch.empty(size, dtype=t, device=winner.device) for t in (torch.int64, torch.float64, torch.int64)]
-    used = torch.zeros(components, dtype=torch.int64, device=winner.device)
+    room = _Room(capacity)
     numba_search.divergence_sums(  # type: ignore[call-arg]
         _by_row(search),
         _by_row(log_density),
         pairs.order.numpy(),
         pairs.starts.numpy(),
-        slots.numpy(),
-        numba_search.chunks_for(components * 8),
-        *(t.numpy() for t in out),
-        used.numpy(),
+        room.slots.numpy(),
+        room.chunks,
+        *room.arrays,
     )
-    numbers = torch.arange(components, device=winner.device)
-    row = torch.repeat_interleave(numbers, used)
-    keep = slots[row] + torch.arange(len(row), device=row.device) - (used.cumsum(0) - used)[row]
-    column, total, count = (t[keep] for t in out)
-    return Divergences(row, column, total, count)
+    return room.compact()
+
+
+class _Room:
+    """Ranges of ``capacity`` (C,) entries a component, to be filled by a kernel and then closed up."""
+
+    def __init__(self, capacity: Tensor):
+        self.slots = capacity.cumsum(0) - capacity
+        self.chunks = numba_search.chunks_for(8 * len(capacity))
+        self.entries = _entries(int(capacity.sum()))
+        self.used = torch.zeros(len(capacity), dtype=torch.int64, device="cpu")
+
+    @property
+    def arrays(self):
+        return (*(t.numpy() for t in self.entries), self.used.numpy())
+
+    def compact(self) -> Divergences:
+        starts = torch.zeros(len(self.used) + 1, dtype=torch.int64, device="cpu")
+        torch.cumsum(self.used, 0, out=starts[1:])
+        out = _entries(int(starts[-1]))
+        arrays = (t.numpy() for t in (*self.entries, *out))
+        numba_search.compact(self.slots.numpy(), starts.numpy(), self.chunks, *arrays)  # type: ignore[call-arg]
+        return Divergences(starts, *out)
+
+
+def _entries(size: int) -> list[Tensor]:
+    return [torch.empty(size, dtype=t, device="cpu") for t in (torch.int32, torch.float64, torch.int32)]
+
+
+def merge(parts: list[Divergences]) -> Divergences:
+    """Sums over all rows from the sums of several batches."""
+    starts = torch.stack([part.starts for part in parts])
+    room = _Room(torch.clamp(starts.diff().sum(0), max=starts.shape[1] - 1))
+    shift = torch.tensor([0, *(len(part.column) for part in parts)], device="cpu").cumsum(0)
+    entries = (torch.cat([part[i] for part in parts]).numpy() for i in (1, 2, 3))
+    numba_search.merge(  # type: ignore[call-arg]
+        starts.numpy(), shift.numpy(), *entries, room.slots.numpy(), room.chunks, *room.arrays
+    )
+    return room.compact()
+
+
+def nearest(sums: Divergences, old: Tensor) -> Tensor:
+    """Neighbourhoods (C, G) int32: each component itself, then the nearest; what was not measured stays, last.
+
+    ``old`` (C, G) int32 are the neighbourhoods so far.
+    """
+    out = torch.empty_like(old)
+    arrays = (t.numpy() for t in (*sums, old))
+    numba_search.nearest(*arrays, numba_search.chunks_for(8 * len(old)), out.numpy())  # type: ignore[call-arg]
+    return out
 
 
 def _divergence_sums_torch(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
@@ -126,4 +178,5 @@ def _divergence_sums_torch(winner: Tensor, search: Tensor, log_density: Tensor, 
     keys, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
     total = torch.zeros(len(keys), dtype=torch.float64, device=key.device)
     total.index_add_(0, inverse, (own - log_density)[valid].double())
-    return Divergences(*(t.cpu() for t in (keys // components, keys % components, total, count)))
+    keys, total, count = keys.cpu(), total.cpu(), count.cpu()
+    return Divergences.of_pairs(keys // components, keys % components, total, count, components)

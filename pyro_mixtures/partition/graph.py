@@ -5,8 +5,11 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops.search import Divergences
+from pyro_mixtures.ops.search import Divergences, merge, nearest
 from pyro_mixtures.partition.candidates import random_sets
+
+# Entries of sums collected before they are merged.
+_ENTRIES = 1 << 21
 
 
 class NeighborGraph:
@@ -20,7 +23,7 @@ class NeighborGraph:
     def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):
         self.neighbors = _with_self(random_sets(components, components - 1, neighbors - 1, generator))
         self._pending: list[Divergences] = []
-        self._rows_seen = 0
+        self.forget()
 
     @property
     def components(self) -> int:
@@ -31,8 +34,9 @@ class NeighborGraph:
         """Add the sums of a batch of ``rows`` rows; after ``size`` rows the graph is renewed and True returned."""
         self._pending.append(sums)
         self._rows_seen += rows
-        if len(self._pending) > 64:
-            self._pending = [merge(self._pending, self.components)]
+        if sum(len(part.column) for part in self._pending) > max(_ENTRIES, 2 * self._merged):
+            self._pending = [merge(self._pending)]
+            self._merged = len(self._pending[0].column)
         if self._rows_seen < size:
             return False
         self.refresh()
@@ -40,14 +44,14 @@ class NeighborGraph:
 
     def refresh(self) -> None:
         """Build the graph from the sums collected so far; what was not measured keeps its old neighbours, last."""
-        components, width = self.neighbors.shape
-        if width > 1 and self._pending:
-            old = self.neighbors[:, 1:].long()
-            row = torch.arange(components, device="cpu").unsqueeze(-1).expand_as(old).reshape(-1)
-            zero = torch.zeros(len(row), dtype=torch.int64, device="cpu")
-            sums = merge([*self._pending, Divergences(row, old.reshape(-1), zero.double(), zero)], components)
-            self.neighbors = _nearest(sums, components, width)
-        self._pending, self._rows_seen = [], 0
+        if self._pending:
+            sums = self._pending[0] if len(self._pending) == 1 else merge(self._pending)
+            self.neighbors = nearest(sums, self.neighbors)
+        self.forget()
+
+    def forget(self) -> None:
+        """Throw away the sums collected since the last renewal."""
+        self._pending, self._rows_seen, self._merged = [], 0, 0
 
     def landmarks(self, limit: int) -> Tensor:
         """Components (L,) int32 whose neighbourhoods cover all others, at most ``limit`` of them.
@@ -82,28 +86,7 @@ class NeighborGraph:
             self.neighbors[like, -1] = component
 
 
-def merge(sums: list[Divergences], components: int) -> Divergences:
-    """Add up the sums of several batches."""
-    row, column, total, count = (torch.cat(parts) for parts in zip(*sums, strict=True))
-    keys, inverse = torch.unique(row * components + column, return_inverse=True)
-    zeros = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
-    totals = zeros.clone().index_add_(0, inverse, total)
-    counts = zeros.long().index_add_(0, inverse, count)
-    return Divergences(keys // components, keys % components, totals, counts)
-
-
-def _nearest(sums: Divergences, components: int, width: int) -> Tensor:
-    others = sums.row != sums.column
-    row, column, total, count = (part[others] for part in sums)
-    mean = torch.where(count > 0, total / count.clamp_min(1), torch.inf)
-    order = torch.argsort(mean, stable=True)
-    order = order[torch.argsort(row[order], stable=True)]
-    start = torch.searchsorted(row[order].contiguous(), torch.arange(components, device="cpu"))
-    pick = start.unsqueeze(-1) + torch.arange(width - 1, device="cpu")
-    return _with_self(column[order][pick].int(), shifted=False)
-
-
-def _with_self(others: Tensor, *, shifted: bool = True) -> Tensor:
-    """Prepend each component to its row of others; ``shifted`` rows count the others without the component itself."""
+def _with_self(others: Tensor) -> Tensor:
+    """Prepend each component to its row of others, which are counted without the component itself."""
     own = torch.arange(len(others), dtype=torch.int32, device="cpu").unsqueeze(-1)
-    return torch.cat([own, others + (others >= own).int() if shifted else others], 1)
+    return torch.cat([own, others + (others >= own).int()], 1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_mixtures.ops import use_backend
-from pyro_mixtures.ops.search import divergence_sums, search_space
+from pyro_mixtures.ops.search import Divergences, divergence_sums, keep_best, merge, search_space
 
 BACKENDS = ["auto", "torch"]
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,6 +49,11 @@ def test_search_space_is_the_union_without_repetition(search, backend):
         assert set(column[len(members) :]) <= {-1}
 
 
+def rows_of(sums):
+    """The component c of each entry."""
+    return torch.repeat_interleave(torch.arange(len(sums.starts) - 1), sums.starts.diff()).tolist()
+
+
 @few
 @given(searches(), st.sampled_from(BACKENDS), st.sampled_from([torch.float32, torch.float64]))
 def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, backend, dtype):
@@ -66,7 +71,7 @@ def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, bac
                 count[c, k] += 1
     with use_backend(backend):
         found = divergence_sums(winner, space, density, components)
-    keys = list(zip(found.row.tolist(), found.column.tolist(), strict=True))
+    keys = list(zip(rows_of(found), found.column.tolist(), strict=True))
     assert len(keys) == len(set(keys))
     assert dict(zip(keys, found.count.tolist(), strict=True)) == count
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
@@ -105,10 +110,45 @@ def test_many_rows_and_components_agree_between_backends():
             space = search_space(candidates, graph, explore)
             density = table.gather(0, space.clamp_min(0))
             sums = divergence_sums(candidates[:, 0].long(), space, density, 60)
-        order = torch.argsort(sums.row * 60 + sums.column)
-        found.append((space.sort(0).values, *(part[order] for part in sums)))
+        order = torch.argsort(torch.tensor(rows_of(sums)) * 60 + sums.column)
+        found.append((space.sort(0).values, sums.starts, *(part[order] for part in sums[1:])))
     for auto, reference in zip(*found, strict=True):
         torch.testing.assert_close(auto, reference)
+
+
+@few
+@given(searches(), st.integers(1, 5), st.sampled_from(BACKENDS))
+def test_the_best_are_kept_best_first(search, keep, backend):
+    space = search_space(*search)
+    log_joint = torch.randn(space.shape).masked_fill(space < 0, torch.nan)  # padding is never read
+    log_joint[:, 0] = -torch.inf  # components of zero weight stay preferable to padding
+    log_joint, keep = log_joint.masked_fill(space < 0, -torch.inf), min(keep, len(space))
+    with use_backend(backend):
+        found = keep_best(space, log_joint, keep)
+    assert found.evaluations == int((space >= 0).sum())
+    for n in range(space.shape[1]):
+        known = {k: v for k, v in zip(space[:, n].tolist(), log_joint[:, n].tolist(), strict=True) if k >= 0}
+        kept = [k for k in found.candidates[:, n].tolist() if k >= 0]
+        assert len(set(kept)) == len(kept) == min(keep, len(known))
+        assert found.log_joint[: len(kept), n].tolist() == sorted(known.values(), reverse=True)[: len(kept)]
+        assert [known[k] for k in kept] == found.log_joint[: len(kept), n].tolist()
+
+
+def test_merged_sums_are_those_of_all_rows_together():
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    dense = torch.zeros(2, 7, 7, dtype=torch.float64)
+    for _ in range(3):
+        key = torch.randperm(49, generator=generator)[:20]
+        total, count = torch.rand(20, generator=generator).double(), torch.randint(1, 5, (20,), generator=generator)
+        parts.append(Divergences.of_pairs(key // 7, key % 7, total, count, 7))
+        dense[0].view(-1).index_add_(0, key, total)
+        dense[1].view(-1).index_add_(0, key, count.double())
+    found = merge(parts)
+    where = torch.tensor(rows_of(found)), found.column.long()
+    assert len(found.column) == int((dense[1] > 0).sum())
+    torch.testing.assert_close(found.total, dense[0][where])
+    torch.testing.assert_close(found.count.double(), dense[1][where])
 
 
 @pytest.mark.meta

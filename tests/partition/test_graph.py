@@ -40,11 +40,12 @@ def measured(draw):
     return components, neighbors, chosen, means, counts
 
 
-def sums_of(pairs, means, counts):
+def sums_of(pairs, means, counts, components):
     row = torch.tensor([c for c, _ in pairs], dtype=torch.int64, device="cpu")
     column = torch.tensor([k for _, k in pairs], dtype=torch.int64, device="cpu")
     count = torch.tensor(counts, dtype=torch.int64, device="cpu")
-    return Divergences(row, column, torch.tensor(means, dtype=torch.float64, device="cpu") * count, count)
+    total = torch.tensor(means, dtype=torch.float64, device="cpu") * count
+    return Divergences.of_pairs(row, column, total, count, components)
 
 
 @few
@@ -64,7 +65,7 @@ def test_refresh_takes_the_nearest_measured_ones_then_old_neighbours(case):
     components, neighbors, pairs, means, counts = case
     graph = make(components, neighbors)
     old = graph.neighbors.tolist()
-    graph.observe(sums_of(pairs, means, counts), rows=1, size=10)
+    graph.observe(sums_of(pairs, means, counts, components), rows=1, size=10)
     graph.refresh()
     assert_well_formed(graph, components, neighbors)
     for c, row in enumerate(graph.neighbors.tolist()):
@@ -81,20 +82,20 @@ def test_refresh_takes_the_nearest_measured_ones_then_old_neighbours(case):
 def test_sums_of_minibatches_give_the_graph_of_the_full_batch(case, parts):
     components, neighbors, pairs, means, counts = case
     whole, pieces = make(components, neighbors), make(components, neighbors)
-    assert whole.observe(sums_of(pairs, means, counts), rows=parts, size=parts)
+    assert whole.observe(sums_of(pairs, means, counts, components), rows=parts, size=parts)
     for part in range(parts):
         # Each row of a pair falls into some batch; every batch has the same mean here.
         share = [len(range(part, n, parts)) for n in counts]
         kept = [i for i, n in enumerate(share) if n]
-        sums = sums_of([pairs[i] for i in kept], [means[i] for i in kept], [share[i] for i in kept])
+        sums = sums_of([pairs[i] for i in kept], [means[i] for i in kept], [share[i] for i in kept], components)
         assert pieces.observe(sums, rows=1, size=parts) == (part == parts - 1)
     assert torch.equal(pieces.neighbors, whole.neighbors)
 
 
 def test_the_graph_is_renewed_only_when_every_row_was_seen_and_then_starts_afresh():
     graph = make(4, 2)
-    near = sums_of([(0, 3), (0, 1), (0, 2)], [1.0, 2.0, 3.0], [1, 1, 1])
-    far = sums_of([(0, 3), (0, 1), (0, 2)], [3.0, 1.0, 2.0], [1, 1, 1])
+    near = sums_of([(0, 3), (0, 1), (0, 2)], [1.0, 2.0, 3.0], [1, 1, 1], 4)
+    far = sums_of([(0, 3), (0, 1), (0, 2)], [3.0, 1.0, 2.0], [1, 1, 1], 4)
     before = graph.neighbors.clone()
     assert not graph.observe(near, rows=5, size=10)
     assert torch.equal(graph.neighbors, before)
@@ -107,13 +108,13 @@ def test_the_graph_is_renewed_only_when_every_row_was_seen_and_then_starts_afres
 def test_many_minibatches_are_merged_without_loss():
     graph = make(4, 2)
     for batch in range(200):
-        graph.observe(sums_of([(0, 1), (0, 2)], [1.0 + (batch == 0), 1.001], [1, 1]), rows=1, size=200)
+        graph.observe(sums_of([(0, 1), (0, 2)], [1.0 + (batch == 0), 1.001], [1, 1], 4), rows=1, size=200)
     assert graph.neighbors[0].tolist() == [0, 2]  # 201 / 200 against 1.001
 
 
 def test_unreachable_components_come_last():
     graph = make(4, 4)
-    graph.observe(sums_of([(0, 1), (0, 2), (0, 3)], [torch.inf, 5.0, 1.0], [1, 1, 1]), rows=1, size=1)
+    graph.observe(sums_of([(0, 1), (0, 2), (0, 3)], [torch.inf, 5.0, 1.0], [1, 1, 1], 4), rows=1, size=1)
     assert graph.neighbors[0].tolist() == [0, 3, 2, 1]
 
 
@@ -138,6 +139,6 @@ def test_replace_gives_the_neighbourhood_and_keeps_rows_distinct(case):
 @pytest.mark.meta
 def test_the_graph_stays_on_the_cpu():
     graph = make(4, 3)
-    graph.observe(sums_of([(0, 1), (2, 3)], [1.0, 2.0], [1, 1]), rows=1, size=1)
+    graph.observe(sums_of([(0, 1), (2, 3)], [1.0, 2.0], [1, 1], 4), rows=1, size=1)
     graph.replace(1, 2)
     assert graph.neighbors.device.type == "cpu"
