@@ -11,7 +11,14 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, OptionError
-from pyro_mixtures.poutine import Declaration, PlateMessenger, Posterior, VisibilityMessenger, read_declaration
+from pyro_mixtures.poutine import (
+    Declaration,
+    PlateMessenger,
+    Posterior,
+    ReuseMessenger,
+    VisibilityMessenger,
+    read_declaration,
+)
 
 
 class PartitionGuide(PyroModule):
@@ -29,6 +36,8 @@ class PartitionGuide(PyroModule):
     """
 
     searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
+    search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
+    reuse: ReuseMessenger | None = None  # set by EM while params stay as they are: E-steps share factorisations
 
     def __init__(self, model: Callable, *, components: int, site: str = "z", beside: Callable | None = None):
         super().__init__()
@@ -63,7 +72,8 @@ class PartitionGuide(PyroModule):
         """
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
-        posterior = self._e_step(self.model, args, kwargs, values)
+        model = self.model if self.reuse is None else self.reuse(self.model)
+        posterior = self._e_step(model, args, kwargs, values)
         self.evaluations += posterior.evaluations
         if self.training:
             winner = posterior.winner.to("cpu")
@@ -133,6 +143,15 @@ class PartitionGuide(PyroModule):
     def reset_wins(self) -> None:
         """Start counting anew which components win rows."""
         self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+
+    @property
+    def slots(self) -> int:
+        """Most components that an E-step evaluates for a row."""
+        return self.components
+
+    def row_order(self) -> Tensor | None:
+        """Row numbers (N,) in an order in which neighbours have components in common; None if nothing is known."""
+        return None
 
     def dropped(self, components: Tensor) -> None:
         """Told by EM that the components marked True (C,) have weight zero for good."""

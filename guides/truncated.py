@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pyro_mixtures.errors import OptionError, PartitionError
 from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
 from pyro_mixtures.partition import CandidateSets, NeighborGraph
-from pyro_mixtures.poutine import Joint, Posterior, log_joint, posterior_of
+from pyro_mixtures.poutine import Joint, Posterior, ReuseMessenger, log_joint, posterior_of
 
 
 class TruncatedPartition(PartitionGuide):
@@ -68,10 +69,12 @@ class TruncatedPartition(PartitionGuide):
     def _e_step(
         self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
     ) -> Posterior:
+        searching = self.training and self.search
+
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
             sets = self._sets_for(size)
             known = sets.read(index).to(device)
-            if not self.training:
+            if not searching:
                 return known.T.long()
             return self._search(known, self._graph(), self.explore, self._random_numbers())
 
@@ -79,6 +82,7 @@ class TruncatedPartition(PartitionGuide):
         posterior = self._best(joint)
         if self.training:
             self._sets_for(joint.size).write(joint.index, posterior.candidates.T)
+        if searching:
             self._observe(joint, posterior.candidates[0])
         return posterior
 
@@ -101,6 +105,7 @@ class TruncatedPartition(PartitionGuide):
         sets: CandidateSets | None = None
         posterior: Posterior | None = None
         evaluations = 0
+        handled = ReuseMessenger()(model or self.model)
         # Its own random numbers: scoring rows must not change the fit that goes on afterwards.
         generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
         graph = self.graph if self.graph is not None else self._new_graph(generator)
@@ -114,7 +119,7 @@ class TruncatedPartition(PartitionGuide):
 
         for _ in range(rounds):
             same_rows = None if posterior is None else posterior.index
-            joint = log_joint(model or self.model, self._declared(), propose, args, kwargs, values, same_rows)
+            joint = log_joint(handled, self._declared(), propose, args, kwargs, values, same_rows)
             posterior = self._best(joint)
             evaluations += posterior.evaluations
             assert sets is not None
@@ -125,6 +130,17 @@ class TruncatedPartition(PartitionGuide):
                 break
         assert posterior is not None
         return posterior._replace(evaluations=evaluations)
+
+    @property
+    def slots(self) -> int:
+        return self.candidates * self.neighbors + self.explore
+
+    def row_order(self) -> Tensor | None:
+        """Rows by their winning component, components so that neighbours in the graph follow each other."""
+        if self.sets is None or self.graph is None:
+            return None
+        place = self.graph.tour()
+        return Pairs(place[self.sets.table[:, 0].long()].unsqueeze(0), self.components).sorted.order
 
     def plant(self, index: Tensor, components: Tensor, *, size: int) -> None:
         """Tell the rows ``index`` (K,) of ``size`` that ``components`` (K,) are among their candidates (seeds, say)."""

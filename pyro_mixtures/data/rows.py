@@ -45,8 +45,12 @@ class Batches:
         """Numbers in a row, over all tensors."""
         return sum(tensor[0].numel() for tensor in self.tensors)
 
-    def in_order(self) -> Iterator[Batch]:
-        """Minibatches of consecutive rows."""
+    def in_order(self, order: Tensor | None = None) -> Iterator[Batch]:
+        """Minibatches of consecutive rows, or of consecutive entries of ``order`` (N,) row numbers."""
+        if order is not None:
+            for index in order.to(self.tensors[0].device).split(self.batch_size or self.rows):
+                yield self._batch(tuple(tensor[index] for tensor in self.tensors), index)
+            return
         if self.batch_size is None:
             yield Batch(self.tensors, {}, self.rows)
             return

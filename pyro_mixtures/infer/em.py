@@ -12,7 +12,14 @@ from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component, halve_weights
-from pyro_mixtures.poutine import CandidateMessenger, Declaration, Posterior, collect_statistics
+from pyro_mixtures.poutine import (
+    CandidateMessenger,
+    Declaration,
+    Posterior,
+    ReuseMessenger,
+    StatisticsMessenger,
+    collect_statistics,
+)
 from pyro_mixtures.poutine.joint import site_term
 from pyro_mixtures.poutine.params import ParamHandle
 from pyro_mixtures.poutine.statistics import SiteStatistics
@@ -87,6 +94,7 @@ class EM:
         self._online: dict[str, SiteStatistics] = {}
         self._params: dict[str, ParamHandle] = {}
         self._reservoir = Reservoir()
+        self._bound = False  # whether the params behind the arguments were found and checked
         self._no_closed_form: frozenset[str] | None = None
         self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
         self._rows = self._size = self._weighted_rows = 0
@@ -123,6 +131,7 @@ class EM:
         self._sites, self._calls, self._reservoir = {}, [], Reservoir()
         self._rows = self._weighted_rows = 0
         self._weight = 0.0
+        self.guide.reuse = None
 
     def maximize(self) -> Update:
         """The M-step: set the params to the maximisers of what was accumulated."""
@@ -150,14 +159,17 @@ class EM:
                 f"sites {list(declaration.outside)} lie outside the data plate: EM maximises the likelihood alone and "
                 "would ignore them; use SVI"
             )
+        if self.guide.reuse is None:
+            self.guide.reuse = ReuseMessenger()
         posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
-        found = collect_statistics(self.model, declaration, posterior, args, kwargs, skip=skip, before=self._sites)
+        found = self._statistics(declaration, posterior, args, kwargs, skip)
         self._params = found.params
         unknown = sorted(self.freeze - found.params.keys())
         if unknown:
             raise OptionError(f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}")
         self._check_bindings(found.sites)
+        self._bound = True
         self._sites = {name: site._replace(rows=None) for name, site in found.sites.items()}
         self._rows, self._size = self._rows + len(posterior.index), posterior.size
         self._weighted_rows += int((posterior.row_weight > 0).sum())
@@ -167,6 +179,21 @@ class EM:
         if skip:
             self._calls.append((posterior, args, kwargs))
         return posterior
+
+    def _statistics(
+        self, d: Declaration, posterior: Posterior, args: tuple, kwargs: dict[str, Any], skip: frozenset[str]
+    ) -> StatisticsMessenger:
+        """Statistics of one batch, added to those of the batches before it.
+
+        The first run records gradients, by which arguments that are computed from params are told from constants (and
+        those of stock distributions from others). Later runs of the program share what the E-step has computed.
+        """
+        if self._bound and not d.stock:
+            assert self.guide.reuse is not None
+            with torch.no_grad():
+                model = self.guide.reuse(self.model)
+                return collect_statistics(model, d, posterior, args, kwargs, skip=skip, before=self._sites)
+        return collect_statistics(self.model, d, posterior, args, kwargs, skip=skip, before=self._sites)
 
     def _sites_without_closed_form(self, d: Declaration, posterior: Posterior, args, kwargs) -> frozenset[str]:
         """Sites to leave to ``gradient`` (none without it: their error then reaches the user)."""

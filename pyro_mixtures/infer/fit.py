@@ -1,11 +1,13 @@
 """The fit loop of both strategies: epochs over rows in memory, warm-up, convergence, progress, interruption."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -15,6 +17,10 @@ from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.schedule import SearchSchedule
+
+# Working memory of one call of the model.
+_BATCH_BYTES = 96 << 20
 
 Callback = Callable[["Fit"], Any]
 
@@ -52,6 +58,7 @@ def fit(
     warmup: int = 30,
     tolerance: float = 1e-4,
     patience: int = 3,
+    search_every: int | None = None,
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
 ) -> Fit:
@@ -60,14 +67,17 @@ def fit(
     :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``; the guide must be one of
         :mod:`pyro_mixtures.guides`.
     :param rows: the model's tensor arguments, each with N rows.
-    :param batch_size: rows a call; None calls ``model(*rows)`` once an epoch. Minibatches call
-        ``model(*batch, index=..., size=N)``: exact EM adds their statistics up before it updates, stepwise EM and SVI
-        update after each, in random order.
+    :param batch_size: rows a call. Minibatches call ``model(*batch, index=..., size=N)``: exact EM adds their
+        statistics up before it updates, stepwise EM and SVI update after each, in random order. None calls
+        ``model(*rows)`` once an epoch; but where exact EM has a program that takes ``index`` and ``size`` it gives it
+        rows in the order of their winning components, as many at a time as bounds the working memory.
     :param epochs: at most so many passes over the data after warm-up.
     :param warmup: at most so many E-step passes before the first update, which find candidate sets and neighbours of
         the initial components (only guides that search need them).
     :param tolerance: converged when the ELBO gains less than this over its best so far, in nats per row *and feature*,
         in ``patience`` epochs running. Absolute, so shifting or scaling the data does not change when a fit stops.
+    :param search_every: search for better candidates in every so many EM epochs (1: in all of them), and only re-weigh
+        those that rows have in the others. None leaves the choice to the fit, by what either gains for its cost.
     :param progress: show a progress bar with the ELBO and the number of evaluations.
     :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops the fit.
 
@@ -75,10 +85,19 @@ def fit(
     """
     if epochs < 0 or warmup < 0 or patience < 1:
         raise OptionError(f"epochs={epochs}, warmup={warmup} must not be negative and patience={patience} not below 1")
+    if search_every is not None and search_every < 1:
+        raise OptionError(f"search_every={search_every} must be positive")
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
-    loop = _Loop(result, Batches(rows, batch_size), tuple(callbacks), tolerance, patience, progress)
+    ordered = batch_size is None and isinstance(inference, EM) and inference.step_size is None
+    ordered = ordered and _takes_index(inference.model)
+    batches = Batches(rows, batch_size)
+    if ordered:
+        batches = Batches(batches.tensors, _rows_a_batch(batches, inference.guide.slots))
+    loop = _Loop(
+        result, batches, tuple(callbacks), tolerance, patience, progress, SearchSchedule(search_every), ordered
+    )
     try:
         if isinstance(inference, EM) and inference.guide.searches and warmup:
             loop.run("warm-up", warmup, loop.search)
@@ -87,10 +106,27 @@ def fit(
     except KeyboardInterrupt:
         result.interrupted = True
     finally:
+        inference.guide.search = True
         # Statistics of a pass that was not finished must not reach the next one.
         if isinstance(inference, EM):
             inference.forget()
     return result
+
+
+def _takes_index(model: Callable) -> bool:
+    """Whether the program takes ``index`` and ``size``, as one that can be given some of the rows does."""
+    try:
+        taken = inspect.signature(getattr(model, "forward", model)).parameters
+    except (TypeError, ValueError):
+        return False
+    return {"index", "size"} <= taken.keys()
+
+
+def _rows_a_batch(batches: Batches, slots: int) -> int:
+    """Rows whose working memory is bounded: a copy of the row in float, and some numbers for each slot."""
+    item = torch.finfo(torch.get_default_dtype()).bits // 8
+    widest = max(item, *(tensor.element_size() for tensor in batches.tensors))
+    return max(1024, _BATCH_BYTES // (widest * batches.features + 24 * slots))
 
 
 class _Loop:
@@ -104,9 +140,13 @@ class _Loop:
         tolerance: float,
         patience: int,
         progress: bool,
+        schedule: SearchSchedule,
+        ordered: bool,
     ):
         self.result, self.batches, self.callbacks = result, batches, callbacks
-        self.tolerance, self.patience, self.progress = tolerance, patience, progress
+        self.tolerance, self.patience, self.progress = tolerance * batches.features, patience, progress
+        self.schedule, self.ordered = schedule, ordered
+        self.order: Tensor | None = None  # of the rows, where the loop may choose it
         self.stopped = False  # by a callback
         self.inference, self.guide = result.inference, result.guide
         self.started = time.perf_counter()
@@ -121,10 +161,15 @@ class _Loop:
         """True when the gain stayed below the tolerance for ``patience`` passes."""
         settled, best = 0, -math.inf
         for _ in range(epochs):
-            self.guide.reset_wins()
-            elbo = -one_pass() / self.batches.rows
-            self._record(phase, elbo, bar)
-            settled = settled + 1 if elbo - best < self.tolerance * self.batches.features else 0
+            elbo = self._epoch(phase, one_pass, bar)
+            gain, searched = elbo - best, self.guide.search
+            if phase == "EM":
+                spent = self.result.history.epochs[-1].evaluations - self.spent
+                self.schedule.record(searched, gain, spent / self.batches.rows, self.tolerance)
+            if gain >= self.tolerance:
+                settled = 0
+            elif searched:  # what only re-weighs must not end a fit
+                settled += 1
             best = max(best, elbo)
             answers = [callback(self.result) for callback in self.callbacks]  # every callback is called
             self.stopped = any(answer is True for answer in answers)
@@ -132,12 +177,23 @@ class _Loop:
                 return settled >= self.patience
         return False
 
+    def _epoch(self, phase: str, one_pass: Callable[[], float], bar: Any) -> float:
+        """One pass over the data; returns its ELBO."""
+        self.spent = self.guide.evaluations - self.evaluations
+        self.guide.search = phase != "EM" or self.schedule.next()
+        self.guide.reset_wins()
+        elbo = -one_pass() / self.batches.rows
+        self._record(phase, elbo, bar)
+        if self.ordered and self.guide.search:
+            self.order = self.guide.row_order()
+        return elbo
+
     def search(self) -> float:
         """E-steps alone."""
         return self._whole(
             sum(
                 -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy())
-                for batch in self.batches.in_order()
+                for batch in self.batches.in_order(self.order)
             )
         )
 
@@ -149,7 +205,9 @@ class _Loop:
 
     def _exact_em(self) -> float:
         assert isinstance(self.inference, EM)
-        loss = sum(self.inference.accumulate(*batch.args, **batch.kwargs) for batch in self.batches.in_order())
+        loss = sum(
+            self.inference.accumulate(*batch.args, **batch.kwargs) for batch in self.batches.in_order(self.order)
+        )
         self.inference.maximize()
         return self._whole(loss)
 
@@ -172,6 +230,7 @@ class _Loop:
             reseeded=update.reseeded if update else 0,
             dropped=update.dropped if update else 0,
             seconds=time.perf_counter() - self.started,
+            searched=self.guide.search and self.guide.searches,
         )
         self.result.history.epochs.append(epoch)
         bar.set_postfix(elbo=f"{elbo:.4f}", evaluations=f"{epoch.evaluations:.3g}", live=epoch.live, refresh=False)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pyro_mixtures.poutine import Declaration, Posterior
+from pyro_mixtures.poutine import Declaration, Posterior, ReuseMessenger
 
 
 class Guide(Protocol):
@@ -15,11 +15,18 @@ class Guide(Protocol):
     site: str
     training: bool
     searches: bool
+    search: bool
     evaluations: int
     wins: Tensor
+    reuse: ReuseMessenger | None
 
     @property
     def model(self) -> Callable: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    def row_order(self) -> Tensor | None: ...
 
     def read(self, *args: Any, **kwargs: Any) -> Declaration: ...
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.poutine import Posterior, exact_posterior, read_declaration
+from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_declaration
 
 # (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
 _EXACT_PAIRS = 1 << 21
@@ -83,6 +83,7 @@ def posteriors(
         raise OptionError(f"chunk={chunk} must be positive")
     first = tuple(tensor[:1] for tensor in tensors)
     declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
+    model = ReuseMessenger()(model)
     size = chunk or (most if guide is not None else max(1, min(most, _EXACT_PAIRS // declaration.components)))
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)

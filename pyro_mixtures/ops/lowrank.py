@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 # Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
 _ELEMENTS = 1 << 22
 

@@ -167,6 +167,35 @@ def nearest(starts, columns, totals, counts, old, chunks, out):
                     size += 1
 
 
+@njit(cache=True, nogil=True)
+def tour(neighbors, place):
+    """Numbers the components in the order of a depth-first walk: nearest neighbour not yet seen first."""
+    components, width = neighbors.shape
+    place[:] = -1
+    stack = np.empty(components, np.int64)
+    tried = np.ones(components, np.int64)
+    count = 0
+    for first in range(components):
+        if place[first] >= 0:
+            continue
+        place[first] = count
+        count += 1
+        stack[0] = first
+        depth = 1
+        while depth:
+            c = stack[depth - 1]
+            if tried[c] == width:
+                depth -= 1
+                continue
+            k = neighbors[c, tried[c]]
+            tried[c] += 1
+            if place[k] < 0:
+                place[k] = count
+                count += 1
+                stack[depth] = k
+                depth += 1
+
+
 def chunks_for(items: int) -> int:
     """How many chunks to cut ``items`` rows into: some per thread, each worth its scratch memory."""
     return max(1, min(8 * numba.get_num_threads(), items // 256))

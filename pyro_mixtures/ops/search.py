@@ -171,6 +171,17 @@ def nearest(sums: Divergences, old: Tensor) -> Tensor:
     return out
 
 
+def tour(neighbors: Tensor) -> Tensor:
+    """Place (C,) int64 of each component in a walk through the graph ``neighbors`` (C, G) int32, depth first.
+
+    >>> tour(torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32))
+    tensor([0, 2, 1])
+    """
+    place = torch.empty(len(neighbors), dtype=torch.int64, device="cpu")
+    numba_search.tour(neighbors.numpy(), place.numpy())
+    return place
+
+
 def _divergence_sums_torch(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
     own = torch.where(search == winner, log_density, -torch.inf).amax(0)
     valid = search >= 0

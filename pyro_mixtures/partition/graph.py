@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops.search import Divergences, merge, nearest
+from pyro_mixtures.ops.search import Divergences, merge, nearest, tour
 from pyro_mixtures.partition.candidates import random_sets
 
 # Entries of sums collected before they are merged.
@@ -66,6 +66,10 @@ class NeighborGraph:
                 covered[neighbors] = True
         spread = np.linspace(0, len(chosen) - 1, min(limit, len(chosen))).round().astype(int)
         return torch.from_numpy(np.array(chosen, dtype=np.int32)[spread])
+
+    def tour(self) -> Tensor:
+        """Each component's place (C,) in a walk that goes on to the nearest neighbour not yet seen, or starts anew."""
+        return tour(self.neighbors)
 
     def check(self) -> None:
         """:raises PartitionError: when a neighbour is out of range, or a component not its own first neighbour."""

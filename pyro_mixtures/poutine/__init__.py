@@ -4,6 +4,7 @@ from pyro_mixtures.poutine.joint import CandidateMessenger, Joint, log_joint
 from pyro_mixtures.poutine.plate import data_plate
 from pyro_mixtures.poutine.posterior import Posterior, exact_posterior, posterior_of
 from pyro_mixtures.poutine.reading import Declaration, read_declaration
+from pyro_mixtures.poutine.reuse import ReuseMessenger
 from pyro_mixtures.poutine.statistics import StatisticsMessenger, collect_statistics
 from pyro_mixtures.poutine.truncate import TruncateMessenger, truncate
 from pyro_mixtures.poutine.visibility import PlateMessenger, VisibilityMessenger
@@ -14,6 +15,7 @@ __all__ = [
     "Joint",
     "PlateMessenger",
     "Posterior",
+    "ReuseMessenger",
     "StatisticsMessenger",
     "TruncateMessenger",
     "VisibilityMessenger",
