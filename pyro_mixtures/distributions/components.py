@@ -94,12 +94,12 @@ class Components(TorchDistribution):
         return None
 
     @abstractmethod
-    def maximize(self, statistics: Any, free: frozenset[str], *, floor: Tensor | None) -> dict[str, Tensor]:
+    def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
         """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
 
     def part(self, some: slice) -> "Components":
         """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""
-        arguments = {name: value[some] if self.is_own(name) else value for name, value in self.arguments.items()}
+        arguments: Any = {name: value[some] if self.is_own(name) else value for name, value in self.arguments.items()}
         return type(self)(**arguments, validate_args=False)
 
 
@@ -202,7 +202,8 @@ class QuadraticComponents(Components):
     def part(self, some: slice) -> "QuadraticComponents":
         part: Any = super().part(some)
         if self._kernel is not None:
-            part._kernel = Quadratic(*(tensor[some] for tensor in self._kernel[:4]), self._kernel.sign)
+            k = self._kernel
+            part._kernel = Quadratic(k.loc[some], k.precision[some], k.projection[some], k.offset[some], k.sign)
         return part
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:

@@ -311,7 +311,8 @@ class EM:
         if not tied or not bool(starved.any()):
             return {**new, **own}
         # What components share has to suit the components that were held, not where they would have gone.
-        held = type(family)(**{**old, **own}, validate_args=False)
+        arguments: Any = {**old, **own}
+        held = type(family)(**arguments, validate_args=False)
         return {**own, **held.maximize(statistics, tied, floor=floor)}
 
     def _gradient_step(self) -> None:

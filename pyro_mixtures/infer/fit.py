@@ -180,7 +180,7 @@ class _Loop:
     def _epoch(self, phase: str, one_pass: Callable[[], float], bar: Any) -> float:
         """One pass over the data; returns its ELBO."""
         self.spent = self.guide.evaluations - self.evaluations
-        self.guide.search = phase != "EM" or self.schedule.next()
+        self.guide.search = phase != "EM" or not self.guide.searches or self.schedule.next()
         self.guide.reset_wins()
         elbo = -one_pass() / self.batches.rows
         self._record(phase, elbo, bar)

@@ -168,7 +168,7 @@ def _moments_numba(
     bounds = chunk_bounds(pairs.starts, 8 * numba_pairs.threads())
     lanes = VECTOR_BYTES // arrays[0].itemsize
     indices = (t.numpy() for t in (*pairs, bounds))
-    numba_pairs.pair_moments(_rows(x, loc), *arrays, *indices, lanes, *(m.numpy() for m in into))
+    numba_pairs.pair_moments(_rows(x, loc), *arrays, *indices, lanes, *(m.numpy() for m in into))  # type: ignore[call-arg]
     return into
 
 

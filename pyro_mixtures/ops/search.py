@@ -110,7 +110,7 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
     pairs = Pairs(winner.unsqueeze(0), components).sorted
     capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
     room = _Room(capacity)
-    numba_search.divergence_sums(  # type: ignore[call-arg]
+    numba_search.divergence_sums(
         _by_row(search),
         _by_row(log_density),
         pairs.order.numpy(),
@@ -140,7 +140,7 @@ class _Room:
         torch.cumsum(self.used, 0, out=starts[1:])
         out = _entries(int(starts[-1]))
         arrays = (t.numpy() for t in (*self.entries, *out))
-        numba_search.compact(self.slots.numpy(), starts.numpy(), self.chunks, *arrays)  # type: ignore[call-arg]
+        numba_search.compact(self.slots.numpy(), starts.numpy(), self.chunks, *arrays)
         return Divergences(starts, *out)
 
 

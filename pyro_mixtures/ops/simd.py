@@ -239,7 +239,8 @@ def tile_update(typingctx, x, n0, n1, n2, n3, loc, c, weights, lane, parts, firs
     """Add rows n0 ... n3 to ``parts`` (2 + R, D rounded up to whole vectors), with d = x - loc[c].
 
     ``weights[0, lane + j]`` is q of row j and ``weights[1 + k, lane + j]`` its q times projection ``first + k``.
-    parts[0] += q d and parts[1] += q d^2 (if ``squares``), parts[2 + first + k] += weights[1 + k] d, for k below ``size``.
+    parts[0] += q d and parts[1] += q d^2 (if ``squares``); parts[2 + first + k] += weights[1 + k] d for k below
+    ``size``.
     """
     if not _literals(size, squares):
         return None

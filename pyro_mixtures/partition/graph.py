@@ -23,7 +23,7 @@ class NeighborGraph:
     def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):
         self.neighbors = _with_self(random_sets(components, components - 1, neighbors - 1, generator))
         self._pending: list[Divergences] = []
-        self.forget()
+        self._rows_seen = self._merged = 0
 
     @property
     def components(self) -> int:
