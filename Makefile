@@ -12,8 +12,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STAMP_ARVIZ1 := $(VENV_ARVIZ1)/.installed
 
-# numba's number is a ceiling, set so that tests can compare one thread with two on any machine.
-TEST_ENV := MPLBACKEND=Agg NUMBA_NUM_THREADS=2
+TEST_ENV := MPLBACKEND=Agg
 PARALLEL :=
 ifneq ($(JOBS),1)
 # With several workers, each keeps to one thread elsewhere.

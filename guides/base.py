@@ -73,7 +73,8 @@ class PartitionGuide(PyroModule):
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
         model = self.model if self.reuse is None else self.reuse(self.model)
-        posterior = self._e_step(model, args, kwargs, values)
+        with self._declared().threads():
+            posterior = self._e_step(model, args, kwargs, values)
         self.evaluations += posterior.evaluations
         if self.training:
             winner = posterior.winner.to("cpu")

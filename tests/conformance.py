@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 
-import numba
 import pyro
 import pytest
 import torch
@@ -42,12 +41,10 @@ def cpu_rows(rows: int, features: int, dtype: torch.dtype = torch.float32, seed:
 @contextmanager
 def one_thread():
     """Test problems are tiny: a second thread costs more than it gives, above all on a shared machine."""
-    before = torch.get_num_threads(), numba.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
+    torch.set_num_threads(before)
 
 
 def exact_loss(model: Callable, *args, **kwargs) -> float:

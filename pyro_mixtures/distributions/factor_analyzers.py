@@ -13,6 +13,9 @@ from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
 from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection, solve_small
 
+# Expected rows below which a component's sums have lost their digits, in float32 and float64 alike.
+_EMPTY = 1e-30
+
 
 class FactorAnalyzers(QuadraticComponents):
     r"""Components ``x = loc + factor f + e``, ``f ~ N(0, I_H)``, ``e ~ N(0, diag(noise))``.
@@ -75,6 +78,10 @@ class FactorAnalyzers(QuadraticComponents):
         offset = low.logdet + self.event_shape[0] * math.log(2 * math.pi)
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
 
+    def split_loc(self, component: int, row: Tensor) -> Tensor:
+        """The component's mean for a half split off it towards ``row``: moved by what its factors explain of the row."""
+        return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[0]
+
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
         factors = torch.randn(*index.shape, self.factor.shape[-1], 1, dtype=loc.dtype, device=loc.device)
@@ -84,7 +91,7 @@ class FactorAnalyzers(QuadraticComponents):
     def finish(self, sums: NormalStatistics) -> FactorStatistics:
         """Moments of the factors: with V the kernel's projection of a row's d, E f = L^-T V d, Cov f = L^-T L^-1."""
         low = self.low_rank()
-        unmix = low.inverse_chol.mT
+        unmix = low.inverse_chol.mT.contiguous()
         mean = (unmix @ (low.projection @ sums.first.unsqueeze(-1))).squeeze(-1)
         inner = unmix @ (sums.outer @ low.projection.mT) @ unmix.mT
         outer = inner + sums.count.view(-1, 1, 1) * posterior_covariance(low)
@@ -120,18 +127,18 @@ class FactorAnalyzers(QuadraticComponents):
             factor = self.flat(self.factor, 2)
             explained = (factor @ s.factor_mean.unsqueeze(-1)).squeeze(-1)
             return factor, update_loc(self, (s.first - explained) / n, s.center, free)
-        # Components without rows have zero statistics; the identity keeps their systems regular.
-        empty = (s.count <= 0).view(-1, 1, 1) * torch.eye(rank, dtype=s.cross.dtype, device=s.cross.device)
+        # Components without rows have statistics of zero, or next to it; the identity keeps their systems regular.
+        empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(rank, dtype=s.cross.dtype, device=s.cross.device)
         outer = s.factor_outer + empty
         if "loc" not in free:
             away = self.flat(self.loc, 1) - s.center
             cross = s.cross - s.factor_mean.unsqueeze(-1) * away.unsqueeze(-2)
-            return solve_small(outer, cross).mT, away
+            return solve_small(outer, cross).mT.contiguous(), away
         top = torch.cat([outer, s.factor_mean.unsqueeze(-1)], -1)
         bottom = torch.cat([s.factor_mean.unsqueeze(-2), n.unsqueeze(-1)], -1)
         target = torch.cat([s.cross, s.first.unsqueeze(-2)], -2)
         solution = solve_small(torch.cat([top, bottom], -2), target)
-        return solution[..., :rank, :].mT, update_loc(self, solution[..., rank, :], s.center, free)
+        return solution[..., :rank, :].mT.contiguous(), update_loc(self, solution[..., rank, :], s.center, free)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         r"""Posterior mean of the noise-free row.

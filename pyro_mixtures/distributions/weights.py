@@ -8,6 +8,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.statistics import ComponentCounts, add
 from pyro_mixtures.errors import ClosedFormError, OptionError
+from pyro_mixtures.ops.lookup import take
 
 
 class MixtureWeights(TorchDistribution):
@@ -74,9 +75,7 @@ class MixtureWeights(TorchDistribution):
         table = self.table()
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         index = flat_index(value.long(), table.shape[:-1], self.components)
-        # The padding value -1 finds the last entry.
-        padded = torch.cat([table.reshape(-1), table.new_full((1,), -torch.inf)])
-        return padded[index].expand(shape)
+        return take(table.reshape(-1), index).expand(shape)
 
     @property
     def min_rows(self) -> int:
@@ -85,10 +84,9 @@ class MixtureWeights(TorchDistribution):
 
     def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
-        index = value.expand(weight.shape)
-        counts = torch.zeros(self.components, dtype=torch.float64, device=weight.device)
-        valid = index >= 0
-        counts.index_add_(0, index[valid], weight[valid].double())
+        # The padding value -1 falls into the place before the first, which is cut off.
+        index = value.expand(weight.shape).reshape(-1) + 1
+        counts = torch.bincount(index, weight.reshape(-1).double(), minlength=self.components + 1)[1:]
         return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
     def maximize(self, statistics: ComponentCounts, free: frozenset[str]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Expectation maximisation over a Pyro program, with SVI's protocol."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -12,6 +13,7 @@ from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component, halve_weights
+from pyro_mixtures.ops.threads import for_each
 from pyro_mixtures.poutine import (
     CandidateMessenger,
     Declaration,
@@ -26,7 +28,7 @@ from pyro_mixtures.poutine.statistics import SiteStatistics
 
 DEAD = ("reseed", "drop", "keep")
 # Numbers of parameters maximised at once.
-_NUMBERS_A_PART = 1 << 21
+_NUMBERS_A_PART = 1 << 18
 
 
 class Update(NamedTuple):
@@ -94,6 +96,7 @@ class EM:
         self._online: dict[str, SiteStatistics] = {}
         self._params: dict[str, ParamHandle] = {}
         self._reservoir = Reservoir()
+        self._threads: AbstractContextManager = nullcontext()
         self._bound = False  # whether the params behind the arguments were found and checked
         self._no_closed_form: frozenset[str] | None = None
         self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
@@ -139,7 +142,7 @@ class EM:
             raise OptionError("nothing accumulated: call accumulate() or step() with data first")
         self.steps += 1
         sites = self._sites if self.step_size is None else self._blend()
-        with torch.no_grad():
+        with torch.no_grad(), self._threads:
             update = self._update(sites)
         if self.gradient is not None:
             self._gradient_step()
@@ -161,9 +164,11 @@ class EM:
             )
         if self.guide.reuse is None:
             self.guide.reuse = ReuseMessenger()
+        self._threads = declaration.threads()
         posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
-        found = self._statistics(declaration, posterior, args, kwargs, skip)
+        with declaration.threads():
+            found = self._statistics(declaration, posterior, args, kwargs, skip)
         self._params = found.params
         unknown = sorted(self.freeze - found.params.keys())
         if unknown:
@@ -252,7 +257,9 @@ class EM:
         # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
         rows = count * max(1.0, self._weighted_rows / self._weight)
         starved = rows < least
-        splits = choose_splits(self._reservoir, rows, least) if self.dead == "reseed" else []
+        # Where rows only re-weigh the candidates they have, a new component could win none.
+        reseed = self.dead == "reseed" and self.guide.search
+        splits = choose_splits(self._reservoir, rows, least) if reseed else []
         if self.dead == "drop":
             kept = torch.where(starved, 0.0, count)
             if bool((kept > 0).any()):
@@ -292,10 +299,14 @@ class EM:
             return
         numbers = sum(value[:1].numel() for name, value in family.arguments.items() if family.is_own(name))
         step = max(1, _NUMBERS_A_PART // max(1, numbers))
-        for at in range(0, family.components, step):
-            some = slice(at, at + step)
+
+        @torch.no_grad()  # a setting of the thread
+        def update_part(i: int) -> None:
+            some = slice(i * step, (i + 1) * step)
             new = self._maximum(family.part(some), part(site.sums, some), free, floor, starved[some])
             self._write(site, new, some)
+
+        for_each(update_part, -(-family.components // step))
 
     def _write(self, site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
         for name, value in new.items():

@@ -75,7 +75,7 @@ def halve_weights(values: dict[str, Tensor], split: Split) -> None:
 
 
 def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:
-    """Make the component's own params at ``site`` a copy of those it is split off, its mean moved to the row."""
+    """Make the component's own params at ``site`` a copy of those it is split off, its mean moved towards the row."""
     for argument, handle in found.params.items():
         if not found.family.is_own(argument):
             continue
@@ -83,4 +83,5 @@ def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Re
         if row is None:
             handle.copy_row(split.component, split.like)
         else:
-            handle.write(row.reshape(1, -1), slice(split.component, split.component + 1))
+            loc = found.family.split_loc(split.like, row.to(handle.leaf))
+            handle.write(loc.unsqueeze(0), slice(split.component, split.component + 1))

@@ -87,7 +87,8 @@ def posteriors(
     size = chunk or (most if guide is not None else max(1, min(most, _EXACT_PAIRS // declaration.components)))
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)
-        posterior = _posterior(model, part, guide, declaration, given)
+        with declaration.threads():
+            posterior = _posterior(model, part, guide, declaration, given)
         if len(posterior.index) != len(part[0]):
             raise ModelError(
                 f"the model took {len(posterior.index)} of {len(part[0])} rows: with subsample_size its rows cannot be "

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.ops.threads import for_each
+
 # Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
-_ELEMENTS = 1 << 22
+_ELEMENTS = 1 << 18
 
 
 class LowRank(NamedTuple):
@@ -39,23 +41,28 @@ def factorize(factor: Tensor, noise: Tensor) -> LowRank:
     components, features, rank = factor.shape
     shapes = (components, features), (components, rank, features), (components, rank, rank), (components,)
     out = LowRank(*(factor.new_empty(shape) for shape in shapes))
-    for at in range(0, components, step):
-        some = slice(at, at + step)
+
+    @torch.no_grad()  # a setting of the thread
+    def factorize_part(i: int) -> None:
+        some = slice(i * step, (i + 1) * step)
         for whole, part in zip(out, _factorize(factor[some], noise[some]), strict=True):
             whole[some] = part
+
+    for_each(factorize_part, -(-components // step))
     return out
 
 
 def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
     precision = noise.reciprocal()
-    scaled = factor.mT * precision.unsqueeze(-2)
+    # Batched products of transposed matrices are many times slower than a copy first.
+    scaled = (factor.mT * precision.unsqueeze(-2)).contiguous()
     rank = factor.shape[-1]
     # The small matrices in double: they decide how many digits everything else has, and cost nothing.
     identity = torch.eye(rank, dtype=torch.float64, device=factor.device)
     chol = torch.linalg.cholesky((scaled @ factor).double() + identity)
     inverse = torch.linalg.solve_triangular(chol, identity.expand_as(chol), upper=False)
     logdet = noise.log().sum(-1, dtype=torch.float64) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    inverse = inverse.to(factor.dtype)
+    inverse = inverse.to(factor.dtype).contiguous()
     return LowRank(precision, inverse @ scaled, inverse, logdet.to(factor.dtype))
 
 
@@ -71,4 +78,4 @@ def posterior_covariance(low: LowRank) -> Tensor:
 
 def solve_small(matrix: Tensor, target: Tensor) -> Tensor:
     """Solutions (C, K, D) of C small systems (C, K, K) with many right-hand sides each, by inverses in double."""
-    return torch.linalg.inv(matrix.double()).to(target.dtype) @ target
+    return torch.linalg.inv(matrix.double()).to(target.dtype).contiguous() @ target

@@ -1,8 +1,7 @@
-"""CPU kernels of the (row, component) pairs in numba: the same result for any number of threads."""
+"""CPU kernels of the (row, component) pairs in numba, each for some of the rows or components."""
 
-import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from pyro_mixtures.ops.simd import RANK, ROWS, sum_lanes, tile_sums, tile_update
 
@@ -10,11 +9,6 @@ from pyro_mixtures.ops.simd import RANK, ROWS, sum_lanes, tile_sums, tile_update
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 # Sums over rows are kept in the data's dtype for so many rows, then flushed to float64.
 _ROWS_PER_FLUSH = 256
-
-
-def threads() -> int:
-    """How many threads run a kernel."""
-    return numba.get_num_threads()
 
 
 @njit(cache=True, nogil=True)
@@ -37,31 +31,31 @@ def sort_pairs(z, components):
 
 
 @njit(inline="always")
-def _sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, size, squares):
+def _sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, size, squares):
     """:func:`tile_sums` with ``size`` and ``squares`` known at run time only."""
     if squares:
         if size == 5:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 5, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 5, 1)
         elif size == 4:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 4, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 4, 1)
         elif size == 3:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 3, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 3, 1)
         elif size == 2:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 2, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 2, 1)
         elif size == 1:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 1, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 1, 1)
         else:
-            tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 0, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 0, 1)
     elif size == 5:
-        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 5, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 5, 0)
     elif size == 4:
-        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 4, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 4, 0)
     elif size == 3:
-        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 3, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 3, 0)
     elif size == 2:
-        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 2, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 2, 0)
     else:
-        tile_sums(x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, 1, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 1, 0)
 
 
 @njit(inline="always")
@@ -82,11 +76,12 @@ def _update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, square
 
 
 @njit(inline="always")
-def _sort_block(z, slot_stride, row_stride, slots, begin, end, components, starts, order):
-    """Counting sort of the slots of rows ``begin`` to ``end``: order holds (row - begin) * slots + slot.
+def _sort_block(z, slot_stride, row_stride, slots, begin, end, starts, owner, place, flat):
+    """Counting sort of the slots of rows ``begin`` to ``end``: each pair's row, and its place in ``flat`` (B * slots,).
 
-    False when a component number is out of range.
+    Rows and places count from the block's first. Padding gets its -inf. False when a component number is out of range.
     """
+    components = starts.size - 1
     starts[:] = 0
     for n in range(begin, end):
         for s in range(slots):
@@ -97,12 +92,17 @@ def _sort_block(z, slot_stride, row_stride, slots, begin, end, components, start
                 starts[c + 1] += 1
     for c in range(components):
         starts[c + 1] += starts[c]
+    at = 0
     for n in range(begin, end):
         for s in range(slots):
             c = z[s * slot_stride + n * row_stride]
             if c >= 0:
-                order[starts[c]] = (n - begin) * slots + s
+                owner[starts[c]] = n - begin
+                place[starts[c]] = at
                 starts[c] += 1
+            else:
+                flat[begin * slots + at] = -np.inf
+            at += 1
     # Each start has moved to the next one.
     for c in range(components, 0, -1):
         starts[c] = starts[c - 1]
@@ -110,106 +110,97 @@ def _sort_block(z, slot_stride, row_stride, slots, begin, end, components, start
     return True
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@njit(fastmath=FAST, cache=True, nogil=True)
 def pair_log_density(
-    x, loc, precision, projection, offset, sign, z, slot_stride, row_stride, slots, rows, block, lanes, out, valid
+    x, loc, precision, projection, offset, sign, z, slot_stride, row_stride, slots, rows, lanes, begin, end, flat
 ):
-    """``out[n, s] = -(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for row n and component ``z[s, n]``.
+    """``-(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for row n, component ``z[s, n]``: flat[n * slots + s].
 
-    ``rows`` maps n to the row of ``x``; empty means n itself. Blocks of ``block`` rows are sorted by component and
-    evaluated on their own, so that their rows stay in the cache. ``valid`` takes a block's False when a component
-    number is out of range.
+    ``rows`` maps n to the row of ``x``; empty means n itself. The rows ``begin`` to ``end`` are sorted by component;
+    they should be so few that they stay in the cache. False when a component number is out of range.
     """
     components = loc.shape[0]
     rank = projection.shape[1]
     passes = max(1, (rank + RANK - 1) // RANK)
-    count = out.shape[0]
-    for number in prange((count + block - 1) // block):
-        begin = number * block
-        end = min(count, begin + block)
-        starts = np.empty(components + 1, np.int32)
-        order = np.empty((end - begin) * slots, np.int32)
-        valid[number] = _sort_block(z, slot_stride, row_stride, slots, begin, end, components, starts, order)
-        if not valid[number]:
-            continue
-        for n in range(begin, end):
-            for s in range(slots):
-                if z[s * slot_stride + n * row_stride] < 0:
-                    out[n, s] = -np.inf
-        vectors = np.empty((1 + RANK, lanes, lanes), loc.dtype)
-        sums = np.empty((1 + RANK, lanes), loc.dtype)
-        total = np.empty(lanes, loc.dtype)
-        numbers = np.empty(lanes + 1, np.int64)
-        for c in range(components):
-            for p in range(starts[c], starts[c + 1], lanes):
-                some = min(lanes, starts[c + 1] - p)
-                for j in range(lanes + 1):
-                    n = begin + order[min(p + j, starts[c + 1] - 1)] // slots
-                    numbers[j] = rows[n] if rows.size else n
-                for j in range(lanes):
-                    total[j] = offset[c]
-                for b in range(passes):
-                    first = b * rank // passes
-                    size = (b + 1) * rank // passes - first
-                    for j in range(0, some, ROWS):
-                        _sums(
-                            x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3], numbers[j + 4],
-                            loc, precision, projection, c, first, vectors, j, size, b == 0,
-                        )  # fmt: skip
-                    if b == 0:
-                        sum_lanes(vectors, 0, sums)
-                        for j in range(lanes):
-                            total[j] += sums[0, j]
-                    for k in range(1, size + 1):
-                        sum_lanes(vectors, k, sums)
-                        for j in range(lanes):
-                            total[j] += sign * sums[k, j] * sums[k, j]
-                for j in range(some):
-                    at = order[p + j]
-                    out[begin + at // slots, at % slots] = -0.5 * total[j]
+    starts = np.empty(components + 1, np.int32)
+    owner = np.empty((end - begin) * slots, np.int32)
+    place = np.empty((end - begin) * slots, np.int32)
+    if not _sort_block(z, slot_stride, row_stride, slots, begin, end, starts, owner, place, flat):
+        return False
+    vectors = np.empty((1 + RANK, lanes, lanes), loc.dtype)
+    sums = np.empty((1 + RANK, lanes), loc.dtype)
+    total = np.empty(lanes, loc.dtype)
+    numbers = np.empty(lanes, np.int64)
+    for c in range(components):
+        last = starts[c + 1] - 1
+        for p in range(starts[c], last + 1, lanes):
+            some = min(lanes, last + 1 - p)
+            for j in range(lanes):
+                n = begin + owner[min(p + j, last)]
+                numbers[j] = rows[n] if rows.size else n
+            for j in range(lanes):
+                total[j] = offset[c]
+            for b in range(passes):
+                first = b * rank // passes
+                size = (b + 1) * rank // passes - first
+                for j in range(0, some, ROWS):
+                    _sums(
+                        x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3],
+                        loc, precision, projection, c, first, vectors, j, size, b == 0,
+                    )  # fmt: skip
+                if b == 0:
+                    sum_lanes(vectors, 0, sums)
+                    for j in range(lanes):
+                        total[j] += sums[0, j]
+                for k in range(1, size + 1):
+                    sum_lanes(vectors, k, sums)
+                    for j in range(lanes):
+                        total[j] += sign * sums[k, j] * sums[k, j]
+            for j in range(some):
+                flat[begin * slots + place[p + j]] = -0.5 * total[j]
+    return True
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def pair_moments(x, loc, projection, weight, rows, order, starts, bounds, lanes, count, first, second, projected):
+@njit(fastmath=FAST, cache=True, nogil=True)
+def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, end, count, first, second, projected):
     """Per component: adds sums over its pairs of q, q d, q d^2 and q (P d) d^T, where d = x - loc, q = weight[order].
 
-    ``bounds`` cut the components into chunks, each the work of one thread.
+    For the components ``begin`` to ``end``.
     """
     features = loc.shape[1]
     rank = projection.shape[1]
     width = (features + lanes - 1) // lanes * lanes
-    for chunk in prange(bounds.size - 1):
-        vectors = np.zeros((1 + RANK, lanes, lanes), loc.dtype)
-        weights = np.zeros((1 + RANK, lanes), loc.dtype)
-        q = np.zeros(lanes, loc.dtype)
-        numbers = np.empty(lanes, np.int64)
-        parts = np.zeros((2 + rank, width), loc.dtype)
-        total = np.zeros((2 + rank, width), np.float64)
-        for c in range(bounds[chunk], bounds[chunk + 1]):
-            stop = starts[c + 1]
-            if starts[c] == stop:
-                continue
-            mass = 0.0
-            for p in range(starts[c], stop, lanes):
-                some = min(lanes, stop - p)
-                for j in range(lanes):
-                    numbers[j] = rows[min(p + j, stop - 1)]
-                    q[j] = weight[order[p + j]] if j < some else 0.0
-                    mass += q[j]
-                _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts)
-                if (p - starts[c]) % _ROWS_PER_FLUSH + lanes >= _ROWS_PER_FLUSH or p + lanes >= stop:
-                    for i in range(2 + rank):
-                        for d in range(features):
-                            total[i, d] += parts[i, d]
-                            parts[i, d] = 0.0
-            count[c] += mass
+    vectors = np.zeros((1 + RANK, lanes, lanes), loc.dtype)
+    weights = np.zeros((1 + RANK, lanes), loc.dtype)
+    q = np.zeros(lanes, loc.dtype)
+    numbers = np.empty(lanes, np.int64)
+    parts = np.zeros((2 + rank, width), loc.dtype)
+    total = np.zeros((2 + rank, width), np.float64)
+    for c in range(begin, end):
+        stop = starts[c + 1]
+        if starts[c] == stop:
+            continue
+        mass = 0.0
+        for p in range(starts[c], stop, lanes):
+            some = min(lanes, stop - p)
+            for j in range(lanes):
+                numbers[j] = rows[min(p + j, stop - 1)]
+                q[j] = weight[order[p + j]] if j < some else 0.0
+                mass += q[j]
+            _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts)
+            if (p - starts[c]) % _ROWS_PER_FLUSH + lanes >= _ROWS_PER_FLUSH or p + lanes >= stop:
+                for i in range(2 + rank):
+                    for d in range(features):
+                        total[i, d] += parts[i, d]
+                        parts[i, d] = 0.0
+        count[c] += mass
+        for d in range(features):
+            first[c, d] += total[0, d]
+            second[c, d] += total[1, d]
+        for r in range(rank):
             for d in range(features):
-                first[c, d] += total[0, d]
-                second[c, d] += total[1, d]
-            for r in range(rank):
-                for d in range(features):
-                    projected[c, r, d] += total[2 + r, d]
-            total[:] = 0.0
+                projected[c, r, d] += total[2 + r, d]
+        total[:] = 0.0
 
 
 @njit(inline="always")
@@ -223,7 +214,7 @@ def _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts):
         if size:
             for j in range(0, some, ROWS):
                 _sums(
-                    x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3], numbers[j + 3],
+                    x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3],
                     loc, loc, projection, c, first, vectors, j, size, False,
                 )  # fmt: skip
         for k in range(1, size + 1):

@@ -1,170 +1,160 @@
-"""CPU kernels of the search for candidates in numba: the same result for any number of threads."""
+"""CPU kernels of the search for candidates in numba, each for some of the rows or components."""
 
-import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def search_space(candidates, neighbors, explore, chunks, out, sizes):
+@njit(cache=True, nogil=True)
+def search_space(candidates, neighbors, explore, begin, end, out, sizes):
     """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1; how many."""
-    rows = candidates.shape[0]
-    components = neighbors.shape[0]
-    for chunk in prange(chunks):
-        # stamp[c] == n marks that row n has c already: cleared for free from row to row.
-        stamp = np.full(components, -1, np.int64)
-        for n in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            size = 0
-            for i in range(candidates.shape[1]):
-                c = candidates[n, i]
-                for g in range(neighbors.shape[1]):
-                    k = neighbors[c, g]
-                    if stamp[k] != n:
-                        stamp[k] = n
-                        out[n, size] = k
-                        size += 1
-            for e in range(explore.shape[1]):
-                k = explore[n, e]
+    # stamp[c] == n marks that row n has c already: cleared for free from row to row.
+    stamp = np.full(neighbors.shape[0], -1, np.int64)
+    for n in range(begin, end):
+        size = 0
+        for i in range(candidates.shape[1]):
+            c = candidates[n, i]
+            for g in range(neighbors.shape[1]):
+                k = neighbors[c, g]
                 if stamp[k] != n:
                     stamp[k] = n
                     out[n, size] = k
                     size += 1
-            sizes[n] = size
-            for s in range(size, out.shape[1]):
-                out[n, s] = -1
+        for e in range(explore.shape[1]):
+            k = explore[n, e]
+            if stamp[k] != n:
+                stamp[k] = n
+                out[n, size] = k
+                size += 1
+        sizes[n] = size
+        for s in range(size, out.shape[1]):
+            out[n, s] = -1
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def keep_best(search, log_joint, chunks, kept, log_kept, evaluated):
-    """Of each row's search space the components of largest log joint, best first, -1 never before a component."""
-    rows, slots = search.shape
+@njit(cache=True, nogil=True)
+def keep_best(search, log_joint, begin, end, kept, log_kept):
+    """Of each row's search space the components of largest log joint, best first; returns the number of components."""
+    slots = search.shape[1]
     keep = kept.shape[1]
-    for chunk in prange(chunks):
-        count = 0
-        for n in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            size = 0
-            for s in range(slots):
+    count = 0
+    for n in range(begin, end):
+        size = 0
+        for s in range(slots):
+            k = search[n, s]
+            if k < 0:
+                continue
+            count += 1
+            value = log_joint[n, s]
+            if size == keep and not value > log_kept[n, keep - 1]:
+                continue
+            at = min(size, keep - 1)
+            while at > 0 and value > log_kept[n, at - 1]:
+                log_kept[n, at] = log_kept[n, at - 1]
+                kept[n, at] = kept[n, at - 1]
+                at -= 1
+            log_kept[n, at] = value
+            kept[n, at] = k
+            size = min(size + 1, keep)
+        for s in range(size, keep):
+            kept[n, s] = -1
+            log_kept[n, s] = -np.inf
+    return count
+
+
+@njit(cache=True, nogil=True)
+def divergence_sums(search, log_density, order, starts, slots, begin, end, columns, totals, counts, used):
+    """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
+    components = starts.shape[0] - 1
+    total = np.zeros(components, np.float64)
+    count = np.zeros(components, np.int32)
+    touched = np.empty(components, np.int64)
+    for c in range(begin, end):
+        distinct = 0
+        for p in range(starts[c], starts[c + 1]):
+            n = order[p]
+            own = 0.0
+            for s in range(search.shape[1]):
+                if search[n, s] == c:
+                    own = log_density[n, s]
+            for s in range(search.shape[1]):
                 k = search[n, s]
                 if k < 0:
                     continue
-                count += 1
-                value = log_joint[n, s]
-                if size == keep and not value > log_kept[n, keep - 1]:
-                    continue
-                at = min(size, keep - 1)
-                while at > 0 and value > log_kept[n, at - 1]:
-                    log_kept[n, at] = log_kept[n, at - 1]
-                    kept[n, at] = kept[n, at - 1]
-                    at -= 1
-                log_kept[n, at] = value
-                kept[n, at] = k
-                size = min(size + 1, keep)
-            for s in range(size, keep):
-                kept[n, s] = -1
-                log_kept[n, s] = -np.inf
-        evaluated[chunk] = count
+                if count[k] == 0:
+                    touched[distinct] = k
+                    distinct += 1
+                count[k] += 1
+                total[k] += own - log_density[n, s]
+        for i in range(distinct):
+            k = touched[i]
+            columns[slots[c] + i] = k
+            totals[slots[c] + i] = total[k]
+            counts[slots[c] + i] = count[k]
+            total[k] = 0.0
+            count[k] = 0
+        used[c] = distinct
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def divergence_sums(search, log_density, order, starts, slots, chunks, columns, totals, counts, used):
-    """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
-    components = starts.shape[0] - 1
-    for chunk in prange(chunks):
-        total = np.zeros(components, np.float64)
-        count = np.zeros(components, np.int32)
-        touched = np.empty(components, np.int64)
-        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
-            distinct = 0
-            for p in range(starts[c], starts[c + 1]):
-                n = order[p]
-                own = 0.0
-                for s in range(search.shape[1]):
-                    if search[n, s] == c:
-                        own = log_density[n, s]
-                for s in range(search.shape[1]):
-                    k = search[n, s]
-                    if k < 0:
-                        continue
-                    if count[k] == 0:
-                        touched[distinct] = k
-                        distinct += 1
-                    count[k] += 1
-                    total[k] += own - log_density[n, s]
-            for i in range(distinct):
-                k = touched[i]
-                columns[slots[c] + i] = k
-                totals[slots[c] + i] = total[k]
-                counts[slots[c] + i] = count[k]
-                total[k] = 0.0
-                count[k] = 0
-            used[c] = distinct
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def compact(slots, starts, chunks, wide_columns, wide_totals, wide_counts, columns, totals, counts):
+@njit(cache=True, nogil=True)
+def compact(slots, starts, begin, end, wide_columns, wide_totals, wide_counts, columns, totals, counts):
     """Copy each component's entries from its roomy range to its own place."""
-    components = starts.shape[0] - 1
-    for chunk in prange(chunks):
-        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
-            for i in range(starts[c + 1] - starts[c]):
-                columns[starts[c] + i] = wide_columns[slots[c] + i]
-                totals[starts[c] + i] = wide_totals[slots[c] + i]
-                counts[starts[c] + i] = wide_counts[slots[c] + i]
+    for c in range(begin, end):
+        for i in range(starts[c + 1] - starts[c]):
+            columns[starts[c] + i] = wide_columns[slots[c] + i]
+            totals[starts[c] + i] = wide_totals[slots[c] + i]
+            counts[starts[c] + i] = wide_counts[slots[c] + i]
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def merge(starts, shift, columns, totals, counts, slots, chunks, out_columns, out_totals, out_counts, used):
+@njit(cache=True, nogil=True)
+def merge(starts, shift, columns, totals, counts, slots, begin, end, out_columns, out_totals, out_counts, used):
     """Add up sparse rows of several parts: part p's row c begins at ``shift[p] + starts[p, c]``."""
-    parts, components = starts.shape[0], starts.shape[1] - 1
-    for chunk in prange(chunks):
-        place = np.full(components, -1, np.int64)
-        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
-            distinct = 0
-            for p in range(parts):
-                for i in range(shift[p] + starts[p, c], shift[p] + starts[p, c + 1]):
-                    k = columns[i]
-                    if place[k] < slots[c]:
-                        place[k] = slots[c] + distinct
-                        out_columns[place[k]] = k
-                        out_totals[place[k]] = 0.0
-                        out_counts[place[k]] = 0
-                        distinct += 1
-                    out_totals[place[k]] += totals[i]
-                    out_counts[place[k]] += counts[i]
-            used[c] = distinct
+    parts = starts.shape[0]
+    place = np.full(starts.shape[1] - 1, -1, np.int64)
+    for c in range(begin, end):
+        distinct = 0
+        for p in range(parts):
+            for i in range(shift[p] + starts[p, c], shift[p] + starts[p, c + 1]):
+                k = columns[i]
+                if place[k] < slots[c]:
+                    place[k] = slots[c] + distinct
+                    out_columns[place[k]] = k
+                    out_totals[place[k]] = 0.0
+                    out_counts[place[k]] = 0
+                    distinct += 1
+                out_totals[place[k]] += totals[i]
+                out_counts[place[k]] += counts[i]
+        used[c] = distinct
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def nearest(starts, columns, totals, counts, old, chunks, out):
+@njit(cache=True, nogil=True)
+def nearest(starts, columns, totals, counts, old, begin, end, out):
     """Each component, then the others of smallest mean divergence from it; unmeasured ones of ``old`` come last."""
     components, width = old.shape
-    for chunk in prange(chunks):
-        mean = np.empty(width, np.float64)
-        taken = np.full(components, -1, np.int64)
-        for c in range(chunk * components // chunks, (chunk + 1) * components // chunks):
-            out[c, 0] = c
-            size = 1
-            for i in range(starts[c], starts[c + 1]):
-                k = columns[i]
-                value = totals[i] / counts[i]
-                if k == c or (size == width and not value < mean[width - 1]):
-                    continue
-                at = min(size, width - 1)
-                if at == 0:
-                    continue
-                while at > 1 and value < mean[at - 1]:
-                    mean[at] = mean[at - 1]
-                    out[c, at] = out[c, at - 1]
-                    at -= 1
-                mean[at] = value
-                out[c, at] = k
-                size = min(size + 1, width)
-            for i in range(size):
-                taken[out[c, i]] = c
-            for g in range(1, width):
-                if size < width and taken[old[c, g]] != c:
-                    out[c, size] = old[c, g]
-                    size += 1
+    mean = np.empty(width, np.float64)
+    taken = np.full(components, -1, np.int64)
+    for c in range(begin, end):
+        out[c, 0] = c
+        size = 1
+        for i in range(starts[c], starts[c + 1]):
+            k = columns[i]
+            value = totals[i] / counts[i]
+            if k == c or (size == width and not value < mean[width - 1]):
+                continue
+            at = min(size, width - 1)
+            if at == 0:
+                continue
+            while at > 1 and value < mean[at - 1]:
+                mean[at] = mean[at - 1]
+                out[c, at] = out[c, at - 1]
+                at -= 1
+            mean[at] = value
+            out[c, at] = k
+            size = min(size + 1, width)
+        for i in range(size):
+            taken[out[c, i]] = c
+        for g in range(1, width):
+            if size < width and taken[old[c, g]] != c:
+                out[c, size] = old[c, g]
+                size += 1
 
 
 @njit(cache=True, nogil=True)
@@ -196,6 +186,12 @@ def tour(neighbors, place):
                 depth += 1
 
 
-def chunks_for(items: int) -> int:
-    """How many chunks to cut ``items`` rows into: some per thread, each worth its scratch memory."""
-    return max(1, min(8 * numba.get_num_threads(), items // 256))
+@njit(cache=True, nogil=True)
+def take(table, index, begin, end, out):
+    """Entries ``table[index]``, -inf where the index is -1. False when one is out of range."""
+    for i in range(begin, end):
+        c = index[i]
+        if c >= table.size or c < -1:
+            return False
+        out[i] = table[c] if c >= 0 else -np.inf
+    return True

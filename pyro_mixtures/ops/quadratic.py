@@ -19,6 +19,7 @@ from pyro_mixtures.ops import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
 from pyro_mixtures.ops.simd import VECTOR_BYTES
+from pyro_mixtures.ops.threads import for_each, threads
 
 # Rows of one tile of the torch path, and how many elements of a gathered tile array may be alive at once.
 _TILE_ROWS = 32
@@ -99,21 +100,17 @@ def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
     if not out.numel():
         return out.T
     arrays = [_array(t, kernel.loc) for t in kernel[:4]]
-    block = _block_rows(x, slots, columns, pairs.components)
-    valid = torch.ones(-(-columns // block), dtype=torch.bool, device="cpu")
-    numba_pairs.pair_log_density(  # type: ignore[call-arg]
-        _rows(x, kernel.loc),
-        *arrays,
-        arrays[0].dtype.type(kernel.sign),
-        *_flat_with_strides(pairs.z),
-        slots,
-        _row_numbers(pairs),
-        block,
-        VECTOR_BYTES // arrays[0].itemsize,
-        out.numpy(),
-        valid.numpy(),
-    )
-    if not bool(valid.all()):
+    block, lanes = _block_rows(x, slots, columns, pairs.components), VECTOR_BYTES // arrays[0].itemsize
+    given = [_rows(x, kernel.loc), *arrays, arrays[0].dtype.type(kernel.sign)]
+    given += [*_flat_with_strides(pairs.z), slots, _row_numbers(pairs), lanes]
+    found, valid = out.view(-1).numpy(), [False] * -(-columns // block)
+
+    def some(i: int) -> None:
+        end = min(columns, (i + 1) * block)
+        valid[i] = numba_pairs.pair_log_density(*given, i * block, end, found)
+
+    for_each(some, len(valid))
+    if not all(valid):
         raise pairs.out_of_range()
     return out.T
 
@@ -121,7 +118,7 @@ def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
 def _block_rows(x: Tensor, slots: int, columns: int, components: int) -> int:
     cached = _BLOCK_BYTES // max(1, x.shape[1] * x.element_size())
     wanted = max(64, cached, _BLOCK_PAIRS * components // slots)
-    balanced = -(-columns // (4 * numba_pairs.threads()))
+    balanced = -(-columns // (4 * threads()))
     return max(1, min(wanted, max(64, balanced), columns))
 
 
@@ -165,10 +162,13 @@ def _moments_numba(
     x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: SortedPairs, into: Moments
 ) -> Moments:
     arrays = [_array(t, loc) for t in (loc, projection, weight)]
-    bounds = chunk_bounds(pairs.starts, 8 * numba_pairs.threads())
-    lanes = VECTOR_BYTES // arrays[0].itemsize
-    indices = (t.numpy() for t in (*pairs, bounds))
-    numba_pairs.pair_moments(_rows(x, loc), *arrays, *indices, lanes, *(m.numpy() for m in into))  # type: ignore[call-arg]
+    given = [_rows(x, loc), *arrays, *(t.numpy() for t in pairs), VECTOR_BYTES // arrays[0].itemsize]
+    bounds, found = chunk_bounds(pairs.starts, 8 * threads()).tolist(), [m.numpy() for m in into]
+
+    def some(i: int) -> None:
+        numba_pairs.pair_moments(*given, bounds[i], bounds[i + 1], *found)
+
+    for_each(some, len(bounds) - 1)
     return into
 
 

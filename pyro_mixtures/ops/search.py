@@ -1,5 +1,6 @@
 """Search spaces of the partial E-step, and the divergence sums from which the neighbour graph is estimated."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,10 @@ from torch import Tensor
 from pyro_mixtures.ops import numba_search
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.pairs import Pairs
+from pyro_mixtures.ops.threads import for_each, pieces
+
+# Components worth a thread's scratch memory.
+_LEAST_COMPONENTS = 32
 
 
 def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tensor:
@@ -26,8 +31,10 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
         # One row's slots lie side by side: the kernels after this go by rows.
         out = torch.empty(rows, width, dtype=torch.int64, device=candidates.device)
         sizes = torch.empty(rows, dtype=torch.int64, device=candidates.device)
-        arrays = (t.contiguous().numpy() for t in (candidates, neighbors, explore))
-        numba_search.search_space(*arrays, numba_search.chunks_for(rows), out.numpy(), sizes.numpy())  # type: ignore[call-arg]
+        known = [t.contiguous().numpy() for t in (candidates, neighbors, explore)]
+        found = out.numpy(), sizes.numpy()
+        parts = pieces(rows)
+        for_each(lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, *found), len(parts))
         return out.T[: int(sizes.max())]
     members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
     return _distinct(members, len(neighbors))
@@ -62,11 +69,14 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
         rows = search.shape[1]
         kept = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
         log_kept = log_joint.new_empty(rows, keep)
-        chunks = numba_search.chunks_for(rows)
-        evaluated = torch.zeros(chunks, dtype=torch.int64, device=search.device)
-        arrays = (_by_row(t) for t in (search, log_joint))
-        numba_search.keep_best(*arrays, chunks, kept.numpy(), log_kept.numpy(), evaluated.numpy())  # type: ignore[call-arg]
-        return Best(kept.T, log_kept.T, int(evaluated.sum()))
+        given, found, parts = (_by_row(search), _by_row(log_joint)), (kept.numpy(), log_kept.numpy()), pieces(rows)
+        evaluated = [0] * len(parts)
+
+        def some(i: int) -> None:
+            evaluated[i] = numba_search.keep_best(*given, parts[i].start, parts[i].stop, *found)
+
+        for_each(some, len(parts))
+        return Best(kept.T, log_kept.T, sum(evaluated))
     valid = search >= 0
     # A component of zero weight stays preferable to padding, which is no component at all.
     rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
@@ -110,15 +120,8 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
     pairs = Pairs(winner.unsqueeze(0), components).sorted
     capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
     room = _Room(capacity)
-    numba_search.divergence_sums(
-        _by_row(search),
-        _by_row(log_density),
-        pairs.order.numpy(),
-        pairs.starts.numpy(),
-        room.slots.numpy(),
-        room.chunks,
-        *room.arrays,
-    )
+    given = [_by_row(search), _by_row(log_density), pairs.order.numpy(), pairs.starts.numpy(), room.slots.numpy()]
+    room.fill(lambda some: numba_search.divergence_sums(*given, some.start, some.stop, *room.arrays))
     return room.compact()
 
 
@@ -127,20 +130,21 @@ class _Room:
 
     def __init__(self, capacity: Tensor):
         self.slots = capacity.cumsum(0) - capacity
-        self.chunks = numba_search.chunks_for(8 * len(capacity))
         self.entries = _entries(int(capacity.sum()))
         self.used = torch.zeros(len(capacity), dtype=torch.int64, device="cpu")
+        self.arrays = [t.numpy() for t in (*self.entries, self.used)]
 
-    @property
-    def arrays(self):
-        return (*(t.numpy() for t in self.entries), self.used.numpy())
+    def fill(self, kernel: Callable[[slice], None]) -> None:
+        """Run ``kernel`` for all components, some at a time."""
+        parts = pieces(len(self.used), _LEAST_COMPONENTS)
+        for_each(lambda i: kernel(parts[i]), len(parts))
 
     def compact(self) -> Divergences:
         starts = torch.zeros(len(self.used) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(self.used, 0, out=starts[1:])
         out = _entries(int(starts[-1]))
-        arrays = (t.numpy() for t in (*self.entries, *out))
-        numba_search.compact(self.slots.numpy(), starts.numpy(), self.chunks, *arrays)
+        ranges, arrays = (self.slots.numpy(), starts.numpy()), [*self.arrays[:3], *(t.numpy() for t in out)]
+        self.fill(lambda some: numba_search.compact(*ranges, some.start, some.stop, *arrays))
         return Divergences(starts, *out)
 
 
@@ -153,10 +157,9 @@ def merge(parts: list[Divergences]) -> Divergences:
     starts = torch.stack([part.starts for part in parts])
     room = _Room(torch.clamp(starts.diff().sum(0), max=starts.shape[1] - 1))
     shift = torch.tensor([0, *(len(part.column) for part in parts)], device="cpu").cumsum(0)
-    entries = (torch.cat([part[i] for part in parts]).numpy() for i in (1, 2, 3))
-    numba_search.merge(  # type: ignore[call-arg]
-        starts.numpy(), shift.numpy(), *entries, room.slots.numpy(), room.chunks, *room.arrays
-    )
+    entries = [torch.cat([part[i] for part in parts]) for i in (1, 2, 3)]
+    given = [t.numpy() for t in (starts, shift, *entries, room.slots)]
+    room.fill(lambda some: numba_search.merge(*given, some.start, some.stop, *room.arrays))
     return room.compact()
 
 
@@ -166,8 +169,8 @@ def nearest(sums: Divergences, old: Tensor) -> Tensor:
     ``old`` (C, G) int32 are the neighbourhoods so far.
     """
     out = torch.empty_like(old)
-    arrays = (t.numpy() for t in (*sums, old))
-    numba_search.nearest(*arrays, numba_search.chunks_for(8 * len(old)), out.numpy())  # type: ignore[call-arg]
+    given, parts = [t.numpy() for t in (*sums, old)], pieces(len(old), _LEAST_COMPONENTS)
+    for_each(lambda i: numba_search.nearest(*given, parts[i].start, parts[i].stop, out.numpy()), len(parts))
     return out
 
 

@@ -18,7 +18,7 @@ VECTOR_BYTES = 64
 
 # No nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
 _FAST = ("reassoc", "contract", "arcp", "nsz")
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_I1, _I32, _I64 = (ir.IntType(bits) for bits in (1, 32, 64))
 _NAMES = {"float": "f32", "double": "f64", "i8": "i8"}
 
 
@@ -158,23 +158,17 @@ class _Features:
         center = self.load(loc, d, mask)
         return [self.vectors.subtract(self.load(row, d, mask), center) for row in rows]
 
-    def prefetch(self, pointer: Any, d: Any) -> None:
-        signature = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        fetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
-        address = self.builder.bitcast(self.builder.gep(pointer, [d]), _I8.as_pointer())
-        self.builder.call(fetch, [address, *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
-
 
 def _literals(*values: Any) -> bool:
     return all(isinstance(value, types.IntegerLiteral) for value in values)
 
 
 @intrinsic(prefer_literal=True)
-def tile_sums(typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection, c, first, out, lane, size, squares):
+def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, size, squares):
     """Vector sums over features for rows n0 ... n3 about component c's mean, to be reduced by :func:`sum_lanes`.
 
     ``out[0, lane + j]`` takes sum w d^2 of row j (if ``squares``), ``out[1 + k, lane + j]`` sum V_(first + k) d, for k
-    below ``size``. ``size`` and ``squares`` are literals. ``upcoming`` is a row to prefetch.
+    below ``size``. ``size`` and ``squares`` are literals.
     """
     if not _literals(size, squares):
         return None
@@ -184,12 +178,12 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection
         kinds = dict(
             zip(("x", "loc", "precision", "projection", "out"), (x, loc, precision, projection, out), strict=True)
         )
-        values = dict(zip(kinds, (args[0], args[6], args[7], args[8], args[11]), strict=True))
+        values = dict(zip(kinds, (args[0], args[5], args[6], args[7], args[10]), strict=True))
         loop = _Features(context, builder, {name: (kinds[name], values[name]) for name in kinds}, dtype)
-        v, component = loop.vectors, args[9]
+        v, component = loop.vectors, args[8]
         rows = [loop.row("x", number) for number in args[1:5]]
-        following, center, weight = loop.row("x", args[5]), loop.row("loc", component), loop.row("precision", component)
-        axes = loop.rows_of_rank("projection", component, args[10], rank)
+        center, weight = loop.row("loc", component), loop.row("precision", component)
+        axes = loop.rows_of_rank("projection", component, args[9], rank)
         square = loop.accumulators(ROWS if with_squares else 0)
         dots = [loop.accumulators(ROWS) for _ in axes]
 
@@ -199,7 +193,6 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection
                 w = loop.load(weight, d, mask)
                 for slot, diff in zip(square, diffs, strict=True):
                     loop.accumulate(slot, v.multiply(w, diff), diff)
-                loop.prefetch(following, d)
             for axis, slots in zip(axes, dots, strict=True):
                 a = loop.load(axis, d, mask)
                 for slot, diff in zip(slots, diffs, strict=True):
@@ -208,13 +201,13 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, upcoming, loc, precision, projection
         loop.each(body)
         for quantity, slots in enumerate([square, *dots]):
             for j, slot in enumerate(slots):
-                at = builder.add(args[12], _number(quantity * v.lanes + j))
+                at = builder.add(args[11], _number(quantity * v.lanes + j))
                 pointer = builder.gep(loop.arrays["out"].data, [builder.mul(at, _number(v.lanes))])
                 v.store(builder.load(slot), pointer)
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(x, i, i, i, i, i, loc, precision, projection, i, i, out, i, size, squares), codegen
+    return types.void(x, i, i, i, i, loc, precision, projection, i, i, out, i, size, squares), codegen
 
 
 @intrinsic

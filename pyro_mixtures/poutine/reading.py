@@ -1,6 +1,7 @@
 """What a strategy must know of a Pyro program before it runs it: the discrete site, its plate, the other sites."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -10,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import ModelError
+from pyro_mixtures.ops.threads import kernels_first
 
 
 class Declaration(NamedTuple):
@@ -25,6 +27,11 @@ class Declaration(NamedTuple):
     latent: tuple[str, ...]  # all other latent sites, which somebody must supply
     dims: dict[str, int]  # how many dimensions each site's value has
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
+    on_kernels: bool  # whether the kernels of this package do nearly all of the work, on the CPU
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Context of runs of the program: who gets the threads, the kernels or torch."""
+        return kernels_first() if self.on_kernels else nullcontext()
 
 
 def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, Any]) -> Declaration:
@@ -72,11 +79,16 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
         latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
         dims={name: sites[name]["value"].dim() for name in known},
         stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),
+        on_kernels=all(_is_on_kernels(sites[name]) for name in observed),
     )
 
 
 def _is_selected(fn) -> bool:
     return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Selected)
+
+
+def _is_on_kernels(node) -> bool:
+    return _is_selected(node["fn"]) and node["value"].device.type == "cpu"
 
 
 def _is_deterministic(fn) -> bool:

@@ -178,7 +178,6 @@ def machine_facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "numba": numba.__version__,
         "torch_threads": torch.get_num_threads(),
-        "numba_threads": numba.get_num_threads(),
         "load_before": os.getloadavg()[0],  # above zero: something else was running
     }
 

@@ -72,10 +72,10 @@ def test_statistics_count_labels_and_their_maximiser_is_the_share():
     q = torch.tensor([[0.25, 1.0, 1.0], [0.75, 0.0, 0.0]], dtype=F64)
     statistics = family[z].statistics(label, q)
     assert statistics.counts.tolist() == [[1.0, 0.25], [1.0, 0.75], [0.0, 0.0]]
-    new = family.maximize(statistics, frozenset(["probs"]), variance_floor=0.0)["probs"]
+    new = family.maximize(statistics, frozenset(["probs"]), floor=None)["probs"]
     expected = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([4 / 7, 3 / 7]), table[2]])  # nobody's stays
     torch.testing.assert_close(new, expected, check_dtype=False)
-    assert family.maximize(statistics, frozenset(), variance_floor=0.0) == {}
+    assert family.maximize(statistics, frozenset(), floor=None) == {}
 
 
 @pytest.mark.parametrize("bad", [-1, 5])

@@ -137,10 +137,10 @@ def test_shared_means_and_loadings_have_no_closed_form():
     x, z, q = torch.randn(9, 2, dtype=F64), torch.randint(3, (9,)), torch.ones(9, dtype=F64)
     normals = DiagonalNormals(ONES[0], ONES)
     with pytest.raises(ClosedFormError, match="loc of shape"):
-        normals.maximize(normals[z].statistics(x, q), frozenset(["loc"]), variance_floor=0.0)
+        normals.maximize(normals[z].statistics(x, q), frozenset(["loc"]), floor=None)
     analyzers = FactorAnalyzers(ONES, ONES[:2, :1], ONES)
     with pytest.raises(ClosedFormError, match="factor that components share"):
-        analyzers.maximize(analyzers[z].statistics(x, q), frozenset(["factor"]), variance_floor=0.0)
+        analyzers.maximize(analyzers[z].statistics(x, q), frozenset(["factor"]), floor=None)
 
 
 def test_flat_index_numbers_batches_and_leaves_padding():

@@ -159,10 +159,10 @@ def test_statistics_count_responsibilities_and_their_maximiser_is_the_share(pair
     found = weights.statistics(z, q)
     assert found.counts.tolist() == [1.25, 1.0, 0.25, 0.5]
     assert found.counts.dtype == F64
-    (new,) = weights.maximize(found, frozenset(weights.arguments), variance_floor=0.0).values()
+    (new,) = weights.maximize(found, frozenset(weights.arguments)).values()
     shares = new if "probs" in weights.arguments else new.exp()
     torch.testing.assert_close(shares, torch.tensor([1.25, 1.0, 0.25, 0.5], dtype=F64) / 3)
-    assert weights.maximize(found, frozenset(), variance_floor=0.0) == {}
+    assert weights.maximize(found, frozenset()) == {}
 
 
 def test_statistics_of_everyone_are_broadcast_to_the_responsibilities():
@@ -175,4 +175,4 @@ def test_weights_with_batch_dimensions_have_no_closed_form():
     weights = MixtureWeights(torch.full((2, 1, 3), 1 / 3))
     statistics = MixtureWeights(torch.full((3,), 1 / 3)).statistics(torch.tensor([0]), torch.ones(1))
     with pytest.raises(ClosedFormError, match="batch dimensions"):
-        weights.maximize(statistics, frozenset(["probs"]), variance_floor=0.0)
+        weights.maximize(statistics, frozenset(["probs"]))

@@ -1,6 +1,5 @@
 """The quadratic pair kernel and its moments: numba and torch against dense brute force."""
 
-import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -184,16 +183,14 @@ def test_bad_rows_show_in_their_own_densities_only(backend, bad):
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("numba was started with one thread")
     x, kernel, z = problem(400, 6, 4, 2, 3, 0.1)
-    q, before, found = torch.rand(z.numel(), dtype=torch.float64), numba.get_num_threads(), []
+    q, before, found = torch.rand(z.numel(), dtype=torch.float64), torch.get_num_threads(), []
     for threads in (1, 2):
-        numba.set_num_threads(threads)
+        torch.set_num_threads(threads)
         pairs = Pairs(z, 6)
         moments = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
         found.append((*pairs.sorted, pair_log_density(x, kernel, pairs).reshape(-1), *moments))
-    numba.set_num_threads(before)
+    torch.set_num_threads(before)
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two)
 

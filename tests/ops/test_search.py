@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 
-import numba
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops import use_backend
+from pyro_mixtures.ops.lookup import take
 from pyro_mixtures.ops.search import Divergences, divergence_sums, keep_best, merge, search_space
 
 BACKENDS = ["auto", "torch"]
@@ -79,20 +80,18 @@ def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, bac
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("numba was started with one thread")
     generator = torch.Generator().manual_seed(0)
     components, rows = 100, 2000  # several chunks of both kernels
     candidates = torch.rand(rows, components, generator=generator).argsort(-1)[:, :3]
     graph = torch.rand(components, components, generator=generator).fill_diagonal_(-1).argsort(-1)[:, :5]
     explore = torch.randint(components, (rows, 2), generator=generator)
-    before, found = numba.get_num_threads(), []
+    before, found = torch.get_num_threads(), []
     for threads in (1, 2):
-        numba.set_num_threads(threads)
+        torch.set_num_threads(threads)
         space = search_space(candidates, graph, explore)
         density = torch.randn(space.shape, generator=torch.Generator().manual_seed(1))
         found.append((space, *divergence_sums(space[0], space, density, components)))
-    numba.set_num_threads(before)
+    torch.set_num_threads(before)
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two)
 
@@ -161,3 +160,19 @@ def test_results_lie_on_the_cpu(backend):
         space = search_space(candidates, graph, explore)
         found = divergence_sums(candidates[:, 0], space, density, 3)
     assert {part.device.type for part in (space, *found)} == {"cpu"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(), (3,), (4, 50_000), (2, 1, 5)])
+def test_take_looks_up_and_pads(backend, shape):
+    table, index = torch.randn(7), torch.randint(-1, 7, shape)
+    expected = torch.where(index < 0, -torch.inf, table[index.clamp_min(0)])
+    with use_backend(backend):
+        assert torch.equal(take(table, index), expected)
+        for turned in (index.movedim(0, -1), index.expand(2, *shape)) if shape else ():
+            assert torch.equal(take(table, turned), torch.where(turned < 0, -torch.inf, table[turned.clamp_min(0)]))
+
+
+def test_take_refuses_what_is_not_in_the_table():
+    with pytest.raises(PartitionError, match=r"lie in \[0, 2\], not in \[0, 2\)"):
+        take(torch.zeros(2), torch.tensor([0, 2]))
