@@ -34,6 +34,8 @@ class Batches:
         if batch_size is not None and batch_size < 1:
             raise OptionError(f"batch_size={batch_size} must be positive")
         self.batch_size = batch_size if batch_size is not None and batch_size < sizes[0] else None
+        self._buffers: list[Tensor] = []
+        self._last: tuple[Tensor, Batch] | None = None
 
     @property
     def rows(self) -> int:
@@ -46,10 +48,12 @@ class Batches:
         return sum(tensor[0].numel() for tensor in self.tensors)
 
     def in_order(self, order: Tensor | None = None) -> Iterator[Batch]:
-        """Minibatches of consecutive rows, or of consecutive entries of ``order`` (N,) row numbers."""
+        """Minibatches of consecutive rows, or of consecutive entries of ``order`` (N,) row numbers.
+
+        With an ``order`` a batch lasts until the next one is asked for.
+        """
         if order is not None:
-            for index in order.to(self.tensors[0].device).split(self.batch_size or self.rows):
-                yield self._batch(tuple(tensor[index] for tensor in self.tensors), index)
+            yield from self._gathered(order)
             return
         if self.batch_size is None:
             yield Batch(self.tensors, {}, self.rows)
@@ -58,6 +62,23 @@ class Batches:
             stop = min(start + self.batch_size, self.rows)
             index = torch.arange(start, stop, device=self.tensors[0].device)
             yield self._batch(tuple(tensor[start:stop] for tensor in self.tensors), index)
+
+    def _gathered(self, order: Tensor) -> Iterator[Batch]:
+        """Copies of rows in buffers of their own: a batch is overwritten by the next one."""
+        if self._last is not None and self._last[0] is order:
+            yield self._last[1]
+            return
+        size = self.batch_size or self.rows
+        if not self._buffers:
+            self._buffers = [torch.empty_like(tensor[:size]) for tensor in self.tensors]
+        for index in order.to(self.tensors[0].device).split(size):
+            rows = [buffer[: len(index)] for buffer in self._buffers]
+            for tensor, buffer in zip(self.tensors, rows, strict=True):
+                torch.index_select(tensor, 0, index, out=buffer)
+            batch = self._batch(tuple(rows), index)
+            # All rows in one batch: it is good until their order changes.
+            self._last = (order, batch) if size >= self.rows else None
+            yield batch
 
     def shuffled(self) -> Iterator[Batch]:
         """Minibatches in a random order, from torch's global generator."""

@@ -79,7 +79,7 @@ class FactorAnalyzers(QuadraticComponents):
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """The component's mean for a half split off it towards ``row``: moved by what its factors explain of the row."""
+        """Mean of a half split off the component towards ``row``: moved by what its factors explain of the row."""
         return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[0]
 
     def sample_at(self, index: Tensor) -> Tensor:
@@ -98,47 +98,40 @@ class FactorAnalyzers(QuadraticComponents):
         return FactorStatistics(sums.center, sums.count, sums.first, sums.second, mean, outer, unmix @ sums.outer)
 
     def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
-        s, count = statistics, empty_to_one(statistics.count)
-        factor, shift = self._regress(s, count, free)
-        out = {"loc": s.center + shift} if "loc" in free else {}
+        s, rank = statistics, self.factor.shape[-1]
+        gram, target = _regression(s)
+        coefficients = self._regress(s, gram, target, free)
+        out = {}
+        if "loc" in free:
+            out["loc"] = s.center + coefficients[:, rank]
         if "factor" in free:
-            out["factor"] = factor
+            out["factor"] = coefficients[:, :rank].mT
         if "noise" in free:
-            explained = (factor @ s.factor_mean.unsqueeze(-1)).squeeze(-1)
-            residual = (
-                s.second
-                - 2 * shift * s.first
-                - 2 * (factor * s.cross.mT).sum(-1)
-                + s.count.unsqueeze(-1) * shift.square()
-                + 2 * shift * explained
-                + ((factor @ s.factor_outer) * factor).sum(-1)
-            )
+            residual = s.second + ((gram @ coefficients - 2 * target) * coefficients).sum(-2)
             variance = pool(residual, s.count.unsqueeze(-1), self.noise.shape)
             smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
         return out
 
-    def _regress(self, s: FactorStatistics, count: Tensor, free: frozenset[str]) -> tuple[Tensor, Tensor]:
-        """Maximise over the free ones of factor and shift of loc: a regression of the rows on [factors, 1]."""
-        rank, n = self.factor.shape[-1], count.unsqueeze(-1)
+    def _regress(self, s: FactorStatistics, gram: Tensor, target: Tensor, free: frozenset[str]) -> Tensor:
+        """Coefficients (C, H + 1, D) of the rows on [factors, 1]: factor and shift of loc, maximal where free."""
+        rank = self.factor.shape[-1]
         if "factor" in free and self.factor.shape != (*s.center.shape, rank):
             raise ClosedFormError("a factor that components share has no closed form: give each its own, or use SVI")
-        if "factor" not in free:
-            factor = self.flat(self.factor, 2)
-            explained = (factor @ s.factor_mean.unsqueeze(-1)).squeeze(-1)
-            return factor, update_loc(self, (s.first - explained) / n, s.center, free)
         # Components without rows have statistics of zero, or next to it; the identity keeps their systems regular.
-        empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(rank, dtype=s.cross.dtype, device=s.cross.device)
-        outer = s.factor_outer + empty
-        if "loc" not in free:
-            away = self.flat(self.loc, 1) - s.center
-            cross = s.cross - s.factor_mean.unsqueeze(-1) * away.unsqueeze(-2)
-            return solve_small(outer, cross).mT.contiguous(), away
-        top = torch.cat([outer, s.factor_mean.unsqueeze(-1)], -1)
-        bottom = torch.cat([s.factor_mean.unsqueeze(-2), n.unsqueeze(-1)], -1)
-        target = torch.cat([s.cross, s.first.unsqueeze(-2)], -2)
-        solution = solve_small(torch.cat([top, bottom], -2), target)
-        return solution[..., :rank, :].mT.contiguous(), update_loc(self, solution[..., rank, :], s.center, free)
+        empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(rank + 1, dtype=gram.dtype, device=gram.device)
+        if {"factor", "loc"} <= free:
+            update_loc(self, s.first, s.center, free)  # refuses a mean that components share
+            return solve_small(gram + empty, target)
+        if "factor" in free:
+            shift = update_loc(self, s.first, s.center, free).unsqueeze(-2)
+            explained = target[:, :rank] - gram[:, :rank, rank:] * shift
+            factor = solve_small((gram + empty)[:, :rank, :rank], explained)
+        else:
+            factor = self.flat(self.factor, 2).mT
+            explained = s.first - (gram[:, rank:, :rank] @ factor).squeeze(-2)
+            shift = update_loc(self, explained / empty_to_one(s.count).unsqueeze(-1), s.center, free).unsqueeze(-2)
+        return torch.cat([factor, shift], -2)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         r"""Posterior mean of the noise-free row.
@@ -171,3 +164,11 @@ class FactorAnalyzers(QuadraticComponents):
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
         diff = (seen - loc[..., features]).unsqueeze(-1)
         return loc + (factor @ (posterior_projection(part.low_rank())[index] @ diff)).squeeze(-1)
+
+
+def _regression(s: FactorStatistics) -> tuple[Tensor, Tensor]:
+    """Normal equations of the rows on [factors, 1]: expected moments (C, H + 1, H + 1) and products (C, H + 1, D)."""
+    mean = s.factor_mean.unsqueeze(-1)
+    top = torch.cat([s.factor_outer, mean], -1)
+    bottom = torch.cat([mean.mT, s.count.view(-1, 1, 1)], -1)
+    return torch.cat([top, bottom], -2), torch.cat([s.cross, s.first.unsqueeze(-2)], -2)

@@ -28,7 +28,7 @@ from pyro_mixtures.poutine.statistics import SiteStatistics
 
 DEAD = ("reseed", "drop", "keep")
 # Numbers of parameters maximised at once.
-_NUMBERS_A_PART = 1 << 18
+_NUMBERS_A_PART = 1 << 17
 
 
 class Update(NamedTuple):

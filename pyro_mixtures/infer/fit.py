@@ -21,6 +21,8 @@ from pyro_mixtures.infer.schedule import SearchSchedule
 
 # Working memory of one call of the model.
 _BATCH_BYTES = 96 << 20
+# Epochs for which rows keep their order: winners change little from one to the next.
+_EPOCHS_AN_ORDER = 8
 
 Callback = Callable[["Fit"], Any]
 
@@ -90,8 +92,7 @@ def fit(
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
-    ordered = batch_size is None and isinstance(inference, EM) and inference.step_size is None
-    ordered = ordered and _takes_index(inference.model)
+    ordered = batch_size is None and _takes_batches(inference)
     batches = Batches(rows, batch_size)
     if ordered:
         batches = Batches(batches.tensors, _rows_a_batch(batches, inference.guide.slots))
@@ -113,10 +114,12 @@ def fit(
     return result
 
 
-def _takes_index(model: Callable) -> bool:
-    """Whether the program takes ``index`` and ``size``, as one that can be given some of the rows does."""
+def _takes_batches(inference: EM | SVI) -> bool:
+    """Whether rows may be given some at a time, in any order, with nothing changed: exact EM, and a program for it."""
+    if not isinstance(inference, EM) or inference.step_size is not None or inference.gradient is not None:
+        return False
     try:
-        taken = inspect.signature(getattr(model, "forward", model)).parameters
+        taken = inspect.signature(getattr(inference.model, "forward", inference.model)).parameters
     except (TypeError, ValueError):
         return False
     return {"index", "size"} <= taken.keys()
@@ -147,6 +150,7 @@ class _Loop:
         self.tolerance, self.patience, self.progress = tolerance * batches.features, patience, progress
         self.schedule, self.ordered = schedule, ordered
         self.order: Tensor | None = None  # of the rows, where the loop may choose it
+        self.reorder = 1  # epochs after which it does so next
         self.stopped = False  # by a callback
         self.inference, self.guide = result.inference, result.guide
         self.started = time.perf_counter()
@@ -184,8 +188,9 @@ class _Loop:
         self.guide.reset_wins()
         elbo = -one_pass() / self.batches.rows
         self._record(phase, elbo, bar)
-        if self.ordered and self.guide.search:
+        if self.ordered and self.guide.search and len(self.result.history) >= self.reorder:
             self.order = self.guide.row_order()
+            self.reorder = len(self.result.history) + _EPOCHS_AN_ORDER
         return elbo
 
     def search(self) -> float:

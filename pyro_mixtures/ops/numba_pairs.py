@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from pyro_mixtures.ops.simd import RANK, ROWS, sum_lanes, tile_sums, tile_update
+from pyro_mixtures.ops.simd import RANK, ROWS, prefetch_row, sum_lanes, tile_sums, tile_update
 
 # "fast" without nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -187,6 +187,8 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
                 numbers[j] = rows[min(p + j, stop - 1)]
                 q[j] = weight[order[p + j]] if j < some else 0.0
                 mass += q[j]
+                if p + lanes + j < stop:
+                    prefetch_row(x, rows[p + lanes + j])
             _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts)
             if (p - starts[c]) % _ROWS_PER_FLUSH + lanes >= _ROWS_PER_FLUSH or p + lanes >= stop:
                 for i in range(2 + rank):

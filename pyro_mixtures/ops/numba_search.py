@@ -5,8 +5,8 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def search_space(candidates, neighbors, explore, begin, end, out, sizes):
-    """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1; how many."""
+def search_space(candidates, neighbors, explore, begin, end, out):
+    """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1."""
     # stamp[c] == n marks that row n has c already: cleared for free from row to row.
     stamp = np.full(neighbors.shape[0], -1, np.int64)
     for n in range(begin, end):
@@ -25,7 +25,6 @@ def search_space(candidates, neighbors, explore, begin, end, out, sizes):
                 stamp[k] = n
                 out[n, size] = k
                 size += 1
-        sizes[n] = size
         for s in range(size, out.shape[1]):
             out[n, s] = -1
 

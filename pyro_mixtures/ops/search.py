@@ -19,25 +19,24 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     """Union of the candidates' neighbourhoods and of ``explore``, one column a row, padded with -1.
 
     ``candidates`` (B, C'), ``neighbors`` (C, G) with each component its own first neighbour, ``explore`` (B, E);
-    integers of one dtype. Returns (S, B) int64 with S the largest number of distinct members of a row.
+    integers of one dtype. Returns (S, B) int64 with S = C' G + E, or C if that is less.
 
     >>> search_space(torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[1], [1]]))
     tensor([[ 0,  2],
             [ 1,  0],
             [-1,  1]])
     """
-    rows, width = candidates.shape[0], candidates.shape[1] * neighbors.shape[1] + explore.shape[1]
+    rows = candidates.shape[0]
+    width = min(candidates.shape[1] * neighbors.shape[1] + explore.shape[1], len(neighbors))
     if on_numba(candidates, None):
         # One row's slots lie side by side: the kernels after this go by rows.
         out = torch.empty(rows, width, dtype=torch.int64, device=candidates.device)
-        sizes = torch.empty(rows, dtype=torch.int64, device=candidates.device)
-        known = [t.contiguous().numpy() for t in (candidates, neighbors, explore)]
-        found = out.numpy(), sizes.numpy()
+        known, found = [t.contiguous().numpy() for t in (candidates, neighbors, explore)], out.numpy()
         parts = pieces(rows)
-        for_each(lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, *found), len(parts))
-        return out.T[: int(sizes.max())]
+        for_each(lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, found), len(parts))
+        return out.T
     members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
-    return _distinct(members, len(neighbors))
+    return _distinct(members, len(neighbors))[:width]
 
 
 def _distinct(members: Tensor, components: int) -> Tensor:
@@ -45,8 +44,6 @@ def _distinct(members: Tensor, components: int) -> Tensor:
     repeated = torch.zeros_like(ordered, dtype=torch.bool)
     repeated[1:] = ordered[1:] == ordered[:-1]
     ordered = ordered.masked_fill(repeated, components).sort(0).values
-    size = int((ordered < components).sum(0).max())
-    ordered = ordered[:size]
     return ordered.masked_fill(ordered == components, -1)
 
 

@@ -15,10 +15,11 @@ from numba.extending import intrinsic
 ROWS = 4  # rows of one pass
 RANK = 5  # projections of one pass: 4 x 5 accumulators and their operands fill 32 registers
 VECTOR_BYTES = 64
+_CACHE_LINE = 64
 
 # No nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
 _FAST = ("reassoc", "contract", "arcp", "nsz")
-_I1, _I32, _I64 = (ir.IntType(bits) for bits in (1, 32, 64))
+_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _NAMES = {"float": "f32", "double": "f64", "i8": "i8"}
 
 
@@ -208,6 +209,24 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first
 
     i = types.int64
     return types.void(x, i, i, i, i, loc, precision, projection, i, i, out, i, size, squares), codegen
+
+
+@intrinsic
+def prefetch_row(typingctx, x, n):
+    """Ask for row ``n`` of ``x``, which is to be read soon and lies anywhere in memory."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(x)(context, builder, args[0])
+        features = cgutils.unpack_tuple(builder, array.shape)[1]
+        size = builder.mul(features, _number(x.dtype.bitwidth // 8))
+        start = builder.bitcast(builder.gep(array.data, [builder.mul(args[1], features)]), _I8.as_pointer())
+        signature = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        with cgutils.for_range_slice(builder, _number(0), size, _number(_CACHE_LINE), _I64) as (at, _):
+            builder.call(fetch, [builder.gep(start, [at]), *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64), codegen
 
 
 @intrinsic
