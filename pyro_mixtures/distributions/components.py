@@ -13,6 +13,8 @@ from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_moments
 
+_VALID = "_pyro_mixtures_valid"
+
 
 class Components(TorchDistribution):
     """C component distributions of one family, batch shape (..., C). ``self[z]`` selects one a row, lazily.
@@ -22,6 +24,21 @@ class Components(TorchDistribution):
     """
 
     argument_names: tuple[str, ...]
+
+    def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args: bool | None = None):
+        if validate_args is not False and self._validated():
+            validate_args = False
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        if self._validate_args:
+            for argument in self.arguments.values():
+                argument.__dict__[_VALID] = (type(self), argument._version)
+
+    def _validated(self) -> bool:
+        """Whether the arguments are the tensors that a family of this type has found valid before, unchanged since.
+
+        Looking at every number of very large parameters again, in every run of a program, would cost as much as a step.
+        """
+        return all(t.__dict__.get(_VALID) == (type(self), t._version) for t in self.arguments.values())
 
     def __getitem__(self, z: Tensor) -> "Selected":
         """The distribution of rows whose component is ``z`` (...); nothing is gathered until it is evaluated."""

@@ -20,7 +20,7 @@ from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.schedule import SearchSchedule
 
 # Working memory of one call of the model.
-_BATCH_BYTES = 96 << 20
+_BATCH_BYTES = 64 << 20
 # Epochs for which rows keep their order: winners change little from one to the next.
 _EPOCHS_AN_ORDER = 8
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from pyro_mixtures.ops.simd import RANK, ROWS, prefetch_row, sum_lanes, tile_sums, tile_update
+from pyro_mixtures.ops.simd import RANK, ROWS, VECTOR_BYTES, prefetch_row, sum_lanes, tile_sums, tile_update
 
 # "fast" without nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -28,6 +28,14 @@ def sort_pairs(z, components):
             order[cursor[c]] = i
             cursor[c] += 1
     return order, starts
+
+
+@njit(inline="always")
+def _aligned(size, like):
+    """Scratch memory (size,) that begins at a cache line: vectors across two lines cost twice."""
+    wide = np.empty(size + VECTOR_BYTES // like.itemsize, like.dtype)
+    shift = -(wide.ctypes.data % VECTOR_BYTES - VECTOR_BYTES) // like.itemsize
+    return wide[shift : shift + size]
 
 
 @njit(inline="always")
@@ -62,8 +70,19 @@ def _sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, si
 def _update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, squares):
     """:func:`tile_update` with ``size`` and ``squares`` known at run time only."""
     if squares:
-        tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 0, 1)
-    if size == 5:
+        if size == 5:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 5, 1)
+        elif size == 4:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 4, 1)
+        elif size == 3:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 3, 1)
+        elif size == 2:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 2, 1)
+        elif size == 1:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 1, 1)
+        else:
+            tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 0, 1)
+    elif size == 5:
         tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 5, 0)
     elif size == 4:
         tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 4, 0)
@@ -71,7 +90,7 @@ def _update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, square
         tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 3, 0)
     elif size == 2:
         tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 2, 0)
-    elif size == 1:
+    else:
         tile_update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, 1, 0)
 
 
@@ -127,8 +146,8 @@ def pair_log_density(
     place = np.empty((end - begin) * slots, np.int32)
     if not _sort_block(z, slot_stride, row_stride, slots, begin, end, starts, owner, place, flat):
         return False
-    vectors = np.empty((1 + RANK, lanes, lanes), loc.dtype)
-    sums = np.empty((1 + RANK, lanes), loc.dtype)
+    vectors = _aligned((1 + RANK) * lanes * lanes, loc).reshape(1 + RANK, lanes, lanes)
+    sums = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
     total = np.empty(lanes, loc.dtype)
     numbers = np.empty(lanes, np.int64)
     for c in range(components):
@@ -170,11 +189,14 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
     features = loc.shape[1]
     rank = projection.shape[1]
     width = (features + lanes - 1) // lanes * lanes
-    vectors = np.zeros((1 + RANK, lanes, lanes), loc.dtype)
-    weights = np.zeros((1 + RANK, lanes), loc.dtype)
+    vectors = _aligned((1 + RANK) * lanes * lanes, loc).reshape(1 + RANK, lanes, lanes)
+    weights = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
+    vectors[:] = 0.0
+    weights[:] = 0.0
     q = np.zeros(lanes, loc.dtype)
     numbers = np.empty(lanes, np.int64)
-    parts = np.zeros((2 + rank, width), loc.dtype)
+    parts = _aligned((2 + rank) * width, loc).reshape(2 + rank, width)
+    parts[:] = 0.0
     total = np.zeros((2 + rank, width), np.float64)
     for c in range(begin, end):
         stop = starts[c + 1]

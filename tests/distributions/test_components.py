@@ -140,7 +140,7 @@ def test_shared_means_and_loadings_have_no_closed_form():
         normals.maximize(normals[z].statistics(x, q), frozenset(["loc"]), floor=None)
     analyzers = FactorAnalyzers(ONES, ONES[:2, :1], ONES)
     with pytest.raises(ClosedFormError, match="factor that components share"):
-        analyzers.maximize(analyzers[z].statistics(x, q), frozenset(["factor"]), floor=None)
+        analyzers.maximize(analyzers.finish(analyzers[z].statistics(x, q)), frozenset(["factor"]), floor=None)
 
 
 def test_flat_index_numbers_batches_and_leaves_padding():
