@@ -12,6 +12,7 @@ from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStati
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
 from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection, solve_small
+from pyro_mixtures.ops.small import inner, mix, residual
 
 # Expected rows below which a component's sums have lost their digits, in float32 and float64 alike.
 _EMPTY = 1e-30
@@ -91,11 +92,12 @@ class FactorAnalyzers(QuadraticComponents):
     def finish(self, sums: NormalStatistics) -> FactorStatistics:
         """Moments of the factors: with V the kernel's projection of a row's d, E f = L^-T V d, Cov f = L^-T L^-1."""
         low = self.low_rank()
-        unmix = low.inverse_chol.mT.contiguous()
-        mean = (unmix @ (low.projection @ sums.first.unsqueeze(-1))).squeeze(-1)
-        inner = unmix @ (sums.outer @ low.projection.mT) @ unmix.mT
-        outer = inner + sums.count.view(-1, 1, 1) * posterior_covariance(low)
-        return FactorStatistics(sums.center, sums.count, sums.first, sums.second, mean, outer, unmix @ sums.outer)
+        unmix = low.inverse_chol.mT
+        mean = (unmix @ inner(low.projection, sums.first.unsqueeze(-2))).squeeze(-1)
+        along = unmix @ inner(sums.outer, low.projection) @ unmix.mT
+        outer = along + sums.count.view(-1, 1, 1) * posterior_covariance(low)
+        cross = mix(unmix, sums.outer)
+        return FactorStatistics(sums.center, sums.count, sums.first, sums.second, mean, outer, cross)
 
     def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
         s, rank = statistics, self.factor.shape[-1]
@@ -107,8 +109,8 @@ class FactorAnalyzers(QuadraticComponents):
         if "factor" in free:
             out["factor"] = coefficients[:, :rank].mT
         if "noise" in free:
-            residual = s.second + ((gram @ coefficients - 2 * target) * coefficients).sum(-2)
-            variance = pool(residual, s.count.unsqueeze(-1), self.noise.shape)
+            left = residual(gram, coefficients, target, s.second)
+            variance = pool(left, s.count.unsqueeze(-1), self.noise.shape)
             smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
         return out

@@ -371,5 +371,8 @@ def _finished(family: Any, sums: Any) -> Any:
 
 
 def _keep(starved: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Leave the parameters of components without rows enough alone."""
-    return torch.where(starved.reshape((-1,) + (1,) * (new.dim() - 1)), old.reshape(new.shape), new)
+    """Leave the parameters of components without rows enough alone; ``new`` is overwritten."""
+    held = starved.nonzero()[:, 0]
+    if len(held):
+        new[held] = old.reshape(new.shape)[held]
+    return new

@@ -18,9 +18,12 @@ from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.schedule import SearchSchedule
+from pyro_mixtures.poutine.params import stored_bytes
 
 # Working memory of one call of the model.
 _BATCH_BYTES = 64 << 20
+# Parameters that stay in a cache are met by rows in any order alike; larger ones want rows that share components.
+_CACHED_BYTES = 8 << 20
 # Epochs for which rows keep their order: winners change little from one to the next.
 _EPOCHS_AN_ORDER = 8
 
@@ -72,7 +75,8 @@ def fit(
     :param batch_size: rows a call. Minibatches call ``model(*batch, index=..., size=N)``: exact EM adds their
         statistics up before it updates, stepwise EM and SVI update after each, in random order. None calls
         ``model(*rows)`` once an epoch; but where exact EM has a program that takes ``index`` and ``size`` it gives it
-        rows in the order of their winning components, as many at a time as bounds the working memory.
+        as many rows at a time as bounds the working memory, and for large models in the order of their winning
+        components.
     :param epochs: at most so many passes over the data after warm-up.
     :param warmup: at most so many E-step passes before the first update, which find candidate sets and neighbours of
         the initial components (only guides that search need them).
@@ -92,10 +96,11 @@ def fit(
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
-    ordered = batch_size is None and _takes_batches(inference)
-    batches = Batches(rows, batch_size)
-    if ordered:
-        batches = Batches(batches.tensors, _rows_a_batch(batches, inference.guide.slots))
+    batches, ordered = Batches(rows, batch_size), False
+    if batch_size is None and _takes_batches(inference):
+        inference.guide.read(*(tensor[:1] for tensor in batches.tensors))
+        ordered = stored_bytes() > _CACHED_BYTES
+        batches = Batches(batches.tensors, _rows_a_batch(batches, inference.guide.slots, ordered))
     loop = _Loop(
         result, batches, tuple(callbacks), tolerance, patience, progress, SearchSchedule(search_every), ordered
     )
@@ -125,11 +130,15 @@ def _takes_batches(inference: EM | SVI) -> bool:
     return {"index", "size"} <= taken.keys()
 
 
-def _rows_a_batch(batches: Batches, slots: int) -> int:
-    """Rows whose working memory is bounded: a copy of the row in float, and some numbers for each slot."""
-    item = torch.finfo(torch.get_default_dtype()).bits // 8
-    widest = max(item, *(tensor.element_size() for tensor in batches.tensors))
-    return max(1024, _BATCH_BYTES // (widest * batches.features + 24 * slots))
+def _rows_a_batch(batches: Batches, slots: int, ordered: bool) -> int:
+    """Rows whose working memory is bounded: some numbers for each slot, and the row itself where it is copied."""
+    widened = torch.finfo(torch.get_default_dtype()).bits // 8
+    row = 0
+    for tensor in batches.tensors:
+        as_they_are = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
+        item = (tensor.element_size() if ordered else 0) + (0 if as_they_are else widened)
+        row += tensor[0].numel() * item
+    return max(1024, _BATCH_BYTES // (row + 24 * slots))
 
 
 class _Loop:

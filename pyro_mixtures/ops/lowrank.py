@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.ops.small import inner, mix, scaled_transpose
 from pyro_mixtures.ops.threads import for_each
 
 # Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
@@ -54,16 +55,15 @@ def factorize(factor: Tensor, noise: Tensor) -> LowRank:
 
 def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
     precision = noise.reciprocal()
-    # Batched products of transposed matrices are many times slower than a copy first.
-    scaled = (factor.mT * precision.unsqueeze(-2)).contiguous()
+    scaled = scaled_transpose(factor, precision)
     rank = factor.shape[-1]
     # The small matrices in double: they decide how many digits everything else has, and cost nothing.
     identity = torch.eye(rank, dtype=torch.float64, device=factor.device)
-    chol = torch.linalg.cholesky((scaled @ factor).double() + identity)
+    chol = torch.linalg.cholesky(inner(scaled, scaled * noise.unsqueeze(-2)).double() + identity)
     inverse = torch.linalg.solve_triangular(chol, identity.expand_as(chol), upper=False)
     logdet = noise.log().sum(-1, dtype=torch.float64) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     inverse = inverse.to(factor.dtype).contiguous()
-    return LowRank(precision, inverse @ scaled, inverse, logdet.to(factor.dtype))
+    return LowRank(precision, mix(inverse, scaled), inverse, logdet.to(factor.dtype))
 
 
 def posterior_projection(low: LowRank) -> Tensor:
@@ -78,4 +78,4 @@ def posterior_covariance(low: LowRank) -> Tensor:
 
 def solve_small(matrix: Tensor, target: Tensor) -> Tensor:
     """Solutions (C, K, D) of C small systems (C, K, K) with many right-hand sides each, by inverses in double."""
-    return torch.linalg.inv(matrix.double()).to(target.dtype).contiguous() @ target
+    return mix(torch.linalg.inv(matrix.double()).to(target.dtype), target)
