@@ -32,7 +32,7 @@ class MixtureOfFactorAnalyzers(Mixture):
         if factors < 0 or factors > features:
             raise OptionError(f"factors={factors} must lie in [0, features={features}]")
         self.factors, self.tied = factors, tied
-        self.factor = PyroParam(0.1 * torch.rand(components, features, factors))
+        self.factor = PyroParam(torch.rand(components, features, factors).mul_(0.1))
         shape = (features,) if tied else (components, features)
         self.noise = PyroParam(torch.ones(shape), constraint=constraints.positive)
 
@@ -43,5 +43,4 @@ class MixtureOfFactorAnalyzers(Mixture):
         """Start with the data's variances (D,) as noise, and loadings small against them."""
         with torch.no_grad():
             self.noise = variance.expand_as(self.noise).clone()
-            small = 0.1 * torch.rand_like(self.factor)
-            self.factor = small * variance.sqrt().unsqueeze(-1)
+            self.factor = torch.rand_like(self.factor).mul_(0.1 * variance.sqrt().unsqueeze(-1))

@@ -81,6 +81,8 @@ class FactorAnalyzers(QuadraticComponents):
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
         """Mean of a half split off the component towards ``row``: moved by what its factors explain of the row."""
+        if not self.factor.shape[-1]:
+            return super().split_loc(component, row)
         return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[0]
 
     def sample_at(self, index: Tensor) -> Tensor:

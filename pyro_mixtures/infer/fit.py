@@ -193,7 +193,10 @@ class _Loop:
     def _epoch(self, phase: str, one_pass: Callable[[], float], bar: Any) -> float:
         """One pass over the data; returns its ELBO."""
         self.spent = self.guide.evaluations - self.evaluations
-        self.guide.search = phase != "EM" or not self.guide.searches or self.schedule.next()
+        update = getattr(self.inference, "last_update", None)
+        # Components that were just split off are in no row's candidates yet: without a search they would win none.
+        must = phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
+        self.guide.search = must or self.schedule.next()
         self.guide.reset_wins()
         elbo = -one_pass() / self.batches.rows
         self._record(phase, elbo, bar)

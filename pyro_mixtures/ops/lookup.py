@@ -16,7 +16,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     tensor([[0.2500, 0.5000],
             [  -inf, 0.2500]])
     """
-    recorded = torch.is_grad_enabled() and table.requires_grad
+    recorded = torch.jit.is_tracing() or (torch.is_grad_enabled() and table.requires_grad)
     if recorded or index.dtype != torch.int64 or not on_numba(table, table.dtype):
         # -1 finds the last entry.
         return torch.cat([table, table.new_full((1,), -torch.inf)])[index]

@@ -105,3 +105,67 @@ def test_row_numbers_lie_on_the_device_of_the_rows():
     batches = Batches([torch.zeros(9, 2, device="cpu")], 4)
     for batch in (*batches.in_order(), *batches.shuffled()):
         assert {part.device.type for part in (*batch.args, batch.kwargs["index"])} == {"cpu"}
+
+
+# A chosen order.
+
+
+orders = st.integers(1, 20).flatmap(lambda n: st.permutations(range(n)))
+
+
+@few
+@given(orders, st.one_of(st.none(), st.integers(1, 25)))
+def test_batches_in_a_given_order_hold_its_rows_and_their_numbers(order, batch_size):
+    rows = len(order)
+    x, label = torch.arange(2.0 * rows).reshape(rows, 2), torch.arange(rows, dtype=torch.uint8)
+    batches, order = Batches([x, label], batch_size), torch.tensor(order)
+    given = x.clone()
+    for _ in range(2):  # buffers are used again
+        seen = []
+        for batch in batches.in_order(order):
+            index = batch.kwargs["index"]
+            assert batch.kwargs["size"] == rows
+            assert batch.rows == len(index) <= (batch_size or rows)
+            assert torch.equal(batch.args[0], x[index])
+            assert torch.equal(batch.args[1], label[index])
+            seen.append(index.clone())
+        assert torch.equal(torch.cat(seen), order)
+        assert len(seen) == -(-rows // min(batch_size or rows, rows))
+        order = order.flip(0)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_pass_that_was_left_off_does_not_spoil_the_next_one(batch_size):
+    x, order = torch.arange(10.0), torch.randperm(10)
+    batches = Batches([x], batch_size)
+    next(batches.in_order(torch.randperm(10)))
+    found = [batch.args[0].clone() for batch in batches.in_order(order)]
+    assert torch.equal(torch.cat(found), x[order])
+    assert [batch.kwargs for batch in Batches([x]).in_order()] == [{}]
+
+
+def test_a_single_batch_is_kept_while_the_order_is_the_same_object():
+    x, order = torch.arange(10.0), torch.randperm(10)
+    batches = Batches([x])
+    (first,), (again,) = batches.in_order(order), batches.in_order(order)
+    assert again is first
+    (other,) = batches.in_order(order.flip(0))
+    assert other is not first
+    assert torch.equal(other.args[0], x[order.flip(0)])
+    (back,) = batches.in_order(order)
+    assert torch.equal(back.args[0], x[order])
+
+
+def test_several_batches_are_not_kept():
+    x, order = torch.arange(10.0), torch.randperm(10)
+    batches = Batches([x], 6)
+    for _ in range(2):
+        assert [batch.rows for batch in batches.in_order(order)] == [6, 4]
+
+
+@pytest.mark.meta
+def test_rows_in_an_order_lie_on_their_own_device():
+    batches = Batches([torch.zeros(9, 2, device="cpu")], 4)
+    for batch in batches.in_order(torch.arange(9, device="cpu")):
+        assert {part.device.type for part in (*batch.args, batch.kwargs["index"])} == {"cpu"}

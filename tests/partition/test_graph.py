@@ -142,3 +142,51 @@ def test_the_graph_stays_on_the_cpu():
     graph.observe(sums_of([(0, 1), (2, 3)], [1.0, 2.0], [1, 1], 4), rows=1, size=1)
     graph.replace(1, 2)
     assert graph.neighbors.device.type == "cpu"
+
+
+# The tour.
+
+
+def depth_first(neighbors):
+    """Components in the order of the walk, by the textbook."""
+    seen = []
+
+    def visit(c):
+        if c not in seen:
+            seen.append(c)
+            for k in neighbors[c]:
+                visit(k)
+
+    for c in range(len(neighbors)):
+        visit(c)
+    return seen
+
+
+@few
+@given(sizes, st.integers(0, 5))
+def test_a_tour_is_a_permutation_that_goes_on_to_the_nearest_unseen_neighbour(size, seed):
+    graph = make(*size, seed=seed)
+    place = graph.tour()
+    assert place.dtype == torch.int64
+    assert sorted(place.tolist()) == list(range(size[0]))
+    assert place.argsort().tolist() == depth_first(graph.neighbors.tolist())
+
+
+@few
+@given(st.integers(2, 12).flatmap(lambda c: st.permutations(range(c))))
+def test_a_tour_goes_along_a_chain_of_neighbours(chain):
+    """A ring, so that the walk sees all of it wherever it begins."""
+    graph = make(len(chain), 2)
+    for c, following in zip(chain, [*chain[1:], chain[0]], strict=True):
+        graph.neighbors[c] = torch.tensor([c, following], device="cpu")
+    first = chain.index(0)
+    assert graph.tour().argsort().tolist() == [*chain[first:], *chain[:first]]
+
+
+def test_a_tour_of_components_without_others_is_their_order():
+    assert make(5, 1).tour().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.meta
+def test_a_tour_stays_on_the_cpu():
+    assert make(5, 2).tour().device.type == "cpu"

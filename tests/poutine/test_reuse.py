@@ -1,0 +1,182 @@
+"""Runs between which params stay as they are share constrained values and families, and no others do."""
+
+import pyro
+import pytest
+import torch
+from pyro import distributions as dist
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions import DiagonalNormals
+from pyro_mixtures.guides import FullPartition
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
+from pyro_mixtures.poutine import ReuseMessenger, data_plate, exact_posterior
+from tests.conformance import one_thread
+
+C, D, N = 4, 3, 20
+MODELS = {
+    "isotropic": lambda: GaussianMixture(components=C, features=D, covariance="isotropic"),
+    "diagonal": lambda: GaussianMixture(components=C, features=D),
+    "full": lambda: GaussianMixture(components=C, features=D, covariance="full"),
+    "tied": lambda: GaussianMixture(components=C, features=D, covariance="full", tied=True),
+    "factors": lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def x():
+    return torch.randn(N, D, device="cpu")
+
+
+def program(x, loc=None):
+    """Weights and scales are params; so is ``loc``, unless it is given."""
+    weights = pyro.param("weights", torch.full((C,), 1 / C, device="cpu"), constraint=constraints.simplex)
+    if loc is None:
+        loc = pyro.param("loc", torch.arange(C * D, device="cpu").reshape(C, D).float())
+    scale = pyro.param("scale", torch.ones(C, D, device="cpu"), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), obs=torch.arange(len(x), device="cpu") % C)
+        pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
+
+
+def run(reuse, *args, grad=False):
+    """The constrained values and the family of one run."""
+    with torch.set_grad_enabled(grad):
+        nodes = pyro.poutine.trace(reuse(program)).get_trace(*args).nodes
+    values = {name: nodes[name]["value"] for name in ("weights", "loc", "scale") if name in nodes}
+    return values, nodes["x"]["fn"].family
+
+
+def unconstrained(name):
+    return pyro.get_param_store().get_state()["params"][name]
+
+
+@pytest.mark.meta
+def test_values_and_family_are_handed_on_while_params_stay(x):
+    reuse = ReuseMessenger()
+    values, family = run(reuse, x)
+    for rows in (x, x[:7]):
+        again, same = run(reuse, rows)
+        assert same is family
+        assert all(again[name] is value for name, value in values.items())
+
+
+def test_handlers_of_their_own_share_nothing(x):
+    values, family = run(ReuseMessenger(), x)
+    again, other = run(ReuseMessenger(), x)
+    assert other is not family
+    assert again["scale"] is not values["scale"]
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("name", ["weights", "loc", "scale"])
+def test_a_change_in_place_is_seen(x, name):
+    reuse = ReuseMessenger()
+    values, family = run(reuse, x)
+    with torch.no_grad():
+        unconstrained(name)[0] += 1.0
+    again, other = run(reuse, x)
+    torch.testing.assert_close(again[name], pyro.param(name).detach())
+    assert (other is family) == (name == "weights")
+    for same in values.keys() - {name}:
+        assert again[same] is values[same]
+    if name != "weights":
+        assert torch.equal(getattr(other, name), again[name])
+    # And what was made then is handed on in turn.
+    assert run(reuse, x)[1] is other
+
+
+@pytest.mark.parametrize("name", ["weights", "loc", "scale"])
+def test_a_param_that_was_replaced_is_seen(x, name):
+    reuse = ReuseMessenger()
+    _, family = run(reuse, x)
+    value = torch.rand_like(pyro.param(name).detach()) + 0.5
+    value = value / value.sum() if name == "weights" else value
+    pyro.get_param_store()[name] = value
+    again, other = run(reuse, x)
+    torch.testing.assert_close(again[name].detach(), value)
+    assert (other is family) == (name == "weights")
+
+
+def test_a_cleared_store_is_seen(x):
+    reuse = ReuseMessenger()
+    with torch.no_grad():
+        program(x)
+        unconstrained("scale").add_(1.0)
+    run(reuse, x)
+    pyro.clear_param_store()
+    values, family = run(reuse, x)
+    assert torch.equal(values["scale"], torch.ones(C, D))
+    assert torch.equal(family.scale, torch.ones(C, D))
+
+
+def test_nothing_is_handed_on_while_gradients_are_recorded(x):
+    reuse = ReuseMessenger()
+    values, family = run(reuse, x)
+    with_grad, other = run(reuse, x, grad=True)
+    assert other is not family
+    assert with_grad["scale"] is not values["scale"]
+    assert with_grad["scale"].requires_grad
+    other.scale.sum().backward()
+    assert unconstrained("scale").grad.abs().min() > 0
+    # Nor is anything of that run kept: a graph must not live on in later ones.
+    again, last = run(reuse, x)
+    assert last is family
+    assert not any(value.requires_grad for name, value in again.items() if name != "loc")
+
+
+def test_values_of_arguments_that_are_no_params_are_looked_at(x):
+    reuse = ReuseMessenger()
+    first, second = torch.zeros(C, D), torch.ones(C, D)
+    _, family = run(reuse, x, first)
+    _, other = run(reuse, x, second)
+    assert other is not family
+    assert torch.equal(other.loc, second)
+    _, back = run(reuse, x, first)
+    assert torch.equal(back.loc, first)
+    first.add_(5.0)
+    _, moved = run(reuse, x, first)
+    assert moved is not back
+    assert torch.equal(moved.loc, first)
+
+
+def test_another_kind_of_family_of_the_same_arguments_is_not_mixed_up(x):
+    class Others(DiagonalNormals):
+        pass
+
+    def observe(family, loc, scale):
+        z = torch.zeros(len(x), dtype=torch.int64)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", family(loc, scale)[z], obs=x)
+
+    reuse, loc, scale = ReuseMessenger(), torch.zeros(C, D), torch.ones(C, D)
+    for family in (DiagonalNormals, Others, DiagonalNormals):
+        with torch.no_grad():
+            trace = pyro.poutine.trace(reuse(observe)).get_trace(family, loc, scale)
+        assert type(trace.nodes["x"]["fn"].family) is family
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+def test_log_joints_are_those_without_it(x, build):
+    """Over runs, batches and updates in between."""
+    model = build()
+    guide, reuse = FullPartition(model, components=C), ReuseMessenger()
+    declaration = guide.read(x)
+    handled = reuse(model)
+    for update in range(3):
+        with torch.no_grad():
+            for rows in (x, x, x[:5]):
+                expected = exact_posterior(model, declaration, (rows,), {}, {})
+                actual = exact_posterior(handled, declaration, (rows,), {}, {})
+                assert torch.equal(actual.log_prob, expected.log_prob)
+                assert torch.equal(actual.free_energy(), expected.free_energy())
+            before = expected.log_prob
+            for number, leaf in enumerate(model.parameters()):
+                if number <= update:  # one of them, then others, too
+                    leaf += 0.3 * torch.randn_like(leaf)
+            assert not torch.equal(exact_posterior(handled, declaration, (x[:5],), {}, {}).log_prob, before)
