@@ -138,7 +138,8 @@ def _rows_a_batch(batches: Batches, slots: int, ordered: bool) -> int:
         as_they_are = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
         item = (tensor.element_size() if ordered else 0) + (0 if as_they_are else widened)
         row += tensor[0].numel() * item
-    return max(1024, _BATCH_BYTES // (row + 24 * slots))
+    # Every batch passes over all parameters: of a large model that is worth some more rows.
+    return max(1024, max(_BATCH_BYTES, stored_bytes() // 32) // (row + 24 * slots))
 
 
 class _Loop:

@@ -118,8 +118,8 @@ def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
 def _block_rows(x: Tensor, slots: int, columns: int, components: int) -> int:
     cached = _BLOCK_BYTES // max(1, x.shape[1] * x.element_size())
     wanted = max(64, cached, _BLOCK_PAIRS * components // slots)
-    balanced = -(-columns // (4 * threads()))
-    return max(1, min(wanted, max(64, balanced), columns))
+    # Every block passes over all parameters, so large models get no more blocks than there are threads.
+    return max(1, min(wanted, max(64, -(-columns // threads())), columns))
 
 
 def _flat_with_strides(z: Tensor):
