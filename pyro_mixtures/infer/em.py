@@ -174,7 +174,6 @@ class EM:
         if unknown:
             raise OptionError(f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}")
         self._check_bindings(found.sites)
-        self._bound = True
         self._sites = {name: site._replace(rows=None) for name, site in found.sites.items()}
         self._rows, self._size = self._rows + len(posterior.index), posterior.size
         self._weighted_rows += int((posterior.row_weight > 0).sum())
@@ -190,15 +189,21 @@ class EM:
     ) -> StatisticsMessenger:
         """Statistics of one batch, added to those of the batches before it.
 
-        The first run records gradients, by which arguments that are computed from params are told from constants (and
-        those of stock distributions from others). Later runs of the program share what the E-step has computed.
+        They share what the E-step has computed, without gradients. By gradients, though, arguments that are computed
+        from params are told from constants: so the first batch is looked at with them, once, without sums. (Stock
+        distributions are matched to params by their gradients in every run.)
         """
-        if self._bound and not d.stock:
-            assert self.guide.reuse is not None
-            with torch.no_grad():
-                model = self.guide.reuse(self.model)
-                return collect_statistics(model, d, posterior, args, kwargs, skip=skip, before=self._sites)
-        return collect_statistics(self.model, d, posterior, args, kwargs, skip=skip, before=self._sites)
+        given: Any = (d, posterior, args, kwargs)
+        if d.by_value:
+            return collect_statistics(self.model, *given, skip=skip, before=self._sites)
+        if not self._bound:
+            found = collect_statistics(self.model, *given, skip=skip, bind_only=True)
+            self._params = found.params
+            self._check_bindings(found.sites)
+            self._bound = True
+        assert self.guide.reuse is not None
+        with torch.no_grad():
+            return collect_statistics(self.guide.reuse(self.model), *given, skip=skip, before=self._sites)
 
     def _sites_without_closed_form(self, d: Declaration, posterior: Posterior, args, kwargs) -> frozenset[str]:
         """Sites to leave to ``gradient`` (none without it: their error then reaches the user)."""

@@ -18,10 +18,11 @@ from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.schedule import SearchSchedule
-from pyro_mixtures.poutine.params import stored_bytes
+from pyro_mixtures.poutine import ReuseMessenger
 
 # Working memory of one call of the model.
 _BATCH_BYTES = 64 << 20
+_SLOT_BYTES = 24  # of it, for each component that is evaluated for a row
 # Parameters that stay in a cache are met by rows in any order alike; larger ones want rows that share components.
 _CACHED_BYTES = 8 << 20
 # Epochs for which rows keep their order: winners change little from one to the next.
@@ -98,9 +99,11 @@ def fit(
     result = Fit(inference, History())
     batches, ordered = Batches(rows, batch_size), False
     if batch_size is None and _takes_batches(inference):
-        inference.guide.read(*(tensor[:1] for tensor in batches.tensors))
-        ordered = stored_bytes() > _CACHED_BYTES
-        batches = Batches(batches.tensors, _rows_a_batch(batches, inference.guide.slots, ordered))
+        size = inference.guide.read(*(tensor[:1] for tensor in batches.tensors)).parameter_bytes
+        ordered = size > _CACHED_BYTES
+        row = _bytes_a_row(batches, ordered) + _SLOT_BYTES * inference.guide.slots
+        # Every batch passes over all parameters: of a large model that is worth some more rows.
+        batches = Batches(batches.tensors, max(1024, max(_BATCH_BYTES, size // 32) // row))
     loop = _Loop(
         result, batches, tuple(callbacks), tolerance, patience, progress, SearchSchedule(search_every), ordered
     )
@@ -130,16 +133,15 @@ def _takes_batches(inference: EM | SVI) -> bool:
     return {"index", "size"} <= taken.keys()
 
 
-def _rows_a_batch(batches: Batches, slots: int, ordered: bool) -> int:
-    """Rows whose working memory is bounded: some numbers for each slot, and the row itself where it is copied."""
+def _bytes_a_row(batches: Batches, ordered: bool) -> int:
+    """Memory of the copies of a row: in the order of its batch, and widened to the parameters' dtype."""
     widened = torch.finfo(torch.get_default_dtype()).bits // 8
-    row = 0
+    total = 0
     for tensor in batches.tensors:
-        as_they_are = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
-        item = (tensor.element_size() if ordered else 0) + (0 if as_they_are else widened)
-        row += tensor[0].numel() * item
-    # Every batch passes over all parameters: of a large model that is worth some more rows.
-    return max(1024, max(_BATCH_BYTES, stored_bytes() // 32) // (row + 24 * slots))
+        as_it_is = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
+        item = (tensor.element_size() if ordered else 0) + (0 if as_it_is else widened)
+        total += tensor[0].numel() * item
+    return total
 
 
 class _Loop:
@@ -208,12 +210,13 @@ class _Loop:
 
     def search(self) -> float:
         """E-steps alone."""
-        return self._whole(
-            sum(
-                -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy())
-                for batch in self.batches.in_order(self.order)
-            )
+        self.guide.reuse = ReuseMessenger()
+        loss = sum(
+            -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy())
+            for batch in self.batches.in_order(self.order)
         )
+        self.guide.reuse = None
+        return self._whole(loss)
 
     def update_pass(self) -> Callable[[], float]:
         """How this strategy passes over the data once and updates."""

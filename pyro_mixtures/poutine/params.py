@@ -48,11 +48,6 @@ def leaf_of(value: Tensor) -> Tensor:
     return value if unconstrained is None else unconstrained()
 
 
-def stored_bytes() -> int:
-    """Size of all params in Pyro's store."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in pyro.get_param_store().get_state()["params"].values())
-
-
 def handle_of(site) -> ParamHandle:
     """The handle of a traced ``param`` site."""
     name = site["name"]

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 
-from pyro_mixtures.distributions import Selected
+from pyro_mixtures.distributions import MixtureWeights, Selected
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.ops.threads import kernels_first
 
@@ -27,6 +27,8 @@ class Declaration(NamedTuple):
     latent: tuple[str, ...]  # all other latent sites, which somebody must supply
     dims: dict[str, int]  # how many dimensions each site's value has
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
+    by_value: bool  # whether a stock distribution, z's included, hides which params its arguments are
+    parameter_bytes: int  # size of all params
     on_kernels: bool  # whether the kernels of this package do nearly all of the work, on the CPU
 
     def threads(self) -> AbstractContextManager[None]:
@@ -79,12 +81,22 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
         latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
         dims={name: sites[name]["value"].dim() for name in known},
         stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),
+        by_value=not all(_is_selected(sites[name]["fn"]) for name in observed) or not _is_weights(node["fn"]),
+        parameter_bytes=sum(_bytes(node["value"]) for node in trace.nodes.values() if node["type"] == "param"),
         on_kernels=all(_is_on_kernels(sites[name]) for name in observed),
     )
 
 
 def _is_selected(fn) -> bool:
     return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Selected)
+
+
+def _is_weights(fn) -> bool:
+    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, MixtureWeights)
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size()
 
 
 def _is_on_kernels(node) -> bool:

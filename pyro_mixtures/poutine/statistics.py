@@ -33,6 +33,7 @@ class StatisticsMessenger(Messenger):
     :param weight: (S, B) responsibilities times row weights, S and B as the model's z has them.
     :param everyone: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
     :param skip: sites to leave to a gradient step.
+    :param bind_only: find the families and their params, add nothing up (``sums`` are None).
     :param before: what earlier batches of rows gave under the same parameters; overwritten with the new sums.
 
     After the run ``sites`` holds a :class:`SiteStatistics` by name and ``params`` all params of the program. A site
@@ -46,9 +47,10 @@ class StatisticsMessenger(Messenger):
         everyone: Mapping[str, Any],
         skip: frozenset[str],
         before: Mapping[str, SiteStatistics],
+        bind_only: bool = False,
     ):
         super().__init__()
-        self.before = before
+        self.before, self.bind_only = before, bind_only
         self.declaration, self.weight, self.everyone, self.skip = declaration, weight, everyone, skip
 
     def __enter__(self):
@@ -80,7 +82,7 @@ class StatisticsMessenger(Messenger):
             family, names = stock_weights(msg["name"], fn, self._values)
             params = {argument: self.params[name] for argument, name in names.items()}
         with torch.no_grad():
-            sums = family.statistics(msg["value"], weight, self._sums(msg["name"]))
+            sums = None if self.bind_only else family.statistics(msg["value"], weight, self._sums(msg["name"]))
         return SiteStatistics(family, sums, params, None)
 
     def _observed(self, msg) -> SiteStatistics:
@@ -104,7 +106,7 @@ class StatisticsMessenger(Messenger):
             params = {argument: self.params[param] for argument, param in stock.params.items()}
             family, value = stock.family, stock.rows(value)
         with torch.no_grad():
-            sums = family[z].statistics(value, weight, self._sums(name))
+            sums = None if self.bind_only else family[z].statistics(value, weight, self._sums(name))
         return SiteStatistics(family, sums, params, value)
 
     def _sums(self, site: str) -> Any:
@@ -143,6 +145,7 @@ def collect_statistics(
     *,
     skip: frozenset[str] = frozenset(),
     before: Mapping[str, SiteStatistics] | None = None,
+    bind_only: bool = False,
 ) -> StatisticsMessenger:
     """Run the model with z := the posterior's candidates and return the messenger that collected the statistics.
 
@@ -154,7 +157,7 @@ def collect_statistics(
         candidates = candidates.expand(weight.shape).masked_fill(~posterior.mask, -1)
         weight = torch.where(posterior.mask, weight, 0.0)
     everyone = _stock_sites(model, declaration, skip, args, kwargs, posterior.index)
-    messenger = StatisticsMessenger(declaration, weight, everyone, skip, before or {})
+    messenger = StatisticsMessenger(declaration, weight, everyone, skip, before or {}, bind_only)
 
     def same(index: Tensor, size: int, device: torch.device) -> Tensor:
         return candidates

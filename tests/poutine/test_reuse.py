@@ -9,7 +9,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import DiagonalNormals
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
-from pyro_mixtures.poutine import ReuseMessenger, data_plate, exact_posterior
+from pyro_mixtures.poutine import ReuseMessenger, exact_posterior
 from tests.conformance import one_thread
 
 C, D, N = 4, 3, 20

@@ -1,0 +1,416 @@
+"""What makes fits scale must not show in results: threads, batches, orders, narrow rows, epochs without search."""
+
+import copy
+import math
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.infer import EM, assign, evidence, fit
+from pyro_mixtures.init import Seeds
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
+from tests.conformance import one_thread
+
+F32, F64 = torch.float32, torch.float64
+FAMILIES = {
+    "isotropic": lambda c, d: GaussianMixture(components=c, features=d, covariance="isotropic"),
+    "diagonal": lambda c, d: GaussianMixture(components=c, features=d, covariance="diagonal"),
+    "full": lambda c, d: GaussianMixture(components=c, features=d, covariance="full"),
+    "factors": lambda c, d: MixtureOfFactorAnalyzers(components=c, features=d, factors=2),
+}
+PARTITIONS = {
+    "exact": lambda model: FullPartition(model, components=model.components),
+    "truncated": lambda model: TruncatedPartition(
+        model, components=model.components, candidates=2, neighbors=4, explore=1, seed=0
+    ),
+    "everyone": lambda model: TruncatedPartition(
+        model, components=model.components, candidates=model.components, neighbors=model.components, seed=0
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Fits take the fewest rows a batch, and believe that no parameters stay in a cache."""
+    fitting = sys.modules["pyro_mixtures.infer.fit"]
+    monkeypatch.setattr(fitting, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(fitting, "_CACHED_BYTES", 0)
+
+
+def clusters(rows, features, components=6, apart=3.0):
+    """Rows (N, D) of clusters that take turns, so that no order by components is that of the rows."""
+    centre = apart * torch.randn(components, features, dtype=F64)
+    return centre[torch.arange(rows) % components] + torch.randn(rows, features, dtype=F64)
+
+
+def started(build, x, components, dtype=F64):
+    """Means at rows, the data's variance: the same start at every call, in a fresh store."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    rows = x.double()
+    model = build(components, x.shape[1]).to(dtype)
+    index = torch.arange(components)
+    model.start_at(Seeds(index, rows[index], rows.var(0, correction=0)))
+    return model
+
+
+def quiet(inference, *rows, **options):
+    """A fit that no tolerance ends, without a progress bar."""
+    return fit(inference, *rows, **{"tolerance": -math.inf, "progress": False, "warmup": 2, "epochs": 3, **options})
+
+
+def params(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def assert_same(mine, theirs, **tolerance):
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], **tolerance)
+
+
+def winners(em):
+    return em.guide.sets.table[:, 0].long()
+
+
+# Threads.
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("partition", ["exact", "truncated"])
+def test_fits_are_the_same_bits_on_any_number_of_threads(family, partition, dtype, monkeypatch):
+    monkeypatch.setattr(sys.modules["pyro_mixtures.infer.em"], "_NUMBERS_A_PART", 64)  # several parts of components
+    x, found = clusters(1500, 5, components=40).to(dtype), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model = started(family, x, 70, dtype)
+        result = quiet(EM(model, PARTITIONS[partition](model)), x, epochs=4)
+        sets = winners(result.inference) if partition == "truncated" else None
+        found.append((params(model), result.history["elbo"], result.history["evaluations"], sets))
+    (mine, *history, sets), (theirs, *others, theirs_sets) = found
+    assert_same(mine, theirs, rtol=0, atol=0)
+    for column, other in zip(history, others, strict=True):
+        assert np.array_equal(column, other)
+    assert sets is None or torch.equal(sets, theirs_sets)
+
+
+# Batches and orders chosen by the library.
+
+
+def spied(em):
+    """The calls of ``accumulate``: numbers of the rows of each batch, in the fit's order."""
+    seen, accumulate = [], em.accumulate
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs["index"].clone() if "index" in kwargs else None)
+        return accumulate(*args, **kwargs)
+
+    em.accumulate = spy
+    return seen
+
+
+def test_batches_chosen_by_the_library_give_the_fit_of_one_batch(family, small_batches):
+    x = clusters(3000, 4, apart=1.5)
+    model = started(family, x, 6)
+    em = EM(model, FullPartition(model, components=6))
+    whole = quiet(em, x, batch_size=len(x))
+    expected = params(model)
+    model = started(family, x, 6)
+    em = EM(model, FullPartition(model, components=6))
+    seen = spied(em)
+    parts = quiet(em, x)
+    assert [len(index) for index in seen] == [1024, 1024, 952] * 3
+    assert_same(params(model), expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(parts.history["elbo"], whole.history["elbo"], rtol=1e-9)
+
+
+def test_rows_ordered_by_winner_give_the_fit_of_one_batch_in_the_users_order(family, small_batches):
+    """Candidates are all components, so that the truncated fit is the exact one."""
+    x = clusters(3000, 4, apart=1.5)
+    given = x.clone()
+    model = started(family, x, 6)
+    quiet(EM(model, FullPartition(model, components=6)), x, batch_size=len(x))
+    expected = params(model)
+    model = started(family, x, 6)
+    em = EM(model, PARTITIONS["everyone"](model))
+    seen = spied(em)
+    quiet(em, x)
+    assert [len(index) for index in seen] == [1024, 1024, 952] * 3
+    for epoch in (seen[:3], seen[3:6], seen[6:]):
+        order = torch.cat(epoch)
+        assert torch.equal(order.sort().values, torch.arange(len(x)))
+        assert not torch.equal(order, torch.arange(len(x)))
+    assert_same(params(model), expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("rows", [900, 3000], ids=["one batch", "several batches"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_of_ordered_rows_are_in_the_users_order(family, small_batches, rows, threads):
+    torch.set_num_threads(threads)
+    x = clusters(rows, 4, apart=20.0)
+    given, labels = x.clone(), torch.arange(rows) % 6
+    model = started(family, x, 6)
+    em = EM(model, PARTITIONS["truncated"](model))
+    seen = spied(em)
+    quiet(em, x, warmup=5, epochs=12, search_every=1)
+    assert any(not torch.equal(index, index.sort().values) for index in seen)  # an order was chosen
+    assert torch.equal(winners(em), labels)
+    assert torch.equal(assign(model, x), labels)
+    assert torch.equal(assign(model, x, guide=em.guide), labels)
+    assert torch.equal(x, given)
+
+
+def test_rows_come_by_their_winners_once_these_are_known(small_batches):
+    x = clusters(3000, 4, apart=20.0)
+    model = started(FAMILIES["diagonal"], x, 6)
+    em = EM(model, PARTITIONS["truncated"](model))
+    seen = spied(em)
+    quiet(em, x, warmup=12, epochs=1)
+    won = winners(em)[torch.cat(seen)]
+    assert len(won) == len(x)
+    assert int((won.diff() != 0).sum()) == 5
+
+
+# Narrow rows.
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("narrow", [torch.uint8, torch.float16], ids=["uint8", "float16"])
+@pytest.mark.parametrize("partition", ["exact", "truncated"])
+def test_narrow_rows_give_the_parameters_of_the_same_rows_as_floats(family, partition, narrow, dtype, small_batches):
+    x = (20 * clusters(1500, 4) + 128).clamp(0, 255).round().to(narrow)
+    given, found = x.clone(), []
+    for rows in (x, x.to(dtype)):
+        model = started(family, x, 6, dtype)
+        em = EM(model, PARTITIONS[partition](model))
+        history = quiet(em, rows).history
+        found.append((params(model), history["elbo"]))
+    assert torch.equal(x, given)
+    (mine, elbo), (theirs, expected) = found
+    np.testing.assert_allclose(elbo, expected, rtol=1e-6)
+    assert_same(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+# Precision.
+
+
+def wide_rows():
+    """Features of scale 1e-3 to 1e3, all around 1e3: as float32 the smallest have 4 bits left."""
+    scale = 10.0 ** torch.arange(-3, 4, dtype=F64)
+    return (1e3 + scale * clusters(600, 7, components=4)).to(F32), scale
+
+
+@pytest.mark.parametrize("partition", ["exact", "everyone"])
+def test_float32_fits_agree_with_those_in_float64(family, partition):
+    x, _ = wide_rows()
+    narrow = started(family, x, 4, F32)
+    start = copy.deepcopy(narrow)
+    found = {}
+    for dtype in (F32, F64):
+        pyro.clear_param_store()
+        model, rows = copy.deepcopy(start).to(dtype), x.to(dtype)
+        before = evidence(model, rows).detach()
+        em = EM(model, PARTITIONS[partition](model), dead="keep")
+        em.guide.posterior(rows)  # finds all candidates
+        loss = em.step(rows)
+        values = {n: getattr(model, n).detach().double() for n in ("weights", "loc", *em_names(model))}
+        after = evidence(model, rows).detach()
+        found[dtype] = values, loss, before.double(), after.double()
+    mine, loss, before, after = found[F32]
+    theirs, expected_loss, expected_before, expected_after = found[F64]
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    torch.testing.assert_close(before, expected_before, rtol=1e-4, atol=1e-4)
+    assert after.sum().item() == pytest.approx(expected_after.sum().item(), rel=1e-4)
+    deviation = x.double().std(0)
+    rounding = torch.finfo(F32).eps * x.double().abs().amax(0)
+    assert bool(((mine["loc"] - theirs["loc"]).abs() <= 1e-4 * deviation + rounding).all())
+    torch.testing.assert_close(mine["weights"], theirs["weights"], rtol=1e-4, atol=1e-6)
+    for name in em_names(narrow):
+        a, b = in_deviations(name, mine[name], deviation), in_deviations(name, theirs[name], deviation)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def em_names(model):
+    if isinstance(model, MixtureOfFactorAnalyzers):
+        return ("factor", "noise")
+    return ("scale_tril",) if model.covariance == "full" else ("scale",)
+
+
+def in_deviations(name, value, deviation):
+    """Arguments of the covariances where every feature has its own unit."""
+    if name == "noise":
+        return value / deviation.square()
+    if name == "scale":
+        return value if value.dim() == 1 else value / deviation
+    return value / deviation.unsqueeze(-1)
+
+
+# Epochs that search, and epochs that re-weigh.
+
+
+@pytest.mark.parametrize("search_every", [1, 3, None])
+def test_fits_search_in_the_epochs_that_were_asked_for(family, search_every):
+    x = clusters(700, 3, apart=1.5)
+    model = started(family, x, 8)
+    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    history = quiet(em, x, epochs=12, warmup=2, search_every=search_every).history
+    updates = history["phase"] == "EM"
+    assert history["searched"][~updates].tolist() == [True] * 2
+    searched = history["searched"][updates]
+    if search_every is None:
+        assert searched[:2].tolist() == [True, False]
+        assert not any(not searched[k : k + 5].any() for k in range(len(searched) - 4))  # at most four between
+    else:
+        assert searched.tolist() == [epoch % search_every == 0 for epoch in range(12)]
+    spent = np.diff(history["evaluations"], prepend=0)[updates]
+    assert (spent[~searched] == len(x) * em.guide.candidates).all()
+    assert (spent[searched] > len(x) * em.guide.candidates).all()
+    elbo = history["elbo"]
+    assert np.diff(elbo).min() >= -1e-10 * np.abs(elbo).max()
+
+
+@pytest.mark.parametrize("search_every", [1, 3, None])
+def test_exact_guides_search_nothing(family, search_every):
+    x = clusters(300, 3, apart=1.5)
+    model = started(family, x, 5)
+    history = quiet(EM(model, PARTITIONS["exact"](model)), x, epochs=7, search_every=search_every).history
+    assert history["searched"].tolist() == [False] * 7
+    assert np.diff(history["evaluations"], prepend=0).tolist() == [5 * len(x)] * 7
+
+
+def test_only_epochs_that_search_end_a_fit():
+    x = clusters(300, 3)
+    model = started(FAMILIES["diagonal"], x, 5)
+    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    found = fit(em, x, epochs=100, tolerance=math.inf, patience=2, search_every=4, warmup=0, progress=False)
+    assert found.converged
+    assert found.history["searched"].nonzero()[0].tolist() == [0, 4, 8][: int(found.history["searched"].sum())]
+    assert found.history["searched"][-1]
+    assert found.history["searched"].sum() >= 2
+
+
+# Dead components.
+
+
+def far_away(family, dtype):
+    """Three clusters of many features, and six components of which two are far from all rows."""
+    x = clusters(600, 64, components=3).to(dtype)
+    model = started(family, x, 6, dtype)
+    with torch.no_grad():
+        model.loc[4:] += 1e3
+    return x, EM(model, PARTITIONS["truncated"](model), dead="reseed")
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("search_every", [1, 3, None])
+def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(family, search_every, dtype):
+    x, em = far_away(family, dtype)
+    history = quiet(em, x, epochs=10, search_every=search_every).history
+    updates = history["phase"] == "EM"
+    searched, reseeded, live = (history[name][updates] for name in ("searched", "reseeded", "live"))
+    assert reseeded[~searched].sum() == 0
+    assert reseeded.sum() >= 2
+    assert np.diff(live).min() >= 0
+    assert live[-1] > live[0]
+
+
+@pytest.mark.parametrize("search_every", [2, 3])
+def test_a_component_that_dies_between_searches_waits_for_the_next_one(search_every):
+    x = clusters(600, 3, components=3, apart=10.0)
+    model = started(FAMILIES["diagonal"], x, 6)
+    em = EM(model, PARTITIONS["truncated"](model), dead="reseed")
+
+    def take_away(found):
+        """Before the second epoch, which re-weighs."""
+        if len(found.history) == 3:
+            with torch.no_grad():
+                model.loc[5] += 1e4
+
+    history = quiet(em, x, epochs=search_every + 1, search_every=search_every, callbacks=[take_away]).history
+    updates = history["phase"] == "EM"
+    expected = [epoch % search_every == 0 for epoch in range(search_every + 1)]
+    assert history["searched"][updates].tolist() == expected
+    reseeded = history["reseeded"][updates].tolist()
+    assert reseeded[0] == 0
+    assert reseeded[1:] == [0] * (search_every - 1) + [1]
+
+
+# What a fit leaves behind.
+
+
+def finished(em, found=None):
+    assert em.guide.search is True
+    assert em.guide.reuse is None
+    assert not em._sites
+    if found is not None:
+        assert found.history["searched"].tolist().count(False) > 0  # search was off at times
+
+
+def test_after_a_fit_the_guide_searches_and_reuses_nothing(small_batches):
+    x = clusters(1500, 3)
+    model = started(FAMILIES["diagonal"], x, 6)
+    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    finished(em, quiet(em, x, epochs=5, search_every=9))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("epoch", [1, 4], ids=["warm-up", "EM"])
+def test_after_an_error_of_a_callback_the_guide_searches_and_reuses_nothing(error, epoch, small_batches):
+    x = clusters(1500, 3)
+    model = started(FAMILIES["diagonal"], x, 6)
+    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    states = []
+
+    def broken(found):
+        states.append(found.guide.search)
+        if len(found.history) == epoch:
+            raise error
+
+    if error is KeyboardInterrupt:
+        assert quiet(em, x, epochs=5, search_every=9, callbacks=[broken]).interrupted
+    else:
+        with pytest.raises(error):
+            quiet(em, x, epochs=5, search_every=9, callbacks=[broken])
+    assert states[-1] == (epoch == 1)
+    finished(em)
+
+
+def test_after_an_error_between_batches_the_next_fit_is_that_of_a_fresh_start(small_batches):
+    x = clusters(3000, 3)
+    model = started(FAMILIES["diagonal"], x, 6)
+    quiet(EM(model, PARTITIONS["exact"](model)), x, epochs=2)
+    expected = params(model)
+    model = started(FAMILIES["diagonal"], x, 6)
+    em = EM(model, PARTITIONS["exact"](model))
+    accumulate, calls = em.accumulate, []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return accumulate(*args, **kwargs)
+
+    em.accumulate = broken
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        quiet(em, x)
+    finished(em)
+    assert torch.get_num_threads() == threads
+    quiet(em, x, epochs=2)
+    assert_same(params(model), expected, rtol=0, atol=0)
