@@ -1,7 +1,6 @@
 """Expectation maximisation over a Pyro program, with SVI's protocol."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -96,7 +95,6 @@ class EM:
         self._online: dict[str, SiteStatistics] = {}
         self._params: dict[str, ParamHandle] = {}
         self._reservoir = Reservoir()
-        self._threads: AbstractContextManager = nullcontext()
         self._bound = False  # whether the params behind the arguments were found and checked
         self._no_closed_form: frozenset[str] | None = None
         self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
@@ -142,7 +140,7 @@ class EM:
             raise OptionError("nothing accumulated: call accumulate() or step() with data first")
         self.steps += 1
         sites = self._sites if self.step_size is None else self._blend()
-        with torch.no_grad(), self._threads:
+        with torch.no_grad(), self.guide.read().threads():
             update = self._update(sites)
         if self.gradient is not None:
             self._gradient_step()
@@ -164,7 +162,6 @@ class EM:
             )
         if self.guide.reuse is None:
             self.guide.reuse = ReuseMessenger()
-        self._threads = declaration.threads()
         posterior = self.guide.posterior(*args, **kwargs)
         skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
         with declaration.threads():

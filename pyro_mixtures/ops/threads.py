@@ -31,14 +31,14 @@ def kernels_first() -> Iterator[None]:
 
     For stretches of work whose torch operations are small: its spinning workers would only delay the kernels.
     """
-    count = threads()
-    token = _reserved.set(count)
+    before = torch.get_num_threads()
+    token = _reserved.set(threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         _reserved.reset(token)
-        torch.set_num_threads(count)
+        torch.set_num_threads(before)
 
 
 def for_each(task: Callable[[int], object], count: int) -> None:

@@ -231,12 +231,16 @@ def test_float32_fits_agree_with_those_in_float64(family, partition):
         loss = em.step(rows)
         values = {n: getattr(model, n).detach().double() for n in ("weights", "loc", *em_names(model))}
         after = evidence(model, rows).detach()
+        pyro.clear_param_store()
+        exact = evidence(copy.deepcopy(model).double(), rows.double()).detach()
+        torch.testing.assert_close(after.double(), exact, rtol=1e-4, atol=1e-4)
         found[dtype] = values, loss, before.double(), after.double()
     mine, loss, before, after = found[F32]
     theirs, expected_loss, expected_before, expected_after = found[F64]
     assert loss == pytest.approx(expected_loss, rel=1e-4)
     torch.testing.assert_close(before, expected_before, rtol=1e-4, atol=1e-4)
-    assert after.sum().item() == pytest.approx(expected_after.sum().item(), rel=1e-4)
+    # Means that float32 can hold lie up to 3 % of the smallest deviation beside the best ones.
+    assert after.sum().item() == pytest.approx(expected_after.sum().item(), rel=5e-4)
     deviation = x.double().std(0)
     rounding = torch.finfo(F32).eps * x.double().abs().amax(0)
     assert bool(((mine["loc"] - theirs["loc"]).abs() <= 1e-4 * deviation + rounding).all())
@@ -325,9 +329,10 @@ def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(family
     updates = history["phase"] == "EM"
     searched, reseeded, live = (history[name][updates] for name in ("searched", "reseeded", "live"))
     assert reseeded[~searched].sum() == 0
-    assert reseeded.sum() >= 2
+    assert reseeded.sum() == 2  # those split off have rows enough never to die again
     assert np.diff(live).min() >= 0
-    assert live[-1] > live[0]
+    assert live[-1] == 6
+    assert em.guide.wins.min() > 20
 
 
 @pytest.mark.parametrize("search_every", [2, 3])
