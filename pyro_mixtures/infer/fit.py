@@ -1,30 +1,24 @@
 """The fit loop of both strategies: epochs over rows in memory, warm-up, convergence, progress, interruption."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
+from pyro_mixtures.infer.batching import plan
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.schedule import SearchSchedule
 from pyro_mixtures.poutine import ReuseMessenger
 
-# Working memory of one call of the model.
-_BATCH_BYTES = 64 << 20
-_SLOT_BYTES = 24  # of it, for each component that is evaluated for a row
-# Parameters that stay in a cache are met by rows in any order alike; larger ones want rows that share components.
-_CACHED_BYTES = 8 << 20
 # Epochs for which rows keep their order: winners change little from one to the next.
 _EPOCHS_AN_ORDER = 8
 
@@ -97,16 +91,9 @@ def fit(
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
-    batches, ordered = Batches(rows, batch_size), False
-    if batch_size is None and _takes_batches(inference):
-        size = inference.guide.read(*(tensor[:1] for tensor in batches.tensors)).parameter_bytes
-        ordered = size > _CACHED_BYTES
-        row = _bytes_a_row(batches, ordered) + _SLOT_BYTES * inference.guide.slots
-        # Every batch passes over all parameters: of a large model that is worth some more rows.
-        batches = Batches(batches.tensors, max(1024, max(_BATCH_BYTES, size // 32) // row))
-    loop = _Loop(
-        result, batches, tuple(callbacks), tolerance, patience, progress, SearchSchedule(search_every), ordered
-    )
+    batches, ordered = plan(inference, rows, batch_size)
+    schedule = SearchSchedule(search_every)
+    loop = _Loop(result, batches, tuple(callbacks), tolerance, patience, progress, schedule, ordered)
     try:
         if isinstance(inference, EM) and inference.guide.searches and warmup:
             loop.run("warm-up", warmup, loop.search)
@@ -120,28 +107,6 @@ def fit(
         if isinstance(inference, EM):
             inference.forget()
     return result
-
-
-def _takes_batches(inference: EM | SVI) -> bool:
-    """Whether rows may be given some at a time, in any order, with nothing changed: exact EM, and a program for it."""
-    if not isinstance(inference, EM) or inference.step_size is not None or inference.gradient is not None:
-        return False
-    try:
-        taken = inspect.signature(getattr(inference.model, "forward", inference.model)).parameters
-    except (TypeError, ValueError):
-        return False
-    return {"index", "size"} <= taken.keys()
-
-
-def _bytes_a_row(batches: Batches, ordered: bool) -> int:
-    """Memory of the copies of a row: in the order of its batch, and widened to the parameters' dtype."""
-    widened = torch.finfo(torch.get_default_dtype()).bits // 8
-    total = 0
-    for tensor in batches.tensors:
-        as_it_is = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
-        item = (tensor.element_size() if ordered else 0) + (0 if as_it_is else widened)
-        total += tensor[0].numel() * item
-    return total
 
 
 class _Loop:

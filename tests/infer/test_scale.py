@@ -47,7 +47,7 @@ def family(request):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Fits take the fewest rows a batch, and believe that no parameters stay in a cache."""
-    fitting = sys.modules["pyro_mixtures.infer.fit"]
+    fitting = sys.modules["pyro_mixtures.infer.batching"]
     monkeypatch.setattr(fitting, "_BATCH_BYTES", 1)
     monkeypatch.setattr(fitting, "_CACHED_BYTES", 0)
 
