@@ -10,6 +10,7 @@ from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops.distances import nearest_distance, squared_distance
 
 METHODS = ("afkmc2", "random")
+_NUMBERS = 1 << 20
 
 
 class Seeds(NamedTuple):
@@ -44,34 +45,41 @@ def seed_rows(
         raise OptionError(f"chain={chain} must be positive")
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
-    if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    variance = _variance(x)
-    index = _random(x, components, generator) if method == "random" else _afkmc2(x, components, chain, generator)
-    return Seeds(index, x[index], variance)
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    variance = _variance(x).to(dtype)
+    index = _random(x, components, generator) if method == "random" else _afkmc2(x, components, chain, generator, dtype)
+    return Seeds(index, x[index].to(dtype), variance)
 
 
 def _variance(x: Tensor) -> Tensor:
     """Variance (D,) of the rows, in chunks and float64."""
-    mean = sum(part.double().sum(0) for part in x.split(1 << 16)) / len(x)
+    chunks = x.split(_chunk(x))
+    mean = sum(part.double().sum(0) for part in chunks) / len(x)
     if not bool(torch.isfinite(mean).all()):
         row = int((~x.isfinite()).any(-1).nonzero()[0])
         raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
-    variance = sum((part.double() - mean).square().sum(0) for part in x.split(1 << 16)) / len(x)
+    variance = sum((part.double() - mean).square_().sum(0) for part in chunks) / len(x)
     # A feature without variance gets that of a typical one, so that densities stay finite.
     typical = variance.mean() if bool(variance.mean() > 0) else torch.ones_like(variance.mean())
     variance = torch.where(variance > 1e-12 * typical, variance, typical)
-    return variance.to(x.dtype)
+    return variance
+
+
+def _chunk(x: Tensor) -> int:
+    """Rows that are widened or multiplied at once."""
+    return max(1, _NUMBERS // max(1, x.shape[1]))
 
 
 def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Tensor:
     return torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
 
 
-def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator | None) -> Tensor:
+def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
     """First mean uniform; proposals follow q(n) = |x_n - first|^2 / 2 sum + 1 / 2N, chains accept by distance ratio."""
     first = int(torch.randint(len(x), (), generator=generator, device="cpu"))
-    weight = torch.cat([squared_distance(part, x[first]) for part in x.split(1 << 16)]).double().to("cpu")
+    start = x[first].to(dtype)
+    parts = [squared_distance(part.to(dtype), start) for part in x.split(_chunk(x))]
+    weight = torch.cat(parts).double().to("cpu")
     if not bool(weight.sum() > 0):
         weight = torch.ones_like(weight)
     q = 0.5 / len(x) + 0.5 * weight / weight.sum()
@@ -79,12 +87,12 @@ def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator |
     chosen = [first]
     taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
     taken[chosen[0]] = True
-    centers = x.new_empty(components, x.shape[1])
-    centers[0] = x[chosen[0]]
+    centers = torch.empty(components, x.shape[1], dtype=dtype, device=x.device)
+    centers[0] = start
     uniform = torch.rand(components - 1, chain, generator=generator, dtype=torch.float64, device="cpu")
     for k in range(1, components):
         rows = proposals[(k - 1) * chain : k * chain]
-        distance = nearest_distance(x[rows.to(x.device)], centers[:k]).double().to("cpu")
+        distance = nearest_distance(x[rows.to(x.device)].to(dtype), centers[:k]).double().to("cpu")
         # A row that is a mean already has distance zero and is left at the first opportunity.
         best = _chain(distance.masked_fill(taken[rows], 0.0), q[rows], uniform[k - 1])
         row = int(rows[best])
