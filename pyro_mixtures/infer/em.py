@@ -12,7 +12,7 @@ from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component, halve_weights
-from pyro_mixtures.ops.threads import for_each
+from pyro_mixtures.ops.threads import for_each, threads
 from pyro_mixtures.poutine import (
     CandidateMessenger,
     Declaration,
@@ -27,7 +27,7 @@ from pyro_mixtures.poutine.statistics import SiteStatistics
 
 DEAD = ("reseed", "drop", "keep")
 # Numbers of parameters maximised at once.
-_NUMBERS_A_PART = 1 << 17
+_NUMBERS_A_PART = 1 << 19
 
 
 class Update(NamedTuple):
@@ -300,7 +300,7 @@ class EM:
             self._write(site, self._maximum(family, site.sums, free, floor, starved))
             return
         numbers = sum(value[:1].numel() for name, value in family.arguments.items() if family.is_own(name))
-        step = max(1, _NUMBERS_A_PART // max(1, numbers))
+        step = max(1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // threads())))
 
         @torch.no_grad()  # a setting of the thread
         def update_part(i: int) -> None:
