@@ -202,7 +202,7 @@ def number_of_parameters(model: Any) -> int:
 
 def memory() -> dict[str, float]:
     """Resident memory of this process now and at its highest, in GiB."""
-    return {"rss_gib": harness._resident() / GIB, "peak_gib": harness._peak() / GIB}
+    return {"rss_gib": harness.resident() / GIB, "peak_gib": harness.peak() / GIB}
 
 
 def random_seeds(x: Tensor, components: int) -> Seeds:

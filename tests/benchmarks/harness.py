@@ -134,9 +134,9 @@ def peak_memory() -> Iterator[Memory]:
     gc.collect()
     _trim()
     _reset_peak()
-    start = _resident()
+    start = resident()
     yield memory
-    memory.growth = max(0, _peak() - start)
+    memory.growth = max(0, peak() - start)
 
 
 class Fresh(NamedTuple):
@@ -195,11 +195,11 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-def _resident() -> int:
+def resident() -> int:
     return _status("VmRSS") if _STATUS.exists() else _max_rss()
 
 
-def _peak() -> int:
+def peak() -> int:
     # Not ru_maxrss on Linux: a child starts with its parent's, across exec.
     return _status("VmHWM") if _STATUS.exists() else _max_rss()
 
