@@ -11,10 +11,10 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.infer.em import EM
 
 # Working memory of one call of the model, and how much of it each component takes that is evaluated for a row.
-_BATCH_BYTES = 96 << 20
+_BATCH_BYTES = 64 << 20
 _SLOT_BYTES = 24
-# Rows that share components are faster, but to put them in such an order is a copy in every epoch: worth it for
-# parameters too large for a cache, or where one copy of all rows serves for some epochs.
+# Parameters that stay in a cache are met by rows in any order alike. Larger ones want rows that share components, which
+# are put in such an order by a copy in every epoch.
 _CACHED_BYTES = 8 << 20
 
 
@@ -33,9 +33,8 @@ def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) 
     size = inference.guide.read(*(tensor[:1] for tensor in batches.tensors)).parameter_bytes
     # Every batch passes over all parameters: of a large model that is worth some more rows.
     room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * inference.guide.slots
-    at_once = {ordered: max(1024, room // (_bytes_a_row(batches, ordered) + slots)) for ordered in (False, True)}
-    ordered = inference.guide.searches and (size > _CACHED_BYTES or batches.rows <= at_once[True])
-    return Plan(Batches(batches.tensors, at_once[ordered]), ordered)
+    ordered = inference.guide.searches and size > _CACHED_BYTES
+    return Plan(Batches(batches.tensors, max(1024, room // (_bytes_a_row(batches, ordered) + slots))), ordered)
 
 
 def _takes_batches(inference: EM | SVI) -> bool:
