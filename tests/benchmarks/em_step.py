@@ -510,7 +510,8 @@ def fit_sklearn(data: Data, seeds: Parameters, steps: int) -> Any:
         "means_init": seeds.loc.numpy(),
         "precisions_init": (1 / seeds.noise).numpy(),
     }
-    model = SklearnMixture(len(seeds.loc), covariance_type="diag", tol=0.0, max_iter=steps, **start)
+    options = {"covariance_type": "diag", "reg_covar": SMALLEST_VARIANCE, "tol": 0.0, "max_iter": steps}
+    model = SklearnMixture(len(seeds.loc), **options, **start)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it did not converge
         return model.fit(data.x.numpy())
