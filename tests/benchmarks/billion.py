@@ -55,7 +55,7 @@ class Case(NamedTuple):
     components: int = 50_000  # C
     rows: int = 500_000  # N
     patch: int = 32
-    warmup: int = 5
+    warmup: int = 2
     steps: int = 20
 
     @property
