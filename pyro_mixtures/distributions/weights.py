@@ -8,7 +8,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.statistics import ComponentCounts, add
 from pyro_mixtures.errors import ClosedFormError, OptionError
-from pyro_mixtures.ops.lookup import take
+from pyro_mixtures.ops.lookup import count_weights, take
 
 
 class MixtureWeights(TorchDistribution):
@@ -84,9 +84,7 @@ class MixtureWeights(TorchDistribution):
 
     def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
-        # The padding value -1 falls into the place before the first, which is cut off.
-        index = value.expand(weight.shape).reshape(-1) + 1
-        counts = torch.bincount(index, weight.reshape(-1).double(), minlength=self.components + 1)[1:]
+        counts = count_weights(value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components)
         return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
     def maximize(self, statistics: ComponentCounts, free: frozenset[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Entries of a table by component number."""
+"""Entries of a table by component number, and sums into one."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops import numba_search
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.threads import for_each, pieces
 
 
@@ -21,7 +22,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
         # -1 finds the last entry.
         return torch.cat([table, table.new_full((1,), -torch.inf)])[index]
     # Where the index fills its memory, whatever the order of its dimensions, it is read as it lies.
-    out = torch.empty_like(index, dtype=table.dtype)
+    out = empty((index.numel(),), table.dtype).as_strided(index.shape, torch.empty_like(index, device="meta").stride())
     if out.stride() != index.stride():
         index = torch.empty_like(out, dtype=index.dtype).copy_(index)
     memory = [t.as_strided((t.numel(),), (1,)).numpy() for t in (index, out)]
@@ -37,3 +38,17 @@ def take(table: Tensor, index: Tensor) -> Tensor:
             f"component numbers lie in [{int(index.min())}, {int(index.max())}], not in [0, {len(table)})"
         )
     return out
+
+
+def count_weights(index: Tensor, weight: Tensor, components: int) -> Tensor:
+    """Sums (C,) float64 of the ``weight`` (P,) of each component number ``index`` (P,); -1 pads.
+
+    >>> count_weights(torch.tensor([1, -1, 1]), torch.ones(3), 2)
+    tensor([0., 2.], dtype=torch.float64)
+    """
+    if on_numba(weight, weight.dtype):
+        counts = torch.zeros(components, dtype=torch.float64, device=weight.device)
+        numba_search.count_weights(index.contiguous().numpy(), weight.detach().contiguous().numpy(), counts.numpy())
+        return counts
+    # -1 falls into the place before the first, which is cut off.
+    return torch.bincount(index + 1, weight.double(), minlength=components + 1)[1:]

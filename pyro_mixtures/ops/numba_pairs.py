@@ -9,13 +9,21 @@ from pyro_mixtures.ops.simd import RANK, ROWS, VECTOR_BYTES, prefetch_row, sum_l
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 # Sums over rows are kept in the data's dtype for so many rows, then flushed to float64.
 _ROWS_PER_FLUSH = 256
+# Blocks of rows that are copied to whole cache lines before they are read: up to this size, for so many slots.
+_COPIED_BYTES = 1 << 20
+_COPIED_SLOTS = 16
 
 
 @njit(cache=True, nogil=True)
 def sort_pairs(z, components):
-    """Counting sort of flat component numbers ``z`` (-1 = padding): positions by component, and their starts."""
+    """Counting sort of flat component numbers ``z`` (-1 = padding): positions by component, and their starts.
+
+    None when a component number is out of range.
+    """
     starts = np.zeros(components + 1, np.int64)
     for i in range(z.size):
+        if z[i] < -1 or z[i] >= components:
+            return None
         if z[i] >= 0:
             starts[z[i] + 1] += 1
     for c in range(components):
@@ -39,31 +47,31 @@ def _aligned(size, like):
 
 
 @njit(inline="always")
-def _sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, size, squares):
+def _sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, size, squares):
     """:func:`tile_sums` with ``size`` and ``squares`` known at run time only."""
     if squares:
         if size == 5:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 5, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 5, 1)
         elif size == 4:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 4, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 4, 1)
         elif size == 3:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 3, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 3, 1)
         elif size == 2:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 2, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 2, 1)
         elif size == 1:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 1, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 1, 1)
         else:
-            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 0, 1)
+            tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 0, 1)
     elif size == 5:
-        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 5, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 5, 0)
     elif size == 4:
-        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 4, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 4, 0)
     elif size == 3:
-        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 3, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 3, 0)
     elif size == 2:
-        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 2, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 2, 0)
     else:
-        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, 1, 0)
+        tile_sums(x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, 1, 0)
 
 
 @njit(inline="always")
@@ -95,33 +103,37 @@ def _update(x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, square
 
 
 @njit(inline="always")
-def _sort_block(z, slot_stride, row_stride, slots, begin, end, starts, owner, place, flat):
-    """Counting sort of the slots of rows ``begin`` to ``end``: each pair's row, and its place in ``flat`` (B * slots,).
+def _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, stops, place, flat):
+    """Counting sort of the slots of rows ``begin`` to ``end``: pair (n, s) becomes ``(n - begin) << shift | s``.
 
-    Rows and places count from the block's first. Padding gets its -inf. False when a component number is out of range.
+    Padding gets its -inf in ``flat`` (B * slots,). False when a component number is out of range.
     """
     components = starts.size - 1
     starts[:] = 0
     for n in range(begin, end):
+        stop = 0
         for s in range(slots):
             c = z[s * slot_stride + n * row_stride]
-            if c < -1 or c >= components:
-                return False
             if c >= 0:
+                if c >= components:
+                    return False
                 starts[c + 1] += 1
+                stop = s + 1
+            elif c < -1:
+                return False
+        stops[n - begin] = stop
     for c in range(components):
         starts[c + 1] += starts[c]
-    at = 0
     for n in range(begin, end):
-        for s in range(slots):
+        stop = stops[n - begin]
+        for s in range(stop):
             c = z[s * slot_stride + n * row_stride]
             if c >= 0:
-                owner[starts[c]] = n - begin
-                place[starts[c]] = at
+                place[starts[c]] = (n - begin) << shift | s
                 starts[c] += 1
             else:
-                flat[begin * slots + at] = -np.inf
-            at += 1
+                flat[n * slots + s] = -np.inf
+        flat[n * slots + stop : (n + 1) * slots] = -np.inf
     # Each start has moved to the next one.
     for c in range(components, 0, -1):
         starts[c] = starts[c - 1]
@@ -141,22 +153,39 @@ def pair_log_density(
     components = loc.shape[0]
     rank = projection.shape[1]
     passes = max(1, (rank + RANK - 1) // RANK)
+    shift = 0
+    while 1 << shift < slots:
+        shift += 1
     starts = np.empty(components + 1, np.int32)
-    owner = np.empty((end - begin) * slots, np.int32)
+    stops = np.empty(end - begin, np.int32)
     place = np.empty((end - begin) * slots, np.int32)
-    if not _sort_block(z, slot_stride, row_stride, slots, begin, end, starts, owner, place, flat):
+    if not _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, stops, place, flat):
         return False
-    vectors = _aligned((1 + RANK) * lanes * lanes, loc).reshape(1 + RANK, lanes, lanes)
+    start = 0
+    if (
+        rows.size == 0
+        and slots >= _COPIED_SLOTS
+        and x.ctypes.data % VECTOR_BYTES
+        and (end - begin) * x.shape[1] * x.itemsize <= _COPIED_BYTES
+    ):
+        # Vectors across two cache lines cost two reads (NumPy aligns to 16 bytes), and rows meet many components.
+        copy = _aligned((end - begin) * x.shape[1], x).reshape(end - begin, x.shape[1])
+        copy[:] = x[begin:end]
+        x = copy
+        start = begin
+    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(1 + RANK, lanes // ROWS, lanes)
     sums = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
     total = np.empty(lanes, loc.dtype)
     numbers = np.empty(lanes, np.int64)
     for c in range(components):
         last = starts[c + 1] - 1
+        if c + 1 < components:
+            _prefetch(loc, precision, projection, c + 1)
         for p in range(starts[c], last + 1, lanes):
             some = min(lanes, last + 1 - p)
             for j in range(lanes):
-                n = begin + owner[min(p + j, last)]
-                numbers[j] = rows[n] if rows.size else n
+                n = begin + (place[min(p + j, last)] >> shift)
+                numbers[j] = rows[n] if rows.size else n - start
             for j in range(lanes):
                 total[j] = offset[c]
             for b in range(passes):
@@ -165,19 +194,29 @@ def pair_log_density(
                 for j in range(0, some, ROWS):
                     _sums(
                         x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3],
-                        loc, precision, projection, c, first, vectors, j, size, b == 0,
+                        loc, precision, projection, c, first, tiles, j // ROWS, size, b == 0,
                     )  # fmt: skip
                 if b == 0:
-                    sum_lanes(vectors, 0, sums)
+                    sum_lanes(tiles, 0, sums)
                     for j in range(lanes):
                         total[j] += sums[0, j]
                 for k in range(1, size + 1):
-                    sum_lanes(vectors, k, sums)
+                    sum_lanes(tiles, k, sums)
                     for j in range(lanes):
                         total[j] += sign * sums[k, j] * sums[k, j]
             for j in range(some):
-                flat[begin * slots + place[p + j]] = -0.5 * total[j]
+                at = place[p + j]
+                flat[(begin + (at >> shift)) * slots + (at & ((1 << shift) - 1))] = -0.5 * total[j]
     return True
+
+
+@njit(inline="always")
+def _prefetch(loc, precision, projection, c):
+    """Ask for the parameters of component ``c``, which is next."""
+    prefetch_row(loc, c)
+    prefetch_row(precision, c)
+    flat = projection.reshape(projection.shape[0], projection.shape[1] * projection.shape[2])
+    prefetch_row(flat, c)
 
 
 @njit(fastmath=FAST, cache=True, nogil=True)
@@ -189,9 +228,9 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
     features = loc.shape[1]
     rank = projection.shape[1]
     width = (features + lanes - 1) // lanes * lanes
-    vectors = _aligned((1 + RANK) * lanes * lanes, loc).reshape(1 + RANK, lanes, lanes)
+    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(1 + RANK, lanes // ROWS, lanes)
     weights = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
-    vectors[:] = 0.0
+    tiles[:] = 0.0
     weights[:] = 0.0
     q = np.zeros(lanes, loc.dtype)
     numbers = np.empty(lanes, np.int64)
@@ -211,7 +250,7 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
                 mass += q[j]
                 if p + lanes + j < stop:
                     prefetch_row(x, rows[p + lanes + j])
-            _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts)
+            _add_rows(x, loc, projection, c, numbers, q, some, tiles, weights, parts)
             if (p - starts[c]) % _ROWS_PER_FLUSH + lanes >= _ROWS_PER_FLUSH or p + lanes >= stop:
                 for i in range(2 + rank):
                     for d in range(features):
@@ -228,7 +267,7 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
 
 
 @njit(inline="always")
-def _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts):
+def _add_rows(x, loc, projection, c, numbers, q, some, tiles, weights, parts):
     """Add one vector of rows to ``parts``, projections in passes of at most RANK."""
     rank = projection.shape[1]
     passes = max(1, (rank + RANK - 1) // RANK)
@@ -239,10 +278,10 @@ def _add_rows(x, loc, projection, c, numbers, q, some, vectors, weights, parts):
             for j in range(0, some, ROWS):
                 _sums(
                     x, numbers[j], numbers[j + 1], numbers[j + 2], numbers[j + 3],
-                    loc, loc, projection, c, first, vectors, j, size, False,
+                    loc, loc, projection, c, first, tiles, j // ROWS, size, False,
                 )  # fmt: skip
         for k in range(1, size + 1):
-            sum_lanes(vectors, k, weights)
+            sum_lanes(tiles, k, weights)
             for j in range(q.size):
                 weights[k, j] *= q[j]
         for j in range(q.size):

@@ -9,24 +9,24 @@ def search_space(candidates, neighbors, explore, begin, end, out):
     """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1."""
     # stamp[c] == n marks that row n has c already: cleared for free from row to row.
     stamp = np.full(neighbors.shape[0], -1, np.int64)
+    # Every component is written, and stays if it is new: nobody could predict a branch.
+    row = np.empty(out.shape[1] + 1, out.dtype)
     for n in range(begin, end):
         size = 0
         for i in range(candidates.shape[1]):
             c = candidates[n, i]
             for g in range(neighbors.shape[1]):
                 k = neighbors[c, g]
-                if stamp[k] != n:
-                    stamp[k] = n
-                    out[n, size] = k
-                    size += 1
+                row[size] = k
+                size += stamp[k] != n
+                stamp[k] = n
         for e in range(explore.shape[1]):
             k = explore[n, e]
-            if stamp[k] != n:
-                stamp[k] = n
-                out[n, size] = k
-                size += 1
-        for s in range(size, out.shape[1]):
-            out[n, s] = -1
+            row[size] = k
+            size += stamp[k] != n
+            stamp[k] = n
+        for s in range(out.shape[1]):
+            out[n, s] = row[s] if s < size else -1
 
 
 @njit(cache=True, nogil=True)
@@ -60,6 +60,27 @@ def keep_best(search, log_joint, begin, end, kept, log_kept):
 
 
 @njit(cache=True, nogil=True)
+def add_with_best(a, b, total, best, begin, end):
+    """Sums, and the largest of each row; a NaN counts as larger than everything."""
+    for n in range(begin, end):
+        most = -np.inf
+        for s in range(a.shape[1]):
+            value = a[n, s] + b[n, s]
+            total[n, s] = value
+            if value > most or value != value:
+                most = value
+        best[n] = most
+
+
+@njit(cache=True, nogil=True)
+def count_weights(index, weight, counts):
+    """Adds ``weight[i]`` to ``counts[index[i]]``; -1 pads."""
+    for i in range(index.size):
+        if index[i] >= 0:
+            counts[index[i]] += weight[i]
+
+
+@njit(cache=True, nogil=True)
 def divergence_sums(search, log_density, order, starts, slots, begin, end, columns, totals, counts, used):
     """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
     components = starts.shape[0] - 1
@@ -74,6 +95,7 @@ def divergence_sums(search, log_density, order, starts, slots, begin, end, colum
             for s in range(search.shape[1]):
                 if search[n, s] == c:
                     own = log_density[n, s]
+                    break
             for s in range(search.shape[1]):
                 k = search[n, s]
                 if k < 0:

@@ -49,12 +49,14 @@ class Pairs:
             starts = torch.arange(self.components + 1, device=self.z.device) * columns
             return SortedPairs(self._row(numbers).repeat(self.components), order, starts)
         flat = self.z.reshape(-1)
-        if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < self.components):
-            raise self.out_of_range()
         if on_numba(flat, None):
-            sorted_positions, bounds = numba_pairs.sort_pairs(flat.numpy(), self.components)
-            order, starts = torch.from_numpy(sorted_positions), torch.from_numpy(bounds)
+            found = numba_pairs.sort_pairs(flat.numpy(), self.components)
+            if found is None:
+                raise self.out_of_range()
+            order, starts = (torch.from_numpy(array) for array in found)
         else:
+            if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < self.components):
+                raise self.out_of_range()
             order, starts = _sort_torch(flat, self.components)
         return SortedPairs(self._row(order % max(1, columns)), order, starts)
 

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_mixtures.ops import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
 from pyro_mixtures.ops.simd import VECTOR_BYTES
 from pyro_mixtures.ops.threads import for_each, threads
@@ -96,7 +97,7 @@ def _density(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
 def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
     slots, columns = pairs.z.shape
     # One row's slots lie side by side: it is by rows that everything after this reads them.
-    out = kernel.loc.new_empty(columns, slots)
+    out = empty((columns, slots), kernel.loc.dtype)
     if not out.numel():
         return out.T
     arrays = [_array(t, kernel.loc) for t in kernel[:4]]

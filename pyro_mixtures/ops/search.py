@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_mixtures.ops import numba_search
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs
 from pyro_mixtures.ops.threads import for_each, pieces
 
@@ -30,7 +31,7 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     width = min(candidates.shape[1] * neighbors.shape[1] + explore.shape[1], len(neighbors))
     if on_numba(candidates, None):
         # One row's slots lie side by side: the kernels after this go by rows.
-        out = torch.empty(rows, width, dtype=torch.int64, device=candidates.device)
+        out = empty((rows, width), torch.int64)
         known, found = [t.contiguous().numpy() for t in (candidates, neighbors, explore)], out.numpy()
         parts = pieces(rows)
         for_each(lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, found), len(parts))
@@ -79,6 +80,23 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
     rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
     best = rank.topk(keep, dim=0).indices
     return Best(search.gather(0, best), log_joint.gather(0, best), int(valid.sum()))
+
+
+def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` (S, B), and each row's largest entry (B,), or its NaN. No gradients.
+
+    >>> add_with_best(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0.0]]))[1]
+    tensor([4.])
+    """
+    as_kernels_leave_them = a.shape == b.shape and a.dtype == b.dtype and a.T.is_contiguous() and b.T.is_contiguous()
+    if not as_kernels_leave_them or not on_numba(b, b.dtype):
+        total = a + b
+        return total, total.amax(0)
+    slots, rows = b.shape
+    total, best, parts = empty((rows, slots), b.dtype), empty((rows,), b.dtype), pieces(rows)
+    arrays = [t.detach().numpy() for t in (a.T, b.T, total, best)]
+    for_each(lambda i: numba_search.add_with_best(*arrays, parts[i].start, parts[i].stop), len(parts))
+    return total.T, best
 
 
 def _by_row(slots: Tensor):

@@ -84,34 +84,25 @@ class _Vectors:
     def store(self, vector: Any, pointer: Any) -> None:
         self.builder.store(vector, self.builder.bitcast(pointer, self.type.as_pointer()), align=self.align)
 
-    def sum_lanes(self, vectors: list[Any]) -> Any:
-        """One vector whose lane j is the sum over the lanes of ``vectors[j]``, by halving: lanes - 1 additions."""
-        order = _halving_order(self.lanes)
-        level, width = [vectors[order.index(slot)] for slot in range(self.lanes)], self.lanes
-        while len(level) > 1:
-            level = [self._halve(a, b, width) for a, b in zip(level[::2], level[1::2], strict=True)]
-            width //= 2
-        return level[0]
+    def merge(self, vectors: list[Any], width: int) -> Any:
+        """One vector from 1, 2 or 4: every group of ``width`` lanes is cut into as many equal parts, in their order.
 
-    def _halve(self, a: Any, b: Any, width: int) -> Any:
-        """Add the halves of each group of ``width`` lanes; groups of a and of b alternate in the result."""
-        lower = _interleave(list(range(self.lanes)), list(range(self.lanes, 2 * self.lanes)), width)
-        return self.add(self.shuffle(a, b, lower), self.shuffle(a, b, [lane + width // 2 for lane in lower]))
+        A part's lanes add up to what that group of its vector adds up to: halves of groups are added to each other.
+        """
+        if len(vectors) == 1:
+            return vectors[0]
+        half = len(vectors) // 2
+        pairs = zip(vectors[:half], vectors[half:], strict=True)
+        return self.merge([self._add_halves(a, b, width) for a, b in pairs], width // 2)
 
-
-def _interleave(a: list[int], b: list[int], width: int) -> list[int]:
-    """The first half of each group of ``width`` entries of a, then that of b."""
-    half = width // 2
-    return [entry for g in range(0, len(a), width) for part in (a, b) for entry in part[g : g + half]]
-
-
-def _halving_order(lanes: int) -> list[int]:
-    """Which input of the halving ends in each lane."""
-    level, width = [[slot] * lanes for slot in range(lanes)], lanes
-    while len(level) > 1:
-        level = [_interleave(a, b, width) for a, b in zip(level[::2], level[1::2], strict=True)]
-        width //= 2
-    return level[0]
+    def _add_halves(self, a: Any, b: Any, width: int) -> Any:
+        """In each group of ``width`` lanes: the sum of a's halves, then the sum of b's."""
+        half, n = width // 2, self.lanes
+        from_a = [lane % width < half for lane in range(n)]
+        # The first of the two is no shuffle but a choice, lane by lane, for which there is a faster instruction.
+        chosen = self.shuffle(a, b, [lane if own else n + lane for lane, own in enumerate(from_a)])
+        others = self.shuffle(a, b, [lane + half if own else n + lane - half for lane, own in enumerate(from_a)])
+        return self.add(chosen, others)
 
 
 class _Features:
@@ -165,11 +156,11 @@ def _literals(*values: Any) -> bool:
 
 
 @intrinsic(prefer_literal=True)
-def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first, out, lane, size, squares):
-    """Vector sums over features for rows n0 ... n3 about component c's mean, to be reduced by :func:`sum_lanes`.
+def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, size, squares):
+    """Sums over features for rows n0 ... n3 about component c's mean, to be completed by :func:`sum_lanes`.
 
-    ``out[0, lane + j]`` takes sum w d^2 of row j (if ``squares``), ``out[1 + k, lane + j]`` sum V_(first + k) d, for k
-    below ``size``. ``size`` and ``squares`` are literals.
+    The j-th quarter of ``out[0, tile]`` adds up to sum w d^2 of row j (if ``squares``), that of ``out[1 + k, tile]`` to
+    sum V_(first + k) d, for k below ``size``. ``size`` and ``squares`` are literals.
     """
     if not _literals(size, squares):
         return None
@@ -201,10 +192,10 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first
 
         loop.each(body)
         for quantity, slots in enumerate([square, *dots]):
-            for j, slot in enumerate(slots):
-                at = builder.add(args[11], _number(quantity * v.lanes + j))
+            if slots:
+                at = builder.add(args[11], _number(quantity * (v.lanes // ROWS)))
                 pointer = builder.gep(loop.arrays["out"].data, [builder.mul(at, _number(v.lanes))])
-                v.store(builder.load(slot), pointer)
+                v.store(v.merge([builder.load(slot) for slot in slots], v.lanes), pointer)
         return context.get_dummy_value()
 
     i = types.int64
@@ -223,27 +214,30 @@ def prefetch_row(typingctx, x, n):
         signature = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
         fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
         with cgutils.for_range_slice(builder, _number(0), size, _number(_CACHE_LINE), _I64) as (at, _):
-            builder.call(fetch, [builder.gep(start, [at]), *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
+            builder.call(fetch, [builder.gep(start, [at]), *(ir.Constant(_I32, flag) for flag in (0, 2, 1))])
         return context.get_dummy_value()
 
     return types.void(x, types.int64), codegen
 
 
 @intrinsic
-def sum_lanes(typingctx, vectors, quantity, out):
-    """``out[quantity, j]`` = sum over the lanes of ``vectors[quantity, j]``, for all j."""
+def sum_lanes(typingctx, tiles, quantity, out):
+    """``out[quantity, j]`` = the sum of row j, for the rows of all ``tiles[quantity]`` of :func:`tile_sums`."""
 
     def codegen(context, builder, signature, args):
-        v = _Vectors(context, builder, vectors.dtype)
-        source = context.make_array(vectors)(context, builder, args[0])
+        v = _Vectors(context, builder, tiles.dtype)
+        source = context.make_array(tiles)(context, builder, args[0])
         target = context.make_array(out)(context, builder, args[2])
-        base = builder.mul(args[1], _number(v.lanes * v.lanes))
-        starts = [builder.add(base, _number(j * v.lanes)) for j in range(v.lanes)]
-        total = v.sum_lanes([v.load(builder.gep(source.data, [start])) for start in starts])
-        v.store(total, builder.gep(target.data, [builder.mul(args[1], _number(v.lanes))]))
+        count = v.lanes // ROWS
+        first = builder.mul(args[1], _number(count * v.lanes))
+        starts = [builder.add(first, _number(tile * v.lanes)) for tile in range(count)]
+        total = v.merge([v.load(builder.gep(source.data, [start])) for start in starts], count)
+        # Lane count * row + tile of the merged ones.
+        rows = v.shuffle(total, total, [count * (lane % ROWS) + lane // ROWS for lane in range(v.lanes)])
+        v.store(rows, builder.gep(target.data, [builder.mul(args[1], _number(v.lanes))]))
         return context.get_dummy_value()
 
-    return types.void(vectors, types.int64, out), codegen
+    return types.void(tiles, types.int64, out), codegen
 
 
 @intrinsic(prefer_literal=True)

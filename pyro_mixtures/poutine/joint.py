@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import RestrictedSupport
 from pyro_mixtures.errors import DataError, ModelError, NumericalError
+from pyro_mixtures.ops.search import add_with_best
 from pyro_mixtures.poutine.reading import Declaration
 
 # Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1) where all rows
@@ -153,11 +154,11 @@ def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
         term = site_term(node, z, d)
         density = term if density is None else density + term
     density = torch.zeros_like(prior) if density is None else density
-    total = prior + density
+    total, best = add_with_best(prior, density)
     mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
     scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
-    _check_finite(total, mask, trace, d)
+    _check_finite(best.expand(rows), mask, trace, d)
     return Joint(messenger.candidates, total, density, messenger.index, messenger.size, scale, mask)
 
 
@@ -197,9 +198,9 @@ def _per_row(log_prob: Tensor, d: Declaration) -> Tensor:
     return full.sum(nested) if nested else full
 
 
-def _check_finite(total: Tensor, mask: Tensor | None, trace, d: Declaration) -> None:
-    best = total.amax(0)
-    # NaN in any candidate poisons the row: amax propagates it; +inf would be a density of zero width.
+def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration) -> None:
+    """Look at each row's ``best`` log joint (B,)."""
+    # NaN in any candidate poisons the row; +inf would be a density of zero width.
     bad = ~best.isfinite()
     if mask is not None:
         bad = bad & mask
@@ -217,7 +218,7 @@ def _check_finite(total: Tensor, mask: Tensor | None, trace, d: Declaration) -> 
     _check_params(trace)
     raise NumericalError(
         f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
-        f"{total.dtype}; scale the data, raise the variance floor, or use float64"
+        f"{best.dtype}; scale the data, raise the variance floor, or use float64"
     )
 
 

@@ -1,5 +1,6 @@
 """The closed-form M-step as an effect: sites give their sufficient statistics, and take back their maximisers."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -156,6 +157,9 @@ def collect_statistics(
         # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
         candidates = candidates.expand(weight.shape).masked_fill(~posterior.mask, -1)
         weight = torch.where(posterior.mask, weight, 0.0)
+    lost = posterior.log_prob < _lost_in_rounding(posterior.log_prob.dtype)
+    if bool(lost.any()):
+        candidates = candidates.expand(weight.shape).masked_fill(lost, -1)
     everyone = _stock_sites(model, declaration, skip, args, kwargs, posterior.index)
     messenger = StatisticsMessenger(declaration, weight, everyone, skip, before or {}, bind_only)
 
@@ -165,6 +169,11 @@ def collect_statistics(
     with pyro.poutine.block():
         CandidateMessenger(declaration, same, index=posterior.index)(messenger(model))(*args, **kwargs)
     return messenger
+
+
+def _lost_in_rounding(dtype: torch.dtype) -> float:
+    """Log of the responsibilities that add nothing to a sum over rows: most of them, where features are many."""
+    return math.log(1e-2 * torch.finfo(dtype).eps)
 
 
 def _stock_sites(
