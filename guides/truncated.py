@@ -240,7 +240,7 @@ class TruncatedPartition(PartitionGuide):
     def _best(self, joint: Joint) -> Posterior:
         """Keep each row's C' best candidates."""
         best = keep_best(joint.candidates, joint.log_joint, self.candidates)
-        return posterior_of(joint, best.candidates, best.log_joint, best.evaluations)
+        return posterior_of(joint, *best, best_first=True)
 
     def _observe(self, joint: Joint, winner: Tensor) -> None:
         assert self.graph is not None

@@ -1,5 +1,7 @@
 """CPU kernels of the search for candidates in numba, each for some of the rows or components."""
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -30,8 +32,11 @@ def search_space(candidates, neighbors, explore, begin, end, out):
 
 
 @njit(cache=True, nogil=True)
-def keep_best(search, log_joint, begin, end, kept, log_kept):
-    """Of each row's search space the components of largest log joint, best first; returns the number of components."""
+def keep_best(search, log_joint, begin, end, kept, log_kept, evidence):
+    """Of each row's search space the components of largest log joint, best first, and the log of their sum.
+
+    Returns the number of components in all search spaces.
+    """
     slots = search.shape[1]
     keep = kept.shape[1]
     count = 0
@@ -56,6 +61,12 @@ def keep_best(search, log_joint, begin, end, kept, log_kept):
         for s in range(size, keep):
             kept[n, s] = -1
             log_kept[n, s] = -np.inf
+        evidence[n] = log_kept[n, 0]
+        if np.isfinite(log_kept[n, 0]):
+            total = 0.0
+            for s in range(size):
+                total += math.exp(log_kept[n, s] - log_kept[n, 0])
+            evidence[n] += math.log(total)
     return count
 
 

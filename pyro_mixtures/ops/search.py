@@ -53,6 +53,7 @@ class Best(NamedTuple):
 
     candidates: Tensor  # (C', B) int64, -1 where the search space was smaller
     log_joint: Tensor  # (C', B), -inf there
+    evidence: Tensor  # (B,) log of the sum of their joints
     evaluations: int  # components in the search spaces of all rows
 
 
@@ -66,20 +67,22 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
     if on_numba(log_joint, log_joint.dtype):
         rows = search.shape[1]
         kept = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
-        log_kept = log_joint.new_empty(rows, keep)
-        given, found, parts = (_by_row(search), _by_row(log_joint)), (kept.numpy(), log_kept.numpy()), pieces(rows)
+        log_kept, evidence = log_joint.new_empty(rows, keep), log_joint.new_empty(rows)
+        given, parts = (_by_row(search), _by_row(log_joint)), pieces(rows)
+        found = kept.numpy(), log_kept.numpy(), evidence.numpy()
         evaluated = [0] * len(parts)
 
         def some(i: int) -> None:
             evaluated[i] = numba_search.keep_best(*given, parts[i].start, parts[i].stop, *found)
 
         for_each(some, len(parts))
-        return Best(kept.T, log_kept.T, sum(evaluated))
+        return Best(kept.T, log_kept.T, evidence, sum(evaluated))
     valid = search >= 0
     # A component of zero weight stays preferable to padding, which is no component at all.
     rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
     best = rank.topk(keep, dim=0).indices
-    return Best(search.gather(0, best), log_joint.gather(0, best), int(valid.sum()))
+    log_kept = log_joint.gather(0, best)
+    return Best(search.gather(0, best), log_kept, log_kept.logsumexp(0), int(valid.sum()))
 
 
 def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

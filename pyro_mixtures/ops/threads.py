@@ -1,22 +1,28 @@
-"""The threads of the CPU kernels: as many as torch uses, sleeping between kernels.
+"""The threads of the CPU kernels: as many as torch uses.
 
 The kernels do not use numba's own parallel loops. Its worker threads and torch's, from two OpenMP libraries, go on
 spinning for milliseconds after every region, so that on a machine with few cores each stands in the way of the other:
-a step that alternates between them was measured to take seven times as long. A pool of plain threads also survives a
+a step that alternates between them was measured to take seven times as long. A team of plain threads also survives a
 fork, and needs no parallel compilation.
 """
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 
+from pyro_mixtures.ops.spin import spin_while
+
+# Looks at a number before a thread goes to sleep: some milliseconds.
+_POLLS = 1 << 15
+
 _reserved: ContextVar[int | None] = ContextVar("threads reserved for kernels", default=None)
-_pool: ThreadPoolExecutor | None = None
+_inside = threading.local()  # .task: whether this thread is in a task of for_each
 
 
 def threads() -> int:
@@ -31,7 +37,7 @@ def kernels_first() -> Iterator[None]:
 
     For stretches of work whose torch operations are small: its spinning workers would only delay the kernels.
     """
-    before = torch.get_num_threads()
+    before, outermost = torch.get_num_threads(), _reserved.get() is None
     token = _reserved.set(threads())
     torch.set_num_threads(1)
     try:
@@ -39,37 +45,140 @@ def kernels_first() -> Iterator[None]:
     finally:
         _reserved.reset(token)
         torch.set_num_threads(before)
+        if outermost:
+            _team.dismiss()
 
 
 def for_each(task: Callable[[int], object], count: int) -> None:
-    """Call ``task(i)`` for i = 0, ..., count - 1, in any order and on several threads; it must release the GIL."""
-    workers, reserved = min(threads(), count), _reserved.get() is not None
+    """Call ``task(i)`` for i = 0, ..., count - 1, in any order and on several threads; it must release the GIL.
+
+    Calls from within a task, and those of a second thread meanwhile, stay on their own thread.
+    """
     numbers = itertools.count()
 
     def work() -> None:
-        # next() of a counter is atomic: each number goes to one thread.
-        for i in numbers:
-            if i >= count:
-                return
+        before = getattr(_inside, "task", False)
+        _inside.task = True
+        try:
+            # next() of a counter is atomic: each number goes to one thread.
+            for i in numbers:
+                if i >= count:
+                    return
+                task(i)
+        finally:
+            _inside.task = before
+
+    helpers = min(threads(), count) - 1
+    if helpers < 1:
+        for i in range(count):
             task(i)
+    elif getattr(_inside, "task", False) or not _team.taken.acquire(blocking=False):
+        work()
+    else:
+        try:
+            _team.run(work, helpers, reserved=_reserved.get() is not None)
+        finally:
+            _team.taken.release()
 
-    def help_out() -> None:
-        if reserved and torch.get_num_threads() != 1:  # a setting of the thread, taken back with the block's own
-            torch.set_num_threads(1)
-        work()
 
-    if workers <= 1:
-        work()
-        return
-    helpers = [_workers().submit(help_out) for _ in range(workers - 1)]
-    try:
-        work()
-    finally:
-        # One that has not begun by now has nothing left to do. (Waiting for it could wait for ever, in a nested call.)
-        waiting = [helper for helper in helpers if not helper.cancel()]
-        errors = [error for helper in waiting if (error := helper.exception()) is not None]
-    if errors:
-        raise errors[0]
+class _Job:
+    """Work that several threads do together, each by one call of the same function."""
+
+    def __init__(self, work: Callable[[], None], helpers: int, reserved: bool):
+        self.work, self.places, self.reserved = work, helpers, reserved
+        self.active = np.zeros(1, np.int64)  # helpers at work
+        self.errors: list[BaseException] = []
+        self._lock, self._idle = threading.Lock(), threading.Event()
+
+    def help_out(self) -> None:
+        """A helper's part; nothing, where there is nothing left to do."""
+        with self._lock:
+            if not self.places:
+                return
+            self.places -= 1
+            self.active[0] += 1
+        try:
+            if self.reserved and torch.get_num_threads() != 1:  # a setting of the thread
+                torch.set_num_threads(1)
+            self.work()
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            with self._lock:
+                self.active[0] -= 1
+                if not self.active[0]:
+                    self._idle.set()
+
+    def finish(self) -> None:
+        """Wait for the helpers at work; who has not begun by now does not begin."""
+        with self._lock:
+            self.places, active = 0, int(self.active[0])
+            self._idle.clear()
+        while active and spin_while(self.active, active, _POLLS):
+            active = int(self.active[0])
+        if active:
+            with self._lock:
+                if not self.active[0]:
+                    return
+            self._idle.wait()
+
+
+class _Team:
+    """Helper threads. Between two jobs of one block of :func:`kernels_first` they wait without going to sleep.
+
+    To wake a thread takes long: a tenth of a millisecond, and several on a virtual machine whose idle cores are given
+    away, which a step with its dozen of kernels would wait for each time.
+    """
+
+    def __init__(self) -> None:
+        self.taken = threading.Lock()
+        self._changed = threading.Condition()
+        self._call = np.zeros(1, np.int64)  # number of the last job
+        self._job: _Job | None = None
+        self._linger = False
+        self._helpers = 0
+
+    def run(self, work: Callable[[], None], helpers: int, *, reserved: bool) -> None:
+        """Call ``work()`` on this thread and on ``helpers`` others; errors are raised when all have ended."""
+        job = _Job(work, helpers, reserved)
+        self._hire(helpers)
+        self._post(job, linger=reserved)
+        try:
+            work()
+        finally:
+            job.finish()
+            self._job = None  # which holds on to its arguments
+        if job.errors:
+            raise job.errors[0]
+
+    def dismiss(self) -> None:
+        """Let the helpers sleep."""
+        if self._linger:
+            self._post(None, linger=False)
+
+    def _post(self, job: _Job | None, *, linger: bool) -> None:
+        with self._changed:
+            self._job, self._linger = job, linger
+            self._call[0] += 1
+            self._changed.notify_all()
+
+    def _hire(self, helpers: int) -> None:
+        while self._helpers < helpers:
+            threading.Thread(target=self._serve, name=f"kernel-{self._helpers}", daemon=True).start()
+            self._helpers += 1
+
+    def _serve(self) -> None:
+        seen = 0
+        while True:
+            if not (self._linger and spin_while(self._call, seen, _POLLS)):
+                with self._changed:
+                    while self._call[0] == seen:
+                        self._changed.wait()
+            with self._changed:
+                seen, job = int(self._call[0]), self._job
+            if job is not None:
+                job.help_out()
+                del job
 
 
 def pieces(items: int, least: int = 256) -> list[slice]:
@@ -78,17 +187,11 @@ def pieces(items: int, least: int = 256) -> list[slice]:
     return [slice(i * items // count, (i + 1) * items // count) for i in range(count)]
 
 
-def _workers() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(2, 4 * (os.cpu_count() or 1)), thread_name_prefix="kernel")
-    return _pool
+def _new_team() -> None:
+    """The threads of a team do not live on in a forked process."""
+    global _team
+    _team = _Team()
 
 
-def _forget_pool() -> None:
-    """The threads of a pool do not live on in a forked process."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)
+_team = _Team()
+os.register_at_fork(after_in_child=_new_team)

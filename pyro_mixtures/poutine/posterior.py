@@ -21,6 +21,7 @@ class Posterior(NamedTuple):
     scale: Tensor | float  # row weights of z
     mask: Tensor | None
     evaluations: int  # joint densities that were evaluated
+    best_first: bool = False  # whether each row's candidates begin with the most probable
 
     @property
     def probs(self) -> Tensor:
@@ -36,6 +37,8 @@ class Posterior(NamedTuple):
     @property
     def winner(self) -> Tensor:
         """The most probable component of each row, (B,)."""
+        if self.best_first:
+            return self.candidates[0].expand(self.log_prob.shape[1:])
         best = self.log_prob.topk(1, dim=0).indices  # several times faster than argmax over a short first dimension
         return self.candidates.expand(self.log_prob.shape).gather(0, best)[0]
 
@@ -47,17 +50,18 @@ class Posterior(NamedTuple):
         """The ``count`` most probable candidates only, not renormalised."""
         best = self.log_prob.topk(min(count, len(self.log_prob)), dim=0)
         candidates = self.candidates.expand(self.log_prob.shape).gather(0, best.indices)
-        return self._replace(candidates=candidates, log_prob=best.values)
+        return self._replace(candidates=candidates, log_prob=best.values, best_first=True)
 
 
-def posterior_of(joint: Joint, candidates: Tensor, log_joint: Tensor, evaluations: int) -> Posterior:
-    """Normalise the log joints of the kept ``candidates``."""
-    evidence = log_joint.logsumexp(0)
+def posterior_of(
+    joint: Joint, candidates: Tensor, log_joint: Tensor, evidence: Tensor, evaluations: int, *, best_first: bool
+) -> Posterior:
+    """Normalise the log joints of the kept ``candidates`` by the log of their sum."""
     log_prob = log_joint - evidence
     if joint.mask is not None:
         evidence = torch.where(joint.mask, evidence, 0.0)
     args = (joint.index, joint.size, joint.scale, joint.mask)
-    return Posterior(candidates, log_prob, evidence, *args, evaluations)
+    return Posterior(candidates, log_prob, evidence, *args, evaluations, best_first)
 
 
 def exact_posterior(
@@ -73,4 +77,5 @@ def exact_posterior(
         return torch.arange(declaration.components, device=device).unsqueeze(-1)
 
     joint = log_joint(model, declaration, everyone, args, kwargs, given)
-    return posterior_of(joint, joint.candidates, joint.log_joint, joint.log_joint.numel())
+    evidence = joint.log_joint.logsumexp(0)
+    return posterior_of(joint, joint.candidates, joint.log_joint, evidence, joint.log_joint.numel(), best_first=False)
