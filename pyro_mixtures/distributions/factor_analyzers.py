@@ -11,7 +11,7 @@ from pyro_mixtures.distributions.components import QuadraticComponents, batch_sh
 from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
-from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_projection, solve_small
+from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_mean, solve_small
 from pyro_mixtures.ops.small import inner, mix, residual
 
 # Expected rows below which a component's sums have lost their digits, in float32 and float64 alike.
@@ -146,7 +146,7 @@ class FactorAnalyzers(QuadraticComponents):
         low = self.low_rank()
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
         diff = value - loc
-        explained = (factor @ (posterior_projection(low)[index] @ diff.unsqueeze(-1))).squeeze(-1)
+        explained = (factor @ posterior_mean(low, index, diff.unsqueeze(-1))).squeeze(-1)
         if noise is None:
             return loc + explained
         own = self._noise()[index]
@@ -167,7 +167,7 @@ class FactorAnalyzers(QuadraticComponents):
         part = self.marginal(features)
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
         diff = (seen - loc[..., features]).unsqueeze(-1)
-        return loc + (factor @ (posterior_projection(part.low_rank())[index] @ diff)).squeeze(-1)
+        return loc + (factor @ posterior_mean(part.low_rank(), index, diff)).squeeze(-1)
 
 
 def _regression(s: FactorStatistics) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pyro_mixtures.ops.distances import nearest_distance, squared_distance
 
 METHODS = ("afkmc2", "random")
 _NUMBERS = 1 << 20
+_MEANS_A_BLOCK = 32  # whose proposals are compared with all means before them by one matrix product
 
 
 class Seeds(NamedTuple):
@@ -87,21 +88,42 @@ def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator |
     chosen = [first]
     taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
     taken[chosen[0]] = True
-    centers = torch.empty(components, x.shape[1], dtype=dtype, device=x.device)
-    centers[0] = start
     uniform = torch.rand(components - 1, chain, generator=generator, dtype=torch.float64, device="cpu")
-    for k in range(1, components):
-        rows = proposals[(k - 1) * chain : k * chain]
-        distance = nearest_distance(x[rows.to(x.device)].to(dtype), centers[:k]).double().to("cpu")
-        # A row that is a mean already has distance zero and is left at the first opportunity.
-        best = _chain(distance.masked_fill(taken[rows], 0.0), q[rows], uniform[k - 1])
-        row = int(rows[best])
-        if taken[row]:
-            row = _untaken(taken, generator)
-        taken[row] = True
-        chosen.append(row)
-        centers[k] = x[row]
+    centers = _Centers(components, start)
+    for block in range(1, components, _MEANS_A_BLOCK):
+        rows = proposals[(block - 1) * chain : (block - 1 + _MEANS_A_BLOCK) * chain].reshape(-1, chain)
+        proposed = x[rows.to(x.device)].to(dtype) - start
+        far = centers.distance(proposed.flatten(0, 1), 0).reshape(rows.shape)
+        for k in range(len(rows)):
+            distance = torch.minimum(far[k], centers.distance(proposed[k], block)) if k else far[k]
+            # A row that is a mean already has distance zero and is left at the first opportunity.
+            distance = distance.double().to("cpu").masked_fill(taken[rows[k]], 0.0)
+            row = int(rows[k, _chain(distance, q[rows[k]], uniform[block - 1 + k])])
+            if taken[row]:
+                row = _untaken(taken, generator)
+            taken[row] = True
+            chosen.append(row)
+            centers.add(x[row].to(dtype) - start)
     return torch.tensor(chosen, device=x.device)
+
+
+class _Centers:
+    """The means so far, relative to the first: rows far from zero must not lose their distances to rounding."""
+
+    def __init__(self, components: int, first: Tensor):
+        self.loc = torch.zeros(components, len(first), dtype=first.dtype, device=first.device)
+        self.norms = self.loc.new_zeros(components)
+        self.count = 1
+
+    def add(self, center: Tensor) -> None:
+        self.loc[self.count] = center
+        self.norms[self.count] = center.square().sum()
+        self.count += 1
+
+    def distance(self, x: Tensor, begin: int) -> Tensor:
+        """Squared distance (N,) of rows from the nearest mean but for the first ``begin``."""
+        some = slice(begin, self.count)
+        return nearest_distance(x, self.loc[some], self.norms[some])
 
 
 def _chain(distance: Tensor, q: Tensor, uniform: Tensor) -> int:

@@ -5,14 +5,19 @@ from torch import Tensor
 
 
 def squared_distance(x: Tensor, center: Tensor) -> Tensor:
-    """``|x_n - center|^2`` (N,) of rows (N, D) from one center (D,)."""
+    """``|x_n - center|^2`` (N,) of rows (N, D) from one center (D,), or each from its own (N, D)."""
     return (x - center).square().sum(-1)
 
 
-def nearest_distance(x: Tensor, centers: Tensor) -> Tensor:
+def nearest_distance(x: Tensor, centers: Tensor, norms: Tensor | None = None) -> Tensor:
     """Squared distance (N,) of rows (N, D) from the nearest of ``centers`` (K, D).
+
+    One matrix product finds the nearest, its distance is that of the difference. Rows that lie far from zero compared
+    with their distances should be shifted first. ``norms`` (K,) are the centers' squared lengths, if known.
 
     >>> nearest_distance(torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0], [7.0]]))
     tensor([1., 4.])
     """
-    return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").amin(-1).square()
+    norms = centers.square().sum(-1) if norms is None else norms
+    nearest = torch.addmm(norms, x, centers.mT, alpha=-2).argmin(-1)
+    return squared_distance(x, centers[nearest])

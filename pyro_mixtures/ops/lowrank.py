@@ -66,9 +66,12 @@ def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
     return LowRank(precision, mix(inverse, scaled), inverse, logdet.to(factor.dtype))
 
 
-def posterior_projection(low: LowRank) -> Tensor:
-    """``B = M^-1 A^T psi^-1`` (C, H, D): the posterior mean of the factors given ``x`` is ``B (x - loc)``."""
-    return low.inverse_chol.mT @ low.projection
+def posterior_mean(low: LowRank, index: Tensor, diff: Tensor) -> Tensor:
+    """Posterior mean ``M^-1 A^T psi^-1 diff`` (..., H, 1) of the factors of components ``index`` (...).
+
+    ``diff`` (..., D, 1) is ``x - loc``.
+    """
+    return low.inverse_chol[index].mT @ (low.projection[index] @ diff)
 
 
 def posterior_covariance(low: LowRank) -> Tensor:

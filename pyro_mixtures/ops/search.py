@@ -81,8 +81,9 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
     # A component of zero weight stays preferable to padding, which is no component at all.
     rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
     best = rank.topk(keep, dim=0).indices
-    log_kept = log_joint.gather(0, best)
-    return Best(search.gather(0, best), log_kept, log_kept.logsumexp(0), int(valid.sum()))
+    kept = search.gather(0, best)
+    log_kept = torch.where(kept < 0, -torch.inf, log_joint.gather(0, best))
+    return Best(kept, log_kept, log_kept.logsumexp(0), int(valid.sum()))
 
 
 def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

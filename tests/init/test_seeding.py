@@ -78,6 +78,14 @@ def test_long_chains_draw_by_squared_distance_as_kmeans_plus_plus_does():
         assert ((frequency - expected) / spread).abs().max() < 4.5
 
 
+def test_chains_know_all_means_before_them_far_from_the_origin():
+    """Hundred tight groups, more than one block of means: hardly a group is left out while another gets two."""
+    groups = 1e4 + 10 * torch.rand(100, 4, generator=generator(0))
+    x = groups.repeat(20, 1) + 1e-2 * torch.randn(2000, 4, generator=generator(1))
+    found = seed_rows(x, 100, chain=100, generator=generator(2)).index % 100
+    assert len(found.unique()) >= 95
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_seeds_depend_on_the_generator_alone(method):
     x, found = torch.randn(50, 2), []

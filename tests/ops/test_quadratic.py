@@ -208,3 +208,18 @@ def test_results_lie_on_the_device_of_the_rows(backend):
         found[found.isfinite()].sum().backward()
         moments = pair_moments(x.detach(), kernel.loc, kernel.projection, q, pairs)
     assert {part.device.type for part in (*pairs.sorted, found, x.grad, *moments)} == {"cpu"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("shift", range(4))
+def test_rows_may_begin_anywhere_within_a_cache_line(shift, dtype):
+    """Rows in many pairs are copied to whole lines first."""
+    x, kernel, _ = problem(130, 40, 21, 5, 1, 0.0, torch.float64 if dtype == torch.float64 else torch.float32)
+    x = (10 * x.abs()).to(dtype)
+    z = torch.stack([torch.randperm(40)[:20] for _ in range(130)], 1)
+    memory = torch.empty(x.numel() + shift, dtype=dtype)
+    elsewhere = memory[shift:].view(x.shape).copy_(x)
+    found = pair_log_density(elsewhere, kernel, Pairs(z, 40))
+    with use_backend("torch"):
+        expected = pair_log_density(x.to(kernel.loc.dtype), kernel, Pairs(z, 40))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops import use_backend
-from pyro_mixtures.ops.lookup import take
-from pyro_mixtures.ops.search import Divergences, divergence_sums, keep_best, merge, search_space
+from pyro_mixtures.ops.lookup import count_weights, take
+from pyro_mixtures.ops.search import (
+    Divergences,
+    add_with_best,
+    divergence_sums,
+    keep_best,
+    merge,
+    search_space,
+)
 
 BACKENDS = ["auto", "torch"]
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -176,3 +183,36 @@ def test_take_looks_up_and_pads(backend, shape):
 def test_take_refuses_what_is_not_in_the_table():
     with pytest.raises(PartitionError, match=r"lie in \[0, 2\], not in \[0, 2\)"):
         take(torch.zeros(2), torch.tensor([0, 2]))
+
+
+# Sums by row and by component.
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("by_row", [True, False], ids=["as the kernels lay it out", "otherwise"])
+def test_sums_come_with_the_best_of_each_row_and_its_nan(backend, by_row):
+    a, b = torch.randn(2, 300, 4)
+    a[5] = -torch.inf
+    a[7, 1], b[7, 2], b[8, 3], a[9] = torch.nan, torch.inf, torch.inf, torch.nan
+    a, b = (a.T, b.T) if by_row else (a.T.contiguous(), b.T.contiguous())
+    with use_backend(backend):
+        total, best = add_with_best(a, b)
+    torch.testing.assert_close(total, a + b, equal_nan=True)
+    torch.testing.assert_close(best, (a + b).amax(0), equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evidence_of_the_kept_is_the_log_of_their_sum(backend):
+    search = torch.tensor([[0, 1, 2, 4], [1, 2, -1, 3], [3, 4, -1, 0]])
+    joint = torch.tensor([[-1.0, -800.0, -3.0, -torch.inf], [-2.0, -801.0, 9.0, -torch.inf], [0.5, -805.0, 9.0, 1.0]])
+    with use_backend(backend):
+        best = keep_best(search, joint, 2)
+    torch.testing.assert_close(best.evidence, best.log_joint.logsumexp(0))
+    assert best.log_joint[:, 2].tolist() == [-3.0, -torch.inf]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_are_counted_by_component(backend):
+    index, weight = torch.tensor([2, -1, 0, 2]), torch.tensor([1.5, 4.0, 0.25, 1.0])
+    with use_backend(backend):
+        assert count_weights(index, weight, 4).tolist() == [0.25, 0.0, 2.5, 0.0]
