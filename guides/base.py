@@ -37,6 +37,8 @@ class PartitionGuide(PyroModule):
 
     searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
     search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
+    needs_all_rows = False  # whether an E-step has to be given all rows in one call
+    moved = revived = 0  # rows that changed their component, and parts that were empty, since reset_wins
     reuse: ReuseMessenger | None = None  # set by EM while params stay as they are: E-steps share factorisations
 
     def __init__(self, model: Callable, *, components: int, site: str = "z", beside: Callable | None = None):
@@ -159,6 +161,9 @@ class PartitionGuide(PyroModule):
 
     def reseeded(self, component: int, like: int) -> None:
         """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
+
+    def fitted(self, statistics: Mapping[str, Any]) -> None:
+        """Told by EM, site by site, the statistics that the params now fit: only hard partitions make use of them."""
 
     def read(self, *args, **kwargs) -> Declaration:
         """What kind of mixture the model is, found at the first call with its arguments."""

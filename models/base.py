@@ -1,4 +1,4 @@
-"""What the mixtures with means share: weights, means, and the plain Pyro program."""
+"""What the mixtures share: weights, means or covariates, and the plain Pyro programs."""
 
 import warnings
 from abc import abstractmethod
@@ -16,28 +16,64 @@ from pyro_mixtures.init import Seeds
 from pyro_mixtures.poutine import data_plate
 
 
-class Mixture(PyroModule):
-    """Params ``weights`` (C,) and ``loc`` (C, D), and the program of a mixture over rows ``x``.
+class MixtureProgram(PyroModule):
+    """Weights (C,) of C components: a param, or constant and equal.
 
-    A family adds the params of its covariances and states how they make the components.
+    Constant weights leave a hard partition's objective to the losses of the components alone.
     """
 
     # PyroParams: tensors when read. Any, since their class says otherwise to a type checker.
     weights: Any
-    loc: Any
 
-    def __init__(self, *, components: int, features: int):
+    def __init__(self, *, components: int, features: int, equal_weights: bool = False):
         super().__init__()
         if components < 1 or features < 1:
             raise OptionError(f"components={components} and features={features} must be positive")
         self.components, self.features = components, features
         self._checked_store = False
-        self.weights = PyroParam(torch.full((components,), 1.0 / components), constraint=constraints.simplex)
-        self.loc = PyroParam(torch.randn(components, features))
+        equal = torch.full((components,), 1.0 / components)
+        if equal_weights:
+            self.register_buffer("weights", equal)
+        else:
+            self.weights = PyroParam(equal, constraint=constraints.simplex)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has to find out for itself whether the store holds somebody else's params.
         return {**self.__dict__, "_checked_store": False}
+
+    def _check_rows(self, x: Tensor) -> None:
+        if x.dim() != 2 or x.shape[-1] != self.features:
+            raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
+
+    def _warn_if_shared(self) -> None:
+        """Pyro's store knows params by name alone: a second model would silently continue with the first one's."""
+        if self._checked_store:
+            return
+        self._checked_store = True
+        own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
+        stored = dict(pyro.get_param_store().named_parameters())
+        shared = sorted(name for name, leaf in own.items() if name in stored and stored[name] is not leaf)
+        if shared and not pyro.settings.get("module_local_params"):
+            warnings.warn(
+                f"this model takes the values of {shared} from Pyro's param store, where another model of the process "
+                "left them: call pyro.clear_param_store() before it, or keep params apart with "
+                "pyro.settings.set(module_local_params=True)",
+                SharedParamsWarning,
+                stacklevel=3,
+            )
+
+
+class Mixture(MixtureProgram):
+    """Params ``weights`` (C,) and ``loc`` (C, D), and the program of a mixture over rows ``x``.
+
+    A family adds the params of its covariances and states how they make the components.
+    """
+
+    loc: Any
+
+    def __init__(self, *, components: int, features: int):
+        super().__init__(components=components, features=features)
+        self.loc = PyroParam(torch.randn(components, features))
 
     @abstractmethod
     def component_distributions(self) -> Components:
@@ -65,27 +101,37 @@ class Mixture(PyroModule):
 
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
-        if x is not None and (x.dim() != 2 or x.shape[-1] != self.features):
-            raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
+        if x is not None:
+            self._check_rows(x)
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
         with data_plate(x, index, size):
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 
-    def _warn_if_shared(self) -> None:
-        """Pyro's store knows params by name alone: a second model would silently continue with the first one's."""
-        if self._checked_store:
-            return
-        self._checked_store = True
-        own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
-        stored = dict(pyro.get_param_store().named_parameters())
-        shared = sorted(name for name, leaf in own.items() if name in stored and stored[name] is not leaf)
-        if shared and not pyro.settings.get("module_local_params"):
-            warnings.warn(
-                f"this model takes the values of {shared} from Pyro's param store, where another model of the process "
-                "left them: call pyro.clear_param_store() before it, or keep params apart with "
-                "pyro.settings.set(module_local_params=True)",
-                SharedParamsWarning,
-                stacklevel=3,
-            )
+
+class ConditionalMixture(MixtureProgram):
+    """The program of a mixture of experts without a gate: ``z ~ MixtureWeights(weights)``, ``y ~ expert[z](x)``.
+
+    A family adds the experts' params and states how they make the components of a batch of covariates.
+    """
+
+    @abstractmethod
+    def component_distributions(self, x: Tensor) -> Components:
+        """The C distributions of the outcome given covariates ``x`` (B, P)."""
+
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
+        """The program: outcomes ``y`` (B, ...) of rows with covariates ``x`` (B, P) observed, or drawn when None.
+
+        :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        """
+        self._check_rows(x)
+        if y is not None and len(y) != len(x):
+            raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
+        self._warn_if_shared()
+        weights, components = MixtureWeights(self.weights), self.component_distributions(x)
+        with data_plate(x, index, size):
+            z = pyro.sample("z", weights)
+            return pyro.sample("y", components[z], obs=y)

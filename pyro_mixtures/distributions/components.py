@@ -24,6 +24,8 @@ class Components(TorchDistribution):
     """
 
     argument_names: tuple[str, ...]
+    maximizes_in_parts = True  # whether maximize() may be given some of the components at a time
+    leaves_one_out = False  # whether leave_one_out_at() exists
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args: bool | None = None):
         if validate_args is not False and self._validated():
@@ -114,9 +116,24 @@ class Components(TorchDistribution):
     def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
         """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
 
+    def leave_one_out_at(self, statistics: Any, index: Tensor, value: Tensor) -> Tensor:
+        r"""What each row (B,) adds to the minimal loss of its part ``index``, f(S) - f(S \ i); loss is -log density.
+
+        :param statistics: of the partition that ``index`` belongs to, all its rows included.
+        """
+        raise NotImplementedError
+
+    def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
+        """Minimal loss (*index.shape) of a part that holds this row alone."""
+        raise NotImplementedError
+
     def part(self, some: slice) -> "Components":
         """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""
         arguments: Any = {name: value[some] if self.is_own(name) else value for name, value in self.arguments.items()}
+        return self.of(arguments)
+
+    def of(self, arguments: dict[str, Any]) -> "Components":
+        """The same family of other arguments, unchecked."""
         return type(self)(**arguments, validate_args=False)
 
 

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
 def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) -> Plan:
     """Batches of ``batch_size`` rows. None: all rows, or as many as bounds the memory where that changes nothing."""
     batches = Batches(rows, batch_size)
-    if batch_size is not None or not _takes_batches(inference):
+    if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
         return Plan(batches, False)
     size = inference.guide.read(*(tensor[:1] for tensor in batches.tensors)).parameter_bytes
     # Every batch passes over all parameters: of a large model that is worth some more rows.

@@ -275,6 +275,7 @@ class EM:
                     copy_component(name, site, split, self._reservoir)
         for split in splits:
             self.guide.reseeded(split.component, split.like)
+        self.guide.fitted({name: site.sums for name, site in sites.items() if name != z})
         live = int((~starved).sum()) + len(splits)
         return Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
 
@@ -296,7 +297,7 @@ class EM:
         free, family = self._free(site), site.family
         floor = family.floor(site.sums, self.variance_floor)
         tied = [name for name in free if not family.is_own(name)]
-        if tied or len(family.batch_shape) != 1:
+        if tied or len(family.batch_shape) != 1 or not family.maximizes_in_parts:
             self._write(site, self._maximum(family, site.sums, free, floor, starved))
             return
         numbers = sum(value[:1].numel() for name, value in family.arguments.items() if family.is_own(name))
@@ -325,7 +326,7 @@ class EM:
             return {**new, **own}
         # What components share has to suit the components that were held, not where they would have gone.
         arguments: Any = {**old, **own}
-        held = type(family)(**arguments, validate_args=False)
+        held = family.of(arguments)
         return {**own, **held.maximize(statistics, tied, floor=floor)}
 
     def _gradient_step(self) -> None:

@@ -16,6 +16,7 @@ class Epoch(NamedTuple):
     reseeded: int
     dropped: int
     seconds: float  # since the fit began
+    moved: int = 0  # rows that changed their component; hard partitions alone count them
     searched: bool = True  # whether candidates were searched for, or only re-weighed
 
 

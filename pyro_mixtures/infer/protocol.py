@@ -15,6 +15,9 @@ class Guide(Protocol):
     site: str
     training: bool
     searches: bool
+    needs_all_rows: bool
+    moved: int
+    revived: int
     search: bool
     evaluations: int
     wins: Tensor
@@ -47,3 +50,5 @@ class Guide(Protocol):
     def dropped(self, components: Tensor) -> None: ...
 
     def reseeded(self, component: int, like: int) -> None: ...
+
+    def fitted(self, statistics: Mapping[str, Any]) -> None: ...

@@ -43,7 +43,7 @@ class Pairs:
         :raises PartitionError: when a component number is out of range.
         """
         columns = self.z.shape[1]
-        if self._all_with_all():
+        if self.everyone:
             numbers = torch.arange(columns, device=self.z.device)
             order = torch.arange(self.z.numel(), device=self.z.device)
             starts = torch.arange(self.components + 1, device=self.z.device) * columns
@@ -69,7 +69,8 @@ class Pairs:
     def _row(self, column: Tensor) -> Tensor:
         return column if self.rows is None else self.rows[column]
 
-    def _all_with_all(self) -> bool:
+    @cached_property
+    def everyone(self) -> bool:
         """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
         z = self.z
         if not z.numel() or len(z) != self.components or (z.stride(1) and z.shape[1] > 1):

@@ -21,10 +21,8 @@ from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
 from pyro_mixtures.ops.simd import VECTOR_BYTES
 from pyro_mixtures.ops.threads import for_each, threads
+from pyro_mixtures.ops.tiles import tiles
 
-# Rows of one tile of the torch path, and how many elements of a gathered tile array may be alive at once.
-_TILE_ROWS = 32
-_TILE_ELEMENTS = 1 << 23
 # The numba path works through blocks of rows that fit the second-level cache, with some pairs for each component.
 _BLOCK_BYTES = 768 << 10
 _BLOCK_PAIRS = 16
@@ -85,7 +83,7 @@ def _density(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
     if on_numba(x, kernel.loc.dtype):
         return _density_numba(x, kernel, pairs)
     out = kernel.loc.new_full((pairs.z.numel(),), -torch.inf)
-    for tile in _tiles(pairs.sorted, x.shape[1] + kernel.projection.shape[1]):
+    for tile in tiles(pairs.sorted, x.shape[1] + kernel.projection.shape[1]):
         diff = (x[tile.rows] - kernel.loc[tile.components].unsqueeze(1)) * tile.valid.unsqueeze(-1)
         total = (diff.square() @ kernel.precision[tile.components].unsqueeze(-1)).squeeze(-1)
         total = total + kernel.sign * (diff @ kernel.projection[tile.components].mT).square().sum(-1)
@@ -148,7 +146,7 @@ def pair_moments(
         )
     if on_numba(x, loc.dtype):
         return _moments_numba(x, loc, projection, weight, pairs.sorted, into)
-    for tile in _tiles(pairs.sorted, x.shape[1] + projection.shape[1]):
+    for tile in tiles(pairs.sorted, x.shape[1] + projection.shape[1]):
         diff = x[tile.rows] - loc[tile.components].unsqueeze(1)
         q = (weight[tile.slots] * tile.valid).unsqueeze(1)
         weighted = q.mT * diff
@@ -176,7 +174,7 @@ def _moments_numba(
 def _row_gradient(x: Tensor, kernel: Quadratic, pairs: SortedPairs, weight: Tensor) -> Tensor:
     """Gradient of the weighted pair densities in the rows (N, D)."""
     out = torch.zeros_like(x)
-    for tile in _tiles(pairs, x.shape[1] + kernel.projection.shape[1]):
+    for tile in tiles(pairs, x.shape[1] + kernel.projection.shape[1]):
         diff = x[tile.rows] - kernel.loc[tile.components].unsqueeze(1)
         projection = kernel.projection[tile.components]
         slope = kernel.precision[tile.components].unsqueeze(1) * diff
@@ -184,33 +182,6 @@ def _row_gradient(x: Tensor, kernel: Quadratic, pairs: SortedPairs, weight: Tens
         q = (weight[tile.slots] * tile.valid).unsqueeze(-1)
         out.index_add_(0, tile.rows.reshape(-1), (2 * q * slope).reshape(-1, x.shape[1]))
     return out
-
-
-class _Tile(NamedTuple):
-    """Up to ``_TILE_ROWS`` pairs of one component in each of T tiles."""
-
-    components: Tensor  # (T,)
-    rows: Tensor  # (T, rows)
-    slots: Tensor  # (T, rows)
-    valid: Tensor  # (T, rows)
-
-
-def _tiles(pairs: SortedPairs, width: int):
-    """Cut the sorted pairs into tiles of one component each, in batches of bounded memory."""
-    counts = pairs.starts.diff()
-    tiles_of = (counts + _TILE_ROWS - 1) // _TILE_ROWS
-    total = int(tiles_of.sum())
-    components = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles_of, output_size=total)
-    within = torch.arange(total, device=counts.device) - (tiles_of.cumsum(0) - tiles_of)[components]
-    begin = pairs.starts[components] + within * _TILE_ROWS
-    lane = torch.arange(_TILE_ROWS, device=counts.device)
-    batch = max(1, _TILE_ELEMENTS // (_TILE_ROWS * max(1, width)))
-    for at in range(0, total, batch):
-        c = components[at : at + batch]
-        position = begin[at : at + batch].unsqueeze(-1) + lane
-        valid = position < pairs.starts[c + 1].unsqueeze(-1)
-        position = torch.where(valid, position, pairs.starts[c].unsqueeze(-1))
-        yield _Tile(c, pairs.rows[position], pairs.order[position], valid)
 
 
 def _array(tensor: Tensor, like: Tensor):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mixtures.ops import Pairs, Quadratic, pair_log_density, pair_moments, quadratic, use_backend
+from pyro_mixtures.ops import Pairs, Quadratic, pair_log_density, pair_moments, tiles, use_backend
 
 BACKENDS = ["auto", "torch"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -138,7 +138,7 @@ def test_padding_gives_and_receives_no_gradient(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_rows_of_one_component_are_all_counted(backend, monkeypatch):
     """Past every block size: 4 rows a pass, 32 a tile, 256 a flush, and several batches of tiles."""
-    monkeypatch.setattr(quadratic, "_TILE_ELEMENTS", 1 << 9)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", 1 << 9)
     x, kernel, z = problem(1099, 3, 2, 2, 1, 0.0)
     z[0, 5:] = 1
     q = torch.rand(1099, dtype=torch.float64)

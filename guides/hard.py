@@ -1,0 +1,245 @@
+"""Hard q(z): every row belongs to one component, under caps on the parts' sizes if wanted."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.errors import DataError, OptionError, PartitionError
+from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.partition.assignment import METHODS, assign
+from pyro_mixtures.poutine import Joint, Posterior, log_joint
+from pyro_mixtures.poutine.leave_one_out import LeaveOneOutMessenger
+
+SCORES = ("loss", "leave_one_out", "modular_bound")
+# Badly fitted rows kept of every batch, for parts that have become empty.
+_WORST = 64
+
+
+class HardPartition(PartitionGuide):
+    r"""A partition of the rows: q(z) is one component a row, and the ELBO is minus the partition's objective.
+
+    Over a program whose components are likelihoods, or pseudo-likelihoods exp(-loss), :class:`EM` with this guide
+    alternates two exact minimisations of :math:`F(S) = \sum_k \min_\theta \sum_{i \in S_k} \ell(\theta; i)`: Lloyd's
+    algorithm for k-means, classification EM for Gaussian mixtures, and their kin for regressions and classifiers. With
+    constant, equal weights the prior of z leaves F as it is; weights that are params are part of it.
+
+    :param score: what a row pays for a component. ``"loss"``: its loss there. ``"leave_one_out"``: in its own part
+        ``alpha`` times what it adds to that part's minimal loss, elsewhere its loss, which takes account of the pull
+        that a row has on its own part. ``"modular_bound"``: the literal modular bound, for study alone: elsewhere the
+        loss of the row by itself over ``alpha``, which does not depend on the part.
+    :param alpha: factor of the leave-one-out gain, in (0, 1].
+    :param capacity: most rows of a part; ``least``: fewest. Both need all rows in one call.
+    :param assignment: under such bounds ``"optimal"`` (a transportation problem) or ``"greedy"`` filling, which may
+        raise the objective.
+    :raises OptionError: when an option has an impossible value.
+
+    A part that becomes empty takes the rows of largest loss in the next step. Sangani et al., "Discrete Continuous
+    Optimization Framework for Simultaneous Clustering and Training in Mixture Models", ICML 2023; the leave-one-out
+    rule and its closed forms are derived here.
+
+    >>> import torch
+    >>> from pyro_mixtures.infer import EM
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> model = GaussianMixture(components=2, features=2)
+    >>> guide = HardPartition(model, components=2)
+    >>> guide.plant(torch.arange(100) // 50)
+    >>> em = EM(model, guide)
+    >>> loss = em.step(x)
+    >>> guide.sizes.tolist()
+    [50, 50]
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        components: int,
+        score: str = "loss",
+        alpha: float = 1.0,
+        capacity: int | None = None,
+        least: int = 0,
+        assignment: str = "optimal",
+        site: str = "z",
+        beside: Callable | None = None,
+    ):
+        super().__init__(model, components=components, site=site, beside=beside)
+        if score not in SCORES:
+            raise OptionError(f"unknown score {score!r}; choose one of {SCORES}")
+        if assignment not in METHODS:
+            raise OptionError(f"unknown assignment {assignment!r}; choose one of {METHODS}")
+        if not 0 < alpha <= 1:
+            raise OptionError(f"alpha={alpha} must lie in (0, 1]")
+        if least < 0 or (capacity is not None and capacity < max(1, least)):
+            raise OptionError(f"capacity={capacity} and least={least}: give 0 <= least <= capacity")
+        self.score, self.alpha, self.capacity, self.least, self.assignment = score, alpha, capacity, least, assignment
+        self.labels: Tensor | None = None  # (N,) int32, -1 where a row was not seen yet
+        self._planted = False  # whether the labels are to be fitted before they are changed
+        self._forced: Tensor | None = None  # (N,) rows that stay where they are for one step
+        self._worst: list[tuple[Tensor, Tensor]] = []  # losses and numbers of badly fitted rows
+        self._statistics: Mapping[str, Any] | None = None  # of the partition that the params fit
+
+    @property
+    def sizes(self) -> Tensor:
+        """Rows of each part (C,)."""
+        known = torch.zeros(0, dtype=torch.int64) if self.labels is None else self.labels[self.labels >= 0].long()
+        return torch.bincount(known, minlength=self.components)
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return self.capacity is not None or self.least > 0
+
+    def plant(self, labels: Tensor) -> None:
+        """Start from ``labels`` (N,): the next EM step fits the parts as they are, before any row moves."""
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise PartitionError(f"labels must be integers (N,), not {labels.dtype} {tuple(labels.shape)}")
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.components):
+            raise PartitionError(f"labels hold numbers outside [0, {self.components})")
+        self.labels, self._planted = labels.to("cpu", torch.int32, copy=True), True
+        self._forced = self._statistics = None
+
+    def fitted(self, statistics: Mapping[str, Any]) -> None:
+        """Told by EM that the params now fit the partition; gives empty parts the worst rows of others."""
+        self._statistics, self._planted, self._forced = statistics, False, None
+        if self.labels is not None and self._worst and not self.needs_all_rows:
+            self._revive(self.labels)
+        self._worst = []
+
+    def _revive(self, labels: Tensor) -> None:
+        sizes = self.sizes
+        empty = (sizes == 0).nonzero()[:, 0].tolist()
+        if not empty:
+            return
+        loss, rows = (torch.cat(parts) for parts in zip(*self._worst, strict=True))
+        self._forced = torch.zeros(len(labels), dtype=torch.bool)
+        for row in rows[loss.argsort(descending=True, stable=True)].tolist():
+            if not empty:
+                return
+            if sizes[labels[row]] > 1:
+                sizes[labels[row]] -= 1
+                labels[row], self._forced[row] = empty.pop(0), True
+                self.revived += 1
+
+    def _e_step(
+        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    ) -> Posterior:
+        if not self.training or self._planted:
+            return self._as_it_stands(model, args, kwargs, given)
+        gains = self._gains()
+        handled = model if gains is None else gains(model)
+        joint = log_joint(handled, self._declared(), self._everyone, args, kwargs, given)
+        labels = self._labels_for(joint.size)
+        before = labels[joint.index.to("cpu")].long()
+        best = self._assign(joint, gains, before)
+        now = best if self._forced is None else torch.where(self._forced[joint.index.to("cpu")], before, best)
+        self.moved += int((now != before).sum())
+        labels[joint.index.to("cpu")] = now.to(labels.dtype)
+        posterior = _posterior(joint, best.to(joint.index.device))
+        self._remember_worst(posterior)
+        return posterior._replace(candidates=now.to(joint.index.device).unsqueeze(0))
+
+    def _gains(self) -> LeaveOneOutMessenger | None:
+        """Collects what rows add to their parts, where the score wants it and a partition has been fitted."""
+        if self.score == "loss" or self._statistics is None or self.labels is None:
+            return None
+        return LeaveOneOutMessenger(self._declared(), self._statistics, self.labels, self.score == "modular_bound")
+
+    def _assign(self, joint: Joint, gains: LeaveOneOutMessenger | None, before: Tensor) -> Tensor:
+        """The rows' components (B,), on the CPU."""
+        cost = -joint.log_joint
+        if gains is not None:
+            cost = self._scored(cost, joint, gains, before.to(cost.device))
+        if not self.needs_all_rows:
+            return cost.argmin(0).to("cpu")
+        if len(joint.index) != joint.size:
+            raise OptionError(
+                f"bounds on the parts' sizes need all {joint.size} rows in one call, not {len(joint.index)}: leave "
+                "batch_size= out"
+            )
+        return assign(cost.T.to("cpu"), most=self.capacity, least=self.least, method=self.assignment)
+
+    def _scored(self, cost: Tensor, joint: Joint, gains: LeaveOneOutMessenger, before: Tensor) -> Tensor:
+        prior = joint.log_density - joint.log_joint
+        if gains.alone is not None:
+            cost = (gains.alone + prior) / self.alpha
+        own = self.alpha * (gains.total + prior.expand(cost.shape).gather(0, before.clamp_min(0).unsqueeze(0))[0])
+        # A row that is masked, or that nobody has seen before, has no part of its own.
+        rows = ((before >= 0) & own.isfinite()).nonzero()[:, 0]
+        return cost.index_put((before[rows], rows), own[rows].to(cost))
+
+    def _as_it_stands(
+        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    ) -> Posterior:
+        """The rows where they are; those that nobody has seen where they fit best."""
+
+        def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
+            known = self._labels_for(size)[index.to("cpu")].to(device).long().unsqueeze(0)
+            return self._everyone(index, size, device) if bool((known < 0).any()) else known
+
+        joint = log_joint(model, self._declared(), propose, args, kwargs, given)
+        if len(joint.candidates) == 1:
+            return _posterior(joint, torch.zeros_like(joint.index))
+        known = self._labels_for(joint.size)[joint.index.to("cpu")].to(joint.index.device).long()
+        return _posterior(joint, torch.where(known < 0, joint.log_joint.argmax(0), known))
+
+    def unseen(
+        self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
+    ) -> Posterior:
+        """Each row in the component of largest joint density, whatever the parts' sizes."""
+        self._read(args, kwargs)
+        values = self.latent_values(*args, **kwargs) if given is None else given
+        joint = log_joint(model or self.model, self._declared(), self._everyone, args, kwargs, values)
+        return _posterior(joint, joint.log_joint.argmax(0))
+
+    def reset_wins(self) -> None:
+        super().reset_wins()
+        self.moved = self.revived = 0
+
+    def get_extra_state(self):
+        return None if self.labels is None else {"labels": self.labels}
+
+    def set_extra_state(self, state) -> None:
+        if state is None:
+            self.labels = None
+            return
+        self.plant(state["labels"].clamp_min(0))
+        self.labels, self._planted = state["labels"].clone(), False
+
+    def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.arange(self.components, device=device).unsqueeze(-1)
+
+    def _labels_for(self, size: int) -> Tensor:
+        if self.labels is None:
+            self._check_rows(size)
+            if self.capacity is not None and self.capacity * self.components < size:
+                raise DataError(
+                    f"{self.components} parts of at most capacity={self.capacity} rows do not hold {size} rows"
+                )
+            if self.least * self.components > size:
+                raise DataError(f"{size} rows are too few for {self.components} parts of at least least={self.least}")
+            self.labels = torch.full((size,), -1, dtype=torch.int32, device="cpu")
+        if len(self.labels) != size:
+            raise PartitionError(
+                f"this guide holds the labels of {len(self.labels)} rows, but the data now have {size}: make a new "
+                "guide, or pass index= and size= for minibatches"
+            )
+        return self.labels
+
+    def _remember_worst(self, posterior: Posterior) -> None:
+        loss = torch.where(posterior.row_weight > 0, -posterior.evidence, -torch.inf)
+        worst = loss.topk(min(max(_WORST, self.components), len(loss)))
+        self._worst.append((worst.values.to("cpu", torch.float64), posterior.index[worst.indices].to("cpu")))
+
+
+def _posterior(joint: Joint, slot: Tensor) -> Posterior:
+    """All of q on the candidate in place ``slot`` (B,)."""
+    at = slot.unsqueeze(0)
+    evidence = joint.log_joint.gather(0, at)[0]
+    candidates = joint.candidates.expand(joint.log_joint.shape).gather(0, at)
+    if joint.mask is not None:
+        evidence = torch.where(joint.mask, evidence, 0.0)
+    log_prob = torch.zeros_like(evidence).unsqueeze(0)
+    given = (joint.index, joint.size, joint.scale, joint.mask)
+    return Posterior(candidates, log_prob, evidence, *given, joint.log_joint.numel(), best_first=True)

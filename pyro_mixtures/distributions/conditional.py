@@ -1,0 +1,53 @@
+"""Components of an outcome given covariates: what regressions, classifiers and experts share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.distributions.components import Components, match_dtype
+from pyro_mixtures.errors import DataError
+from pyro_mixtures.ops import Pairs
+from pyro_mixtures.ops.bilinear import pair_products
+
+
+class ConditionalComponents(Components):
+    """C distributions of an outcome given the ``covariates`` (B, P) of B rows, batch shape (C,).
+
+    ``family[z]`` has the rows of ``z`` (..., B). A family names the arguments that all components share and that are
+    no tensors in ``option_names``: they are handed on when the family is made again of other arguments.
+    """
+
+    option_names: tuple[str, ...] = ()
+
+    def __init__(self, covariates: Tensor, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args=None):
+        if covariates.dim() != 2:
+            raise DataError(f"covariates must be (B, P), not {tuple(covariates.shape)}")
+        self.covariates = covariates
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def of(self, arguments: dict[str, Any]) -> "ConditionalComponents":
+        options = {name: getattr(self, name) for name in self.option_names}
+        return type(self)(self.covariates, **arguments, **options, validate_args=False)
+
+    def design(self, like: Tensor) -> Tensor:
+        """The covariates and a column of ones, (B, P + 1), in the dtype of the parameters."""
+        x = match_dtype(self.covariates, like)
+        return torch.cat([x, x.new_ones(len(x), 1)], -1)
+
+    def pairs(self, index: Tensor) -> Pairs:
+        """The pairs of the rows with the components ``index`` (..., B)."""
+        if index.shape[-1] != len(self.covariates):
+            raise DataError(f"{index.shape[-1]} outcomes for {len(self.covariates)} rows of covariates")
+        return Pairs(index.reshape(index.shape[:-1].numel(), -1), self.components)
+
+    def predictor(self, coefficients: Tensor, index: Tensor) -> Tensor:
+        """``coefficients`` (C, M, P + 1) times [x, 1], (*index.shape, M)."""
+        eta = pair_products(self.design(coefficients), coefficients, self.pairs(index))
+        return eta.reshape(*index.shape, coefficients.shape[1])
+
+
+def augmented(weight: Tensor, bias: Tensor, outputs: int) -> Tensor:
+    """Coefficients (C, M, P + 1) of ``weight`` (C, [M,] P) and ``bias`` (C, [M])."""
+    components, features = weight.shape[0], weight.shape[-1]
+    return torch.cat([weight.reshape(components, outputs, features), bias.reshape(components, outputs, 1)], -1)
