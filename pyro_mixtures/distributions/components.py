@@ -24,6 +24,7 @@ class Components(TorchDistribution):
     """
 
     argument_names: tuple[str, ...]
+    on_kernels = False  # whether the kernels of this package do nearly all of the work, on the CPU
     maximizes_in_parts = True  # whether maximize() may be given some of the components at a time
     leaves_one_out = False  # whether leave_one_out_at() exists
 
@@ -213,6 +214,7 @@ class QuadraticComponents(Components):
     """Families whose log density is the quadratic pair kernel of :mod:`pyro_mixtures.ops.quadratic`."""
 
     has_rsample = True
+    on_kernels = True
     loc: Tensor
     _kernel: Quadratic | None = None
 

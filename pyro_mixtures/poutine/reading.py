@@ -87,12 +87,16 @@ def read_declaration(model: Callable, site: str, args: tuple, kwargs: dict[str, 
     )
 
 
+def _unmasked(fn):
+    return fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+
+
 def _is_selected(fn) -> bool:
-    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Selected)
+    return isinstance(_unmasked(fn), Selected)
 
 
 def _is_weights(fn) -> bool:
-    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, MixtureWeights)
+    return isinstance(_unmasked(fn), MixtureWeights)
 
 
 def _bytes(value: Any) -> int:
@@ -100,12 +104,13 @@ def _bytes(value: Any) -> int:
 
 
 def _is_on_kernels(node) -> bool:
-    return _is_selected(node["fn"]) and node["value"].device.type == "cpu"
+    fn = _unmasked(node["fn"])
+    return isinstance(fn, Selected) and fn.family.on_kernels and node["value"].device.type == "cpu"
 
 
 def _is_deterministic(fn) -> bool:
     """``pyro.deterministic`` sites only give a value a name."""
-    return isinstance(fn.base_dist if isinstance(fn, MaskedDistribution) else fn, Delta)
+    return isinstance(_unmasked(fn), Delta)
 
 
 def _inside(node, plate: str) -> bool:
