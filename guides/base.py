@@ -38,6 +38,7 @@ class PartitionGuide(PyroModule):
     searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
     search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
     needs_all_rows = False  # whether an E-step has to be given all rows in one call
+    revives = False  # whether the guide itself finds rows for components that have lost theirs
     moved = revived = 0  # rows that changed their component, and parts that were empty, since reset_wins
     reuse: ReuseMessenger | None = None  # set by EM while params stay as they are: E-steps share factorisations
 

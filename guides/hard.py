@@ -14,7 +14,7 @@ from pyro_mixtures.poutine.leave_one_out import LeaveOneOutMessenger
 
 SCORES = ("loss", "leave_one_out", "modular_bound")
 # Badly fitted rows kept of every batch, for parts that have become empty.
-_WORST = 64
+_WORST = 256
 
 
 class HardPartition(PartitionGuide):
@@ -35,7 +35,9 @@ class HardPartition(PartitionGuide):
         raise the objective.
     :raises OptionError: when an option has an impossible value.
 
-    A part that becomes empty takes the rows of largest loss in the next step. Sangani et al., "Discrete Continuous
+    Rows stay where they are where nothing is better. A part that becomes empty takes the worst rows of the part that
+    has the worst one, half of it at most, and keeps them for one step: the objective can only gain by it. (Not under
+    bounds: ``least`` keeps parts from becoming empty.) Masked rows have no part. Sangani et al., "Discrete Continuous
     Optimization Framework for Simultaneous Clustering and Training in Mixture Models", ICML 2023; the leave-one-out
     rule and its closed forms are derived here.
 
@@ -84,21 +86,29 @@ class HardPartition(PartitionGuide):
     @property
     def sizes(self) -> Tensor:
         """Rows of each part (C,)."""
-        known = torch.zeros(0, dtype=torch.int64) if self.labels is None else self.labels[self.labels >= 0].long()
-        return torch.bincount(known, minlength=self.components)
+        if self.labels is None:
+            return torch.zeros(self.components, dtype=torch.int64, device="cpu")
+        return torch.bincount(self.labels[self.labels >= 0].long(), minlength=self.components)
 
     @property
     def needs_all_rows(self) -> bool:
         return self.capacity is not None or self.least > 0
 
     def plant(self, labels: Tensor) -> None:
-        """Start from ``labels`` (N,): the next EM step fits the parts as they are, before any row moves."""
+        """Start from ``labels`` (N,): the next EM step fits the parts as they are, before any row moves.
+
+        Gradient steps of stock SVI fit them until :meth:`release`.
+        """
         if labels.dim() != 1 or labels.is_floating_point():
             raise PartitionError(f"labels must be integers (N,), not {labels.dtype} {tuple(labels.shape)}")
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.components):
             raise PartitionError(f"labels hold numbers outside [0, {self.components})")
         self.labels, self._planted = labels.to("cpu", torch.int32, copy=True), True
         self._forced = self._statistics = None
+
+    def release(self) -> None:
+        """Let planted rows move from now on."""
+        self._planted = False
 
     def fitted(self, statistics: Mapping[str, Any]) -> None:
         """Told by EM that the params now fit the partition; gives empty parts the worst rows of others."""
@@ -108,19 +118,21 @@ class HardPartition(PartitionGuide):
         self._worst = []
 
     def _revive(self, labels: Tensor) -> None:
-        sizes = self.sizes
-        empty = (sizes == 0).nonzero()[:, 0].tolist()
+        """Give every empty part rows of one other, of which the worst fitted one is: that never raises the loss."""
+        empty = (self.sizes == 0).nonzero()[:, 0].tolist()
         if not empty:
             return
         loss, rows = (torch.cat(parts) for parts in zip(*self._worst, strict=True))
-        self._forced = torch.zeros(len(labels), dtype=torch.bool)
-        for row in rows[loss.argsort(descending=True, stable=True)].tolist():
-            if not empty:
+        rows = rows[loss.argsort(descending=True, stable=True)][: int(loss.isfinite().sum())]
+        self._forced = torch.zeros_like(labels, dtype=torch.bool)
+        for part in empty:
+            free = rows[~self._forced[rows] & (self.sizes[labels[rows].long()] > 1)]
+            if not len(free):
                 return
-            if sizes[labels[row]] > 1:
-                sizes[labels[row]] -= 1
-                labels[row], self._forced[row] = empty.pop(0), True
-                self.revived += 1
+            donor = labels[free[0]].clone()
+            taken = free[labels[free] == donor][: int(self.sizes[donor.long()]) // 2]
+            labels[taken], self._forced[taken] = part, True
+            self.revived += 1
 
     def _e_step(
         self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
@@ -130,15 +142,17 @@ class HardPartition(PartitionGuide):
         gains = self._gains()
         handled = model if gains is None else gains(model)
         joint = log_joint(handled, self._declared(), self._everyone, args, kwargs, given)
-        labels = self._labels_for(joint.size)
-        before = labels[joint.index.to("cpu")].long()
+        labels, rows = self._labels_for(joint.size), joint.index.to("cpu")
+        before = labels[rows].long()
         best = self._assign(joint, gains, before)
-        now = best if self._forced is None else torch.where(self._forced[joint.index.to("cpu")], before, best)
+        now = best if self._forced is None else torch.where(self._forced[rows], before, best)
+        if joint.mask is not None:  # such rows belong to no part
+            now = torch.where(joint.mask.to("cpu"), now, before)
         self.moved += int((now != before).sum())
-        labels[joint.index.to("cpu")] = now.to(labels.dtype)
+        labels[rows] = now.to(labels.dtype)
         posterior = _posterior(joint, best.to(joint.index.device))
         self._remember_worst(posterior)
-        return posterior._replace(candidates=now.to(joint.index.device).unsqueeze(0))
+        return posterior._replace(candidates=now.clamp_min(0).to(joint.index.device).unsqueeze(0))
 
     def _gains(self) -> LeaveOneOutMessenger | None:
         """Collects what rows add to their parts, where the score wants it and a partition has been fitted."""
@@ -152,13 +166,16 @@ class HardPartition(PartitionGuide):
         if gains is not None:
             cost = self._scored(cost, joint, gains, before.to(cost.device))
         if not self.needs_all_rows:
-            return cost.argmin(0).to("cpu")
+            return _cheapest(cost, before.to(cost.device)).to("cpu")
         if len(joint.index) != joint.size:
             raise OptionError(
                 f"bounds on the parts' sizes need all {joint.size} rows in one call, not {len(joint.index)}: leave "
                 "batch_size= out"
             )
-        return assign(cost.T.to("cpu"), most=self.capacity, least=self.least, method=self.assignment)
+        best = before.clamp_min(0)
+        some = slice(None) if joint.mask is None else joint.mask.to("cpu")
+        best[some] = assign(cost.T.to("cpu")[some], most=self.capacity, least=self.least, method=self.assignment)
+        return best
 
     def _scored(self, cost: Tensor, joint: Joint, gains: LeaveOneOutMessenger, before: Tensor) -> Tensor:
         prior = joint.log_density - joint.log_joint
@@ -175,14 +192,19 @@ class HardPartition(PartitionGuide):
         """The rows where they are; those that nobody has seen where they fit best."""
 
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
-            known = self._labels_for(size)[index.to("cpu")].to(device).long().unsqueeze(0)
+            known = self._known(index, size).to(device).unsqueeze(0)
             return self._everyone(index, size, device) if bool((known < 0).any()) else known
 
         joint = log_joint(model, self._declared(), propose, args, kwargs, given)
         if len(joint.candidates) == 1:
             return _posterior(joint, torch.zeros_like(joint.index))
-        known = self._labels_for(joint.size)[joint.index.to("cpu")].to(joint.index.device).long()
+        known = self._known(joint.index, joint.size).to(joint.index.device)
         return _posterior(joint, torch.where(known < 0, joint.log_joint.argmax(0), known))
+
+    def _known(self, index: Tensor, size: int) -> Tensor:
+        """Labels of the rows ``index``, on the CPU, -1 for unseen ones; where there are none, none are made."""
+        index = index.to("cpu")
+        return torch.full_like(index, -1) if self.labels is None else self._labels_for(size)[index].long()
 
     def unseen(
         self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
@@ -198,14 +220,16 @@ class HardPartition(PartitionGuide):
         self.moved = self.revived = 0
 
     def get_extra_state(self):
-        return None if self.labels is None else {"labels": self.labels}
+        return None if self.labels is None else {"labels": self.labels, "planted": self._planted}
 
     def set_extra_state(self, state) -> None:
+        self.labels, self._planted, self._forced, self._statistics, self._worst = None, False, None, None, []
         if state is None:
-            self.labels = None
             return
+        if "labels" not in state:
+            raise PartitionError(f"this is the state {sorted(state)} of another guide, not that of a HardPartition")
         self.plant(state["labels"].clamp_min(0))
-        self.labels, self._planted = state["labels"].clone(), False
+        self.labels, self._planted = state["labels"].to("cpu", torch.int32, copy=True), state["planted"]
 
     def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(self.components, device=device).unsqueeze(-1)
@@ -231,6 +255,13 @@ class HardPartition(PartitionGuide):
         loss = torch.where(posterior.row_weight > 0, -posterior.evidence, -torch.inf)
         worst = loss.topk(min(max(_WORST, self.components), len(loss)))
         self._worst.append((worst.values.to("cpu", torch.float64), posterior.index[worst.indices].to("cpu")))
+
+
+def _cheapest(cost: Tensor, before: Tensor) -> Tensor:
+    """The component (B,) of least ``cost`` (C, B): that of ``before``, where no other is less."""
+    best = cost.argmin(0)
+    now, new = cost.gather(0, torch.stack([before.clamp_min(0), best]))
+    return torch.where((before >= 0) & (now <= new), before, best)
 
 
 def _posterior(joint: Joint, slot: Tensor) -> Posterior:

@@ -1,8 +1,25 @@
 """Mixture families as Pyro programs, one a file."""
 
-from pyro_mixtures.models.base import Mixture
+from pyro_mixtures.models.base import ConditionalMixture, Mixture, MixtureProgram
+from pyro_mixtures.models.bregman import BregmanMixture
+from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
+from pyro_mixtures.models.kmeans import KMeans
+from pyro_mixtures.models.modules import MixtureOfModules
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 
-__all__ = ["GaussianMixture", "Mixture", "MixtureOfFactorAnalyzers", "MixtureOfRegressions"]
+__all__ = [
+    "BregmanMixture",
+    "ConditionalMixture",
+    "GaussianMixture",
+    "KMeans",
+    "Mixture",
+    "MixtureOfFactorAnalyzers",
+    "MixtureOfLogisticRegressions",
+    "MixtureOfModules",
+    "MixtureOfPoissonRegressions",
+    "MixtureOfRegressions",
+    "MixtureOfSVMs",
+    "MixtureProgram",
+]

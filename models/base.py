@@ -39,7 +39,7 @@ class MixtureProgram(PyroModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has to find out for itself whether the store holds somebody else's params.
-        return {**self.__dict__, "_checked_store": False}
+        return {**super().__getstate__(), "_checked_store": False}
 
     def _check_rows(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[-1] != self.features:

@@ -9,8 +9,19 @@ from pyro_mixtures.distributions import (
     IsotropicNormals,
     MixtureWeights,
 )
-from pyro_mixtures.infer import EM, assign, conditional, evidence, fit, reconstruct, responsibilities, sample
-from pyro_mixtures.init import seed_rows
+from pyro_mixtures.infer import (
+    EM,
+    assign,
+    conditional,
+    evidence,
+    fit,
+    fit_restarts,
+    reconstruct,
+    responsibilities,
+    route,
+    sample,
+)
+from pyro_mixtures.init import seed_rows, start_labels
 from pyro_mixtures.poutine import data_plate, truncate
 
 __version__ = "0.1.0"
@@ -29,9 +40,12 @@ __all__ = [
     "data_plate",
     "evidence",
     "fit",
+    "fit_restarts",
     "reconstruct",
     "responsibilities",
+    "route",
     "sample",
     "seed_rows",
+    "start_labels",
     "truncate",
 ]

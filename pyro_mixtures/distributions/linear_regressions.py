@@ -11,7 +11,12 @@ from pyro_mixtures.distributions.components import check_floating, match_dtype
 from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
-from pyro_mixtures.ops.bilinear import pair_outer
+from pyro_mixtures.ops.bilinear import pair_moments_of, pair_products
+
+# A covariate whose variance is less than this part of its mean square is constant, but for rounding.
+_CONSTANT = 1e-12
+# One minus a leverage of one, as rounding leaves it.
+_LEVERAGE_ONE = 1e-9
 
 
 class RegressionStatistics(NamedTuple):
@@ -120,14 +125,13 @@ class LinearRegressions(ConditionalComponents):
     def statistics_at(
         self, index: Tensor, value: Tensor, weight: Tensor, into: RegressionStatistics | None = None
     ) -> RegressionStatistics:
-        x, y, pairs = self.design(self.weight), self._outcomes(value), self.pairs(index)
-        both = torch.cat([x, y], -1)
-        rows = both.expand(*pairs.z.shape, -1).reshape(-1, both.shape[1])
-        outer = pair_outer(rows * weight.reshape(-1, 1), both, pairs)
-        wide = x.shape[1]
-        count, square = outer[:, wide - 1, wide - 1], outer[:, wide:, wide:].diagonal(dim1=-2, dim2=-1)
-        sums = RegressionStatistics(count, outer[:, :wide, :wide], outer[:, wide:, :wide], square)
-        return sums if into is None else add(into, sums)
+        x = self.design(self.weight)
+        wide, rows = x.shape[1], torch.cat([x, self._outcomes(value)], -1)
+        sums = pair_moments_of(rows, weight.reshape(-1), self.pairs(index))
+        square = sums[:, wide:, wide:].diagonal(dim1=-2, dim2=-1)
+        gram, cross = sums[:, :wide, :wide], sums[:, wide:, :wide]
+        found = RegressionStatistics(gram[:, -1, -1].clone(), gram, cross, square.clone())
+        return found if into is None else add(into, found)
 
     def maximize(
         self, statistics: RegressionStatistics, free: frozenset[str], *, floor: Tensor | None
@@ -135,27 +139,21 @@ class LinearRegressions(ConditionalComponents):
         """Ridge regression of each component; scale from its penalised residuals."""
         if ("weight" in free) != ("bias" in free):
             raise ClosedFormError("weight and bias have a closed form together only: free or freeze both, or use SVI")
-        coefficients = augmented(self.weight, self.bias, self.outputs).double()
-        gram = statistics.gram + self._penalty(statistics.count)
-        if "weight" in free:
-            coefficients = solve_ridge(gram, statistics.cross)
+        s = center(statistics)
+        penalty = self.ridge * statistics.count
+        weight = self.weight.double().reshape(len(self.weight), self.outputs, -1)
+        shift = s.y - self.bias.double().reshape(len(self.bias), -1) - (weight @ s.x.unsqueeze(-1)).squeeze(-1)
         out = {}
         if "weight" in free:
-            out["weight"] = coefficients[..., :-1].reshape(self.weight.shape).to(self.weight)
-            out["bias"] = coefficients[..., -1].reshape(self.bias.shape).to(self.bias)
+            root = s.inverse_root(penalty)
+            weight, shift = s.cross @ root.mT @ root, torch.zeros_like(s.y)
+            out["weight"] = weight.reshape(self.weight.shape).to(self.weight)
+            out["bias"] = (s.y - (weight @ s.x.unsqueeze(-1)).squeeze(-1)).reshape(self.bias.shape).to(self.bias)
         if "scale" in free:
-            explained = ((2 * statistics.cross - coefficients @ gram) * coefficients).sum(-1)
-            left = (statistics.square - explained).clamp_min(0)
-            variance = left / statistics.count.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
-            variance = variance if floor is None else torch.maximum(variance, floor)
+            left = s.loss(weight, penalty).clamp_min(0) / _positive(statistics.count).unsqueeze(-1) + shift.square()
+            variance = left if floor is None else torch.maximum(left, floor)
             out["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
         return out
-
-    def _penalty(self, count: Tensor) -> Tensor:
-        """n lambda on the diagonal (C, P + 1, P + 1), the bias left free."""
-        diagonal = torch.full((self.weight.shape[-1] + 1,), self.ridge, dtype=torch.float64, device=count.device)
-        diagonal[-1] = 0.0
-        return count.view(-1, 1, 1) * diagonal.diag()
 
     def floor(self, sums: RegressionStatistics, fraction: float) -> Tensor:
         """``fraction`` of the variance (M,) of the outcomes over all rows."""
@@ -172,33 +170,81 @@ class LinearRegressions(ConditionalComponents):
     def leave_one_out_at(self, statistics: RegressionStatistics, index: Tensor, value: Tensor) -> Tensor:
         r"""What each row adds to the minimal loss of its part, f(S) - f(S \ i), (B,); scales are held where they are.
 
-        With :math:`B = X^T X + (n - 1) \lambda` the part without row i has the normal matrix :math:`B - x_i x_i^T`, by
-        Sherman-Morrison at the price of one product a row.
+        With d and e the row's covariates and outcome less the means of its part's n rows, of which
+        :math:`B = X^T X + (n - 1) \lambda` and :math:`w = B^{-1} X^T y`, the part without the row has the loss
+        :math:`\mathrm{least}_B - a (e - w d)^2 / (1 - a\, d^T B^{-1} d)`, a = n / (n - 1) (derived here by completing
+        the square): one product a row, and no difference of large numbers.
 
-        :param statistics: of the partition that ``index`` (B,) belongs to, all rows included.
+        :param statistics: of the partition that ``index`` (B,) belongs to, all rows included, each of weight one.
         """
-        s, x, y = statistics, self.design(self.weight).double(), self._outcomes(value).double()
-        with_part = self._least(s.gram + self._penalty(s.count), s.cross, s.square)
-        inverse = torch.linalg.pinv(s.gram + self._penalty(s.count - 1), hermitian=True)
-        base, cross = inverse[index], s.cross[index] - y.unsqueeze(-1) * x.unsqueeze(-2)  # (B, M, P + 1)
-        along = (base @ x.unsqueeze(-1)).squeeze(-1)
-        leverage = (x * along).sum(-1)
-        explained = (cross @ base * cross).sum(-1)
-        explained = explained + (cross @ along.unsqueeze(-1)).squeeze(-1).square() / (1 - leverage).unsqueeze(-1)
-        without = s.square[index] - y.square() - explained
+        s, rest = center(statistics), statistics.count - 1
+        root = s.inverse_root(self.ridge * rest)
+        half = s.cross @ root.mT
+        both = torch.cat([root, half @ root], 1)  # (C, P + M, P)
+        at_mean = torch.cat([torch.zeros_like(s.x), -s.y], -1) + (both @ s.x.unsqueeze(-1)).squeeze(-1)
+        along = pair_products(self.covariates.double(), both, self.pairs(index))[0] - at_mean[index]
+        features = self.weight.shape[-1]
+        residual = self._outcomes(value).double() - along[:, features:]
+        grow = torch.where(rest > 0.5, statistics.count / rest, 0.0)[index]  # a row by itself is fitted by its bias
+        left = 1 - grow * along[:, :features].square().sum(-1)
+        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the others nothing.
+        held = (grow / left).unsqueeze(-1) * residual.square()
+        gain = torch.where((left > _LEVERAGE_ONE).unsqueeze(-1), held, 0.0)
+        less = s.least(s.inverse_root(self.ridge * statistics.count)) - (s.square - half.square().sum(-1))
         scale = self.scale.reshape(len(self.scale), -1).double()
-        gain = 0.5 * ((with_part[index] - without) / scale[index].square()).sum(-1)
         own = scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi)
-        # A part that the row holds together (leverage one) fits the others without loss.
-        gain = torch.where((1 - leverage) > 1e-9, gain, 0.5 * (with_part[index] / scale[index].square()).sum(-1))
+        gain = 0.5 * ((gain + less[index]) / scale[index].square()).sum(-1)
         return (gain + own[index]).to(self.weight)
 
-    @staticmethod
-    def _least(gram: Tensor, cross: Tensor, square: Tensor) -> Tensor:
-        """Minimal penalised sums of squares (C, M)."""
-        return (square - (solve_ridge(gram, cross) * cross).sum(-1)).clamp_min(0)
+
+class Centered(NamedTuple):
+    """Sums of a component's rows about their own means: what a regression with a free bias depends on."""
+
+    x: Tensor  # (C, P) means
+    y: Tensor  # (C, M)
+    gram: Tensor  # (C, P, P)
+    cross: Tensor  # (C, M, P)
+    square: Tensor  # (C, M)
+    rounding: Tensor  # (C,)  what of the scaled gram is rounding
+
+    def inverse_root(self, penalty: Tensor) -> Tensor:
+        """R (C, P, P) with R^T R the inverse of gram + penalty, the shortest solution's where there are several.
+
+        Of covariates scaled to one, so that their units do not decide what is taken for rounding.
+        """
+        gram = self.gram + penalty.unsqueeze(-1).expand(self.x.shape).diag_embed()
+        size = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        unit = torch.where(size > 0, 1 / size, 0.0)
+        values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * gram * unit.unsqueeze(-2))
+        kept = values > self.rounding.unsqueeze(-1) * values[:, -1:]
+        root = torch.where(kept, values.clamp_min(0).rsqrt(), 0.0)
+        return root.unsqueeze(-1) * vectors.mT * unit.unsqueeze(-2)
+
+    def least(self, root: Tensor) -> Tensor:
+        """Minimal (penalised) sums of squares (C, M), ``root`` that of :meth:`inverse_root`."""
+        return (self.square - (self.cross @ root.mT).square().sum(-1)).clamp_min(0)
+
+    def loss(self, weight: Tensor, penalty: Tensor) -> Tensor:
+        """Penalised sums of squares (C, M) under the coefficients ``weight`` (C, M, P) and the best bias."""
+        explained = ((2 * self.cross - weight @ self.gram) * weight).sum(-1)
+        return self.square - explained + penalty.unsqueeze(-1) * weight.square().sum(-1)
 
 
-def solve_ridge(gram: Tensor, cross: Tensor) -> Tensor:
-    """Coefficients (C, M, P) of ``coefficients @ gram = cross``, the shortest where there are several."""
-    return cross @ torch.linalg.pinv(gram, hermitian=True)
+def center(s: RegressionStatistics) -> Centered:
+    """Sums about the means. Covariates that do not vary, but for rounding, are taken out: the bias has their part."""
+    count = _positive(s.count).unsqueeze(-1)
+    x, y = s.gram[:, -1, :-1] / count, s.cross[..., -1] / count
+    gram = s.gram[:, :-1, :-1] - count.unsqueeze(-1) * x.unsqueeze(-1) * x.unsqueeze(-2)
+    cross = s.cross[..., :-1] - count.unsqueeze(-1) * y.unsqueeze(-1) * x.unsqueeze(-2)
+    raw, own = (g.diagonal(dim1=-2, dim2=-1) for g in (s.gram[:, :-1, :-1], gram))
+    vary = own > _CONSTANT * raw
+    lost = torch.where(vary, raw / _positive(own), 1.0).amax(-1)
+    gram = gram * (vary.unsqueeze(-1) & vary.unsqueeze(-2))
+    square = (s.square - count * y.square()).clamp_min(0)
+    rounding = 8 * gram.shape[-1] * torch.finfo(gram.dtype).eps * lost
+    return Centered(x, y, gram, cross * vary.unsqueeze(-2), square, rounding)
+
+
+def _positive(count: Tensor) -> Tensor:
+    """Counts, or other sums of squares, to divide by: zero where nothing was summed."""
+    return count.clamp_min(torch.finfo(count.dtype).tiny)

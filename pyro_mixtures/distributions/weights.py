@@ -89,6 +89,8 @@ class MixtureWeights(TorchDistribution):
 
     def maximize(self, statistics: ComponentCounts, free: frozenset[str]) -> dict[str, Tensor]:
         """The maximum-likelihood weights, as whichever argument is ``free``."""
+        if not free:
+            return {}
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")
         shares = (statistics.counts / statistics.counts.sum()).to(self._given.dtype).reshape(self._given.shape)

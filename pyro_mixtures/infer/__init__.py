@@ -1,22 +1,36 @@
-"""Strategies over a declared mixture: EM, the fit loop, scoring, prediction."""
+"""Strategies over a declared mixture: EM, the fit loop and restarts, scoring, prediction, routing to experts."""
 
+from pyro_mixtures.infer.approximation import ApproximationReport, approximation_report
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.fit import Fit, fit
+from pyro_mixtures.infer.gates import Gate, fit_gate
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.predict import conditional, reconstruct, sample
+from pyro_mixtures.infer.restarts import RestartsResult, fit_restarts
+from pyro_mixtures.infer.routing import compare_routing, expert_predictions, fit_combiner, route
 from pyro_mixtures.infer.scoring import Responsibilities, assign, evidence, responsibilities
 
 __all__ = [
     "EM",
+    "ApproximationReport",
     "Epoch",
     "Fit",
+    "Gate",
     "History",
     "Responsibilities",
+    "RestartsResult",
+    "approximation_report",
     "assign",
+    "compare_routing",
     "conditional",
     "evidence",
+    "expert_predictions",
     "fit",
+    "fit_combiner",
+    "fit_gate",
+    "fit_restarts",
     "reconstruct",
     "responsibilities",
+    "route",
     "sample",
 ]

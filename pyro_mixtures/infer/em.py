@@ -55,8 +55,10 @@ class EM:
     :param dead: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
         one, ``"drop"`` sets their weight to zero for good, ``"keep"`` holds their parameters and updates their weight.
     :param freeze: names of params to hold fixed.
-    :param gradient: a Pyro optimiser for sites without a closed form: generalised EM, one gradient step each M-step.
+    :param gradient: a Pyro optimiser for sites without a closed form: generalised EM.
+    :param gradient_steps: steps of that optimiser in each M-step, all with the q(z) of the E-step before.
     :raises ModelError: when the guide was made for another model.
+    :raises OptionError: when an option has an impossible value.
 
     >>> import torch
     >>> from pyro_mixtures.guides import FullPartition
@@ -79,6 +81,7 @@ class EM:
         dead: str = "reseed",
         freeze: Iterable[str] = (),
         gradient: Any = None,
+        gradient_steps: int = 1,
     ):
         if guide.model is not model:
             raise ModelError("this guide was made for another model: build guide and EM from the same program")
@@ -86,9 +89,13 @@ class EM:
             raise OptionError(f"unknown dead={dead!r}; choose one of {DEAD}")
         if variance_floor < 0:
             raise OptionError(f"variance_floor={variance_floor} must not be negative")
+        if gradient_steps < 1:
+            raise OptionError(f"gradient_steps={gradient_steps} must be positive")
+        if gradient is None and gradient_steps > 1:
+            raise OptionError(f"gradient_steps={gradient_steps} without an optimiser: pass gradient=")
         self.model, self.guide, self.step_size = model, guide, step_size
         self.variance_floor, self.dead, self.freeze = variance_floor, dead, frozenset(freeze)
-        self.gradient = gradient
+        self.gradient, self.gradient_steps = gradient, gradient_steps
         self.steps = 0
         self.last_update: Update | None = None
         self._sites: dict[str, SiteStatistics] = {}
@@ -143,7 +150,8 @@ class EM:
         with torch.no_grad(), self.guide.read().threads():
             update = self._update(sites)
         if self.gradient is not None:
-            self._gradient_step()
+            for _ in range(self.gradient_steps):
+                self._gradient_step()
         self.forget()
         self.last_update = update
         return update
@@ -260,7 +268,7 @@ class EM:
         rows = count * max(1.0, self._weighted_rows / self._weight)
         starved = rows < least
         # Where rows only re-weigh the candidates they have, a new component could win none.
-        reseed = self.dead == "reseed" and self.guide.search
+        reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives
         splits = choose_splits(self._reservoir, rows, least) if reseed else []
         if self.dead == "drop":
             kept = torch.where(starved, 0.0, count)
@@ -348,7 +356,8 @@ class EM:
             self._refuse_shared(loss, owned)
             loss.backward()  # type: ignore[union-attr]
         self.gradient(free)
-        pyro.infer.util.zero_grads(free)
+        # Those of frozen params too: they must not pile up until somebody trains them.
+        pyro.infer.util.zero_grads([handle.leaf for handle in self._params.values()])
 
     def _refuse_shared(self, loss: Any, owned: set[str]) -> None:
         """A param of both kinds of sites has no update that raises the ELBO, by closed form or gradient alone."""

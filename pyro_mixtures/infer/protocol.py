@@ -16,6 +16,7 @@ class Guide(Protocol):
     training: bool
     searches: bool
     needs_all_rows: bool
+    revives: bool
     moved: int
     revived: int
     search: bool

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import ClosedFormError
+from pyro_mixtures.poutine.joint import own_scale
 from pyro_mixtures.poutine.reading import Declaration
 
 
@@ -19,6 +20,8 @@ class LeaveOneOutMessenger(Messenger):
 
     :param statistics: by site, of the partition ``labels`` (N,).
     :param alone: whether to collect the losses of rows by themselves, too.
+
+    Where a mask hides a row's outcome, its site adds nothing. Rows have to weigh one each.
 
     After a run ``total`` (B,) holds the gains and ``alone`` (C, B), if wanted, those losses.
     """
@@ -36,11 +39,23 @@ class LeaveOneOutMessenger(Messenger):
     def _pyro_post_sample(self, msg) -> None:
         if msg["name"] == self.declaration.plate and site_is_subsample(msg):
             self._index = msg["value"]
+        elif msg["name"] == self.declaration.site:
+            self._check_weights(msg)
         elif msg["name"] in self.declaration.observed:
-            self._add(msg["name"], msg["fn"], msg["value"])
+            self._check_weights(msg)
+            self._add(msg["name"], msg["fn"], msg["value"], msg["mask"])
 
-    def _add(self, name: str, fn: Any, value: Tensor) -> None:
-        fn = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+    def _check_weights(self, msg) -> None:
+        if not bool((torch.as_tensor(own_scale(msg, self.declaration)) == 1).all()):
+            raise ClosedFormError(
+                f"site {msg['name']!r} has rows of weights other than one, which leave-one-out gains do not know: use "
+                "score='loss', or leave poutine.scale out"
+            )
+
+    def _add(self, name: str, fn: Any, value: Tensor, mask: Tensor | bool | None) -> None:
+        if isinstance(fn, MaskedDistribution):
+            fn, mask = fn.base_dist, fn._mask if mask is None else fn._mask & mask
+        seen = torch.as_tensor(True if mask is None else mask, device=value.device)
         family = fn.family if isinstance(fn, Selected) else None
         if family is None or not family.leaves_one_out:
             raise ClosedFormError(
@@ -49,7 +64,7 @@ class LeaveOneOutMessenger(Messenger):
         assert self._index is not None
         labels = self.labels[self._index.to("cpu")].to(value.device).long()
         gain = family.leave_one_out_at(self.statistics[name], labels.clamp_min(0), value)
-        self.total = self.total + torch.where(labels >= 0, gain, torch.nan)
+        self.total = self.total + torch.where(labels >= 0, torch.where(seen, gain, 0.0), torch.nan)
         if self.with_alone:
             everyone = torch.arange(family.components, device=value.device).unsqueeze(-1).expand(-1, len(labels))
-            self.alone = self.alone + family.alone_at(everyone, value)
+            self.alone = self.alone + torch.where(seen, family.alone_at(everyone, value), 0.0)

@@ -7,7 +7,7 @@ from pyro import distributions as dist
 from torch.nn.functional import softplus
 
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
-from pyro_mixtures.errors import ClosedFormError
+from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.poutine import data_plate
@@ -319,3 +319,77 @@ def test_a_param_of_both_kinds_of_sites_is_refused_or_left_to_the_gradient(data)
         assert "loc" in str(error)  # noqa: PT017
     else:
         assert losses == sorted(losses, reverse=True)
+
+
+def test_gradient_steps_are_taken_one_after_the_other_with_q_held(data, head):
+    """Against plain gradient ascent on the expected log density, by stock Pyro."""
+    x, y = data
+    model = program(head)
+    guide = FullPartition(model, components=C)
+    q = guide.posterior(x, y).probs
+    leaves = {name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in gradient_names()}
+    start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    given = pyro.poutine.condition(model, {"z": torch.arange(C).unsqueeze(-1).expand(C, N)})
+    for _ in range(4):
+        fn = pyro.poutine.trace(given).get_trace(x, y).nodes["y"]["fn"]
+        slopes = torch.autograd.grad(
+            (q * fn.log_prob(y.unsqueeze(-1) if fn.event_shape else y)).sum(), [*leaves.values()]
+        )
+        with torch.no_grad():
+            for leaf, slope in zip(leaves.values(), slopes, strict=True):
+                leaf += 1e-3 * slope
+    expected = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(start[name])
+    EM(model, guide, gradient=pyro.optim.SGD({"lr": 1e-3}), gradient_steps=4).step(x, y)
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.detach(), expected[name])
+
+
+def test_closed_form_params_do_not_depend_on_the_number_of_gradient_steps(data, head):
+    found = []
+    for steps in (1, 5):
+        pyro.clear_param_store()
+        model = program(head)
+        EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=steps).step(*data)
+        found.append(values())
+    one, five = found
+    for name in ("weights", "loc", "scale"):
+        assert torch.equal(one[name], five[name])
+    for name in one.keys() - {"weights", "loc", "scale"}:
+        assert (one[name] != five[name]).all()
+
+
+def test_more_gradient_steps_gain_more_in_an_epoch_and_the_elbo_rises(data, head):
+    elbos = {}
+    for steps in (1, 10):
+        pyro.clear_param_store()
+        model = program(head)
+        em = EM(model, FullPartition(model, components=C), gradient=adam(0.005), gradient_steps=steps)
+        found = fit(em, *data, batch_size=30, epochs=5, tolerance=0.0, patience=99, progress=False)
+        elbos[steps] = found.history["elbo"]
+    assert (elbos[10][1:] > elbos[10][:-1]).all()
+    assert elbos[10][-1] > elbos[1][-1] + 0.05
+
+
+def test_frozen_params_stay_and_gradients_do_not_pile_up_over_several_steps(data, head):
+    model = program(head)
+    em = EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=3, freeze=["place"])
+    em.step(*data)
+    before = values()
+    em.step(*data)
+    assert torch.equal(values()["place"], before["place"])
+    for name, leaf in pyro.get_param_store().named_parameters():
+        if name != "place":
+            assert leaf.grad is None or not leaf.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"gradient_steps": 0}, "positive"), ({"gradient_steps": 2}, "gradient=")]
+)
+def test_impossible_gradient_steps_are_refused(data, options, said):
+    model = program(student)
+    given = {"gradient": adam()} if options["gradient_steps"] < 1 else {}
+    with pytest.raises(OptionError, match=f"gradient_steps.*{said}"):
+        EM(model, FullPartition(model, components=C), **options, **given)

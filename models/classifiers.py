@@ -1,0 +1,101 @@
+"""Mixtures of classifiers and of regressions of counts: linear experts that are fitted to their rows."""
+
+from typing import Any
+
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor
+
+from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.support_vectors import SupportVectorMachines, check_options
+from pyro_mixtures.errors import OptionError
+from pyro_mixtures.models.base import ConditionalMixture
+
+
+class _MixtureOfGeneralizedRegressions(ConditionalMixture):
+    """Params ``weight`` (C, P) and ``bias`` (C,)."""
+
+    weight: Any
+    bias: Any
+
+    def __init__(self, *, components: int, features: int, ridge: float = 0.0, equal_weights: bool = False):
+        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        if ridge < 0:
+            raise OptionError(f"ridge={ridge} must not be negative")
+        self.ridge = ridge
+        self.weight = PyroParam(0.1 * torch.randn(components, features))
+        self.bias = PyroParam(0.1 * torch.randn(components))
+
+
+class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
+    """``z ~ MixtureWeights(weights)``, ``y ~ Bernoulli(sigmoid(weight[z] x + bias[z]))``, y in {0, 1}.
+
+    :param components: C.
+    :param features: P, covariates of a row.
+    :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often separable: make it positive.
+    :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
+
+    >>> model = MixtureOfLogisticRegressions(components=3, features=5)
+    >>> model(torch.zeros(7, 5)).shape
+    torch.Size([7])
+    """
+
+    def component_distributions(self, x: Tensor) -> LogisticRegressions:
+        return LogisticRegressions(x, self.weight, self.bias, ridge=self.ridge)
+
+
+class MixtureOfPoissonRegressions(_MixtureOfGeneralizedRegressions):
+    """``z ~ MixtureWeights(weights)``, ``y ~ Poisson(exp(weight[z] x + bias[z]))``, y a count.
+
+    Parameters as those of :class:`MixtureOfLogisticRegressions`.
+
+    >>> model = MixtureOfPoissonRegressions(components=3, features=5)
+    >>> model(torch.zeros(7, 5)).shape
+    torch.Size([7])
+    """
+
+    def component_distributions(self, x: Tensor) -> PoissonRegressions:
+        return PoissonRegressions(x, self.weight, self.bias, ridge=self.ridge)
+
+
+class MixtureOfSVMs(ConditionalMixture):
+    """``z ~ MixtureWeights(weights)``, and the pseudo-likelihood exp(-loss) of label y under the linear SVM z.
+
+    Weights are constant and equal by default: a pseudo-likelihood is no probability that weights could be set against.
+    The program has no samples of y, so labels must always be given.
+
+    :param components: C.
+    :param features: P, covariates of a row.
+    :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one against the rest.
+    :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and ``solver``.
+
+    >>> model = MixtureOfSVMs(components=3, features=5)
+    >>> model(torch.zeros(7, 5), torch.ones(7)).shape
+    torch.Size([7])
+    """
+
+    weight: Any
+    bias: Any
+
+    def __init__(
+        self,
+        *,
+        components: int,
+        features: int,
+        classes: int = 2,
+        ridge: float = 1e-3,
+        loss: str = "squared_hinge",
+        solver: str = "newton",
+        equal_weights: bool = True,
+    ):
+        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        check_options(ridge=ridge, loss=loss, solver=solver)
+        if classes < 2:
+            raise OptionError(f"classes={classes}: a classifier tells at least two apart")
+        self.ridge, self.loss, self.solver = ridge, loss, solver
+        shape = (components,) if classes == 2 else (components, classes)
+        self.weight = PyroParam(0.1 * torch.randn(*shape, features))
+        self.bias = PyroParam(0.1 * torch.randn(shape))
+
+    def component_distributions(self, x: Tensor) -> SupportVectorMachines:
+        return SupportVectorMachines(x, self.weight, self.bias, ridge=self.ridge, loss=self.loss, solver=self.solver)

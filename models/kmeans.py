@@ -1,0 +1,54 @@
+"""k-means, of rows or of their directions."""
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.distributions import Components
+from pyro_mixtures.distributions.squared_distances import Cosines, SquaredEuclidean
+from pyro_mixtures.errors import DataError
+from pyro_mixtures.models.bregman import MeanMixture
+
+
+class KMeans(MeanMixture):
+    r"""Squared Euclidean distances from C means, under equal, constant weights: one param, ``mean`` (C, D).
+
+    Under :class:`HardPartition` an EM step is one of Lloyd's algorithm. Minus the ELBO of N rows is half the inertia,
+    plus the constant N (log C + D / 2 log 2 pi).
+
+    :param components: C.
+    :param features: D.
+    :param spherical: rows and means on the unit sphere. Rows are divided by their length, a row of zeros is a
+        :class:`DataError`; minus the ELBO is :math:`\sum_n (1 - \cos(x_n, m_{z_n}))` plus N log C.
+
+    Dhillon & Modha, "Concept decompositions for large sparse text data using clustering", Machine Learning 42 (2001).
+
+    >>> import torch
+    >>> from pyro_mixtures.guides import HardPartition
+    >>> from pyro_mixtures.infer import EM
+    >>> from pyro_mixtures.init import Seeds
+    >>> x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+    >>> model = KMeans(components=2, features=1)
+    >>> model.start_at(Seeds(torch.tensor([0, 1]), x[:2], x.var(0)))
+    >>> em = EM(model, HardPartition(model, components=2))
+    >>> losses = [em.step(x) for _ in range(4)]
+    >>> model.mean.flatten().tolist()
+    [0.5, 9.5]
+    """
+
+    def __init__(self, *, components: int, features: int, spherical: bool = False):
+        family = Cosines if spherical else SquaredEuclidean
+        super().__init__(family, components=components, features=features, equal_weights=True)
+        self.spherical = spherical
+
+    def component_distributions(self) -> Components:
+        return self.family(self.mean)
+
+    def rows(self, x: Tensor) -> Tensor:
+        if not self.spherical:
+            return x
+        x = x.to(self.mean) if not x.is_floating_point() else x
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if bool((length == 0).any()):
+            row = int((length == 0).nonzero()[0, 0])
+            raise DataError(f"row {row} is all zeros and has no direction: remove such rows, or use spherical=False")
+        return x / length

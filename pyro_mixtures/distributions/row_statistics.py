@@ -1,0 +1,208 @@
+"""Components without sufficient statistics: they keep the rows themselves, and each is fitted to its own."""
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mixtures.distributions.components import check_floating
+from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
+from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
+from pyro_mixtures.ops import Pairs
+from pyro_mixtures.ops.newton import Expansion, PairedRows, RowLoss, expand
+from pyro_mixtures.ops.tiles import tiles
+
+# A row that its part could not do without: 1 - leverage below this.
+_HELD = 1e-9
+
+
+class RowBatch(NamedTuple):
+    """Rows of one call, and the pairs of them with components that have positive weight."""
+
+    design: Tensor  # (N, Q)
+    targets: Tensor  # (N, M)
+    rows: Tensor  # (L,)  of each pair
+    components: Tensor  # (L,)
+    weight: Tensor  # (L,)
+
+
+class RowStatistics:
+    """The rows of all batches under their responsibilities; batches are joined once, where they are needed."""
+
+    def __init__(self, components: int, *batches: RowBatch):
+        self.components, self.batches = components, batches
+
+    def __add__(self, other: "RowStatistics") -> "RowStatistics":
+        return RowStatistics(self.components, *self.batches, *other.batches)
+
+    @cached_property
+    def whole(self) -> PairedRows:
+        """All rows and all pairs."""
+        design, targets, rows, components, weight = (list(parts) for parts in zip(*self.batches, strict=True))
+        before = 0
+        for i, batch in enumerate(self.batches):
+            rows[i] = rows[i] + before
+            before += len(batch.design)
+        pairs = Pairs(torch.cat(components).unsqueeze(0), self.components, torch.cat(rows))
+        return PairedRows(torch.cat(design), torch.cat(targets), pairs, torch.cat(weight))
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        # What stepwise EM asks of statistics that it is about to scale and blend.
+        raise ClosedFormError(
+            "stepwise EM blends sums over rows, but these components are fitted to the rows themselves: use exact "
+            "steps (step_size=None), or SVI"
+        )
+
+
+class RowFittedComponents(ConditionalComponents):
+    r"""C linear predictors of an outcome (B,), each fitted to its own rows by minimising a convex loss.
+
+    The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`: n rows of a component bear
+    the penalty :math:`n \lambda |w|^2` between them, so that what E-steps compare, the objective, and what the M-step
+    minimises are the same numbers. A family states its ``row_loss``, its ``targets``, which coefficients are
+    penalised, and how it solves.
+
+    Leave-one-out gains are one Newton step from the part's own minimum. With A the Hessian of the part less one share
+    of the penalty, and g, h slope and curvature of row i, the part without the row has at the minimum the gradient
+    :math:`-u, u = g x + 2 d \beta`, and the Hessian :math:`A - h x x^T`, so that by Sherman-Morrison
+
+    .. math:: f(S) - f(S \setminus i) \approx \ell_i + d^T \beta^2
+        + \tfrac12 [u^T A^{-1} u + h (x^T A^{-1} u)^2 / (1 - h x^T A^{-1} x)].
+
+    It lies between the row's own loss and f(S), as the exact gain does where losses are not negative.
+    """
+
+    argument_names = ("weight", "bias")
+    option_names: tuple[str, ...] = ("ridge",)
+    maximizes_in_parts = False
+    has_rsample = False
+    row_loss: RowLoss
+    penalises_bias = False
+
+    def __init__(self, covariates: Tensor, weight: Tensor, bias: Tensor, *, ridge: float, validate_args=None):
+        check_floating(type(self).__name__, weight, bias)
+        if weight.dim() not in (2, 3) or bias.shape != weight.shape[:-1]:
+            raise OptionError(
+                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: give (C, P) and (C,), or (C, M, P) and (C, M)"
+            )
+        if weight.shape[-1] != covariates.shape[-1]:
+            raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
+        if ridge < 0:
+            raise OptionError(f"ridge={ridge} must not be negative")
+        self.weight, self.bias, self.ridge = weight, bias, ridge
+        super().__init__(covariates, torch.Size([len(weight)]), torch.Size(), validate_args=validate_args)
+
+    @abstractmethod
+    def targets(self, value: Tensor) -> Tensor:
+        """What the loss compares predictors with, (B, M), of outcomes (B,)."""
+
+    @abstractmethod
+    def _solve(self, rows: PairedRows, start: Tensor) -> Tensor:
+        """Coefficients (C, M, Q) of the minima in float64; nowhere worse than ``start``."""
+
+    @property
+    def arg_constraints(self) -> dict[str, Any]:
+        """One dimension more for several outputs."""
+        own = self.weight.dim() - 2
+        return {
+            "weight": constraints.independent(constraints.real, 1 + own),
+            "bias": constraints.independent(constraints.real, own),
+        }
+
+    @property
+    def outputs(self) -> int:
+        """M."""
+        return self.weight.shape[1:-1].numel()
+
+    @property
+    def coefficients(self) -> Tensor:
+        """(C, M, P + 1), the bias last."""
+        return augmented(self.weight, self.bias, self.outputs)
+
+    @property
+    def penalty(self) -> Tensor:
+        """Of each coefficient (P + 1,), in float64."""
+        out = torch.full((self.weight.shape[-1] + 1,), self.ridge, dtype=torch.float64, device=self.weight.device)
+        out[-1] = self.ridge if self.penalises_bias else 0.0
+        return out
+
+    @property
+    def min_rows(self) -> int:
+        return 1 if self.ridge else self.weight.shape[-1] + 1
+
+    def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
+        coefficients = self.coefficients
+        loss = self.row_loss.value(self.predictor(coefficients, index), self.targets(value)).sum(-1)
+        penalty = (coefficients.square() * self.penalty.to(coefficients)).sum((-1, -2))
+        return torch.where(index < 0, -torch.inf, -loss - penalty[index.clamp_min(0)])
+
+    def statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor, into: RowStatistics | None = None
+    ) -> RowStatistics:
+        """The rows; those of ``into`` are kept, nothing is added up."""
+        flat, weight = index.reshape(-1), weight.reshape(-1)
+        slots = ((flat >= 0) & (weight > 0)).nonzero()[:, 0]
+        design = self.design(self.weight)
+        rows = slots % max(1, len(design))
+        sums = RowStatistics(
+            self.components, RowBatch(design, self.targets(value), rows, flat[slots].long(), weight[slots])
+        )
+        return sums if into is None else into + sums
+
+    def maximize(self, statistics: RowStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
+        """Each component's minimum over its rows, from its present coefficients; no component gets worse."""
+        if not free:
+            return {}
+        if free != {"weight", "bias"}:
+            raise ClosedFormError("weight and bias are fitted together only: free or freeze both, or use SVI")
+        found = self._solve(statistics.whole, self.coefficients.detach().double())
+        weight, bias = found[..., :-1].reshape(self.weight.shape), found[..., -1].reshape(self.bias.shape)
+        return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
+
+    def leave_one_out_at(self, statistics: RowStatistics, index: Tensor, value: Tensor) -> Tensor:
+        """What each row adds to the minimal loss of its part ``index`` (B,), by one Newton step; see the class."""
+        with torch.no_grad():
+            coefficients = self.coefficients.double()
+            part = expand(self.row_loss, statistics.whole, coefficients, self.penalty)
+            without = torch.linalg.pinv(part.hessian - 2 * self.penalty.diag(), hermitian=True)
+            x, targets = self.design(self.weight), self.targets(value)
+            out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            wide = x.shape[1] * (1 + 3 * self.outputs)
+            for tile in tiles(self.pairs(index).sorted, wide):
+                at = Expansion(*(entry[tile.components].unsqueeze(1) for entry in part))
+                gains = self._gains(
+                    x[tile.rows].double(),
+                    targets[tile.rows],
+                    coefficients[tile.components],
+                    without[tile.components],
+                    at,
+                )
+                out.index_add_(0, tile.slots[tile.valid], gains[tile.valid])
+        return out.to(self.weight)
+
+    def _gains(self, x: Tensor, target: Tensor, beta: Tensor, inverse: Tensor, part: Expansion) -> Tensor:
+        """Gains (T, R) of rows ``x`` (T, R, Q) of components with ``beta`` (T, M, Q), ``inverse`` (T, M, Q, Q)."""
+        eta = x @ beta.mT
+        slope, curvature = self.row_loss.derivatives(eta, target)
+        x, pull = x.unsqueeze(1), 2 * self.penalty * beta.unsqueeze(2)  # (T, 1, R, Q), (T, M, 1, Q)
+        slope, curvature = slope.mT, curvature.mT  # (T, M, R)
+        gradient = slope.unsqueeze(-1) * x + pull
+        moved = gradient @ inverse
+        leverage = curvature * ((x @ inverse) * x).sum(-1)
+        left = 1 - leverage
+        quadratic = (gradient * moved).sum(-1) + curvature * (x * moved).sum(-1).square() / left
+        own = self.row_loss.value(eta, target).mT + (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
+        whole = part.value.mT  # (T, M, 1) from (T, 1, M)
+        gain = torch.where(left > _HELD, own + 0.5 * quadratic, whole)
+        gain = torch.where(part.count > 1, torch.minimum(gain, whole), whole)
+        return gain.sum(1)
+
+
+def check_outcomes(value: Tensor, covariates: Tensor) -> None:
+    """Refuse outcomes that are not one number a row."""
+    if value.shape != covariates.shape[:1]:
+        raise DataError(f"outcomes must be ({len(covariates)},), one a row of covariates, not {tuple(value.shape)}")

@@ -1,0 +1,302 @@
+"""Hard partitions of mixtures of linear regressions: quality against the truth, speed and memory, prediction.
+
+quality     K=3 regressions, n=240, d=5, squared error; many seeds, the best of ten random starts each. ``ratio`` is
+            the final objective F over F at the truth (the sum over the true parts of their minimal losses), its median
+            over the seeds, for each score and without and with a cap of n // K + 10 rows; at most 1.0 is needed of
+            "loss" and of "leave_one_out" with alpha=1
+scale       a million rows of 20 features, 50 regressions, float32: seconds of a round of EM against scikit-learn's
+            Ridge fits of the same parts and numpy's predictions, from the same labels in turn; ``ratio`` is peer /
+            ours; peak memory of a fit in a fresh process, the rows included: less than 2 GiB are needed
+prediction  R2 on test rows of the mixture, routed by a gate, against one ridge regression and a random forest; number
+            of parts and start chosen on validation rows, then fitted again to all training rows. Starts: k-means parts
+            that stay as they are ("frozen"), k-means parts that EM changes, and random ones. ``oracle`` chooses each
+            test row's best expert by looking at its outcome: what routing loses lies between the two
+
+Data of the last: scikit-learn's diabetes, and the prices of diamonds where ``--diamonds`` names the file diamonds.csv
+that the PyPI package plotnine carries.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_diabetes
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from pyro_mixtures.guides.hard import HardPartition
+from pyro_mixtures.infer import EM, fit
+from pyro_mixtures.infer.routing import compare_routing, r2
+from pyro_mixtures.models.regressions import MixtureOfRegressions
+from tests.benchmarks import harness
+
+RULES: dict[str, dict[str, Any]] = {
+    "loss": {"score": "loss"},
+    "leave_one_out alpha=1": {"score": "leave_one_out"},
+    "leave_one_out alpha=0.5": {"score": "leave_one_out", "alpha": 0.5},
+    "modular_bound": {"score": "modular_bound"},
+}
+NEEDED = ("loss", "leave_one_out alpha=1")
+RIDGE = 1e-3
+STARTS = ("k-means frozen", "k-means", "random")
+
+
+class Rows(NamedTuple):
+    """Covariates (N, P) and outcomes (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+def main() -> None:
+    """Run all parts, or those that were named, and report."""
+    options = parse()
+    torch.manual_seed(0)
+    pyro.enable_validation(False)
+    report = harness.Report(__doc__)
+    if "quality" in options.parts:
+        compare_rules(report, seeds=options.seeds, starts=3 if options.quick else 10)
+    if "scale" in options.parts:
+        measure_scale(report, rows=50_000 if options.quick else 1_000_000, rounds=options.rounds)
+    if "prediction" in options.parts:
+        compare_predictions(report, options)
+    report.finish(options.json)
+
+
+def parse() -> Any:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parts = ["quality", "scale", "prediction"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--seeds", type=int, default=20, help="data sets of the first part (20)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed in the second (5)")
+    parser.add_argument("--splits", type=int, default=5, help="splits into training and test rows in the third (5)")
+    parser.add_argument("--diamonds", type=Path, metavar="CSV", help="diamonds.csv")
+    return parser.parse_args()
+
+
+def partition(components: int, features: int, *, ridge: float = 0.0, **options: Any) -> tuple[HardPartition, EM]:
+    """Regressions of squared error under constant, equal weights, in a param store of their own."""
+    pyro.clear_param_store()
+    model = MixtureOfRegressions(components=components, features=features, ridge=ridge, scale=1.0, equal_weights=True)
+    guide = HardPartition(model, components=components, **options)
+    return guide, EM(model, guide, dead="keep")
+
+
+def settle(em: EM, rows: Rows, *, epochs: int = 30, **options: Any) -> None:
+    """Rounds until no row moves, but for scores that need not come to rest."""
+    stop = lambda done: len(done.history) > 1 and done.guide.moved == 0  # noqa: E731
+    fit(em, *rows, epochs=epochs, tolerance=0.0, patience=epochs, progress=False, callbacks=[stop], **options)
+
+
+# Quality.
+
+
+def compare_rules(report: harness.Report, *, seeds: int, starts: int) -> None:
+    """Median ratios of all scores, with and without a cap."""
+    problems = [planted_regressions(seed) for seed in range(seeds)]
+    for name, rule in RULES.items():
+        for cap in (None, 240 // 3 + 10):
+            ratios = [best_ratio(rows, truth, starts, capacity=cap, **rule) for rows, truth in problems]
+            middle, worst = float(np.median(ratios)), float(np.max(ratios))
+            met = middle <= 1.0 if name in NEEDED else "-"
+            report.row("quality", score=name, cap=cap or "-", ratio=middle, worst=worst, needed_met=met)
+
+
+def planted_regressions(seed: int, n: int = 240, d: int = 5, components: int = 3) -> tuple[Rows, float]:
+    """Rows drawn from three regressions, and F of the partition that they were drawn from."""
+    draw = np.random.default_rng(seed)
+    x, labels = draw.normal(size=(n, d)), draw.integers(components, size=n)
+    weight, bias = draw.normal(size=(components, d)), draw.normal(size=components)
+    y = (x * weight[labels]).sum(-1) + bias[labels] + 0.3 * draw.normal(size=n)
+    return Rows(torch.from_numpy(x), torch.from_numpy(y)), sum(least(x[labels == k], y[labels == k]) for k in range(3))
+
+
+def least(x: np.ndarray, y: np.ndarray) -> float:
+    """Minimal loss of a part."""
+    design = np.column_stack([x, np.ones(len(x))])
+    return float(((y - design @ np.linalg.lstsq(design, y)[0]) ** 2).sum() / 2)
+
+
+def best_ratio(rows: Rows, truth: float, starts: int, **options: Any) -> float:
+    """Final F of the best of several random starts, over F at the truth."""
+    found = []
+    for seed in range(starts):
+        guide, em = partition(3, rows.x.shape[1], **options)
+        em.model.double()  # type: ignore[attr-defined]
+        # Parts of equal sizes: they keep every cap.
+        guide.plant(torch.randperm(len(rows.y), generator=torch.Generator().manual_seed(seed)) % 3)
+        settle(em, rows)
+        parts = guide.labels
+        assert parts is not None
+        found.append(sum(least(*(t[parts == k].numpy() for t in rows)) for k in range(3)))
+    return min(found) / truth
+
+
+# Scale.
+
+
+def measure_scale(report: harness.Report, *, rows: int, rounds: int) -> None:
+    """One row: seconds of a round of both sides, and the peak memory of a fit."""
+    times = harness.in_fresh_process(seconds_a_round, rows, rounds).result
+    fresh = harness.in_fresh_process(fit_at_scale, rows, rounds)
+    report.row(
+        "scale",
+        rows=rows,
+        features=20,
+        K=50,
+        ours_s=times["ours"],
+        peer_s=times["ridge + numpy"],
+        ratio=times["ridge + numpy"] / times["ours"],
+        peak_gib=fresh.growth / 2**30,
+        needed_met=fresh.growth < 2 * 2**30,
+        last_moved=fresh.result,
+    )
+
+
+def many_rows(rows: int, features: int = 20, components: int = 50) -> tuple[Rows, Tensor]:
+    """Rows of many regressions in float32, and labels of which nine tenths are true."""
+    draw = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(rows, features, generator=draw), torch.randint(components, (rows,), generator=draw)
+    weight, bias = (torch.randn(components, n, generator=draw) for n in (features, 1))
+    y = torch.empty(rows)
+    for part in torch.arange(rows).split(1 << 16):
+        k = labels[part]
+        y[part] = (x[part] * weight[k]).sum(-1) + bias[k, 0] + 0.3 * torch.randn(len(part), generator=draw)
+    wrong = torch.rand(rows, generator=draw) < 0.1
+    labels[wrong] = torch.randint(components, (int(wrong.sum()),), generator=draw)
+    return Rows(x, y), labels
+
+
+def fit_at_scale(rows: int, rounds: int) -> int:
+    """Draw the rows and fit; how many rows moved in the last round."""
+    data, labels = many_rows(rows)
+    guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
+    guide.plant(labels)
+    fit(em, *data, epochs=rounds, patience=rounds, progress=False)
+    return guide.moved
+
+
+def seconds_a_round(rows: int, rounds: int) -> dict[str, float]:
+    """Median seconds: E-step and refit of ours; refits and predictions of the peer."""
+    data, labels = many_rows(rows)
+    guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
+    guide.plant(labels)
+    x, y, peers = data.x.numpy(), data.y.numpy(), [labels.numpy()]
+
+    def ours() -> None:
+        fit(em, *data, epochs=1, progress=False)
+
+    def peer() -> None:
+        peers.append(ridge_round(x, y, peers.pop(), 50))
+
+    times = harness.paired({"ours": ours, "ridge + numpy": peer}, rounds, warm=2)
+    return {name: timing.median for name, timing in times.items()}
+
+
+def ridge_round(x: np.ndarray, y: np.ndarray, labels: np.ndarray, components: int) -> np.ndarray:
+    """Fit every part by scikit-learn, predict all rows by all, and take the best."""
+    fits = [Ridge(alpha=RIDGE * (labels == k).sum()).fit(x[labels == k], y[labels == k]) for k in range(components)]
+    error = x @ np.stack([f.coef_ for f in fits]).T.astype(x.dtype)
+    error += np.array([f.intercept_ for f in fits], dtype=x.dtype)
+    error -= y[:, None]
+    return np.square(error, out=error).argmin(1)
+
+
+# Prediction.
+
+
+def compare_predictions(report: harness.Report, options: Any) -> None:
+    """Test R2 of all data sets and splits, and their means."""
+    sets: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"diabetes": lambda: load_diabetes(return_X_y=True)}
+    if options.diamonds is None:
+        report.fact("diamonds", "left out: --diamonds names no file")
+    else:
+        sets["diamonds"] = lambda: read_diamonds(options.diamonds)
+    for name, load in sets.items():
+        x, y = load()
+        found = [compare_split(report, name, x, y, seed, options.quick) for seed in range(options.splits)]
+        for column in ("mixture", "ridge", "forest"):
+            values = [row[column] for row in found]
+            report.fact(f"{name}: {column}, mean R2", float(np.mean(values)))
+            report.fact(f"{name}: {column}, standard error", float(np.std(values, ddof=1) / math.sqrt(len(values))))
+
+
+def read_diamonds(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes as they are, cut, colour and clarity as indicators; prices."""
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    wide = pd.get_dummies(table.drop(columns="price"), dtype=float)
+    return wide.to_numpy(), table["price"].to_numpy(dtype=float)
+
+
+def compare_split(
+    report: harness.Report, name: str, x: np.ndarray, y: np.ndarray, seed: int, quick: bool
+) -> dict[str, Any]:
+    """Test R2 of the mixture and its peers on one split: 60 % training, 20 % validation, 20 % test."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    cuts = [int(0.6 * len(y)), int(0.8 * len(y))]
+    first, second, third = np.split(order, cuts)
+    train, both = standardised(x, y, first), np.concatenate([first, second])
+    sizes, starts = ((2, 3), STARTS[:2]) if quick else ((2, 3, 4, 6, 8, 12), STARTS)
+    grid = [(start, size, how) for start in starts for size in sizes for how in ("hard", "soft")]
+    valid: dict[tuple, float] = {}
+    for start in starts:
+        for size in sizes:
+            scores = mixture_r2(train(first), train(second), start, size, seed)
+            valid.update({(start, size, how): scores[how] for how in ("hard", "soft")})
+    start, size, how = max(grid, key=valid.__getitem__)
+    whole = standardised(x, y, both)
+    scores = mixture_r2(whole(both), whole(third), start, size, seed)
+    ridge, forest = peers_r2(whole(both), whole(third), seed, trees=20 if quick else 100)
+    return report.row(
+        name, split=seed, mixture=scores[how], ridge=ridge, forest=forest, K=size, start=start, route=how,
+        oracle=scores["oracle_unattainable"],
+    )  # fmt: skip
+
+
+def standardised(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Callable[[np.ndarray], Rows]:
+    """Rows by number, with location and scale of the training rows."""
+    center, spread = x[train].mean(0), x[train].std(0)
+    x = (x - center) / np.where(spread > 0, spread, 1.0)
+    y = (y - y[train].mean()) / y[train].std()
+    return lambda rows: Rows(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
+
+
+def mixture_r2(train: Rows, test: Rows, start: str, components: int, seed: int) -> dict[str, float]:
+    """R2 of a mixture that was fitted to ``train``, by way of routing."""
+    guide, em = partition(components, train.x.shape[1], ridge=RIDGE)
+    em.model.double()  # type: ignore[attr-defined]
+    guide.plant(start_labels(train, start, components, seed))
+    settle(em, train, epochs=1 if start == "k-means frozen" else 30)
+    return compare_routing(em.model, guide, train=train, test=test)
+
+
+def start_labels(train: Rows, start: str, components: int, seed: int) -> Tensor:
+    """Random parts, or those of k-means over the covariates."""
+    if start == "random":
+        return torch.randint(components, (len(train.y),), generator=torch.Generator().manual_seed(seed))
+    return torch.from_numpy(KMeans(components, n_init=3, random_state=seed).fit_predict(train.x.numpy()))
+
+
+def peers_r2(train: Rows, test: Rows, seed: int, *, trees: int) -> tuple[float, float]:
+    """One ridge regression, its penalty chosen by cross-validation, and a random forest."""
+    from sklearn.linear_model import RidgeCV
+
+    ridge = RidgeCV(np.logspace(-3, 3, 13))
+    forest = RandomForestRegressor(trees, random_state=seed, n_jobs=torch.get_num_threads())
+    models = [peer.fit(train.x.numpy(), train.y.numpy()) for peer in (ridge, forest)]
+    found = [r2(torch.from_numpy(peer.predict(test.x.numpy())), test.y) for peer in models]
+    return found[0], found[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The bilinear pair kernel and its moments against einsum, gradients included."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_mixtures.errors import PartitionError
+from pyro_mixtures.ops import Pairs, use_backend
+from pyro_mixtures.ops.bilinear import pair_moments_of, pair_outer, pair_products
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+few = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=["auto", "torch"])
+def backend(request):
+    with use_backend(request.param):
+        yield
+
+
+def problem(rows, slots, components, outputs, features, dtype=torch.float64, seed=0):
+    """Rows, weights, slots with padding, and numbers by slot."""
+    draw = torch.Generator("cpu").manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu").to(dtype)  # noqa: E731
+    z = torch.randint(-1, components, (slots, rows), generator=draw, device="cpu")
+    return normal(rows, features), normal(components, outputs, features), z, normal(slots * rows, outputs)
+
+
+def dense_products(x, weight, z):
+    every = torch.einsum("np,cmp->cnm", x, weight)
+    picked = every[z.clamp_min(0), torch.arange(z.shape[1], device=x.device)]
+    return picked * (z >= 0).unsqueeze(-1)
+
+
+def one_hot(z, components, like):
+    return (z.reshape(-1, 1) == torch.arange(components, device=z.device)).to(like)
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize(
+    "shape", [(70, 3, 5, 1, 4), (70, 1, 5, 3, 4), (200, 2, 2, 2, 1), (1, 1, 3, 1, 2), (40, 2, 90, 2, 3)]
+)
+def test_products_and_sums_equal_einsum(shape, dtype, backend):
+    x, weight, z, values = problem(*shape, dtype)
+    pairs = Pairs(z, shape[2])
+    products = pair_products(x, weight, pairs)
+    assert products.dtype == dtype
+    torch.testing.assert_close(products, dense_products(x, weight, z), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    hot = one_hot(z, shape[2], values.double())
+    sums = pair_outer(values, x, pairs)
+    expected = torch.einsum("kc,km,kp->cmp", hot, values.double(), x.double().repeat(shape[1], 1))
+    torch.testing.assert_close(sums, expected, rtol=1e-10, atol=1e-10)
+
+
+@few
+@given(
+    rows=st.integers(0, 80), slots=st.integers(1, 3), components=st.integers(1, 6), outputs=st.integers(1, 3),
+    features=st.integers(1, 4), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(rows, slots, components, outputs, features, seed):
+    x, weight, z, values = problem(rows, slots, components, outputs, features, seed=seed)
+    pairs = Pairs(z, components)
+    torch.testing.assert_close(pair_products(x, weight, pairs), dense_products(x, weight, z))
+    hot, many = one_hot(z, components, values), x.repeat(slots, 1)
+    torch.testing.assert_close(pair_outer(values, x, pairs), torch.einsum("kc,km,kp->cmp", hot, values, many))
+    q = values[:, 0].square()
+    moments = torch.einsum("kc,k,kp,kr->cpr", hot, q, many, many)
+    torch.testing.assert_close(pair_moments_of(x, q, pairs), moments)
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("everyone", [False, True])
+def test_gradients_are_those_of_finite_differences(everyone, backend):
+    x, weight, z, _ = problem(7, 3, 3, 2, 2)
+    z = torch.arange(3, device="cpu").unsqueeze(-1).expand(3, 7) if everyone else z
+    assert Pairs(z, 3).everyone == everyone
+    x.requires_grad_(), weight.requires_grad_()
+    with torch.device("cpu"):  # gradcheck makes its own tensors
+        torch.autograd.gradcheck(lambda a, w: pair_products(a, w, Pairs(z, 3)), (x, weight))
+        torch.autograd.gradcheck(lambda w: pair_products(x.detach(), w, Pairs(z, 3)), weight)
+        torch.autograd.gradcheck(lambda a: pair_products(a, weight.detach(), Pairs(z, 3)), x)
+
+
+@pytest.mark.meta
+def test_everyone_with_everyone_takes_the_short_way_to_the_same_numbers(dtype):
+    x, weight, _, values = problem(50, 4, 4, 3, 5, dtype)
+    z = torch.arange(4, device="cpu").unsqueeze(-1).expand(4, 50)
+    short, plain = Pairs(z, 4), Pairs(z.contiguous(), 4)
+    assert short.everyone
+    assert not plain.everyone
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(pair_products(x, weight, short), pair_products(x, weight, plain), **tolerance)
+    torch.testing.assert_close(pair_outer(values, x, short), pair_outer(values, x, plain))
+
+
+def test_rows_may_be_numbered():
+    """Column n of z may stand for any row, several columns for one."""
+    x, weight, z, values = problem(6, 2, 3, 2, 2)
+    rows = torch.tensor([5, 0, 0, 3, 2, 5])
+    numbered, plain = Pairs(z, 3, rows), Pairs(z, 3)
+    x.requires_grad_()
+    torch.testing.assert_close(pair_products(x, weight, numbered), pair_products(x[rows], weight, plain))
+    torch.testing.assert_close(pair_outer(values, x, numbered), pair_outer(values, x[rows], plain))
+    out = torch.randn(2, 6, 2, dtype=torch.float64)
+    mine, theirs = (
+        torch.autograd.grad((out * made).sum(), x)[0]
+        for made in (pair_products(x, weight, numbered), pair_products(x[rows], weight, plain))
+    )
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_no_rows_give_no_products_and_zero_sums():
+    x, weight = torch.zeros(0, 4), torch.ones(3, 2, 4, requires_grad=True)
+    pairs = Pairs(torch.zeros(2, 0, dtype=torch.int64), 3)
+    products = pair_products(x, weight, pairs)
+    assert products.shape == (2, 0, 2)
+    products.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(3, 2, 4))
+    assert torch.equal(pair_outer(torch.zeros(0, 2), x, pairs), torch.zeros(3, 2, 4, dtype=torch.float64))
+
+
+def test_padding_keeps_broken_rows_out_of_all_sums():
+    x, weight, _, values = problem(5, 1, 2, 1, 3)
+    x[2], values[2] = torch.nan, torch.nan
+    pairs = Pairs(torch.tensor([[0, 1, -1, 1, 0]]), 2)
+    weight.requires_grad_()
+    products = pair_products(x, weight, pairs)
+    products.sum().backward()
+    for tensor in (products, weight.grad, pair_outer(values, x, pairs), pair_moments_of(x, values[:, 0], pairs)):
+        assert bool(tensor.isfinite().all())
+
+
+def test_sums_of_float32_rows_are_those_of_float64():
+    """Rows far from zero under fractional weights: a product rounded to float32 would lose seven of their digits."""
+    x = (1e3 + torch.randn(5000, 2)).float()
+    q = torch.rand(5000)
+    pairs = Pairs(torch.zeros(1, 5000, dtype=torch.int64), 1)
+    wide = x.double()
+    expected = torch.einsum("n,np,nr->pr", q.double(), wide, wide)
+    torch.testing.assert_close(pair_moments_of(x, q, pairs)[0], expected, rtol=1e-12, atol=0)
+
+
+def test_wide_products_keep_their_memory_bounded(monkeypatch):
+    """Every tile makes one M x P product, however few rows it has: it counts, where M and P are large."""
+    sizes, add = [], torch.Tensor.index_add_
+
+    def watched(self, dim, index, source):
+        sizes.append(source.numel())
+        return add(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", watched)
+    z = torch.arange(150).unsqueeze(0)
+    out = pair_outer(torch.ones(150, 300), torch.ones(150, 300), Pairs(z, 150))
+    assert bool((out == 1).all())
+    assert max(sizes) <= 1 << 23
+
+
+def test_components_out_of_range_are_refused():
+    x, weight, _, _ = problem(2, 1, 3, 1, 2)
+    with pytest.raises(PartitionError, match=r"not in \[0, 3\)"):
+        pair_products(x, weight, Pairs(torch.tensor([[0, 3]]), 3))
