@@ -361,3 +361,15 @@ def test_the_state_of_a_model_holds_its_precision():
     other.precision.zero_()
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.precision, PRECISION.double())
+
+
+@pytest.mark.parametrize("divergence", ["squared", "kl"])
+def test_a_dead_component_is_split_off_another_and_parts_from_it(divergence):
+    x = torch.cat([torch.poisson(torch.full((60, 2), rate)) for rate in (3.0, 30.0)])
+    model = BregmanMixture(components=3, features=2, divergence=divergence)
+    with torch.no_grad():
+        model.mean = torch.tensor([[3.0, 3.0], [30.0, 30.0], [5000.0, 5000.0]])
+    em = EM(model, FullPartition(model, components=3))
+    for _ in range(10):
+        em.step(x)
+    assert len(model.mean.detach().round(decimals=2).unique(dim=0)) == 3

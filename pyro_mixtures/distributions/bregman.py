@@ -47,6 +47,7 @@ class BregmanComponents(Components):
     """
 
     argument_names = ("mean",)
+    location = "mean"
     leaves_one_out = True
 
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):
@@ -60,6 +61,11 @@ class BregmanComponents(Components):
     def mean(self) -> Tensor:
         """The argument itself."""
         return self._mean
+
+    def split_loc(self, component: int, row: Tensor) -> Tensor:
+        """Part of the way to the row, which leaves the mean where means may be."""
+        mean = self.flat(self.mean, 1)[component]
+        return mean + 0.5 / len(row) ** 0.5 * (row - mean)
 
     # What a family states. Rows and means end in their features (..., D), which are summed over where D is left out.
 

@@ -24,6 +24,7 @@ class Components(TorchDistribution):
     """
 
     argument_names: tuple[str, ...]
+    location: str | None = None  # the argument that places a component among the rows, for split_loc()
     on_kernels = False  # whether the kernels of this package do nearly all of the work, on the CPU
     maximizes_in_parts = True  # whether maximize() may be given some of the components at a time
     leaves_one_out = False  # whether leave_one_out_at() exists
@@ -124,6 +125,10 @@ class Components(TorchDistribution):
         """
         raise NotImplementedError
 
+    def split_loc(self, component: int, row: Tensor) -> Tensor:
+        """The location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
+        raise NotImplementedError
+
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         """Minimal loss (*index.shape) of a part that holds this row alone."""
         raise NotImplementedError
@@ -214,6 +219,7 @@ class QuadraticComponents(Components):
     """Families whose log density is the quadratic pair kernel of :mod:`pyro_mixtures.ops.quadratic`."""
 
     has_rsample = True
+    location = "loc"
     on_kernels = True
     loc: Tensor
     _kernel: Quadratic | None = None

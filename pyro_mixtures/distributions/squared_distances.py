@@ -24,6 +24,7 @@ class SquaredDistances(QuadraticComponents):
     """
 
     argument_names: tuple[str, ...] = ("mean",)
+    location = "mean"
     leaves_one_out = True
 
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):

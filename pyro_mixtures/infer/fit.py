@@ -147,7 +147,7 @@ class _Loop:
             if phase == "EM":
                 spent = self.result.history.epochs[-1].evaluations - self.spent
                 self.schedule.record(searched, gain, spent / self.batches.rows, self.tolerance)
-            if gain >= self.tolerance:
+            if gain > self.tolerance:  # with a tolerance of zero a fit may still come to rest
                 settled = 0
             elif searched:  # what only re-weighs must not end a fit
                 settled += 1

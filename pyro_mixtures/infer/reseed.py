@@ -79,7 +79,7 @@ def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Re
     for argument, handle in found.params.items():
         if not found.family.is_own(argument):
             continue
-        row = reservoir.row(site, split.row) if argument == "loc" else None
+        row = reservoir.row(site, split.row) if argument == found.family.location else None
         if row is None:
             handle.copy_row(split.component, split.like)
         else:

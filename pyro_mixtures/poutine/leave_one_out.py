@@ -46,7 +46,8 @@ class LeaveOneOutMessenger(Messenger):
             self._add(msg["name"], msg["fn"], msg["value"], msg["mask"])
 
     def _check_weights(self, msg) -> None:
-        if not bool((torch.as_tensor(own_scale(msg, self.declaration)) == 1).all()):
+        scale = own_scale(msg, self.declaration)
+        if not bool((scale == 1).all() if isinstance(scale, Tensor) else scale == 1):
             raise ClosedFormError(
                 f"site {msg['name']!r} has rows of weights other than one, which leave-one-out gains do not know: use "
                 "score='loss', or leave poutine.scale out"
