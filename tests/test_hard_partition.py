@@ -547,3 +547,19 @@ def test_a_program_with_two_observations_adds_up_their_losses_and_gains():
         cost += torch.where(known.unsqueeze(-1), each, 0.0)
     em.step(x, y, torch.where(seen, second, 1e6), seen)
     assert torch.equal(guide.labels.long(), cost.argmin(1))
+
+
+def test_rows_of_a_part_that_was_empty_count_where_they_fit_until_it_is_fitted():
+    """Its weight is zero until then: the loss must stay finite."""
+    x = torch.cat([torch.randn(30, 2) - 5, torch.randn(30, 2) + 5])
+    model = GaussianMixture(components=3, features=2)
+    guide = HardPartition(model, components=3)
+    guide.plant(torch.arange(60) // 30)
+    em = EM(model, guide)
+    em.step(x)
+    em.step(x)
+    assert guide.revived == 1
+    assert math.isfinite(em.evaluate_loss(x))
+    for _ in range(3):
+        em.step(x)
+    assert int(guide.sizes.min()) > 0

@@ -16,3 +16,13 @@ def flat_index(z: Tensor, lead: torch.Size, components: int) -> Tensor:
         return z
     offset = components * torch.arange(lead.numel(), device=z.device).reshape(lead)
     return torch.where(z < 0, z, z + offset)
+
+
+def once(index: Tensor) -> Tensor:
+    """``index`` (..., B), or (..., 1) where all rows share it: what depends on components alone is looked up once.
+
+    >>> once(torch.arange(3).unsqueeze(-1).expand(3, 1000)).shape
+    torch.Size([3, 1])
+    """
+    shared = index.dim() > 0 and index.shape[-1] > 0 and index.stride(-1) == 0
+    return index[..., :1] if shared else index

@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
 from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
+from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.bilinear import pair_moments_of, pair_products
@@ -102,12 +103,13 @@ class LinearRegressions(ConditionalComponents):
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         coefficients = augmented(self.weight, self.bias, self.outputs)
         scale = self.scale.reshape(len(self.scale), self.outputs)
-        known = index.clamp_min(0)
+        known = once(index).clamp_min(0)
         residual = self._outcomes(value) - self.predictor(coefficients, index)
-        total = (residual / scale[known]).square().sum(-1)
+        squares = (residual / scale[known]).square()
+        total = squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)  # a sum of one is as slow as of many
         penalty = self.ridge * (self.weight.reshape(*scale.shape, -1).square().sum(-1) / scale.square()).sum(-1)
         offset = 2 * scale.log().sum(-1) + self.outputs * math.log(2 * math.pi) + penalty
-        return torch.where(index < 0, -torch.inf, -0.5 * (total + offset[known]))
+        return torch.where(once(index) < 0, -torch.inf, -0.5 * (total + offset[known]))
 
     def _outcomes(self, value: Tensor) -> Tensor:
         """Outcomes (B, M)."""

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating
 from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
+from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.newton import Expansion, PairedRows, RowLoss, expand
@@ -138,7 +139,7 @@ class RowFittedComponents(ConditionalComponents):
         coefficients = self.coefficients
         loss = self.row_loss.value(self.predictor(coefficients, index), self.targets(value)).sum(-1)
         penalty = (coefficients.square() * self.penalty.to(coefficients)).sum((-1, -2))
-        return torch.where(index < 0, -torch.inf, -loss - penalty[index.clamp_min(0)])
+        return torch.where(once(index) < 0, -torch.inf, -loss - penalty[once(index).clamp_min(0)])
 
     def statistics_at(
         self, index: Tensor, value: Tensor, weight: Tensor, into: RowStatistics | None = None
