@@ -10,7 +10,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions import Components, MixtureWeights
+from pyro_mixtures.distributions import Components, IsotropicNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.poutine import data_plate
@@ -114,7 +114,23 @@ class ConditionalMixture(MixtureProgram):
     """The program of a mixture of experts without a gate: ``z ~ MixtureWeights(weights)``, ``y ~ expert[z](x)``.
 
     A family adds the experts' params and states how they make the components of a batch of covariates.
+
+    :param closeness: None, or what a row pays for its distance from its expert's place (param ``loc`` (C, P)):
+        ``closeness |x - loc[z]|^2 / P``, for standardised covariates about that much. Experts then own regions, where
+        a gate can find them again; without it a partition may be one that only the outcomes tell apart. In the program
+        it is a second observed site, ``x ~ Normal(loc[z], constant)``.
     """
+
+    loc: Any
+
+    def __init__(self, *, components: int, features: int, equal_weights: bool = False, closeness: float | None = None):
+        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        if closeness is not None and closeness <= 0:
+            raise OptionError(f"closeness={closeness} must be positive, or None")
+        self.closeness = closeness
+        if closeness is not None:
+            self.loc = PyroParam(torch.randn(components, features))
+            self.register_buffer("spread", torch.full((components,), (features / (2 * closeness)) ** 0.5))
 
     @abstractmethod
     def component_distributions(self, x: Tensor) -> Components:
@@ -134,4 +150,6 @@ class ConditionalMixture(MixtureProgram):
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
         with data_plate(x, index, size):
             z = pyro.sample("z", weights)
+            if self.closeness is not None:
+                pyro.sample("x", IsotropicNormals(self.loc, self.spread)[z], obs=x)
             return pyro.sample("y", components[z], obs=y)

@@ -18,8 +18,16 @@ class _MixtureOfGeneralizedRegressions(ConditionalMixture):
     weight: Any
     bias: Any
 
-    def __init__(self, *, components: int, features: int, ridge: float = 0.0, equal_weights: bool = False):
-        super().__init__(components=components, features=features, equal_weights=equal_weights)
+    def __init__(
+        self,
+        *,
+        components: int,
+        features: int,
+        ridge: float = 0.0,
+        equal_weights: bool = False,
+        closeness: float | None = None,
+    ):
+        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
         if ridge < 0:
             raise OptionError(f"ridge={ridge} must not be negative")
         self.ridge = ridge
@@ -34,6 +42,7 @@ class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
     :param features: P, covariates of a row.
     :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often separable: make it positive.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
+    :param closeness: what distance from an expert's place costs; see :class:`ConditionalMixture`.
 
     >>> model = MixtureOfLogisticRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -68,6 +77,8 @@ class MixtureOfSVMs(ConditionalMixture):
     :param features: P, covariates of a row.
     :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one against the rest.
     :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and ``solver``.
+    :param closeness: what distance from a machine's place costs; see :class:`ConditionalMixture`. Without it a part of
+        one class costs next to nothing, wherever its rows are.
 
     >>> model = MixtureOfSVMs(components=3, features=5)
     >>> model(torch.zeros(7, 5), torch.ones(7)).shape
@@ -87,8 +98,9 @@ class MixtureOfSVMs(ConditionalMixture):
         loss: str = "squared_hinge",
         solver: str = "newton",
         equal_weights: bool = True,
+        closeness: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
         check_options(ridge=ridge, loss=loss, solver=solver)
         if classes < 2:
             raise OptionError(f"classes={classes}: a classifier tells at least two apart")

@@ -46,8 +46,9 @@ class MixtureOfModules(ConditionalMixture):
         loss: str | Loss,
         event_shape: Sequence[int] = (),
         equal_weights: bool = False,
+        closeness: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
         self.loss, self.event_shape = loss_named(loss), tuple(event_shape)
         experts = [make() for _ in range(components)]
         for expert in experts:

@@ -22,6 +22,7 @@ class MixtureOfRegressions(ConditionalMixture):
     :param scale: None for a standard deviation of each component and output, learned from the data; or one number,
         constant: squared error.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
+    :param closeness: what distance from an expert's place costs; see :class:`ConditionalMixture`.
 
     Coefficients start as small random numbers: start hard partitions from labels or several restarts.
 
@@ -43,8 +44,9 @@ class MixtureOfRegressions(ConditionalMixture):
         ridge: float = 0.0,
         scale: float | None = None,
         equal_weights: bool = False,
+        closeness: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights)
+        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
         if (outputs is not None and outputs < 1) or ridge < 0 or (scale is not None and scale <= 0):
             raise OptionError(f"outputs={outputs} and scale={scale} must be positive, ridge={ridge} not negative")
         self.ridge = ridge

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, PartitionError
-from pyro_mixtures.guides import TruncatedPartition
+from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit
 from pyro_mixtures.models import GaussianMixture
@@ -563,3 +563,40 @@ def test_rows_of_a_part_that_was_empty_count_where_they_fit_until_it_is_fitted()
     for _ in range(3):
         em.step(x)
     assert int(guide.sizes.min()) > 0
+
+
+# Experts with places.
+
+
+def test_closeness_is_what_a_row_pays_for_its_distance():
+    x, y, _ = rows_of(rows=40)
+    torch.manual_seed(0)
+    near = MixtureOfRegressions(components=3, features=x.shape[1], equal_weights=True, closeness=0.7).to(x.dtype)
+    free = MixtureOfRegressions(components=3, features=x.shape[1], equal_weights=True).to(x.dtype)
+    with torch.no_grad():
+        free.weight, free.bias = near.weight.clone(), near.bias.clone()
+    log_joint = []
+    for model in (near, free):
+        pyro.clear_param_store()
+        posterior = FullPartition(model, components=3).posterior(x, y)
+        log_joint.append(posterior.log_prob + posterior.evidence)
+    paid = log_joint[1] - log_joint[0]
+    expected = 0.7 * (x - near.loc.detach().unsqueeze(1)).square().mean(-1)
+    torch.testing.assert_close(paid - paid[:1], expected - expected[:1])
+
+
+def test_places_part_experts_that_outcomes_do_not():
+    """Two regions with the same line: without places nothing says where they part."""
+    x = torch.cat([torch.randn(60, 2) - 4, torch.randn(60, 2) + 4])
+    y = x.sum(-1) + 0.1 * torch.randn(120)
+    model = MixtureOfRegressions(components=2, features=2, scale=1.0, equal_weights=True, closeness=1.0)
+    guide = HardPartition(model, components=2)
+    guide.plant(torch.arange(120) % 10 // 9)
+    fit(EM(model, guide), x, y, progress=False)
+    found = guide.labels[:60].float().mean(), guide.labels[60:].float().mean()
+    assert sorted(map(float, found)) == [0.0, 1.0]
+
+
+def test_closeness_must_be_positive():
+    with pytest.raises(OptionError, match=r"closeness=0\.0 must be positive"):
+        MixtureOfRegressions(components=2, features=2, closeness=0.0)

@@ -13,12 +13,11 @@ RBF SVM itself: a mixture with it is no longer a small model.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyro
 import torch
-from pyro.nn import PyroParam
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, load_digits, make_moons
 from sklearn.linear_model import LogisticRegression
@@ -26,34 +25,15 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from pyro_mixtures.distributions import IsotropicNormals, MixtureWeights
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models.classifiers import MixtureOfSVMs
-from pyro_mixtures.poutine import data_plate
 from tests.benchmarks.harness import Report, parser
 
 COMPONENTS = 4
 RIDGES = (1e-3, 1e-2)
 CLOSENESS = (0.1, 0.5, 2.0)  # weight of |x - loc|^2 / P beside the hinge loss
 GATES = ("softmax mixed", "softmax", "centre", "RBF")
-
-
-class LocalSVMs(MixtureOfSVMs):
-    """SVMs that are fitted to rows near their centres: the mixture with covariates as a second observed site."""
-
-    def __init__(self, *, closeness: float, **options: Any):
-        super().__init__(components=COMPONENTS, **options)
-        self.loc = PyroParam(torch.zeros(self.components, self.features))
-        spread = (self.features / (2 * closeness)) ** 0.5
-        self.register_buffer("spread", torch.full((self.components,), spread))
-
-    def forward(self, x, y=None, index=None, size=None):
-        machines = self.component_distributions(x)
-        with data_plate(x, index, size):
-            z = pyro.sample("z", MixtureWeights(self.weights))
-            pyro.sample("x", IsotropicNormals(self.loc, self.spread)[z], obs=x)
-            return pyro.sample("y", machines[z], obs=y)
 
 
 class Split(NamedTuple):
@@ -109,10 +89,8 @@ def mixture(split: Split, seed: int, *, kind: str = "joint", ridge: float = 1e-3
     means = KMeans(COMPONENTS, n_init=5, random_state=seed).fit(split.x)
     x, y = torch.as_tensor(split.x, dtype=torch.float32), torch.as_tensor(split.y)
     pyro.clear_param_store()
-    given = {"features": x.shape[1], "ridge": ridge}
-    model = (
-        MixtureOfSVMs(components=COMPONENTS, **given) if kind != "joint" else LocalSVMs(closeness=closeness, **given)
-    )
+    given = {"features": x.shape[1], "ridge": ridge, "closeness": closeness if kind == "joint" else None}
+    model = MixtureOfSVMs(components=COMPONENTS, **given)
     guide = HardPartition(model, components=COMPONENTS)
     guide.plant(torch.as_tensor(means.labels_))
     em = EM(model, guide, dead="keep")
@@ -122,7 +100,9 @@ def mixture(split: Split, seed: int, *, kind: str = "joint", ridge: float = 1e-3
         em.step(x, y)
         if guide.moved == 0:
             break
-    centres = {"joint": getattr(model, "loc", None), "k-means": torch.as_tensor(means.cluster_centers_)}.get(kind)
+    centres = {"joint": model.loc if kind == "joint" else None, "k-means": torch.as_tensor(means.cluster_centers_)}.get(
+        kind
+    )
     return accuracies(split, model, guide.labels.numpy(), centres)
 
 
