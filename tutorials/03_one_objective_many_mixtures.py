@@ -25,15 +25,10 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from pyro_mixtures import EM, IsotropicNormals, MixtureWeights, data_plate, fit
-from pyro_mixtures.distributions.support_vectors import SupportVectorMachines
+from pyro_mixtures import EM, IsotropicNormals, MixtureWeights, data_plate, fit, fit_restarts, start_labels
+from pyro_mixtures.distributions import SupportVectorMachines
 from pyro_mixtures.guides import HardPartition
-from pyro_mixtures.infer.restarts import fit_restarts
-from pyro_mixtures.init.labels import start_labels
-from pyro_mixtures.models import MixtureOfRegressions
-from pyro_mixtures.models.bregman import BregmanMixture
-from pyro_mixtures.models.classifiers import MixtureOfSVMs
-from pyro_mixtures.models.kmeans import KMeans
+from pyro_mixtures.models import BregmanMixture, KMeans, MixtureOfRegressions, MixtureOfSVMs
 
 PARTS, NOISE, RIDGE = 3, 0.3, 1e-2
 COLORS = np.array(["#0072B2", "#D55E00", "#009E73"])  # Okabe & Ito's, for colour-blind eyes too
