@@ -1,5 +1,6 @@
 """What all guides of a mixture's z share: reading the model, E-step, and the site in the data plate."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ class PartitionGuide(PyroModule):
     search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
     needs_all_rows = False  # whether an E-step has to be given all rows in one call
     revives = False  # whether the guide itself finds rows for components that have lost theirs
+    objective = math.nan  # sum of the losses of hard partitions, since reset_wins
     moved = revived = 0  # rows that changed their component, and parts that were empty, since reset_wins
     reuse: ReuseMessenger | None = None  # set by EM while params stay as they are: E-steps share factorisations
 
@@ -147,6 +149,10 @@ class PartitionGuide(PyroModule):
     def reset_wins(self) -> None:
         """Start counting anew which components win rows."""
         self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+
+    def part_sizes(self) -> tuple[int, ...]:
+        """Rows of each part, for guides whose rows are in parts."""
+        return ()
 
     @property
     def slots(self) -> int:

@@ -35,6 +35,7 @@ class HardPartition(PartitionGuide):
         raise the objective.
     :raises OptionError: when an option has an impossible value.
 
+    ``objective`` is F after a pass: the losses of the rows where they are, without the prior of z.
     Rows stay where they are where nothing is better. A part that becomes empty takes the worst rows of the part that
     has the worst one, half of it at most, and keeps them for one step: the objective can only gain by it. (Not under
     bounds: ``least`` keeps parts from becoming empty.) Masked rows have no part. Sangani et al., "Discrete Continuous
@@ -91,6 +92,9 @@ class HardPartition(PartitionGuide):
         if self.labels is None:
             return torch.zeros(self.components, dtype=torch.int64, device="cpu")
         return torch.bincount(self.labels[self.labels >= 0].long(), minlength=self.components)
+
+    def part_sizes(self) -> tuple[int, ...]:
+        return tuple(self.sizes.tolist())
 
     @property
     def needs_all_rows(self) -> bool:
@@ -152,7 +156,7 @@ class HardPartition(PartitionGuide):
             now = torch.where(joint.mask.to("cpu"), now, before)
         self.moved += int((now != before).sum())
         labels[rows] = now.to(labels.dtype)
-        posterior = _posterior(joint, best.to(joint.index.device))
+        posterior = self._counted(joint, best.to(joint.index.device))
         self._remember_worst(posterior)
         return posterior._replace(candidates=now.clamp_min(0).to(joint.index.device).unsqueeze(0))
 
@@ -199,9 +203,19 @@ class HardPartition(PartitionGuide):
 
         joint = log_joint(model, self._declared(), propose, args, kwargs, given)
         if len(joint.candidates) == 1:
-            return _posterior(joint, torch.zeros_like(joint.index))
+            return self._counted(joint, torch.zeros_like(joint.index))
         known = self._known(joint.index, joint.size).to(joint.index.device)
-        return _posterior(joint, torch.where(known < 0, joint.log_joint.argmax(0), known))
+        return self._counted(joint, torch.where(known < 0, joint.log_joint.argmax(0), known))
+
+    def _counted(self, joint: Joint, slot: Tensor) -> Posterior:
+        """q on the candidates in place ``slot`` (B,), their losses added to the objective."""
+        posterior = _posterior(joint, slot)
+        if self.training:
+            log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, slot.unsqueeze(0))[0]
+            weight = posterior.row_weight
+            losses = torch.where(weight > 0, -weight * log_density, 0.0)
+            self.objective += float(losses.sum(dtype=torch.float64))
+        return posterior
 
     def _known(self, index: Tensor, size: int) -> Tensor:
         """Labels of the rows ``index``, on the CPU, -1 for unseen ones; where there are none, none are made."""
@@ -224,6 +238,7 @@ class HardPartition(PartitionGuide):
     def reset_wins(self) -> None:
         super().reset_wins()
         self.moved = self.revived = 0
+        self.objective = 0.0
 
     def get_extra_state(self):
         return None if self.labels is None else {"labels": self.labels, "planted": self._planted}

@@ -600,3 +600,17 @@ def test_places_part_experts_that_outcomes_do_not():
 def test_closeness_must_be_positive():
     with pytest.raises(OptionError, match=r"closeness=0\.0 must be positive"):
         MixtureOfRegressions(components=2, features=2, closeness=0.0)
+
+
+def test_history_tells_objective_sizes_and_moves():
+    x, y, truth = rows_of(rows=90)
+    _, guide, em = started(truth.roll(7))
+    done = fit(em, x, y, progress=False)
+    objective = done.history["objective"]
+    assert bool((objective[1:] <= objective[:-1] + 1e-9).all())
+    # Equal, constant weights: the ELBO differs by their logarithm.
+    torch.testing.assert_close(torch.tensor(-objective / 90 - math.log(3)), torch.tensor(done.history["elbo"]))
+    assert done.history["sizes"].sum(1).tolist() == [90] * len(done.history)
+    assert done.history["sizes"][-1].tolist() == guide.sizes.tolist()
+    assert done.history["moved"][0] == 0
+    assert done.history["moved"][1] > 0

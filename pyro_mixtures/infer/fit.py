@@ -215,6 +215,8 @@ class _Loop:
             live=int((self.guide.wins > 0).sum()),
             reseeded=(update.reseeded if update else 0) + self.guide.revived,
             moved=self.guide.moved,
+            objective=self.guide.objective,
+            sizes=self.guide.part_sizes(),
             dropped=update.dropped if update else 0,
             seconds=time.perf_counter() - self.started,
             searched=self.guide.search and self.guide.searches,

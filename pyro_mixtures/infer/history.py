@@ -1,5 +1,6 @@
 """What happened during a fit, one record an epoch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ class Epoch(NamedTuple):
     dropped: int
     seconds: float  # since the fit began
     moved: int = 0  # rows that changed their component; hard partitions alone count them
+    objective: float = math.nan  # of hard partitions: the sum of the rows' losses, before the pass's update
+    sizes: tuple[int, ...] = ()  # of the parts of hard partitions
     searched: bool = True  # whether candidates were searched for, or only re-weighed
 
 

@@ -17,6 +17,7 @@ class Guide(Protocol):
     searches: bool
     needs_all_rows: bool
     revives: bool
+    objective: float
     moved: int
     revived: int
     search: bool
@@ -29,6 +30,8 @@ class Guide(Protocol):
 
     @property
     def slots(self) -> int: ...
+
+    def part_sizes(self) -> tuple[int, ...]: ...
 
     def row_order(self) -> Tensor | None: ...
 
