@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import pyro
 import pytest
 
 import pyro_mixtures
@@ -22,8 +23,10 @@ def module_names() -> list[str]:
 
 @pytest.mark.parametrize("name", module_names())
 def test_docstrings(name):
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
-    assert not failed
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name)):
+        pyro.clear_param_store()  # each example stands for itself
+        assert not runner.run(example).failed
 
 
 def test_readme():

@@ -9,7 +9,8 @@ from sklearn.datasets import make_moons
 
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
-from tests.benchmarks.svm_mixture import COMPONENTS, DATA, LocalSVMs, linear, mixture, one_split, split_of
+from pyro_mixtures.models import MixtureOfSVMs
+from tests.benchmarks.svm_mixture import COMPONENTS, DATA, linear, mixture, one_split, split_of
 from tests.conformance import one_thread
 
 
@@ -31,7 +32,7 @@ def test_partition_with_centres_lowers_the_joint_objective():
     """Two observed sites under one z: the loss of the labels and the distance of the covariates."""
     x, y = make_moons(200, noise=0.2, random_state=0)
     rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
-    model = LocalSVMs(closeness=0.5, features=2)
+    model = MixtureOfSVMs(components=COMPONENTS, closeness=0.5, features=2)
     guide = HardPartition(model, components=COMPONENTS)
     em = EM(model, guide, dead="keep")
     guide.plant(torch.arange(200) % COMPONENTS)
