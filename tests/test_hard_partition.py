@@ -14,6 +14,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, PartitionError
@@ -614,3 +615,6 @@ def test_history_tells_objective_sizes_and_moves():
     assert done.history["sizes"][-1].tolist() == guide.sizes.tolist()
     assert done.history["moved"][0] == 0
     assert done.history["moved"][1] > 0
+    stored = to_arviz(done, x, y)["fit_history"]
+    assert stored["sizes"].dims == ("epoch", "part")
+    assert float(stored["objective"][-1]) == objective[-1]

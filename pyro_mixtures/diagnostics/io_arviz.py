@@ -182,7 +182,8 @@ def _samples(values: np.ndarray, dims: Any) -> Variable:
 
 
 def _history(history: History) -> dict[str, Variable]:
-    return {name: Variable(np.array(column), ("epoch",)) for name, column in history.to_dict().items() if column}
+    columns = {name: np.array(column) for name, column in history.to_dict().items() if column}
+    return {name: Variable(values, ("epoch", "part")[: values.ndim]) for name, values in columns.items()}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

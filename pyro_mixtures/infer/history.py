@@ -42,5 +42,7 @@ class History:
         return len(self.epochs)
 
     def to_dict(self) -> dict[str, list]:
-        """Columns as plain lists, for JSON."""
-        return {name: [getattr(epoch, name) for epoch in self.epochs] for name in Epoch._fields}
+        """Columns as plain lists, for JSON; those of hard partitions only where there are any."""
+        columns = {name: [getattr(epoch, name) for epoch in self.epochs] for name in Epoch._fields}
+        hard = any(columns["sizes"])
+        return {name: column for name, column in columns.items() if hard or name not in ("objective", "sizes")}
