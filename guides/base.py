@@ -169,7 +169,7 @@ class PartitionGuide(PyroModule):
     def reseeded(self, component: int, like: int) -> None:
         """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
 
-    def fitted(self, statistics: Mapping[str, Any]) -> None:
+    def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
         """Told by EM, site by site, the statistics that the params now fit: only hard partitions make use of them."""
 
     def read(self, *args, **kwargs) -> Declaration:

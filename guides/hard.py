@@ -36,11 +36,13 @@ class HardPartition(PartitionGuide):
     :raises OptionError: when an option has an impossible value.
 
     ``objective`` is F after a pass: the losses of the rows where they are, without the prior of z.
-    Rows stay where they are where nothing is better. A part that becomes empty takes the worst rows of the part that
-    has the worst one, half of it at most, and keeps them for one step: the objective can only gain by it. (Not under
-    bounds: ``least`` keeps parts from becoming empty.) Masked rows have no part. Sangani et al., "Discrete Continuous
-    Optimization Framework for Simultaneous Clustering and Training in Mixture Models", ICML 2023; the leave-one-out
-    rule and its closed forms are derived here.
+    Rows stay where they are where nothing is better. Masked rows have no part. A part that becomes empty takes the
+    worst rows of the part that has the worst one, half of it at most, which cannot raise the objective. (Not under
+    bounds: ``least`` keeps parts from becoming empty. Nor where weights are learned: a part may cost more than it
+    gains.)
+
+    Sangani et al., "Discrete Continuous Optimization Framework for Simultaneous Clustering and Training in Mixture
+    Models", ICML 2023; the leave-one-out rule and its closed forms are derived here.
 
     >>> import torch
     >>> from pyro_mixtures.infer import EM
@@ -82,7 +84,7 @@ class HardPartition(PartitionGuide):
         self.score, self.alpha, self.capacity, self.least, self.assignment = score, alpha, capacity, least, assignment
         self.labels: Tensor | None = None  # (N,) int32, -1 where a row was not seen yet
         self._planted = False  # whether the labels are to be fitted before they are changed
-        self._forced: Tensor | None = None  # (N,) rows that stay where they are for one step
+        self._moves: Tensor | None = None  # (N,) int32, empty parts that rows are to be moved to, -1 elsewhere
         self._worst: list[tuple[Tensor, Tensor]] = []  # losses and numbers of badly fitted rows
         self._statistics: Mapping[str, Any] | None = None  # of the partition that the params fit
 
@@ -110,34 +112,36 @@ class HardPartition(PartitionGuide):
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.components):
             raise PartitionError(f"labels hold numbers outside [0, {self.components})")
         self.labels, self._planted = labels.to("cpu", torch.int32, copy=True), True
-        self._forced = self._statistics = None
+        self._moves = self._statistics = None
 
     def release(self) -> None:
         """Let planted rows move from now on."""
         self._planted = False
 
-    def fitted(self, statistics: Mapping[str, Any]) -> None:
-        """Told by EM that the params now fit the partition; gives empty parts the worst rows of others."""
-        self._statistics, self._planted, self._forced = statistics, False, None
-        if self.labels is not None and self._worst and not self.needs_all_rows:
+    def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
+        """Told by EM that the params now fit the partition; finds rows for empty parts, moved in the next step."""
+        self._statistics, self._planted, self._moves = statistics, False, None
+        if self.labels is not None and self._worst and not self.needs_all_rows and not learned_weights:
             self._revive(self.labels)
         self._worst = []
 
     def _revive(self, labels: Tensor) -> None:
-        """Give every empty part rows of one other, of which the worst fitted one is: that never raises the loss."""
-        empty = (self.sizes == 0).nonzero()[:, 0].tolist()
+        """Promise every empty part rows of one other, of which the worst fitted one is."""
+        sizes = self.sizes
+        empty = (sizes == 0).nonzero()[:, 0].tolist()
         if not empty:
             return
         loss, rows = (torch.cat(parts) for parts in zip(*self._worst, strict=True))
         rows = rows[loss.argsort(descending=True, stable=True)][: int(loss.isfinite().sum())]
-        self._forced = torch.zeros_like(labels, dtype=torch.bool)
+        self._moves = torch.full_like(labels, -1)
         for part in empty:
-            free = rows[~self._forced[rows] & (self.sizes[labels[rows].long()] > 1)]
+            free = rows[(self._moves[rows] < 0) & (sizes[labels[rows].long()] > 1)]
             if not len(free):
                 return
-            donor = labels[free[0]].clone()
-            taken = free[labels[free] == donor][: int(self.sizes[donor.long()]) // 2]
-            labels[taken], self._forced[taken] = part, True
+            donor = labels[free[0]].long()
+            taken = free[labels[free] == donor][: int(sizes[donor]) // 2]
+            self._moves[taken] = part
+            sizes[donor] -= len(taken)
             self.revived += 1
 
     def _e_step(
@@ -150,8 +154,13 @@ class HardPartition(PartitionGuide):
         joint = log_joint(handled, self._declared(), self._everyone, args, kwargs, given)
         labels, rows = self._labels_for(joint.size), joint.index.to("cpu")
         before = labels[rows].long()
-        best = self._assign(joint, gains, before)
-        now = best if self._forced is None else torch.where(self._forced[rows], before, best)
+        moves = None if self._moves is None else self._moves[rows].long()
+        if moves is not None:  # nobody else joins an empty part: its params fit nothing
+            empty = moves[moves >= 0].unique().to(joint.index.device)
+            joint = joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
+        best = now = self._assign(joint, gains, before)
+        if moves is not None:  # rows that would stay found it: they cost no more where they are fitted by themselves
+            now = torch.where((moves >= 0) & (best == before), moves, best)
         if joint.mask is not None:  # such rows belong to no part
             now = torch.where(joint.mask.to("cpu"), now, before)
         self.moved += int((now != before).sum())
@@ -222,9 +231,7 @@ class HardPartition(PartitionGuide):
         index = index.to("cpu")
         if self.labels is None:
             return torch.full_like(index, -1)
-        known = self._labels_for(size)[index].long()
-        # Rows that were given to an empty part are not in it before it is fitted to them.
-        return known if self._forced is None else known.masked_fill(self._forced[index], -1)
+        return self._labels_for(size)[index].long()
 
     def unseen(
         self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
@@ -244,7 +251,7 @@ class HardPartition(PartitionGuide):
         return None if self.labels is None else {"labels": self.labels, "planted": self._planted}
 
     def set_extra_state(self, state) -> None:
-        self.labels, self._planted, self._forced, self._statistics, self._worst = None, False, None, None, []
+        self.labels, self._planted, self._moves, self._statistics, self._worst = None, False, None, None, []
         if state is None:
             return
         if "labels" not in state:

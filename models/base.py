@@ -148,6 +148,9 @@ class ConditionalMixture(MixtureProgram):
             raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
+        if y is not None and y.shape[1:] != components.event_shape:
+            wanted = ", ".join(map(str, ("N", *components.event_shape)))
+            raise DataError(f"outcomes must be ({wanted}{',' * (wanted == 'N')}), not {tuple(y.shape)}")
         with data_plate(x, index, size):
             z = pyro.sample("z", weights)
             if self.closeness is not None:

@@ -21,7 +21,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, Partit
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit
-from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.models import BregmanMixture, GaussianMixture, MixtureOfLogisticRegressions
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import TOLERANCE, one_thread
@@ -550,20 +550,42 @@ def test_a_program_with_two_observations_adds_up_their_losses_and_gains():
     assert torch.equal(guide.labels.long(), cost.argmin(1))
 
 
-def test_rows_of_a_part_that_was_empty_count_where_they_fit_until_it_is_fitted():
-    """Its weight is zero until then: the loss must stay finite."""
-    x = torch.cat([torch.randn(30, 2) - 5, torch.randn(30, 2) + 5])
-    model = GaussianMixture(components=3, features=2)
-    guide = HardPartition(model, components=3)
-    guide.plant(torch.arange(60) // 30)
-    em = EM(model, guide)
-    em.step(x)
-    em.step(x)
+def test_labels_are_those_of_fitted_parts_while_an_empty_one_waits_for_rows():
+    x, y, truth = rows_of(rows=90)
+    model, guide, em = started(truth.clamp_max(1))
+    away(model, 2)
+    em.step(x, y)
+    em.step(x, y)
     assert guide.revived == 1
-    assert math.isfinite(em.evaluate_loss(x))
-    for _ in range(3):
-        em.step(x)
-    assert int(guide.sizes.min()) > 0
+    assert int(guide.sizes[2]) == 0
+    assert math.isfinite(em.evaluate_loss(x, y))
+    copied = HardPartition(model, components=3)
+    copied.load_state_dict(guide.state_dict())
+    assert EM(model, copied).evaluate_loss(x, y) == em.evaluate_loss(x, y)
+    em.step(x, y)
+    assert int(guide.sizes[2]) > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_under_learned_weights_may_stay_empty_and_the_objective_never_rises(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(300, 1, dtype=torch.float64)
+    y = (x[:, 0].abs() > 0.6).double()
+    model = MixtureOfLogisticRegressions(components=3, features=1, ridge=0.1).double()
+    done = fit(EM(model, HardPartition(model, components=3)), x, y, progress=False)
+    assert done.history["elbo"][-1] >= done.history["elbo"].max() - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_filling_empty_parts_never_raises_the_objective(seed):
+    torch.manual_seed(seed)
+    x = torch.poisson(torch.rand(60, 2) * 8)
+    model = BregmanMixture(components=8, features=2, divergence="kl", equal_weights=True).double()
+    with torch.no_grad():
+        model.mean[4:] = 300.0
+    done = fit(EM(model, HardPartition(model, components=8)), x.double(), progress=False, tolerance=0)
+    objective = done.history["objective"]
+    assert bool((objective[1:] <= objective[:-1] + 1e-9).all()), objective.tolist()
 
 
 # Experts with places.
@@ -618,3 +640,26 @@ def test_history_tells_objective_sizes_and_moves():
     stored = to_arviz(done, x, y)["fit_history"]
     assert stored["sizes"].dims == ("epoch", "part")
     assert float(stored["objective"][-1]) == objective[-1]
+
+
+# Data that cannot be used.
+
+
+def test_outcomes_of_another_shape_are_refused():
+    x, y, _ = rows_of(rows=30)
+    model = MixtureOfRegressions(components=2, features=x.shape[1]).double()
+    with pytest.raises(DataError, match=r"outcomes must be \(N,\), not \(30, 1\)"):
+        model(x, y.unsqueeze(-1))
+    wide = MixtureOfRegressions(components=2, features=x.shape[1], outputs=2).double()
+    pyro.clear_param_store()
+    with pytest.raises(DataError, match=r"outcomes must be \(N, 2\), not \(30,\)"):
+        wide(x, y)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_covariates_that_are_not_finite_are_named(bad):
+    x, y, _ = rows_of(rows=30)
+    x[7, 1] = bad
+    model = MixtureOfRegressions(components=2, features=x.shape[1]).double()
+    with pytest.raises(DataError, match="row 7 of the model's argument 0 holds NaN or infinity"):
+        EM(model, HardPartition(model, components=2)).step(x, y)

@@ -283,7 +283,8 @@ class EM:
                     copy_component(name, site, split, self._reservoir)
         for split in splits:
             self.guide.reseeded(split.component, split.like)
-        self.guide.fitted({name: site.sums for name, site in sites.items() if name != z})
+        others = {name: site.sums for name, site in sites.items() if name != z}
+        self.guide.fitted(others, learned_weights=bool(self._free(sites[z])))
         live = int((~starved).sum()) + len(splits)
         return Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
 

@@ -137,10 +137,10 @@ def log_joint(
                 # Pyro's validation meets broken params first, and can only say that a distribution refuses them.
                 _check_params(tracer.trace)
                 raise
-        return _read_joint(tracer.trace, declaration, messenger)
+        return _read_joint(tracer.trace, declaration, messenger, args)
 
 
-def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
+def _read_joint(trace, d: Declaration, messenger: CandidateMessenger, args: tuple) -> Joint:
     if messenger.candidates is None or messenger.index is None:
         raise ModelError(f"the model no longer has the site {d.site!r} that it had when the guide first read it")
     z = trace.nodes[d.site]
@@ -158,7 +158,7 @@ def _read_joint(trace, d: Declaration, messenger: CandidateMessenger) -> Joint:
     mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
     scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
-    _check_finite(best.expand(rows), mask, trace, d)
+    _check_finite(best.expand(rows), mask, trace, d, args)
     return Joint(messenger.candidates, total, density, messenger.index, messenger.size, scale, mask)
 
 
@@ -198,7 +198,7 @@ def _per_row(log_prob: Tensor, d: Declaration) -> Tensor:
     return full.sum(nested) if nested else full
 
 
-def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration) -> None:
+def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration, args: tuple) -> None:
     """Look at each row's ``best`` log joint (B,)."""
     # NaN in any candidate poisons the row; +inf would be a density of zero width.
     bad = ~best.isfinite()
@@ -215,6 +215,10 @@ def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration) -> N
                 f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them "
                 "in (pyro_mixtures.infer.conditional imputes missing features)"
             )
+    for number, given in enumerate(args):  # covariates are no site's value
+        rows = given[row] if isinstance(given, Tensor) and given.dim() and len(given) == len(best) else None
+        if rows is not None and rows.is_floating_point() and not bool(rows.isfinite().all()):
+            raise DataError(f"row {row} of the model's argument {number} holds NaN or infinity: remove such rows first")
     _check_params(trace)
     raise NumericalError(
         f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
