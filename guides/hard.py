@@ -107,7 +107,9 @@ class HardPartition(PartitionGuide):
 
         Gradient steps of stock SVI fit them until :meth:`release`.
         """
-        if labels.dim() != 1 or labels.is_floating_point():
+        if not isinstance(labels, Tensor):
+            raise PartitionError(f"labels must be a tensor of integers (N,), not a {type(labels).__name__}")
+        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise PartitionError(f"labels must be integers (N,), not {labels.dtype} {tuple(labels.shape)}")
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.components):
             raise PartitionError(f"labels hold numbers outside [0, {self.components})")

@@ -663,3 +663,10 @@ def test_covariates_that_are_not_finite_are_named(bad):
     model = MixtureOfRegressions(components=2, features=x.shape[1]).double()
     with pytest.raises(DataError, match="row 7 of the model's argument 0 holds NaN or infinity"):
         EM(model, HardPartition(model, components=2)).step(x, y)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], torch.tensor([True, False]), torch.zeros(3), torch.zeros(2, 2).long()])
+def test_labels_must_be_integers_of_rows(labels):
+    model = GaussianMixture(components=2, features=2)
+    with pytest.raises(PartitionError, match="labels must be"):
+        HardPartition(model, components=2).plant(labels)

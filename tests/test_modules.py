@@ -11,6 +11,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import SGD, Adam
 from torch.nn.functional import huber_loss
 
+from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions.pseudo_likelihoods import LOSSES, PseudoLikelihoods, loss_named
 from pyro_mixtures.errors import (
     ClosedFormError,
@@ -593,3 +594,11 @@ def test_cuda_gives_the_losses_of_the_cpu(kind):
         em = EM(model, HardPartition(model, components=C), gradient=adam(), gradient_steps=2)
         found.append(torch.tensor([em.step(x.to(device), y.to(device)) for _ in range(4)]))
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+def test_a_fit_reaches_arviz_whatever_its_modules_call_their_params():
+    model, (x, y) = mixture(), rows()
+    em = EM(model, FullPartition(model, components=C), gradient=adam())
+    found = to_arviz(fit(em, x, y, epochs=2, progress=False), x, y)
+    names = {name for name, _ in model.named_parameters() if name.startswith("experts")}
+    assert names <= set(found["posterior"].data_vars)

@@ -116,7 +116,8 @@ def _argument_dims(
             continue
         for argument, tensor in family.arguments.items():
             name = names.get(id(leaf_of(tensor)))
-            if name is not None:
+            # A module's parameters have ArviZ's default dims: nobody knows what their dimensions mean.
+            if name is not None and argument in family.arg_constraints:
                 dims[name] = _dims_of_argument(name, family, argument, _prefix(site, observed))
     return dims
 
