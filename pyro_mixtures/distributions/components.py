@@ -123,15 +123,18 @@ class Components(TorchDistribution):
 
         :param statistics: of the partition that ``index`` belongs to, all its rows included.
         """
-        raise NotImplementedError
+        raise self._does_not_state("what a row adds to its part")
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
         """The location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
-        raise NotImplementedError
+        raise self._does_not_state("where a split component is to go")
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         """Minimal loss (*index.shape) of a part that holds this row alone."""
-        raise NotImplementedError
+        raise self._does_not_state("the loss of a row by itself")
+
+    def _does_not_state(self, what: str) -> ClosedFormError:
+        return ClosedFormError(f"{type(self).__name__} does not state {what}: use a family that does")
 
     def part(self, some: slice) -> "Components":
         """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""

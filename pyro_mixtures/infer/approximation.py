@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError, PartitionError
-from pyro_mixtures.infer.routing import Partition
+from pyro_mixtures.infer.routing import Partition, labels_of
 from pyro_mixtures.poutine import Declaration, log_joint, read_declaration
 
 # (row, component) pairs of a chunk.
@@ -215,10 +215,7 @@ def _bare(name: str, fn: Any) -> Any:
 
 
 def _labels(guide: Partition, rows: int) -> Tensor:
-    labels = guide.labels
-    if labels is None or len(labels) != rows:
-        held = "no labels" if labels is None else f"the labels of {len(labels)} rows"
-        raise PartitionError(f"the guide holds {held}, but {rows} rows were given: give those of its fit")
+    labels = labels_of(guide, rows)
     if int(labels.min()) < 0:
         raise PartitionError("the partition has not seen all rows (labels of -1): run a step over all of them first")
     return labels.long()

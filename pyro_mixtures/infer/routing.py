@@ -284,7 +284,7 @@ def compare_routing(
     """
     (x, y), (new_x, new_y) = (_pair(*train), _pair(*test))
     if gate is None:
-        gate = fit_gate(x, _labels(guide, len(x)), guide.components)
+        gate = fit_gate(x, labels_of(guide, len(x)), guide.components)
     _check_gate(gate, guide.components)
     options: Any = {"site": guide.site, "observed": observed, "given": given, "chunk": chunk}
     seen, new = expert_predictions(model, x, **options), expert_predictions(model, new_x, **options)
@@ -354,10 +354,11 @@ def _check_outcomes(predictions: Tensor, y: Tensor, classes: bool) -> None:
         raise DataError(f"outcomes are {tuple(y.shape)}, but the experts' predictions {tuple(predictions.shape)}")
 
 
-def _labels(guide: Partition, rows: int) -> Tensor:
+def labels_of(guide: Partition, rows: int) -> Tensor:
+    """The labels (N,) of the guide, which have to be those of ``rows`` rows; -1 where one was not seen."""
     if guide.labels is None or len(guide.labels) != rows:
         held = "no labels" if guide.labels is None else f"the labels of {len(guide.labels)} rows"
-        raise PartitionError(f"the guide holds {held}, but train= has {rows} rows: give the rows of its fit")
+        raise PartitionError(f"the guide holds {held}, but {rows} rows were given: give those of its fit")
     return guide.labels
 
 

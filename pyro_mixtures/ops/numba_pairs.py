@@ -141,6 +141,20 @@ def _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, st
     return True
 
 
+@njit(inline="always")
+def _is_worth_a_copy(x, begin, end):
+    """Whether the rows begin within cache lines (NumPy aligns to 16 bytes) and fit the cache."""
+    return x.ctypes.data % VECTOR_BYTES != 0 and (end - begin) * x.shape[1] * x.itemsize <= _COPIED_BYTES
+
+
+@njit(inline="always")
+def _whole_lines(x, begin, end):
+    """A copy of some rows that begins at a cache line: vectors across two lines cost two reads, each time."""
+    copy = _aligned((end - begin) * x.shape[1], x).reshape(end - begin, x.shape[1])
+    copy[:] = x[begin:end]
+    return copy
+
+
 @njit(fastmath=FAST, cache=True, nogil=True)
 def pair_log_density(
     x, loc, precision, projection, offset, sign, z, slot_stride, row_stride, slots, rows, lanes, begin, end, flat
@@ -162,17 +176,8 @@ def pair_log_density(
     if not _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, stops, place, flat):
         return False
     start = 0
-    if (
-        rows.size == 0
-        and slots >= _COPIED_SLOTS
-        and x.ctypes.data % VECTOR_BYTES
-        and (end - begin) * x.shape[1] * x.itemsize <= _COPIED_BYTES
-    ):
-        # Vectors across two cache lines cost two reads (NumPy aligns to 16 bytes), and rows meet many components.
-        copy = _aligned((end - begin) * x.shape[1], x).reshape(end - begin, x.shape[1])
-        copy[:] = x[begin:end]
-        x = copy
-        start = begin
+    if rows.size == 0 and slots >= _COPIED_SLOTS and _is_worth_a_copy(x, begin, end):
+        x, start = _whole_lines(x, begin, end), begin
     tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(1 + RANK, lanes // ROWS, lanes)
     sums = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
     total = np.empty(lanes, loc.dtype)
