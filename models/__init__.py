@@ -2,18 +2,21 @@
 
 from pyro_mixtures.models.base import ConditionalMixture, Mixture, MixtureProgram
 from pyro_mixtures.models.bregman import BregmanMixture
+from pyro_mixtures.models.choices import LatentClassLogit
 from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.models.modules import MixtureOfModules
 from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.softmax import SoftmaxMixture
 
 __all__ = [
     "BregmanMixture",
     "ConditionalMixture",
     "GaussianMixture",
     "KMeans",
+    "LatentClassLogit",
     "Mixture",
     "MixtureOfFactorAnalyzers",
     "MixtureOfLogisticRegressions",
@@ -22,4 +25,5 @@ __all__ = [
     "MixtureOfRegressions",
     "MixtureOfSVMs",
     "MixtureProgram",
+    "SoftmaxMixture",
 ]

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, IsotropicNormals, MixtureWeights
-from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
+from pyro_mixtures.errors import DataError, SharedParamsWarning
 from pyro_mixtures.init import Seeds
+from pyro_mixtures.options import check_flag, check_number, check_whole
 from pyro_mixtures.poutine import data_plate
 
 
@@ -27,8 +28,8 @@ class MixtureProgram(PyroModule):
 
     def __init__(self, *, components: int, features: int, equal_weights: bool = False):
         super().__init__()
-        if components < 1 or features < 1:
-            raise OptionError(f"components={components} and features={features} must be positive")
+        check_whole(components=components, features=features)
+        check_flag(equal_weights=equal_weights)
         self.components, self.features = components, features
         self._checked_store = False
         equal = torch.full((components,), 1.0 / components)
@@ -42,6 +43,7 @@ class MixtureProgram(PyroModule):
         return {**super().__getstate__(), "_checked_store": False}
 
     def _check_rows(self, x: Tensor) -> None:
+        check_tensor("rows", x)
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
 
@@ -63,7 +65,33 @@ class MixtureProgram(PyroModule):
             )
 
 
-class Mixture(MixtureProgram):
+class RowMixture(MixtureProgram):
+    """A mixture over rows (B, D), whose components have places among them that can be seeded."""
+
+    @abstractmethod
+    def component_distributions(self) -> Components:
+        """The C component distributions of the present parameters."""
+
+    @abstractmethod
+    def place(self, seeds: Seeds) -> None:
+        """Put the components at ``seeds`` of as many components and features, without gradients.
+
+        Params must not share memory with the seeds, which may be views of the rows: steps are taken in place.
+        """
+
+    def start_at(self, seeds: Seeds) -> None:
+        """Put the components at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`, with equal weights.
+
+        :raises DataError: when the seeds have another number of components or features.
+        """
+        if seeds.loc.shape != (self.components, self.features):
+            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
+        with torch.no_grad():
+            self.weights = torch.full_like(self.weights, 1.0 / self.components)
+            self.place(seeds)
+
+
+class Mixture(RowMixture):
     """Params ``weights`` (C,) and ``loc`` (C, D), and the program of a mixture over rows ``x``.
 
     A family adds the params of its covariances and states how they make the components.
@@ -76,24 +104,12 @@ class Mixture(MixtureProgram):
         self.loc = PyroParam(torch.randn(components, features))
 
     @abstractmethod
-    def component_distributions(self) -> Components:
-        """The C component distributions of the present parameters."""
-
-    @abstractmethod
     def set_variance(self, variance: Tensor) -> None:
         """Start every component with the variances (D,) of the data."""
 
-    def start_at(self, seeds: Seeds) -> None:
-        """Put the means at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`; the data's variance, equal weights.
-
-        :raises DataError: when the seeds have another number of components or features.
-        """
-        if seeds.loc.shape != (self.components, self.features):
-            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
-        with torch.no_grad():
-            self.weights = torch.full_like(self.weights, 1.0 / self.components)
-            # A copy: steps in place must not move the seeds, or the rows that they may be a view of.
-            self.loc = seeds.loc.to(self.loc, copy=True)
+    def place(self, seeds: Seeds) -> None:
+        """Means at the seeds, the data's variance."""
+        self.loc = seeds.loc.to(self.loc, copy=True)
         self.set_variance(seeds.variance.to(self.loc))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
@@ -125,10 +141,9 @@ class ConditionalMixture(MixtureProgram):
 
     def __init__(self, *, components: int, features: int, equal_weights: bool = False, closeness: float | None = None):
         super().__init__(components=components, features=features, equal_weights=equal_weights)
-        if closeness is not None and closeness <= 0:
-            raise OptionError(f"closeness={closeness} must be positive, or None")
         self.closeness = closeness
         if closeness is not None:
+            check_number(positive=True, closeness=closeness)
             self.loc = PyroParam(torch.randn(components, features))
             self.register_buffer("spread", torch.full((components,), (features / (2 * closeness)) ** 0.5))
 
@@ -144,8 +159,10 @@ class ConditionalMixture(MixtureProgram):
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         self._check_rows(x)
-        if y is not None and len(y) != len(x):
-            raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
+        if y is not None:
+            check_tensor("outcomes", y)
+            if len(y) != len(x):
+                raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
         if y is not None and y.shape[1:] != components.event_shape:
@@ -156,3 +173,10 @@ class ConditionalMixture(MixtureProgram):
             if self.closeness is not None:
                 pyro.sample("x", IsotropicNormals(self.loc, self.spread)[z], obs=x)
             return pyro.sample("y", components[z], obs=y)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Programs take tensors alone; the strategies of :mod:`pyro_mixtures.infer` take arrays too."""
+    if not isinstance(value, Tensor) or not value.dim():
+        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+        raise DataError(f"{name} must be a tensor (N, ...), not {given}: give torch.as_tensor({name})")

@@ -7,13 +7,15 @@ import pyro
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, MixtureWeights
 from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
 from pyro_mixtures.distributions.squared_distances import Mahalanobis, SquaredEuclidean
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.init import Seeds
-from pyro_mixtures.models.base import MixtureProgram
+from pyro_mixtures.models.base import RowMixture, check_tensor
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import data_plate
 
 # Families of one param, by the names of their divergences.
@@ -27,7 +29,7 @@ DIVERGENCES: dict[str, Any] = {
 }
 
 
-class MeanMixture(MixtureProgram):
+class MeanMixture(RowMixture):
     """The program of a mixture whose components have their ``mean`` (C, D) alone; rows may carry weights.
 
     :param family: of the components, whose ``arg_constraints`` and ``start`` are those of the means.
@@ -43,24 +45,12 @@ class MeanMixture(MixtureProgram):
         self.mean = PyroParam(family.start(torch.rand(components, features)), constraint=constraint)
 
     @abstractmethod
-    def component_distributions(self) -> Components:
-        """The C component distributions of the present parameters."""
-
-    @abstractmethod
     def rows(self, x: Tensor) -> Tensor:
         """The rows that are observed of the rows ``x`` (B, D) that are given."""
 
-    def start_at(self, seeds: Seeds) -> None:
-        """Put the means at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`, inside their domain; equal weights.
-
-        :raises DataError: when the seeds have another number of components or features.
-        """
-        if seeds.loc.shape != (self.components, self.features):
-            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
-        with torch.no_grad():
-            self.weights = torch.full_like(self.weights, 1.0 / self.components)
-            # A copy: steps in place must not move the seeds, or the rows that they may be a view of.
-            self.mean = self.family.start(seeds.loc.to(self.mean, copy=True))
+    def place(self, seeds: Seeds) -> None:
+        """Means at the seeds, inside their domain."""
+        self.mean = self.family.start(seeds.loc.to(self.mean, copy=True))
 
     def forward(
         self,
@@ -77,8 +67,10 @@ class MeanMixture(MixtureProgram):
         if x is not None:
             self._check_rows(x)
             x = self.rows(x)
-        if row_weight is not None and (x is None or row_weight.shape != x.shape[:1]):
-            raise DataError(f"row_weight {tuple(row_weight.shape)}: give one weight for each row of x")
+        if row_weight is not None:
+            check_tensor("row_weight", row_weight)
+            if x is None or row_weight.shape != x.shape[:1]:
+                raise DataError(f"row_weight {tuple(row_weight.shape)}: give one weight for each row of x")
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
         scale: Any = 1.0 if row_weight is None else row_weight
@@ -120,17 +112,18 @@ class BregmanMixture(MeanMixture):
         total: int = 1,
         equal_weights: bool = False,
     ):
-        if divergence not in DIVERGENCES:
+        if divergence not in tuple(DIVERGENCES):
             raise OptionError(f"unknown divergence {divergence!r}; choose one of {tuple(DIVERGENCES)}")
         if (precision is None) == (divergence == "mahalanobis"):
             raise OptionError(f"divergence={divergence!r}: give precision= with 'mahalanobis', and only then")
+        check_whole(total=total)
         if total != 1 and divergence != "multinomial":
             raise OptionError(f"total={total} has a meaning for divergence='multinomial' only, not for {divergence!r}")
         family = DIVERGENCES[divergence]
         super().__init__(family, components=components, features=features, equal_weights=equal_weights)
         self.divergence, self._options = divergence, {"total": total} if divergence == "multinomial" else {}
         if precision is not None:
-            self.register_buffer("precision", precision.clone())
+            self.register_buffer("precision", _checked_precision(precision, features))
 
     def component_distributions(self) -> Components:
         given = {"precision": self.precision} if self.divergence == "mahalanobis" else self._options
@@ -138,3 +131,15 @@ class BregmanMixture(MeanMixture):
 
     def rows(self, x: Tensor) -> Tensor:
         return x
+
+
+def _checked_precision(precision: Tensor, features: int) -> Tensor:
+    """A copy of the symmetric, positive definite ``precision`` (D, D)."""
+    if not isinstance(precision, Tensor):
+        raise OptionError(f"precision is a {type(precision).__name__}: give a tensor (D, D)")
+    if precision.shape != (features, features) or not precision.is_floating_point():
+        given, wanted = (precision.dtype, tuple(precision.shape)), (features, features)
+        raise OptionError(f"precision is {given}: give floating-point numbers {wanted}")
+    if not bool(constraints.positive_definite.check(precision)):
+        raise OptionError("precision must be symmetric and positive definite: the inverse of a covariance")
+    return precision.clone()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
 from pyro_mixtures.distributions.support_vectors import SupportVectorMachines, check_options
-from pyro_mixtures.errors import OptionError
 from pyro_mixtures.models.base import ConditionalMixture
+from pyro_mixtures.options import check_number, check_whole
 
 
 class _MixtureOfGeneralizedRegressions(ConditionalMixture):
@@ -28,8 +28,7 @@ class _MixtureOfGeneralizedRegressions(ConditionalMixture):
         closeness: float | None = None,
     ):
         super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
-        if ridge < 0:
-            raise OptionError(f"ridge={ridge} must not be negative")
+        check_number(ridge=ridge)
         self.ridge = ridge
         self.weight = PyroParam(0.1 * torch.randn(components, features))
         self.bias = PyroParam(0.1 * torch.randn(components))
@@ -101,9 +100,9 @@ class MixtureOfSVMs(ConditionalMixture):
         closeness: float | None = None,
     ):
         super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
+        check_number(positive=True, ridge=ridge)
         check_options(ridge=ridge, loss=loss, solver=solver)
-        if classes < 2:
-            raise OptionError(f"classes={classes}: a classifier tells at least two apart")
+        check_whole(least=2, classes=classes)
         self.ridge, self.loss, self.solver = ridge, loss, solver
         shape = (components,) if classes == 2 else (components, classes)
         self.weight = PyroParam(0.1 * torch.randn(*shape, features))

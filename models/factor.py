@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import Components, FactorAnalyzers
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.models.base import Mixture
+from pyro_mixtures.options import check_flag, check_whole
 
 
 class MixtureOfFactorAnalyzers(Mixture):
@@ -29,7 +30,9 @@ class MixtureOfFactorAnalyzers(Mixture):
 
     def __init__(self, *, components: int, features: int, factors: int, tied: bool = False):
         super().__init__(components=components, features=features)
-        if factors < 0 or factors > features:
+        check_whole(least=0, factors=factors)
+        check_flag(tied=tied)
+        if factors > features:
             raise OptionError(f"factors={factors} must lie in [0, features={features}]")
         self.factors, self.tied = factors, tied
         self.factor = PyroParam(torch.rand(components, features, factors).mul_(0.1))

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import Components, DiagonalNormals, FullNormals, IsotropicNormals
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.models.base import Mixture
+from pyro_mixtures.options import check_flag
 
 COVARIANCES = ("isotropic", "diagonal", "full")
 
@@ -36,6 +37,7 @@ class GaussianMixture(Mixture):
         super().__init__(components=components, features=features)
         if covariance not in COVARIANCES:
             raise OptionError(f"unknown covariance {covariance!r}; choose one of {COVARIANCES}")
+        check_flag(tied=tied)
         self.covariance, self.tied = covariance, tied
         lead = () if tied else (components,)
         if covariance == "full":

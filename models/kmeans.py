@@ -7,6 +7,7 @@ from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.squared_distances import Cosines, SquaredEuclidean
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.models.bregman import MeanMixture
+from pyro_mixtures.options import check_flag
 
 
 class KMeans(MeanMixture):
@@ -36,6 +37,7 @@ class KMeans(MeanMixture):
     """
 
     def __init__(self, *, components: int, features: int, spherical: bool = False):
+        check_flag(spherical=spherical)
         family = Cosines if spherical else SquaredEuclidean
         super().__init__(family, components=components, features=features, equal_weights=True)
         self.spherical = spherical

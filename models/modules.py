@@ -7,7 +7,7 @@ from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pyro_mixtures.distributions.pseudo_likelihoods import Loss, PseudoLikelihoods, loss_named
+from pyro_mixtures.distributions.pseudo_likelihoods import Loss, PseudoLikelihoods, descent_of, loss_named
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.models.base import ConditionalMixture
 
@@ -22,6 +22,8 @@ class MixtureOfModules(ConditionalMixture):
         ``loss(output, y)`` with one number a row (B,).
     :param event_shape: shape of one row's outcome, ``()`` for y (B,).
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
+    :param leave_one_out_steps: steps by which leave-one-out scores of hard partitions are estimated, with
+        ``leave_one_out_rate`` their length; see :class:`PseudoLikelihoods`.
     :raises OptionError: when ``make`` does not make modules of their own, or the loss has an unknown name.
 
     The experts' parameters are Pyro params ``experts.0.<name>``, ...; those with ``requires_grad=False`` are
@@ -47,9 +49,12 @@ class MixtureOfModules(ConditionalMixture):
         event_shape: Sequence[int] = (),
         equal_weights: bool = False,
         closeness: float | None = None,
+        leave_one_out_steps: int = 5,
+        leave_one_out_rate: float | None = None,
     ):
         super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
         self.loss, self.event_shape = loss_named(loss), tuple(event_shape)
+        self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
         experts = [make() for _ in range(components)]
         for expert in experts:
             if not isinstance(expert, Module) or any(isinstance(part, PyroModule) for part in expert.modules()):
@@ -60,7 +65,14 @@ class MixtureOfModules(ConditionalMixture):
         self.experts = PyroModuleList(experts)
 
     def component_distributions(self, x: Tensor) -> PseudoLikelihoods:
-        return PseudoLikelihoods(x, list(self.experts), loss=self.loss, event_shape=self.event_shape)
+        return PseudoLikelihoods(
+            x,
+            list(self.experts),
+            loss=self.loss,
+            event_shape=self.event_shape,
+            leave_one_out_steps=self.descent.steps,
+            leave_one_out_rate=self.descent.rate,
+        )
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, size: int | None = None

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
-from pyro_mixtures.errors import OptionError
 from pyro_mixtures.models.base import ConditionalMixture
+from pyro_mixtures.options import check_number, check_whole
 
 
 class MixtureOfRegressions(ConditionalMixture):
@@ -47,8 +47,11 @@ class MixtureOfRegressions(ConditionalMixture):
         closeness: float | None = None,
     ):
         super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
-        if (outputs is not None and outputs < 1) or ridge < 0 or (scale is not None and scale <= 0):
-            raise OptionError(f"outputs={outputs} and scale={scale} must be positive, ridge={ridge} not negative")
+        if outputs is not None:
+            check_whole(outputs=outputs)
+        if scale is not None:
+            check_number(positive=True, scale=scale)
+        check_number(ridge=ridge)
         self.ridge = ridge
         shape = (components,) if outputs is None else (components, outputs)
         self.weight = PyroParam(0.1 * torch.randn(*shape, features))

@@ -31,3 +31,11 @@ class NumericalError(MixtureError):
 
 class SharedParamsWarning(UserWarning):
     """A model takes its values from params of the same names that are in Pyro's store already."""
+
+
+class IdentificationWarning(UserWarning):
+    """Data that do not tell the parameters of a mixture apart."""
+
+
+class MomentWarning(UserWarning):
+    """A start from moments that is not to be trusted, because sampling noise hides what it needs."""

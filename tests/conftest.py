@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+from tests.conformance import one_thread
+
 DEFAULT_DEVICE = os.environ.get("PYRO_MIXTURES_TEST_DEVICE")
 
 
@@ -29,6 +31,13 @@ def _default_device():
         yield
         return
     with torch.device(DEFAULT_DEVICE):
+        yield
+
+
+@pytest.fixture
+def on_one_thread():
+    """For files of many small problems: ``pytestmark = pytest.mark.usefixtures("on_one_thread")``."""
+    with one_thread():
         yield
 
 

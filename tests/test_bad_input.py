@@ -1,6 +1,7 @@
 """Bad input gives a typed error that names the value and the remedy; awkward but possible input is fitted."""
 
 import math
+import re
 
 import numpy as np
 import pyro
@@ -32,10 +33,22 @@ from pyro_mixtures.errors import (
     PartitionError,
     SharedParamsWarning,
 )
-from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, assign, conditional, evidence, fit, reconstruct, responsibilities
+from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
+from pyro_mixtures.infer import EM, assign, conditional, evidence, fit, reconstruct, responsibilities, sample
+from pyro_mixtures.infer.gates import fit_gate
+from pyro_mixtures.infer.routing import compare_routing, expert_predictions, fit_combiner
 from pyro_mixtures.init import seed_rows
-from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
+from pyro_mixtures.models.bregman import BregmanMixture
+from pyro_mixtures.models.classifiers import (
+    MixtureOfLogisticRegressions,
+    MixtureOfPoissonRegressions,
+    MixtureOfSVMs,
+)
+from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
+from pyro_mixtures.models.gaussian import GaussianMixture
+from pyro_mixtures.models.kmeans import KMeans
+from pyro_mixtures.models.modules import MixtureOfModules
+from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.ops import use_backend
 from pyro_mixtures.poutine import data_plate
 
@@ -181,10 +194,11 @@ def test_families_name_the_right_shape_of_rows_in_plain_programs(strategy, shape
         (3.0, "at least one dimension"),
         (torch.tensor(3.0), "at least one dimension"),
         (["a", "b"], "must be real numbers"),
+        (torch.eye(3).to_sparse(), r"must be dense, not torch\.sparse_coo: give x\.to_dense"),
         (np.array([[1.0], None], dtype=object), "must be real numbers"),
         ([[1.0, 2.0], [3.0]], "must all have the same shape"),
     ],
-    ids=["number", "scalar", "strings", "objects", "ragged"],
+    ids=["number", "scalar", "strings", "sparse", "objects", "ragged"],
 )
 def test_things_that_are_no_rows_are_refused(data, message):
     with pytest.raises(DataError, match=message):
@@ -330,13 +344,13 @@ def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(componen
     ("build", "message"),
     [
         (lambda: gaussian(covariance="spherical"), "unknown covariance 'spherical'; choose one of .*'isotropic'"),
-        (lambda: gaussian(components=0), "components=0 and features=2 must be positive"),
-        (lambda: gaussian(features=0), "components=4 and features=0 must be positive"),
+        (lambda: gaussian(components=0), "components=0 must be positive"),
+        (lambda: gaussian(features=0), "features=0 must be positive"),
         (
             lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=D + 1),
             r"factors=3 must lie in \[0, features=2\]",
         ),
-        (lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=-1), "factors=-1 must lie in"),
+        (lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=-1), "factors=-1 must not be negative"),
         (
             lambda: seed_rows(draw_rows(), 2, method="kmeans++"),
             r"unknown method 'kmeans\+\+'; choose one of .*'afkmc2'",
@@ -380,6 +394,9 @@ def em(**options):
         (lambda: em(step_size=lambda t: 1.5).step(draw_rows()), r"step_size\(1\) = 1.5 is outside \(0, 1\]"),
         (lambda: em(step_size=lambda t: 0.0).step(draw_rows()), r"step_size\(1\) = 0.0 is outside \(0, 1\]"),
         (lambda: em(freeze=["loc", "wieghts"]).step(draw_rows()), "wieghts"),
+        (lambda: em(freeze="loc"), r"freeze='loc' must list names of params: give freeze=\['loc'\]"),
+        (lambda: em(gradient="adam"), r"gradient='adam' must be a Pyro optimiser, pyro\.optim\.Adam"),
+        (lambda: em(step_size=0.5), "step_size=0.5 must be a function of the step number"),
         (lambda: em().maximize(), "nothing accumulated: call accumulate"),
         (lambda: fit(em(), draw_rows(), epochs=-1), "epochs=-1"),
         (lambda: fit(em(), draw_rows(), warmup=-1), "warmup=-1"),
@@ -390,6 +407,214 @@ def em(**options):
 def test_strategies_name_impossible_options(use, message):
     with pytest.raises(OptionError, match=message):
         use()
+
+
+# Every numeric option of the models: how to build one, and the kind of each option.
+WHOLE, POSITIVE, NOT_NEGATIVE = "whole", "positive", "not negative"
+NUMERIC_OPTIONS = {
+    GaussianMixture: {},
+    MixtureOfFactorAnalyzers: {"factors": WHOLE},
+    BregmanMixture: {"total": WHOLE},
+    KMeans: {},
+    MixtureOfRegressions: {"outputs": WHOLE, "ridge": NOT_NEGATIVE, "scale": POSITIVE, "closeness": POSITIVE},
+    MixtureOfLogisticRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
+    MixtureOfPoissonRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
+    MixtureOfSVMs: {"classes": WHOLE, "ridge": POSITIVE, "closeness": POSITIVE},
+    MixtureOfModules: {"closeness": POSITIVE},
+}
+NO_NUMBERS = [True, "1", [1], math.nan, math.inf, -math.inf, -1]
+REFUSED = {WHOLE: [*NO_NUMBERS, 1.0, 2.5], POSITIVE: [*NO_NUMBERS, 0, 0.0], NOT_NEGATIVE: [*NO_NUMBERS, -1e-9]}
+TAKEN = {WHOLE: [2, np.int64(2)], POSITIVE: [1, 0.5, np.float32(0.5)], NOT_NEGATIVE: [0, 0.5, np.float64(0.5)]}
+
+
+def built(model, **options):
+    needed = {
+        MixtureOfFactorAnalyzers: {"factors": 1},
+        BregmanMixture: {"divergence": "multinomial"},
+        MixtureOfModules: {"loss": "squared", "make": lambda: torch.nn.Linear(D, 1)},
+    }
+    return model(**{"components": C, "features": D} | needed.get(model, {}) | options)
+
+
+CASES = [
+    pytest.param(model, name, kind, id=f"{model.__name__}-{name}")
+    for model, options in NUMERIC_OPTIONS.items()
+    for name, kind in {"components": WHOLE, "features": WHOLE, **options}.items()
+]
+
+
+@pytest.mark.parametrize(("model", "name", "kind"), CASES)
+def test_models_name_numeric_options_that_are_impossible(model, name, kind):
+    for value in REFUSED[kind]:
+        given = re.escape(repr(value) if isinstance(value, str) else str(value))
+        with pytest.raises(OptionError, match=rf"{name}={given} must (be|not be) "):
+            built(model, **{name: value})
+
+
+@pytest.mark.parametrize(("model", "name", "kind"), CASES)
+def test_models_take_numeric_options_of_any_library(model, name, kind):
+    for value in TAKEN[kind]:
+        built(model, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (GaussianMixture, "tied"),
+        (MixtureOfFactorAnalyzers, "tied"),
+        (KMeans, "spherical"),
+        (BregmanMixture, "equal_weights"),
+        *((model, "equal_weights") for model, options in NUMERIC_OPTIONS.items() if "closeness" in options),
+    ],
+)
+def test_flags_are_true_or_false(model, name):
+    for value in ("no", None, 0.5):
+        with pytest.raises(OptionError, match=f"{name}={value!r} must be True or False"):
+            built(model, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (np.eye(D), "precision is a ndarray: give a tensor"),
+        (torch.eye(D + 1), r"\(3, 3\)\): give floating-point numbers \(2, 2\)"),
+        (torch.eye(D, dtype=torch.int64), "torch.int64"),
+        (torch.full((D, D), math.nan), "positive definite"),
+        (-torch.eye(D), "positive definite"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+    ],
+    ids=["array", "shape", "integers", "nan", "negative", "not symmetric"],
+)
+def test_precisions_that_are_none_are_refused(precision, message):
+    with pytest.raises(OptionError, match=message):
+        BregmanMixture(components=C, features=D, divergence="mahalanobis", precision=precision)
+
+
+def scored(**options):
+    return responsibilities(gaussian(), draw_rows(), **options)
+
+
+def denoised(**options):
+    return reconstruct(gaussian(), draw_rows(), **{"noise": 0.1} | options)
+
+
+def gated(**options):
+    x, labels = draw_rows(), torch.arange(N, device="cpu") % C
+    return fit_gate(x, labels, **{"components": C} | options)
+
+
+def gated_by_module(**options):
+    return gated(module=torch.nn.Linear(D, C), **options)
+
+
+def combined(**options):
+    return fit_combiner(draw_rows(), draw_rows()[:, 0], **options)
+
+
+def experts(**options):
+    pyro.clear_param_store()
+    return expert_predictions(built(MixtureOfRegressions), draw_rows(), **options)
+
+
+STRATEGY_OPTIONS = [
+    (em, "variance_floor", NOT_NEGATIVE),
+    (em, "gradient_steps", WHOLE),
+    (scored, "top", WHOLE),
+    (scored, "chunk", WHOLE),
+    (denoised, "top", WHOLE),
+    (denoised, "chunk", WHOLE),
+    (gated, "components", WHOLE),
+    (gated, "penalty", POSITIVE),
+    (gated_by_module, "epochs", WHOLE),
+    (gated_by_module, "batch_size", WHOLE),
+    (gated_by_module, "learning_rate", POSITIVE),
+    (combined, "penalty", NOT_NEGATIVE),
+    (experts, "chunk", WHOLE),
+    (lambda batch_size: Batches([draw_rows()], batch_size), "batch_size", WHOLE),
+]
+
+
+@pytest.mark.parametrize(("use", "name", "kind"), STRATEGY_OPTIONS)
+def test_strategies_name_numeric_options_that_are_impossible(use, name, kind):
+    for value in REFUSED[kind]:
+        with pytest.raises(OptionError, match=f"{name}="):
+            use(**{name: value})
+
+
+@pytest.mark.parametrize("noise", [math.nan, math.inf, -0.1, "loud", torch.ones(3), torch.tensor([0.1, -0.1])])
+def test_noise_is_a_standard_deviation(noise):
+    with pytest.raises(OptionError, match="noise"):
+        denoised(noise=noise)
+
+
+# ---------------------------------------------------------------- arrays, and arguments of programs
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_em_takes_the_arrays_that_fit_takes(strategy):
+    x, found = draw_rows(), []
+    for rows in (x, x.numpy()):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model = gaussian()
+        inference = EM(model, guide_of(strategy, model))
+        index = np.arange(N) if rows is not x else torch.arange(N, device="cpu")
+        losses = [inference.step(rows), inference.accumulate(rows, index=index, size=N), inference.evaluate_loss(rows)]
+        inference.maximize()
+        found.append([*losses, inference.step(x=rows)])
+    assert found[0] == found[1]
+
+
+def test_em_takes_arrays_of_covariates_and_outcomes():
+    x, y = draw_rows(), draw_rows()[:, 0]
+    model = built(MixtureOfRegressions, ridge=0.1)
+    inference = EM(model, FullPartition(model, components=C))
+    expected = inference.evaluate_loss(x, y)
+    assert inference.evaluate_loss(x.numpy(), y.numpy()) == expected
+    assert inference.step(x.numpy(), y=y.numpy()) == expected
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda x: gaussian()(x), "rows"),
+        (lambda x: built(KMeans)(x), "rows"),
+        (lambda x: built(MixtureOfRegressions)(x), "rows"),
+        (lambda x: built(MixtureOfRegressions)(draw_rows(), x), "outcomes"),
+        (lambda x: built(KMeans)(draw_rows(), x), "row_weight"),
+        (lambda x: svi(model := gaussian(), guide_of(FullPartition, model)).step(x), "rows"),
+    ],
+)
+def test_programs_take_tensors_alone(use, name):
+    for given in (np.zeros((N, D)), [[0.0] * D] * N, 3.0, torch.tensor(3.0)):
+        with pytest.raises(DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: give torch.as_tensor"):
+            use(given)
+
+
+def test_draws_of_experts_need_covariates():
+    model = built(MixtureOfRegressions)
+    with pytest.raises(ModelError, match=r"cannot be called with these arguments .*'x'.*sample\(model, x\)"):
+        sample(model, size=5)
+    assert sample(model, draw_rows().numpy())["y"].shape == (N,)
+    pyro.clear_param_store()
+    mixture = gaussian()
+    with pytest.raises(ModelError, match=r"cannot be called with these arguments .*'rows'"):
+        sample(mixture, rows=5)
+    assert sample(mixture, size=5)["x"].shape == (5, D)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+@pytest.mark.parametrize(("place", "what"), [(0, "covariates"), (1, "outcomes")])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_comparisons_name_rows_that_are_not_finite(name, place, what, bad):
+    rows = {key: [draw_rows(), draw_rows()[:, 0]] for key in ("train", "test")}
+    rows[name][place][7] = bad
+    model = built(MixtureOfRegressions)
+    guide = HardPartition(model, components=C)
+    guide.plant(torch.arange(N, device="cpu") % C)
+    for metric in (None, lambda prediction, y: (prediction - y).abs().mean()):
+        with pytest.raises(DataError, match=f"row 7 of the {name} {what} holds NaN or infinity: remove such rows"):
+            compare_routing(model, guide, tuple(rows["train"]), tuple(rows["test"]), metric=metric)
 
 
 def test_fit_asks_for_a_guide_of_this_package():

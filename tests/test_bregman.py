@@ -1,5 +1,6 @@
 """Bregman clustering and k-means as EM over a program: against brute force, scikit-learn and stock Pyro."""
 
+import copy
 import math
 from functools import cache
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
+from pyro_mixtures.infer import em as em_module
 from pyro_mixtures.init import Seeds, seed_rows
 from pyro_mixtures.models.bregman import DIVERGENCES, BregmanMixture
 from pyro_mixtures.models.kmeans import KMeans
-from tests.conformance import assert_near, exact_loss, one_thread
+from tests.conformance import assert_near, exact_loss
 
 FEATURES = 4
 PRECISION = torch.tensor([[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0], [0, 0, 3.0, 0], [0, 0, 0, 0.7]])
@@ -24,10 +26,7 @@ PRECISION = torch.tensor([[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0], [0, 0, 3.0, 0], [0
 MEANS = torch.tensor([[1.0, 1, 8, 8], [8.0, 8, 1, 1], [8.0, 1, 8, 1]])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(params=list(DIVERGENCES))
@@ -373,3 +372,57 @@ def test_a_dead_component_is_split_off_another_and_parts_from_it(divergence):
     for _ in range(10):
         em.step(x)
     assert len(model.mean.detach().round(decimals=2).unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize("kind", ["full", "truncated"])
+@pytest.mark.parametrize("divergence", ["squared", "kl", "itakura_saito"])
+def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypatch):
+    """Against the step that keeps all components: what rows lose of the dead one, and of half of the split one."""
+    splits = spied_splits(monkeypatch)
+    torch.manual_seed(0)
+    rates = 0.2 + 20 * torch.rand(6, 3).double()
+    x, seen, rises = torch.poisson(rates[torch.randint(6, (200,))]) + (divergence == "itakura_saito"), 0, 0
+    with pyro.settings.context(module_local_params=True):
+        model = BregmanMixture(components=16, features=3, divergence=divergence).double()
+        model.start_at(seeds(x, 16))
+        guide = FullPartition(model, components=16)
+        if kind == "truncated":
+            guide = TruncatedPartition(model, components=16, candidates=3, neighbors=5, seed=0)
+        mean = model.mean.detach().clone()
+        mean[3] = 300.0  # dead from the start
+        model.mean = mean
+        em = EM(model, guide)
+        for _ in range(25):
+            kept = copy.deepcopy(em)
+            kept.dead = "keep"
+            before, _ = em.step(x), kept.step(x)
+            if not splits[-1]:
+                continue
+            joint = (kept.model.component_distributions().log_prob(x.unsqueeze(1)) + kept.model.weights.log()).detach()
+            if kind == "truncated":
+                left_out = torch.ones_like(joint, dtype=torch.bool).scatter_(1, guide.sets.table.long(), value=False)
+                joint = joint.masked_fill(left_out, -torch.inf)
+            q, lost = joint.softmax(-1), torch.zeros(len(x)).double()
+            for split in splits[-1]:
+                lost += q[:, split.component] + q[:, split.like] / 2
+            bound = float(-(joint.logsumexp(-1) + torch.log1p(-lost)).sum())
+            after = em.evaluate_loss(x)
+            seen, rises = seen + 1, rises + (after > before)
+            assert after <= bound + 1e-9 * abs(bound)
+            # The step itself has lowered the loss, so all of a rise is the split's.
+            assert float(-joint.logsumexp(-1).sum()) <= before + 1e-9 * abs(before)
+    assert seen
+    if (divergence, kind) == ("kl", "truncated"):
+        assert rises  # a split can cost a step, indeed
+
+
+def spied_splits(monkeypatch) -> list:
+    """The splits of every M-step from now on."""
+    found, choose = [], em_module.choose_splits
+
+    def spy(*args):
+        found.append(choose(*args))
+        return found[-1]
+
+    monkeypatch.setattr(em_module, "choose_splits", spy)
+    return found

@@ -24,7 +24,7 @@ from pyro_mixtures.infer import EM, assign, evidence, fit
 from pyro_mixtures.models import BregmanMixture, GaussianMixture, MixtureOfLogisticRegressions
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import TOLERANCE, one_thread
+from tests.conformance import TOLERANCE
 
 N, P, K = 90, 2, 3
 CONSTANT = 0.5 * math.log(2 * math.pi) + math.log(K)  # of a row, beside its loss
@@ -36,10 +36,7 @@ def dtype(request) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def rows_of(dtype=torch.float64, rows: int = N, seed: int = 0, noise: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +226,37 @@ def test_reviving_and_reseeding_do_not_stand_in_each_others_way():
     assert done.elbo * 300 == pytest.approx(-objective(x, y, guide.labels) - 300 * CONSTANT, rel=1e-6)
 
 
+@pytest.mark.parametrize("capacity", [None, 14, 20])
+def test_parts_are_filled_with_rows_enough_to_be_fitted(capacity):
+    """Of fewer rows than it has parameters a part would keep those that it had, which fit nothing."""
+    for seed in range(6):
+        x, y, _ = rows_of(rows=40, seed=seed, noise=1.0)
+        pyro.clear_param_store()
+        torch.manual_seed(seed)
+        with torch.device("cpu"):
+            model = MixtureOfRegressions(components=5, features=P, scale=1.0, equal_weights=True).double()
+        away(model, 3, 4)
+        guide = HardPartition(model, components=5, capacity=capacity)
+        done = fit(EM(model, guide, dead="keep"), x, y, progress=False, tolerance=0, epochs=25)
+        elbo = done.history["elbo"]
+        assert bool((elbo[1:] >= elbo[:-1] - 1e-9).all()), elbo.tolist()
+        assert int(done.history["reseeded"].sum()) >= 2
+        assert bool((done.history["sizes"][-1] > 0).all())
+
+
 # Bounds.
+
+
+def test_empty_parts_take_no_more_rows_than_the_capacity_and_wait_for_room():
+    x, y, _ = rows_of()
+    for capacity, filled in ((50, True), (44, False)):
+        model, guide, em = started(torch.arange(N) % 2, capacity=capacity)
+        away(model, 2)
+        found = [em.step(x, y) for _ in range(3)]
+        assert guide.revived == int(filled)  # two parts of 44 do not hold 90 rows: the third cannot be closed
+        assert 0 < int(guide.sizes[2]) <= capacity
+        assert int(guide.sizes.max()) <= capacity
+        assert not filled or found[2] <= found[1] + 1e-9
 
 
 def test_bounds_on_sizes_are_kept():
@@ -334,14 +361,17 @@ def test_a_row_of_weight_two_is_two_rows():
     torch.testing.assert_close(model.weight.detach(), weight)
 
 
-def test_leave_one_out_does_not_know_row_weights():
+def test_leave_one_out_gains_of_rows_of_weight_two_are_twice_those_of_one():
     x, y, _ = rows_of()
     program = weighted(mixture())
     guide = HardPartition(program, components=K, score="leave_one_out")
     em = EM(program, guide, dead="keep")
-    em.step(x, y, torch.full((N,), 2.0))
-    with pytest.raises(ClosedFormError, match="score='loss'"):
-        em.step(x, y, torch.full((N,), 2.0))
+    twice = [em.step(x, y, torch.full((N,), 2.0)) for _ in range(4)]
+    labels = guide.labels.clone()
+    _, guide, em = started(score="leave_one_out")
+    once = [em.step(x, y) for _ in range(4)]
+    assert twice == pytest.approx([2 * loss for loss in once], rel=1e-10)
+    assert torch.equal(guide.labels, labels)
 
 
 # State.

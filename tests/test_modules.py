@@ -25,15 +25,12 @@ from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models.modules import MixtureOfModules
 from pyro_mixtures.poutine import truncate
-from tests.conformance import TOLERANCE, assert_near, exact_loss, one_thread
+from tests.conformance import TOLERANCE, assert_near, exact_loss
 
 C, P, N, LABELS = 4, 3, 23, 5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
@@ -300,15 +297,40 @@ def test_outcomes_cannot_be_drawn():
         model.component_distributions(x)[torch.zeros(N, dtype=torch.int64)].rsample()
 
 
-def test_closed_forms_and_leave_one_out_are_refused():
+def test_closed_forms_are_refused():
     model, (x, y) = mixture(), rows()
     with pytest.raises(ClosedFormError, match="gradient="):
         EM(model, FullPartition(model, components=C)).step(x, y)
+
+
+def test_hard_partitions_score_rows_by_what_they_add(kind):
+    model, (x, y) = mixture(kind, torch.float64), rows(kind, torch.float64)
     guide = HardPartition(model, components=C, score="leave_one_out")
+    labels = torch.arange(N) % C
+    guide.plant(labels)
     em = EM(model, guide, gradient=adam())
     em.step(x, y)
-    with pytest.raises(ClosedFormError, match="score='loss'"):
-        em.step(x, y)
+    family, one = model.component_distributions(x), torch.ones(N).double()
+    statistics = family.partition_statistics_at(labels, y, one)
+    # In their own parts rows pay their gains, elsewhere their losses.
+    cost = -family[torch.arange(C).unsqueeze(-1)].log_prob(y).detach()
+    own = family.leave_one_out_at(statistics, labels, y, one)
+    cost = cost.scatter(0, labels.unsqueeze(0), own.unsqueeze(0)) - model.weights.log().unsqueeze(-1)
+    em.step(x, y)
+    assert torch.equal(guide.labels.long(), cost.argmin(0))
+    assert (guide.labels != labels).any()
+
+
+def test_leave_one_out_scores_of_minibatches_are_refused():
+    model, (x, y) = mixture(), rows()
+    em = EM(model, HardPartition(model, components=C, score="leave_one_out"), gradient=adam())
+    with pytest.raises(OptionError, match=r"all 23 rows in one call, not 12.*batch_size="):
+        fit(em, x, y, batch_size=12, epochs=3, progress=False)
+
+
+def test_leave_one_out_options_reach_the_family():
+    family = mixture(leave_one_out_steps=3, leave_one_out_rate=0.2).component_distributions(rows()[0])
+    assert family.descent == (3, 0.2)
 
 
 @pytest.mark.parametrize("bad", ["same", "function", "pyro"])

@@ -11,13 +11,8 @@ from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models import MixtureOfSVMs
 from tests.benchmarks.svm_mixture import COMPONENTS, DATA, linear, mixture, one_split, split_of
-from tests.conformance import one_thread
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def test_four_lines_solve_exclusive_or():

@@ -1,14 +1,15 @@
 """Rows in memory, as minibatches with the arguments that a mixture's program takes."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError
+from pyro_mixtures.options import check_whole
 
 
 class Batch(NamedTuple):
@@ -31,8 +32,8 @@ class Batches:
             raise DataError(f"the tensors have different numbers of rows: {sizes}")
         if not sizes[0]:
             raise DataError("the data have no rows")
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size={batch_size} must be positive")
+        if batch_size is not None:
+            check_whole(batch_size=batch_size)
         self.batch_size = batch_size if batch_size is not None and batch_size < sizes[0] else None
         self._buffers: list[Tensor] = []
         self._last: tuple[Tensor, Batch] | None = None
@@ -107,9 +108,24 @@ def as_rows(data: Any) -> Tensor:
             # Of read-only arrays (memory maps) torch warns that they are not writable; rows are only ever read.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             tensor = torch.from_numpy(_as_array(data))
+    if tensor.layout is not torch.strided:
+        raise DataError(f"rows must be dense, not {tensor.layout}: give x.to_dense()")
     if tensor.dim() == 0:
         raise DataError("rows must have at least one dimension, not a single number")
     return tensor
+
+
+def as_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a program, those that are numpy arrays as tensors; the others as they are.
+
+    >>> as_arguments([np.zeros(2, dtype=np.float32), 3], {})
+    ((tensor([0., 0.]), 3), {})
+    """
+    return tuple(map(_as_argument, args)), {name: _as_argument(value) for name, value in kwargs.items()}
+
+
+def _as_argument(value: Any) -> Any:
+    return as_rows(value) if isinstance(value, np.ndarray) and value.ndim else value
 
 
 def _as_array(data: Any) -> np.ndarray:

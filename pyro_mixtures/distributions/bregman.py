@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions.closed_form import empty_to_one
 from pyro_mixtures.distributions.components import Components, check_floating, match_dtype
+from pyro_mixtures.distributions.leaving_out import leaving
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops import Pairs
@@ -39,9 +40,9 @@ class BregmanComponents(Components):
     so the best mean of a part is the mean of its rows, whatever the divergence, and all rows meet all components in one
     matrix product. A family states ``natural``, ``log_partition``, ``base``, ``loss``, ``gap`` and ``inside``.
 
-    What row i adds to its part of n rows of mean m, of mean m' without it, is
-    :math:`-\log p(x_i; m) + (n - 1) D_\phi(m', m)`, with :math:`m' - m = (m - x_i) / (n - 1)`: no large numbers cancel.
-    Leave-one-out gains are those of rows of weight one.
+    What row i of weight w adds to its part of weight n and mean m, of mean m' without it, is
+    :math:`-w \log p(x_i; m) + (n - w) D_\phi(m', m)`, with :math:`m' - m = w (m - x_i) / (n - w)`: no large numbers
+    cancel.
 
     Banerjee, Merugu, Dhillon, Ghosh, "Clustering with Bregman divergences", JMLR 6 (2005). The gains are derived here.
     """
@@ -177,16 +178,17 @@ class BregmanComponents(Components):
         own = x / self.row_size(x).clamp_min(torch.finfo(x.dtype).tiny)
         return (self.loss(x, own) - self.base(x)).expand(index.shape)
 
-    def leave_one_out_at(self, statistics: MeanStatistics, index: Tensor, value: Tensor) -> Tensor:
+    def leave_one_out_at(
+        self, statistics: MeanStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         x = self._rows(value).double()
         count, size = self.part_size(statistics), self.row_size(x)
         mean = (statistics.first / empty_to_one(count).unsqueeze(-1))[index]
-        rest = count[index].unsqueeze(-1) - size
         # The last row of a part leaves nothing behind that could be fitted better.
-        others = rest > 1e-9 * size
-        shift = torch.where(others, size * mean - x, 0.0) / torch.where(others, rest, 1.0)
-        gain = self.loss(x, mean) + rest.squeeze(-1) * self.gap(mean, shift)
-        return (gain - self.base(x)).to(self.mean.dtype)
+        row = leaving(count, index, weight, size.squeeze(-1))
+        shift = row.ratio.unsqueeze(-1) * (size * mean - x)
+        gain = row.weight * (self.loss(x, mean) - self.base(x)) + row.rest * self.gap(mean, shift)
+        return gain.to(self.mean.dtype)
 
     @classmethod
     def start(cls, rows: Tensor) -> Tensor:

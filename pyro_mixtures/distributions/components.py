@@ -118,10 +118,15 @@ class Components(TorchDistribution):
     def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
         """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
 
-    def leave_one_out_at(self, statistics: Any, index: Tensor, value: Tensor) -> Tensor:
+    def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        """What :meth:`leave_one_out_at` has to know of the partition ``index`` (B,), -1 outside, all its rows given."""
+        return self.finish(self.statistics_at(index, value, weight))
+
+    def leave_one_out_at(self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None) -> Tensor:
         r"""What each row (B,) adds to the minimal loss of its part ``index``, f(S) - f(S \ i); loss is -log density.
 
         :param statistics: of the partition that ``index`` belongs to, all its rows included.
+        :param weight: (B,) how many times each row's loss counts in f, as it did in the statistics; once by default.
         """
         raise self._does_not_state("what a row adds to its part")
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions.components import Components, Selected, match_dtype
+from pyro_mixtures.distributions.components import Components, match_dtype
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_products
@@ -26,9 +26,6 @@ class ConditionalComponents(Components):
             raise DataError(f"covariates must be (B, P), not {tuple(covariates.shape)}")
         self.covariates = covariates
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
-
-    def __getitem__(self, z: Tensor) -> "SelectedRows":
-        return SelectedRows(self, z)
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise self._unselected()
@@ -61,17 +58,6 @@ class ConditionalComponents(Components):
         """``coefficients`` (C, M, P + 1) times [x, 1], (*index.shape, M)."""
         eta = pair_products(self.design(coefficients), coefficients, self.pairs(index))
         return eta.reshape(*index.shape, coefficients.shape[1])
-
-
-class SelectedRows(Selected):
-    """Rows whose component is known, with their covariates."""
-
-    def expand(self, batch_shape, _instance=None):
-        return SelectedRows(self.family, self.z, batch_shape=batch_shape)
-
-    def of_family(self, family: Components) -> "SelectedRows":
-        """These rows themselves: a family that was made for other rows has the covariates of those."""
-        return self
 
 
 def augmented(weight: Tensor, bias: Tensor, outputs: int) -> Tensor:

@@ -10,9 +10,11 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions.components import check_floating, match_dtype
 from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
 from pyro_mixtures.distributions.indexing import once
+from pyro_mixtures.distributions.leaving_out import leaving
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
-from pyro_mixtures.ops.bilinear import pair_moments_of, pair_products
+from pyro_mixtures.ops.bilinear import pair_moments_of
+from pyro_mixtures.ops.tiles import tiles
 
 # A covariate whose variance is less than this part of its mean square is constant, but for rounding.
 _CONSTANT = 1e-12
@@ -169,34 +171,62 @@ class LinearRegressions(ConditionalComponents):
         scale = self.scale.reshape(len(self.scale), -1)
         return (scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi))[index]
 
-    def leave_one_out_at(self, statistics: RegressionStatistics, index: Tensor, value: Tensor) -> Tensor:
+    def leave_one_out_at(
+        self, statistics: RegressionStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         r"""What each row adds to the minimal loss of its part, f(S) - f(S \ i), (B,); scales are held where they are.
 
-        With d and e the row's covariates and outcome less the means of its part's n rows, of which
-        :math:`B = X^T X + (n - 1) \lambda` and :math:`w = B^{-1} X^T y`, the part without the row has the loss
-        :math:`\mathrm{least}_B - a (e - w d)^2 / (1 - a\, d^T B^{-1} d)`, a = n / (n - 1) (derived here by completing
-        the square): one product a row, and no difference of large numbers.
+        With d and e the covariates and outcome of a row of weight w, less the means of its part of weight n, of which
+        :math:`B = X^T X + (n - w) \lambda` and :math:`v = B^{-1} X^T y`, the part without the row has the loss
+        :math:`\mathrm{least}_B - a (e - v d)^2 / (1 - a\, d^T B^{-1} d)`, a = w n / (n - w) (derived here by completing
+        the square): one product a row, and no difference of large numbers. In the basis Q in which
+        :math:`Q (B + w \lambda) Q^T = 1` and :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w \lambda \mu`: rows of
+        different weights share it.
 
-        :param statistics: of the partition that ``index`` (B,) belongs to, all rows included, each of weight one.
+        :param statistics: of the partition that ``index`` (B,) belongs to, all rows included.
         """
-        s, rest = center(statistics), statistics.count - 1
-        root = s.inverse_root(self.ridge * rest)
-        half = s.cross @ root.mT
-        both = torch.cat([root, half @ root], 1)  # (C, P + M, P)
-        at_mean = torch.cat([torch.zeros_like(s.x), -s.y], -1) + (both @ s.x.unsqueeze(-1)).squeeze(-1)
-        along = pair_products(self.covariates.double(), both, self.pairs(index))[0] - at_mean[index]
-        features = self.weight.shape[-1]
-        residual = self._outcomes(value).double() - along[:, features:]
-        grow = torch.where(rest > 0.5, statistics.count / rest, 0.0)[index]  # a row by itself is fitted by its bias
-        left = 1 - grow * along[:, :features].square().sum(-1)
-        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the others nothing.
-        held = (grow / left).unsqueeze(-1) * residual.square()
-        gain = torch.where((left > _LEVERAGE_ONE).unsqueeze(-1), held, 0.0)
-        less = s.least(s.inverse_root(self.ridge * statistics.count)) - (s.square - half.square().sum(-1))
+        s, row = center(statistics), leaving(statistics.count, index, weight)
+        basis = _shared_basis(s.inverse_root(self.ridge * statistics.count))
+        y, share = self._outcomes(value).double(), self.ridge * row.weight
+        out = torch.zeros(len(y), self.outputs, dtype=torch.float64, device=y.device)
+        wide = self.weight.shape[-1] + self.outputs
+        for tile in tiles(self.pairs(index).sorted, 2 * wide + wide * wide // 16):
+            c, rows, some = tile.components, tile.rows, tile.valid
+            x = self.covariates[rows].double() - s.x[c].unsqueeze(1)
+            at = _Leaver(x, y[rows] - s.y[c].unsqueeze(1), share[rows], row.ratio[rows], row.others[rows])
+            half = s.cross[c] @ basis[c].mT
+            out.index_add_(0, tile.slots[some], at.scatter(basis[c], half, statistics.count[c])[some])
         scale = self.scale.reshape(len(self.scale), -1).double()
         own = scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi)
-        gain = 0.5 * ((gain + less[index]) / scale[index].square()).sum(-1)
-        return (gain + own[index]).to(self.weight)
+        return (0.5 * (out / scale[index].square()).sum(-1) + row.weight * own[index]).to(self.weight)
+
+
+class _Leaver(NamedTuple):
+    """Rows (T, R) that leave parts, T parts at a time: less the parts' means, with the penalty that goes with them."""
+
+    x: Tensor  # (T, R, P)
+    y: Tensor  # (T, R, M)
+    share: Tensor  # (T, R)  w lambda
+    ratio: Tensor  # (T, R)  w / (n - w)
+    others: Tensor  # (T, R)
+
+    def scatter(self, basis: Tensor, half: Tensor, count: Tensor) -> Tensor:
+        """Twice what the rows add to the parts' penalised squares (T, R, M); ``half`` (T, M, P) is cross Q^T."""
+        along = self.x @ basis.mT
+        less = self.share.unsqueeze(-1) * basis.square().sum(-1).unsqueeze(1)  # w lambda mu
+        grow = 1 / torch.where(self.others.unsqueeze(-1), 1 - less, 1.0)
+        residual = self.y - (along * grow) @ half.mT
+        rate = self.ratio * count.unsqueeze(-1)
+        left = 1 - rate * (along.square() * grow).sum(-1)
+        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the others nothing.
+        held = torch.where(left > _LEVERAGE_ONE, rate / left, 0.0).unsqueeze(-1) * residual.square()
+        return held + (less * grow) @ half.square().mT
+
+
+def _shared_basis(root: Tensor) -> Tensor:
+    """Q (C, P, P) with the same Q^T Q as ``root``, and Q Q^T diagonal."""
+    _, vectors = torch.linalg.eigh(root @ root.mT)
+    return vectors.mT @ root
 
 
 class Centered(NamedTuple):

@@ -2,19 +2,30 @@ r"""Pseudo-likelihoods as components: :math:`\log p(y \mid x, c) = -\ell(f_c(x),
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from pyro_mixtures.distributions.components import match_dtype
 from pyro_mixtures.distributions.conditional import ConditionalComponents
+from pyro_mixtures.distributions.warm_starts import Descent, gains_by_steps
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
+from pyro_mixtures.options import check_number, check_whole
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...) and outcomes (B, ...) of B rows -> their losses (B,)
+
+
+class PartRows(NamedTuple):
+    """All rows of a partition: parts of modules have no sufficient statistics."""
+
+    index: Tensor  # type: ignore[assignment]  # (B,) parts, -1 for rows outside; shadows tuple.index
+    value: Tensor  # (B, ...)
+    weight: Tensor  # (B,)
 
 
 class PseudoLikelihoods(ConditionalComponents):
@@ -27,7 +38,11 @@ class PseudoLikelihoods(ConditionalComponents):
     :param experts: C modules from rows (n, P) to outputs (n, ...), each row by itself.
     :param loss: ``loss(output, y)`` with one number a row (n,), or a name of :data:`LOSSES`.
     :param event_shape: shape of one row's outcome.
-    :raises OptionError: when the loss has an unknown name.
+    :param leave_one_out_steps: steps of gradient descent of every part without each of its rows, by which leave-one-out
+        gains are estimated; see :func:`gains_by_steps`, also for their cost, which is quadratic in the parts' sizes.
+    :param leave_one_out_rate: length of those steps down the mean loss of a part, or None: one over its largest
+        curvature.
+    :raises OptionError: when the loss has an unknown name, or an option an impossible value.
 
     >>> double = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(double.weight, 2.0)
@@ -38,6 +53,7 @@ class PseudoLikelihoods(ConditionalComponents):
 
     argument_names = ()  # they are the experts' own: see arguments
     arg_constraints = {}
+    leaves_one_out = True
 
     def __init__(
         self,
@@ -46,9 +62,12 @@ class PseudoLikelihoods(ConditionalComponents):
         *,
         loss: str | Loss,
         event_shape: Sequence[int] = (),
+        leave_one_out_steps: int = 5,
+        leave_one_out_rate: float | None = None,
         validate_args: bool | None = None,
     ):
         self.experts, self.loss = list(experts), loss_named(loss)
+        self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
         named = ((f"{c}.{name}", p) for c, expert in enumerate(self.experts) for name, p in expert.named_parameters())
         self._parameters: dict[str, Tensor] = dict(named)
         super().__init__(
@@ -133,6 +152,44 @@ class PseudoLikelihoods(ConditionalComponents):
 
     def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
         raise ClosedFormError("modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI")
+
+    def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> PartRows:
+        """The rows themselves."""
+        return PartRows(index, value, weight)
+
+    def leave_one_out_at(
+        self, statistics: PartRows, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """An estimate of what each row (B,) adds to the minimal loss of its part, zero outside; see the class.
+
+        :param statistics: of these rows themselves.
+        """
+        out = torch.zeros(len(statistics.index), dtype=torch.float64, device=statistics.index.device)
+        rows, _, starts = self.pairs(statistics.index).sorted
+        for expert, (a, b) in zip(self.experts, pairwise(starts.tolist()), strict=True):
+            if a < b:
+                out[rows[a:b]] = self._gains(expert, rows[a:b], statistics)
+        return out.to(self._dtype())
+
+    def _gains(self, expert: Module, rows: Tensor, part: PartRows) -> Tensor:
+        x, y = self._inputs()[rows], part.value[rows]
+        params: dict[str, Tensor] = {name: p for name, p in expert.named_parameters() if p.requires_grad}
+
+        def losses(at: dict[str, Tensor]) -> Tensor:
+            return self._losses(functional_call(expert, at, (x,)), y)
+
+        return gains_by_steps(losses, params, part.weight[rows], self.descent)
+
+
+def descent_of(steps: int, rate: float | None) -> Descent:
+    """The descent of these options.
+
+    :raises OptionError: when one of them is impossible.
+    """
+    check_whole(least=0, leave_one_out_steps=steps)
+    if rate is not None:
+        check_number(positive=True, leave_one_out_rate=rate)
+    return Descent(steps, rate)
 
 
 def squared(output: Tensor, y: Tensor) -> Tensor:

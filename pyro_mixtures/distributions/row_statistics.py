@@ -11,9 +11,10 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions.components import check_floating
 from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
 from pyro_mixtures.distributions.indexing import once
+from pyro_mixtures.distributions.leaving_out import leaving
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
-from pyro_mixtures.ops.newton import Expansion, PairedRows, RowLoss, expand
+from pyro_mixtures.ops.newton import PairedRows, RowLoss, expand
 from pyro_mixtures.ops.tiles import tiles
 
 # A row that its part could not do without: 1 - leverage below this.
@@ -67,14 +68,16 @@ class RowFittedComponents(ConditionalComponents):
     minimises are the same numbers. A family states its ``row_loss``, its ``targets``, which coefficients are
     penalised, and how it solves.
 
-    Leave-one-out gains are one Newton step from the part's own minimum. With A the Hessian of the part less one share
-    of the penalty, and g, h slope and curvature of row i, the part without the row has at the minimum the gradient
-    :math:`-u, u = g x + 2 d \beta`, and the Hessian :math:`A - h x x^T`, so that by Sherman-Morrison
+    Leave-one-out gains are one Newton step from the part's own minimum. With g, h slope and curvature of row i, of
+    weight w, and A the part's Hessian H less the row's share of the penalty, the part without it has at the minimum the
+    gradient :math:`-w u, u = g x + 2 d \beta`, and the Hessian :math:`A - w h x x^T`, so that by Sherman-Morrison
 
-    .. math:: f(S) - f(S \setminus i) \approx \ell_i + d^T \beta^2
-        + \tfrac12 [u^T A^{-1} u + h (x^T A^{-1} u)^2 / (1 - h x^T A^{-1} x)].
+    .. math:: f(S) - f(S \setminus i) \approx w (\ell_i + d^T \beta^2)
+        + \tfrac12 w^2 [u^T A^{-1} u + w h (x^T A^{-1} u)^2 / (1 - w h x^T A^{-1} x)].
 
-    It lies between the row's own loss and f(S), as the exact gain does where losses are not negative.
+    In the basis Q in which :math:`Q H Q^T = 1` and :math:`2 Q \mathrm{diag}(d) Q^T = \mu` is diagonal, A is
+    :math:`1 - w \mu`: rows of all weights share it. The gain lies between the row's own loss and f(S), as the exact one
+    does where losses are not negative.
     """
 
     argument_names = ("weight", "bias")
@@ -149,10 +152,18 @@ class RowFittedComponents(ConditionalComponents):
         slots = ((flat >= 0) & (weight > 0)).nonzero()[:, 0]
         design = self.design(self.weight)
         rows = slots % max(1, len(design))
+        self._check_finite(rows)
         sums = RowStatistics(
             self.components, RowBatch(design, self.targets(value), rows, flat[slots].long(), weight[slots])
         )
         return sums if into is None else into + sums
+
+    def _check_finite(self, rows: Tensor) -> None:
+        """A hinge is satisfied by an infinite margin: E-steps see nothing wrong with covariates that have no M-step."""
+        wrong = ~self.covariates.isfinite().all(-1)
+        if bool(wrong[rows].any()):
+            row = int(rows[wrong[rows]].min())
+            raise DataError(f"row {row} of the covariates holds NaN or infinity: remove such rows first")
 
     def maximize(self, statistics: RowStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
         """Each component's minimum over its rows, from its present coefficients; no component gets worse."""
@@ -164,43 +175,60 @@ class RowFittedComponents(ConditionalComponents):
         weight, bias = found[..., :-1].reshape(self.weight.shape), found[..., -1].reshape(self.bias.shape)
         return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
 
-    def leave_one_out_at(self, statistics: RowStatistics, index: Tensor, value: Tensor) -> Tensor:
+    def leave_one_out_at(
+        self, statistics: RowStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """What each row adds to the minimal loss of its part ``index`` (B,), by one Newton step; see the class."""
         with torch.no_grad():
             coefficients = self.coefficients.double()
             part = expand(self.row_loss, statistics.whole, coefficients, self.penalty)
-            without = torch.linalg.pinv(part.hessian - 2 * self.penalty.diag(), hermitian=True)
+            basis, shared = _shared_basis(part.hessian, 2 * self.penalty)
+            row = leaving(part.count.squeeze(-1), index, weight)
             x, targets = self.design(self.weight), self.targets(value)
             out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             wide = x.shape[1] * (1 + 3 * self.outputs)
             for tile in tiles(self.pairs(index).sorted, wide):
-                at = Expansion(*(entry[tile.components].unsqueeze(1) for entry in part))
-                gains = self._gains(
-                    x[tile.rows].double(),
-                    targets[tile.rows],
-                    coefficients[tile.components],
-                    without[tile.components],
-                    at,
-                )
-                out.index_add_(0, tile.slots[tile.valid], gains[tile.valid])
+                c, rows, some = tile.components, tile.rows, tile.valid
+                leaver = _Leaver(x[rows].double(), targets[rows], row.weight[rows], row.others[rows])
+                gains = self._gains(leaver, coefficients[c], basis[c], shared[c], part.value[c])
+                out.index_add_(0, tile.slots[some], gains[some])
         return out.to(self.weight)
 
-    def _gains(self, x: Tensor, target: Tensor, beta: Tensor, inverse: Tensor, part: Expansion) -> Tensor:
-        """Gains (T, R) of rows ``x`` (T, R, Q) of components with ``beta`` (T, M, Q), ``inverse`` (T, M, Q, Q)."""
-        eta = x @ beta.mT
-        slope, curvature = self.row_loss.derivatives(eta, target)
-        x, pull = x.unsqueeze(1), 2 * self.penalty * beta.unsqueeze(2)  # (T, 1, R, Q), (T, M, 1, Q)
-        slope, curvature = slope.mT, curvature.mT  # (T, M, R)
-        gradient = slope.unsqueeze(-1) * x + pull
-        moved = gradient @ inverse
-        leverage = curvature * ((x @ inverse) * x).sum(-1)
-        left = 1 - leverage
-        quadratic = (gradient * moved).sum(-1) + curvature * (x * moved).sum(-1).square() / left
-        own = self.row_loss.value(eta, target).mT + (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
-        whole = part.value.mT  # (T, M, 1) from (T, 1, M)
-        gain = torch.where(left > _HELD, own + 0.5 * quadratic, whole)
-        gain = torch.where(part.count > 1, torch.minimum(gain, whole), whole)
-        return gain.sum(1)
+    def _gains(self, row: "_Leaver", beta: Tensor, basis: Tensor, shared: Tensor, whole: Tensor) -> Tensor:
+        """Gains (T, R) of rows of components with ``beta`` (T, M, Q), ``basis`` (T, M, Q, Q), minimum (T, M)."""
+        eta = row.x @ beta.mT
+        slope, curvature = (d.mT for d in self.row_loss.derivatives(eta, row.target))  # (T, M, R)
+        x, pull = row.x.unsqueeze(1), 2 * self.penalty * beta.unsqueeze(2)  # (T, 1, R, Q), (T, M, 1, Q)
+        weight, others = row.weight.unsqueeze(1), row.others.unsqueeze(1)  # (T, 1, R)
+        # 1 - w mu, in the basis that the parts' rows share; nothing of it is left where nothing is.
+        left = 1 - weight.unsqueeze(-1) * shared.unsqueeze(2)
+        metric = 1 / torch.where(others.unsqueeze(-1), left, 1.0)
+        gradient, along = (slope.unsqueeze(-1) * x + pull) @ basis.mT, x @ basis.mT
+        leverage = weight * curvature * (along.square() * metric).sum(-1)
+        cross = (along * metric * gradient).sum(-1).square() * weight * curvature / (1 - leverage)
+        quadratic = weight.square() * ((gradient.square() * metric).sum(-1) + cross)
+        own = self.row_loss.value(eta, row.target).mT + (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
+        gain = weight * own + 0.5 * quadratic
+        whole = whole.unsqueeze(-1).expand_as(gain)
+        return torch.where(others & (1 - leverage > _HELD), torch.minimum(gain, whole), whole).sum(1)
+
+
+class _Leaver(NamedTuple):
+    """Rows (T, R) that leave their parts, T parts at a time."""
+
+    x: Tensor  # (T, R, Q)
+    target: Tensor  # (T, R, M)
+    weight: Tensor  # (T, R)
+    others: Tensor  # (T, R)
+
+
+def _shared_basis(hessian: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (C, M, Q, Q) in which the ``hessian`` is one, its null space left out, and ``penalty`` (Q,) is diagonal."""
+    values, vectors = torch.linalg.eigh(hessian)
+    kept = values > torch.finfo(values.dtype).eps * values.shape[-1] * values[..., -1:]
+    root = torch.where(kept, values, 1.0).rsqrt().mul(kept).unsqueeze(-1) * vectors.mT
+    shared, turn = torch.linalg.eigh((root * penalty) @ root.mT)
+    return turn.mT @ root, shared.clamp(min=0)
 
 
 def check_outcomes(value: Tensor, covariates: Tensor) -> None:

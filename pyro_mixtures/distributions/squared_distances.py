@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from pyro_mixtures.distributions.closed_form import empty_to_one
 from pyro_mixtures.distributions.components import Components, QuadraticComponents, check_floating, match_dtype
+from pyro_mixtures.distributions.leaving_out import Leaving, leaving
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
@@ -52,8 +53,8 @@ class SquaredDistances(QuadraticComponents):
         """Means (C, D) of least loss; the present ones of empty parts."""
 
     @abstractmethod
-    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor) -> Tensor:
-        """What each row ``x`` (B, D), in float64, adds to the minimal loss of its part, less the constant."""
+    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
+        """What each row ``x`` (B, D), in float64, adds to the minimal loss of its part, less the constants."""
 
     @staticmethod
     @abstractmethod
@@ -63,6 +64,13 @@ class SquaredDistances(QuadraticComponents):
     def floor(self, sums: NormalStatistics, fraction: float) -> Tensor:
         """Zero: the variances are constant."""
         return torch.zeros_like(sums.center[0])
+
+    def statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor, into: NormalStatistics | None = None
+    ) -> NormalStatistics:
+        """Moments about a copy of the means: leave-one-out gains need them after the means have moved, in place."""
+        sums = super().statistics_at(index, value, weight, into)
+        return sums._replace(center=sums.center.detach().clone() if into is None else into.center)
 
     def maximize(
         self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor | None
@@ -78,15 +86,17 @@ class SquaredDistances(QuadraticComponents):
         """Minimal loss of a part of one row (*index.shape): that of a row at its mean."""
         return self.constant().expand(index.shape)
 
-    def leave_one_out_at(self, statistics: NormalStatistics, index: Tensor, value: Tensor) -> Tensor:
-        x = match_dtype(value, self.loc).double()
-        return (self.gain(statistics, index, x) + self.constant().double()).to(self.loc.dtype)
+    def leave_one_out_at(
+        self, statistics: NormalStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        x, row = match_dtype(value, self.loc).double(), leaving(statistics.count, index, weight)
+        return (self.gain(statistics, index, x, row) + row.weight * self.constant().double()).to(self.loc.dtype)
 
 
 class SquaredEuclidean(SquaredDistances):
     r"""Normals of unit variance around ``mean`` (C, D): :math:`-\log p = |x - m|^2 / 2 + (D / 2) \log 2 \pi`.
 
-    What a row adds to its part of n rows is :math:`\tfrac{n}{n - 1} |x - m|^2 / 2`, and the constant.
+    What a row of weight w adds to its part of weight n is :math:`\tfrac{w n}{n - w} |x - m|^2 / 2`, and w constants.
 
     >>> SquaredEuclidean(torch.zeros(3, 2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
@@ -108,8 +118,8 @@ class SquaredEuclidean(SquaredDistances):
     def best(self, statistics: NormalStatistics) -> Tensor:
         return _means(statistics)
 
-    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor) -> Tensor:
-        return _gain(x - _means(statistics, torch.float64)[index], statistics.count.double()[index])
+    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
+        return _gain(x - _means(statistics, torch.float64)[index], row)
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
@@ -173,9 +183,9 @@ class Mahalanobis(SquaredDistances):
     def best(self, statistics: NormalStatistics) -> Tensor:
         return _means(statistics)
 
-    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor) -> Tensor:
+    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
         away = (x - _means(statistics, torch.float64)[index]) @ self.factor.double()
-        return _gain(away, statistics.count.double()[index])
+        return _gain(away, row)
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
@@ -219,12 +229,13 @@ class Cosines(SquaredDistances):
         # Rows that cancel have no direction in common: any mean is as good.
         return torch.where(length > 0, total / empty_to_one(length), statistics.center)
 
-    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor) -> Tensor:
-        r""":math:`1 - |R| + |R - x|`, as a ratio in which no large lengths cancel."""
+    def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
+        r""":math:`w - |R| + |R - w x|`, as a ratio in which no large lengths cancel."""
         total = statistics.center.double() * statistics.count.double().unsqueeze(-1) + statistics.first.double()
-        whole, square = total[index], x.square().sum(-1)
-        length, without = (torch.linalg.vector_norm(r, dim=-1) for r in (whole, whole - x))
-        return 0.5 * (1 + square) + (square - 2 * (x * whole).sum(-1)) / empty_to_one(length + without)
+        whole, part = total[index], row.weight.unsqueeze(-1) * x
+        length, without = (torch.linalg.vector_norm(r, dim=-1) for r in (whole, whole - part))
+        turned = (part * (part - 2 * whole)).sum(-1) / empty_to_one(length + without)
+        return 0.5 * row.weight * (1 + x.square().sum(-1)) + turned
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
@@ -250,8 +261,8 @@ def _means(statistics: NormalStatistics, dtype: torch.dtype | None = None) -> Te
     return center + first / empty_to_one(count).unsqueeze(-1)
 
 
-def _gain(away: Tensor, n: Tensor) -> Tensor:
-    """What rows at distances ``away`` (B, D) from the mean of their ``n`` rows (B,) add to half the scatter."""
-    # The last row of a part is its mean.
-    factor = torch.where(n > 1, n / torch.where(n > 1, n - 1, 1.0), 0.0)
+def _gain(away: Tensor, row: Leaving) -> Tensor:
+    """What rows at distances ``away`` (B, D) from the means of their parts add to half the scatter there."""
+    # The last row of a part is its mean. Of the others n / (n - w) is one plus the ratio w / (n - w).
+    factor = torch.where(row.others, row.weight * (1 + row.ratio), 0.0)
     return 0.5 * factor * away.square().sum(-1)

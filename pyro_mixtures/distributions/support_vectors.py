@@ -1,5 +1,6 @@
 r"""Linear support vector machines as components: pseudo-likelihoods exp(-loss), penalty included."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.row_statistics import RowFittedComponents, check_outcomes
+from pyro_mixtures.distributions.leaving_out import leaving
+from pyro_mixtures.distributions.refits import Leavers, hinge_losses_without
+from pyro_mixtures.distributions.row_statistics import RowFittedComponents, RowStatistics, check_outcomes
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.ops.newton import PairedRows, RowLoss, expand, minimize
 
@@ -15,6 +18,8 @@ SOLVERS = ("newton", "liblinear")
 # Widths over which the hinge's kink is rounded, one Newton solution the start of the next: the last one's loss is off
 # by at most a quarter of its width a row.
 _WIDTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
+# Parts that differ by one row begin near their solution.
+_NEAR_WIDTHS = (1e-2, 1e-3, 1e-4)
 
 
 def _hinge(eta: Tensor, sign: Tensor) -> Tensor:
@@ -83,6 +88,7 @@ class SupportVectorMachines(RowFittedComponents):
 
     option_names = ("ridge", "loss", "solver")
     penalises_bias = True
+    leaves_one_out = True
 
     def __init__(
         self,
@@ -97,7 +103,6 @@ class SupportVectorMachines(RowFittedComponents):
     ):
         check_options(ridge=ridge, loss=loss, solver=solver)
         self.loss, self.solver, self.row_loss = loss, solver, LOSSES[loss]
-        self.leaves_one_out = loss == "squared_hinge"  # the hinge has no curvature to take a Newton step by
         super().__init__(covariates, weight, bias, ridge=ridge, validate_args=validate_args)
 
     @property
@@ -139,21 +144,52 @@ class SupportVectorMachines(RowFittedComponents):
             least = torch.where(r > 2 * self.ridge, self.ridge / r, 1 - r / (4 * self.ridge))
         return (self.outputs * least).expand(index.shape)
 
+    def leave_one_out_at(
+        self, statistics: RowStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """What each row adds to the minimal loss of its part ``index`` (B,).
+
+        Of the squared hinge by one Newton step. The hinge has no curvature to take one by: there parts are refitted
+        without the row, one refit for all rows of a part that are no support vectors. It is exact to the width that
+        the kink is rounded to, and never more than the exact gain from the part's present loss.
+        """
+        if self.loss == "squared_hinge":
+            return super().leave_one_out_at(statistics, index, value, weight)
+        with torch.no_grad():
+            parts, start = statistics.whole, self.coefficients.double()
+            part = expand(self.row_loss, parts, start, self.penalty)
+            row = leaving(part.count.squeeze(-1), index, weight)
+            gains = torch.where(row.others | (row.weight == 0), 0.0, part.value.sum(-1)[index])
+            some = (row.others & (row.weight > 0)).nonzero()[:, 0]
+            if len(some):
+                rows = Leavers(self.design(self.weight), self.targets(value), index.long(), row.weight).some(some)
+                least = hinge_losses_without(parts, rows, start, self._refit, width=_NEAR_WIDTHS[-1])
+                own = -rows.weight * self.log_prob_at(index, value)[some]
+                gains[some] = torch.maximum((part.value[rows.part] - least).sum(-1), own)
+        return gains.to(self.weight)
+
     def _solve(self, rows: PairedRows, start: Tensor) -> Tensor:
-        if self.solver == "liblinear":
-            found = _by_liblinear(rows, start, self.ridge, self.loss)
-        elif self.loss == "squared_hinge":
+        if self.loss == "squared_hinge" and self.solver == "newton":
             return minimize(self.row_loss, rows, start, self.penalty)
-        else:
-            found = start
-            for width in _WIDTHS:
-                rounded = RowLoss(
-                    partial(_rounded_hinge, width=width), partial(_rounded_hinge_derivatives, width=width)
-                )
-                found = minimize(rounded, rows, found, self.penalty)
-        # Neither is exact to the last digit: what was there before may be better.
+        if self.solver == "liblinear":
+            return self._better(rows, start, _by_liblinear(rows, start, self.ridge, self.loss))[0]
+        return self._better(rows, start, self._by_rounding(rows, start, _WIDTHS))[0]
+
+    def _refit(self, rows: PairedRows, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and losses of parts that are nearly those of ``start``."""
+        return self._better(rows, start, self._by_rounding(rows, start, _NEAR_WIDTHS))
+
+    def _by_rounding(self, rows: PairedRows, start: Tensor, widths: Sequence[float]) -> Tensor:
+        for width in widths:
+            rounded = RowLoss(partial(_rounded_hinge, width=width), partial(_rounded_hinge_derivatives, width=width))
+            start = minimize(rounded, rows, start, self.penalty)
+        return start
+
+    def _better(self, rows: PairedRows, start: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Neither solver is exact to the last digit: what was there before may be better. With the losses (C, M)."""
         before, after = (expand(self.row_loss, rows, at, self.penalty).value for at in (start, found))
-        return torch.where((after <= before).unsqueeze(-1), found, start)
+        good = after <= before
+        return torch.where(good.unsqueeze(-1), found, start), torch.where(good, after, before)
 
 
 def check_options(*, ridge: float, loss: str, solver: str) -> None:
@@ -186,7 +222,7 @@ def _by_liblinear(rows: PairedRows, start: Tensor, ridge: float, loss: str) -> T
         for m, sign in enumerate(signs.T):
             flipped, label, shares = _two_classes(x, sign, weight)
             fit.fit(flipped.numpy(), label.numpy(), sample_weight=shares.numpy())
-            out[c, m] = torch.as_tensor(fit.coef_[0]).to(out)
+            out[c, m] = torch.from_numpy(fit.coef_[0]).to(out)
     return out
 
 

@@ -1,4 +1,8 @@
-"""The mixture's weights as a categorical that keeps its argument and has a lean log_prob."""
+"""Distributions of a mixture's discrete site: what they have in common, and the mixture's weights."""
+
+import math
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,7 +15,59 @@ from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.lookup import count_weights, take
 
 
-class MixtureWeights(TorchDistribution):
+class ComponentWeights(TorchDistribution):
+    """Probabilities of C components that keep the tensors they were given, and know their own closed-form M-step.
+
+    A subclass states ``arguments``, ``components``, ``log_prob``, ``sample``, ``expand`` and the M-step. Its
+    ``statistics`` have the expected numbers of rows as ``counts`` (C,).
+    """
+
+    has_enumerate_support = True
+    accepts_padding = True  # -1 has log probability -inf
+
+    @property
+    @abstractmethod
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that were given, by name and identity."""
+
+    @property
+    @abstractmethod
+    def components(self) -> int:
+        """C, the number of components."""
+
+    @property
+    def min_rows(self) -> int:
+        """Probabilities alone ask for no rows."""
+        return 0
+
+    @property
+    @abstractmethod
+    def redundant(self) -> int:
+        """Directions, within their constraints, in which the arguments can move and leave all probabilities alone."""
+
+    @abstractmethod
+    def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
+        """Sums over the rows with components ``value`` (broadcast to ``weight``; -1 pads), added to ``into``."""
+
+    @abstractmethod
+    def maximize(self, statistics: Any, free: frozenset[str], *, dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """The ``free`` arguments of greatest expected log probability; those ``dropped`` (C,) get none for good."""
+
+    @abstractmethod
+    def halve(self, values: dict[str, Tensor], component: int, like: int) -> None:
+        """Give ``component`` half of the probability of ``like``, in the new arguments ``values``, in place."""
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self):
+        return constraints.integer_interval(0, self.components - 1)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        device = next(iter(self.arguments.values())).device
+        values = torch.arange(self.components, device=device).reshape((-1,) + (1,) * len(self.batch_shape))
+        return values.expand((-1, *self.batch_shape)) if expand else values
+
+
+class MixtureWeights(ComponentWeights):
     """Categorical over C components, by ``probs`` (..., C) on the simplex or by unnormalised ``logits`` (..., C).
 
     Unlike ``dist.Categorical`` it keeps the tensor it was given, so that the closed-form M-step recognises the param
@@ -23,8 +79,6 @@ class MixtureWeights(TorchDistribution):
     """
 
     arg_constraints = {"probs": constraints.simplex, "logits": constraints.independent(constraints.real, 1)}
-    has_enumerate_support = True
-    accepts_padding = True  # -1 has log probability -inf
 
     def __init__(self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None):
         if (probs is None) == (logits is None):
@@ -48,9 +102,10 @@ class MixtureWeights(TorchDistribution):
         """C, the number of components."""
         return self._given.shape[-1]
 
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self):
-        return constraints.integer_interval(0, self.components - 1)
+    @property
+    def redundant(self) -> int:
+        """Logits are known up to a constant; the simplex leaves probs no such freedom."""
+        return self._given.shape[:-1].numel() if "logits" in self.arguments else 0
 
     @property
     def param_shape(self) -> torch.Size:
@@ -77,24 +132,27 @@ class MixtureWeights(TorchDistribution):
         index = flat_index(value.long(), table.shape[:-1], self.components)
         return take(table.reshape(-1), index).expand(shape)
 
-    @property
-    def min_rows(self) -> int:
-        """Weights alone ask for no rows."""
-        return 0
-
     def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
         counts = count_weights(value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components)
         return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
-    def maximize(self, statistics: ComponentCounts, free: frozenset[str]) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: ComponentCounts, free: frozenset[str], *, dropped: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The maximum-likelihood weights, as whichever argument is ``free``."""
         if not free:
             return {}
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")
-        shares = (statistics.counts / statistics.counts.sum()).to(self._given.dtype).reshape(self._given.shape)
+        counts = statistics.counts if dropped is None else statistics.counts.masked_fill(dropped, 0.0)
+        shares = (counts / counts.sum()).to(self._given.dtype).reshape(self._given.shape)
         return {name: shares if name == "probs" else shares.log() for name in free}
+
+    def halve(self, values: dict[str, Tensor], component: int, like: int) -> None:
+        for argument, value in values.items():
+            value[like] = value[like] / 2 if argument == "probs" else value[like] - math.log(2)
+            value[component] = value[like]
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
@@ -106,8 +164,3 @@ class MixtureWeights(TorchDistribution):
                 return draws.reshape(-1)[: shape.numel()].reshape(shape)
             rows = torch.arange(lead.numel(), device=probs.device).reshape(lead).expand(shape).reshape(-1)
             return draws[rows, torch.arange(len(rows), device=probs.device)].reshape(shape)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        values = torch.arange(self.components, device=self._given.device)
-        values = values.reshape((-1,) + (1,) * len(self.batch_shape))
-        return values.expand((-1, *self.batch_shape)) if expand else values

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.distributions import Selected
-from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError, PartitionError
-from pyro_mixtures.infer.routing import Partition, labels_of
+from pyro_mixtures.distributions.components import QuadraticComponents
+from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, PartitionError
+from pyro_mixtures.infer.labels import Partition, labels_of
+from pyro_mixtures.options import check_finite, check_whole
 from pyro_mixtures.poutine import Declaration, log_joint, read_declaration
 
 # (row, component) pairs of a chunk.
@@ -78,10 +80,12 @@ def approximation_report(
     can be fitted without loss, as regressions with a free bias can.
 
     Losses must be positive. Those of a density are minus its logarithm, constants of normalisation included: these
-    are taken away, as ``alone_at`` of the family states them, the least loss of a row by itself at the fitted scales:
+    are taken away, as the family states them, the least loss of a row by itself at the fitted scales:
     for regressions :math:`\log \sigma + \log(2 \pi) / 2`, which leaves
-    :math:`((y - w x - b)^2 + \lambda |w|^2) / 2 \sigma^2`. Probabilities of discrete outcomes and ``pyro.factor`` have
-    none. Parts without rows fit nothing and are left out, as are masked rows; weights are no part of it.
+    :math:`((y - w x - b)^2 + \lambda |w|^2) / 2 \sigma^2`, for normals that of a row at its mean. Probabilities of
+    discrete outcomes and ``pyro.factor`` have none. The losses of several observed sites, such as the ``closeness`` of
+    an expert's place, add up. Parts without rows fit nothing and are left out, as are masked rows; weights are no part
+    of it.
 
     :param model: the fitted program, :math:`\ell = -\log p(y | x, z)`, the regularisation included by its family.
     :param guide: with the ``labels`` (N,) of the rows.
@@ -106,13 +110,15 @@ def approximation_report(
     estimates: alpha >= ..., curvature <= ...
     F <= ... F*, if the losses of all other fits lie there too
     """
+    if chunk is not None:
+        check_whole(chunk=chunk)
+    if offset is not None:
+        check_finite(offset=offset)
     rows = Batches((x, y)).tensors
     labels = _labels(guide, len(rows[0])).to(rows[0].device)
     parts, place = torch.unique(labels, return_inverse=True)
     declaration = read_declaration(model, guide.site, tuple(tensor[:1] for tensor in rows), {})
     handled = model if offset is not None else BareLossMessenger(declaration)(model)
-    if chunk is not None and chunk < 1:
-        raise OptionError(f"chunk={chunk} must be positive")
     low, high, total, seen = math.inf, 0.0, 0.0, 0
     for part in torch.arange(len(labels), device=labels.device).split(chunk or max(1, _PAIRS // len(parts))):
         some = tuple(tensor[part] for tensor in rows)
@@ -181,12 +187,12 @@ class BareLossMessenger(Messenger):
 
 
 class BareLoss(TorchDistribution):
-    """Selected rows whose log density lacks the constants ``alone_at``: minus a loss that is not negative."""
+    """Selected rows of site ``name`` whose log density lacks its constants: minus a loss that is not negative."""
 
     arg_constraints = {}
 
-    def __init__(self, selected: Selected):
-        self.selected = selected
+    def __init__(self, name: str, selected: Selected):
+        self.name, self.selected = name, selected
         super().__init__(selected.batch_shape, selected.event_shape, validate_args=False)
 
     @property
@@ -196,7 +202,24 @@ class BareLoss(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = self.selected.log_prob(value)
         index = self.selected.flat_index().clamp_min(0).expand(log_prob.shape)
-        return log_prob + self.selected.family.alone_at(index, value)
+        return log_prob + self._constants(index, value)
+
+    def _constants(self, index: Tensor, value: Tensor) -> Tensor:
+        """Least loss (*index.shape) of the row by itself."""
+        family = self.selected.family
+        if isinstance(family, QuadraticComponents):  # that of a row at the mean
+            return 0.5 * family.kernel().offset[index]
+        try:
+            return family.alone_at(index, value)
+        except ClosedFormError as error:
+            raise _unknown(self.name, family) from error
+
+
+def _unknown(name: str, family: Any) -> ClosedFormError:
+    return ClosedFormError(
+        f"site {name!r} ({type(family).__name__}) does not state the constants of its densities, without which "
+        "losses are not positive: pass them as offset=, which is 0.0 for pseudo-likelihoods exp(-loss)"
+    )
 
 
 def _bare(name: str, fn: Any) -> Any:
@@ -205,13 +228,9 @@ def _bare(name: str, fn: Any) -> Any:
     # The probability of a discrete outcome is at most one, and a factor says itself what a row costs.
     if isinstance(fn, Unit) or fn.support.is_discrete:
         return fn
-    if not isinstance(fn, Selected) or not fn.family.leaves_one_out:
-        family = fn.family if isinstance(fn, Selected) else fn
-        raise ClosedFormError(
-            f"site {name!r} ({type(family).__name__}) does not state the constants of its densities, without which "
-            "losses are not positive: pass them as offset=, which is 0.0 for pseudo-likelihoods exp(-loss)"
-        )
-    return BareLoss(fn)
+    if not isinstance(fn, Selected):
+        raise _unknown(name, fn)
+    return BareLoss(name, fn)
 
 
 def _labels(guide: Partition, rows: int) -> Tensor:

@@ -7,12 +7,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.rows import as_arguments
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part, scaled
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component, halve_weights
+from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component
 from pyro_mixtures.ops.threads import for_each, threads
+from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
     CandidateMessenger,
     Declaration,
@@ -53,7 +55,8 @@ class EM:
         (1/2, 1].
     :param variance_floor: smallest variance, as a fraction of each feature's variance over the data.
     :param dead: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
-        one, ``"drop"`` sets their weight to zero for good, ``"keep"`` holds their parameters and updates their weight.
+        one, which may cost a step up to log 2 for each of its rows, and what the few rows of the dead one lose;
+        ``"drop"`` sets their weight to zero for good; ``"keep"`` holds their parameters and updates their weight.
     :param freeze: names of params to hold fixed.
     :param gradient: a Pyro optimiser for sites without a closed form: generalised EM.
     :param gradient_steps: steps of that optimiser in each M-step, all with the q(z) of the E-step before.
@@ -87,10 +90,14 @@ class EM:
             raise ModelError("this guide was made for another model: build guide and EM from the same program")
         if dead not in DEAD:
             raise OptionError(f"unknown dead={dead!r}; choose one of {DEAD}")
-        if variance_floor < 0:
-            raise OptionError(f"variance_floor={variance_floor} must not be negative")
-        if gradient_steps < 1:
-            raise OptionError(f"gradient_steps={gradient_steps} must be positive")
+        if step_size is not None and not callable(step_size):
+            raise OptionError(f"step_size={step_size!r} must be a function of the step number, lambda t: t**-0.6 say")
+        if gradient is not None and not callable(gradient):
+            raise OptionError(f"gradient={gradient!r} must be a Pyro optimiser, pyro.optim.Adam({{'lr': 0.01}}) say")
+        if isinstance(freeze, str):
+            raise OptionError(f"freeze={freeze!r} must list names of params: give freeze=[{freeze!r}]")
+        check_number(variance_floor=variance_floor)
+        check_whole(gradient_steps=gradient_steps)
         if gradient is None and gradient_steps > 1:
             raise OptionError(f"gradient_steps={gradient_steps} without an optimiser: pass gradient=")
         self.model, self.guide, self.step_size = model, guide, step_size
@@ -127,6 +134,7 @@ class EM:
 
     def evaluate_loss(self, *args, **kwargs) -> float:
         """``-ELBO`` scaled to the data set; parameters and the guide's state stay as they are."""
+        args, kwargs = as_arguments(args, kwargs)
         training = self.guide.training
         self.guide.eval()
         try:
@@ -157,6 +165,7 @@ class EM:
         return update
 
     def _collect(self, args: tuple, kwargs: dict[str, Any]) -> Posterior:
+        args, kwargs = as_arguments(args, kwargs)
         declaration = self.guide.read(*args, **kwargs)
         if declaration.latent:
             raise ClosedFormError(
@@ -270,12 +279,10 @@ class EM:
         # Where rows only re-weigh the candidates they have, a new component could win none.
         reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives
         splits = choose_splits(self._reservoir, rows, least) if reseed else []
-        if self.dead == "drop":
-            kept = torch.where(starved, 0.0, count)
-            if bool((kept > 0).any()):
-                sites = {**sites, z: sites[z]._replace(sums=type(sites[z].sums)(kept))}
-                self.guide.dropped(starved)
-        self._update_weights(sites[z], splits)
+        dropped = starved if self.dead == "drop" and bool((count[~starved] > 0).any()) else None
+        self._update_weights(sites[z], splits, dropped)
+        if dropped is not None:
+            self.guide.dropped(dropped)
         for name, site in sites.items():
             if name != z:
                 self._update_components(site, starved)
@@ -294,10 +301,10 @@ class EM:
             name for name, handle in site.params.items() if handle.name not in self.freeze and handle.leaf.requires_grad
         )
 
-    def _update_weights(self, site: SiteStatistics, splits: list[Split]) -> None:
-        new = site.family.maximize(site.sums, self._free(site))
+    def _update_weights(self, site: SiteStatistics, splits: list[Split], dropped: Tensor | None) -> None:
+        new = site.family.maximize(site.sums, self._free(site), dropped=dropped)
         for split in splits:
-            halve_weights(new, split)
+            site.family.halve(new, split.component, split.like)
         for name, value in new.items():
             site.params[name].write(value)
 

@@ -1,6 +1,5 @@
 """Gates: which part of a fitted partition a new row belongs to, learned from the rows' labels."""
 
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
+from pyro_mixtures.options import check_number, check_whole
 
 # Numbers in float64 alive at once, and rows that a module sees at once.
 _NUMBERS, _ROWS = 1 << 22, 1 << 16
@@ -111,7 +111,8 @@ def fit_gate(
     """
     x = _checked_rows(x, None)
     labels = _checked_labels(labels, len(x), components).to(x.device)
-    if not penalty > 0 or not math.isfinite(penalty):
+    check_number(penalty=penalty)
+    if not penalty:
         raise OptionError(f"penalty={penalty} must be positive: without it separable parts have no finite weights")
     present, standard = torch.bincount(labels, minlength=components) > 0, standard_of(x)
     if module is not None:
@@ -191,8 +192,8 @@ def _train(
     parameters = [parameter for parameter in gate.parameters() if parameter.requires_grad]
     if not parameters:
         raise OptionError(f"{type(gate.module).__name__} has no parameters to train: give a module with some")
-    if epochs < 1 or batch_size < 1 or learning_rate <= 0:
-        raise OptionError(f"epochs={epochs}, batch_size={batch_size}, learning_rate={learning_rate} must be positive")
+    check_whole(epochs=epochs, batch_size=batch_size)
+    check_number(positive=True, learning_rate=learning_rate)
     # The penalty of the sum over rows, as it acts on a mean over them.
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=penalty / len(x))
     gate.train()
@@ -205,6 +206,13 @@ def _train(
                 loss.backward()
                 optimizer.step()
     gate.eval()
+
+
+def check_gate(gate: Gate, components: int) -> None:
+    if not isinstance(gate, Gate):
+        raise OptionError(f"gate is a {type(gate).__name__}: give one of fit_gate, or a Gate of your own")
+    if gate.components != components:
+        raise OptionError(f"the gate has {gate.components} parts, the model {components} components")
 
 
 def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> nn.Module:
@@ -244,8 +252,7 @@ def _checked_rows(x: Tensor, features: torch.Size | None) -> Tensor:
 
 
 def _checked_labels(labels: Tensor, rows: int, components: int) -> Tensor:
-    if components < 1:
-        raise OptionError(f"components={components}: a gate has at least one part")
+    check_whole(components=components)
     labels = as_rows(labels)
     if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise PartitionError(f"labels are {labels.dtype} {tuple(labels.shape)}, but must be integers ({rows},)")

@@ -1,5 +1,6 @@
 """What a fitted mixture says of rows: draws, noise-free signals, missing features."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +10,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.data.rows import as_arguments, as_rows
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.scoring import posteriors
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_declaration
 
 _GAIN_ELEMENTS = 1 << 25
@@ -23,13 +25,17 @@ def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """Draw from the program with its observations released: values of all sample sites by name.
 
     ``sample(mixture, size=100)`` draws 100 rows of a mixture of :mod:`pyro_mixtures.models`; other programs get
-    arguments that fix the plate's size.
+    arguments that fix the plate's size, mixtures of experts their covariates: ``sample(experts, x)``.
+
+    :raises ModelError: when the program cannot be called with these arguments.
 
     >>> from pyro_mixtures.models import GaussianMixture
     >>> draw = sample(GaussianMixture(components=3, features=2), size=5)
     >>> draw["x"].shape, draw["z"].shape
     (torch.Size([5, 2]), torch.Size([5]))
     """
+    args, kwargs = as_arguments(args, kwargs)
+    _check_call(model, args, kwargs)
     with torch.no_grad(), pyro.poutine.block():
         trace = pyro.poutine.trace(pyro.poutine.uncondition(model)).get_trace(*args, **kwargs)
     nodes: Any = trace.nodes
@@ -56,12 +62,11 @@ def reconstruct(
     :param guide: None evaluates all components; a truncated guide searches each row's candidates.
     :param top: how many of a row's most probable components are averaged, their responsibilities renormalised.
     """
+    check_whole(top=top)
     parts = []
     for posterior, part in posteriors(model, rows, guide, site, given, chunk, _gain_rows(rows)):
         selected, value = _selected(model, part, posterior, guide, observed, site, given)
-        variance = None if noise is None else torch.as_tensor(noise, dtype=value.dtype, device=value.device).square()
-        if variance is not None:
-            variance = variance.expand(value.shape[-1])
+        variance = None if noise is None else _variance(noise, value)
         posterior = posterior.top(top)
         parts.append(_mix(posterior, lambda z: selected.family.signal_at(z, value, variance)))  # noqa: B023
     return torch.cat(parts)
@@ -93,6 +98,29 @@ def conditional(
         part = tuple(tensor[who] for tensor in tensors)
         filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk).to(filled.dtype)
     return filled
+
+
+def _check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    try:
+        inspect.signature(getattr(model, "forward", model)).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ModelError(
+            f"the program cannot be called with these arguments ({error}): programs that need rows, as covariates of "
+            "experts, are given them, sample(model, x)"
+        ) from error
+
+
+def _variance(noise: float | Tensor, value: Tensor) -> Tensor:
+    """Squares (D,) of the noise's standard deviations, for rows ``value`` (N, D)."""
+    try:
+        deviation = torch.as_tensor(noise, dtype=value.dtype, device=value.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"noise={noise!r} must be one number, or one for each feature") from error
+    if deviation.shape not in ((), value.shape[-1:]):
+        raise OptionError(f"noise is {tuple(deviation.shape)}: give one number, or one for each of {value.shape[-1]}")
+    if not bool((deviation.isfinite() & (deviation >= 0)).all()):
+        raise OptionError(f"noise={noise} must be finite and not negative: it is a standard deviation")
+    return deviation.square().expand(value.shape[-1])
 
 
 def _fill(model, part, missing: Tensor, observed: str, guide, site, given, chunk) -> Tensor:

@@ -1,6 +1,13 @@
-"""Dead components: re-seeded by splitting a large component at one of its rows."""
+r"""Dead components: re-seeded by splitting a large component at one of its rows.
 
-import math
+A split may cost the step its gain. With responsibilities q at the parameters that the step would have had without it, a
+row is left at least :math:`1 - q(dead) - q(like) / 2` of its evidence: the half that stays, and all other components.
+So the loss is at most :math:`-\sum_n \log(1 - q_n(dead) - q_n(like) / 2)` above that of the step without a split: at
+most log 2 for each expected row of the component that is split, where the dead one has no rows. What a split gains
+comes with the steps after it. A mixture of more components than its data tell apart may go on splitting without end:
+``dead="keep"`` does not.
+"""
+
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -65,13 +72,6 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int) -> list[Split
             used.add(like)
             splits.append(Split(dead[len(splits)], like, row))
     return splits
-
-
-def halve_weights(values: dict[str, Tensor], split: Split) -> None:
-    """Share the weight of the split component in the new arguments ``values`` of the MixtureWeights."""
-    for argument, value in values.items():
-        value[split.like] = value[split.like] / 2 if argument == "probs" else value[split.like] - math.log(2)
-        value[split.component] = value[split.like]
 
 
 def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:

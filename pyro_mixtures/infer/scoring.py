@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import ModelError, OptionError
+from pyro_mixtures.errors import ModelError
 from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_declaration
 
 # (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
@@ -52,6 +53,7 @@ def responsibilities(
     chunk: int | None = None,
 ) -> Responsibilities:
     """The ``top`` most probable components of each row with their probabilities; arguments as in :func:`evidence`."""
+    check_whole(top=top)
     found = [p.top(top) for p, _ in posteriors(model, rows, guide, site, given, chunk)]
     return Responsibilities(torch.cat([p.candidates.T for p in found]), torch.cat([p.probs.T for p in found]))
 
@@ -79,8 +81,8 @@ def posteriors(
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
     """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
     tensors = Batches(rows).tensors
-    if chunk is not None and chunk < 1:
-        raise OptionError(f"chunk={chunk} must be positive")
+    if chunk is not None:
+        check_whole(chunk=chunk)
     first = tuple(tensor[:1] for tensor in tensors)
     declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
     model = ReuseMessenger()(model)

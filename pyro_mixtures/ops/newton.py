@@ -1,7 +1,8 @@
-r"""Newton's method for many small convex problems at once: each component's loss over its own rows.
+r"""Newton's method for many small convex problems at once, and the problems that are losses of linear predictors.
 
-A problem is one component c and one output m: minimise over :math:`\beta` the sum over the component's pairs of
-:math:`q\, \ell(\beta^T x, t_m)`, and :math:`q \sum_p d_p \beta_p^2` for each pair's share of the penalty d.
+A problem of :func:`minimize` is one component c and one output m: minimise over :math:`\beta` the sum over the
+component's pairs of :math:`q\, \ell(\beta^T x, t_m)`, and :math:`q \sum_p d_p \beta_p^2` for each pair's share of the
+penalty d.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ _STEPS = 200
 _TOLERANCE = 1e-11
 _SUFFICIENT = 1e-4  # Armijo's condition
 _SHORTEST = 1e-10  # of a Newton step: what is left is rounding
+_FLAT = 1e-20  # of the largest curvature of one coefficient by itself: rounding, too
+_TOLD = 1e-2  # nats a row; what less is promised by curvatures that are rounding is not to be had
 
 
 class RowLoss(NamedTuple):
@@ -28,12 +31,18 @@ class RowLoss(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """Losses of C x M problems to second order about their coefficients, penalties included; in float64."""
+    """Losses of problems (...) to second order about their coefficients, penalties included; in float64."""
 
-    count: Tensor  # type: ignore[assignment]  # (C, 1)  sum q; shadows tuple.count
-    value: Tensor  # (C, M)
-    gradient: Tensor  # (C, M, Q)
-    hessian: Tensor  # (C, M, Q, Q)
+    count: Tensor  # type: ignore[assignment]  # (C, 1) or (C,)  sum q; shadows tuple.count
+    value: Tensor  # (...)
+    gradient: Tensor  # (..., Q)
+    hessian: Tensor  # (..., Q, Q)
+
+    def where(self, mine: Tensor, other: "Expansion") -> "Expansion":
+        """``mine`` (...) problems from here, the rest from ``other``."""
+        pairs = zip(self[1:], other[1:], strict=True)
+        chosen = (torch.where(mine.reshape(mine.shape + (1,) * i), a, b) for i, (a, b) in enumerate(pairs))
+        return Expansion(self.count, *chosen)
 
 
 class PairedRows(NamedTuple):
@@ -43,6 +52,69 @@ class PairedRows(NamedTuple):
     targets: Tensor  # (N, M)
     pairs: Pairs  # z (1, L)
     weight: Tensor  # (L,)  q
+
+
+def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor) -> Tensor:
+    """Coefficients (..., Q) of the minima of convex problems (...), from ``start``; no problem's loss ever rises.
+
+    Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at zero where that is
+    better than its start, and where Newton's model at the start promises more than its whole loss: far from the data's
+    scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a hyperplane separates, without a penalty) is left where its loss has all but
+    stopped falling.
+
+    :param expand: the problems about coefficients (..., Q); losses are not negative.
+    :param at_zero: losses (...) at zero.
+    """
+    first = expand(start)
+    usable = (first.value <= at_zero) & (_direction(first)[1] <= first.value)
+    at = torch.where(usable.unsqueeze(-1), start, 0.0)
+    here = first if bool(usable.all()) else expand(at)
+    step, promise = _direction(here)
+    length = torch.ones_like(here.value)
+    for _ in range(_STEPS):
+        unsolved = (promise > _TOLERANCE * here.count) & (length > _SHORTEST)
+        if not bool(unsolved.any()):
+            break
+        trial = at + (length * unsolved).unsqueeze(-1) * step
+        there = expand(trial)
+        good = there.value <= here.value - 2 * _SUFFICIENT * length * promise
+        at = torch.where(good.unsqueeze(-1), trial, at)
+        here = there.where(good, here)
+        step, promise = _direction(here)
+        length = torch.where(good, 1.0, 0.5 * length)
+    return torch.where((here.value > first.value).unsqueeze(-1), start, at)
+
+
+def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
+    """Newton steps (..., Q), and how much each problem's loss falls by Newton's model (...).
+
+    Of coefficients brought to one scale, so that their units do not decide what is taken for rounding.
+    """
+    own = e.hessian.diagonal(dim1=-2, dim2=-1)
+    scale = own.clamp_min(_FLAT * own.amax(-1, keepdim=True)).rsqrt().where(own > 0, 0.0)
+    hessian, gradient = scale.unsqueeze(-1) * e.hessian * scale.unsqueeze(-2), (scale * e.gradient).unsqueeze(-1)
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    step = -torch.cholesky_solve(gradient, factor)
+    rounding = own.shape[-1] * torch.finfo(own.dtype).eps
+    # Pivots this small may be rounding: written so that NaN is one.
+    flat = (failed > 0) | ~(factor.diagonal(dim1=-2, dim2=-1).square().amin(-1) > 16 * rounding)
+    if bool(flat.any()):
+        step[flat] = _floored(hessian[flat], gradient[flat], e.count.expand(flat.shape)[flat], rounding)
+    step = scale * step.squeeze(-1)
+    return step, -0.5 * (step * e.gradient).sum(-1)
+
+
+def _floored(hessian: Tensor, gradient: Tensor, count: Tensor, rounding: float) -> Tensor:
+    """Newton steps (K, Q, 1) where curvatures below ``rounding``, of the largest, say nothing.
+
+    Such a combination of coefficients stays as it is where it promises little at a curvature of that size, as among
+    collinear covariates, and else takes the step of that size: its rows are only far from where their loss bends.
+    """
+    values, vectors = torch.linalg.eigh(hessian)
+    curvature = torch.maximum(values, (rounding * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny))
+    slope = (vectors.mT @ gradient).squeeze(-1)
+    told = (values >= curvature) | (slope.square() > 2 * _TOLD * count.unsqueeze(-1) * curvature)
+    return -vectors @ torch.where(told, slope / curvature, 0.0).unsqueeze(-1)
 
 
 def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tensor) -> Expansion:
@@ -69,42 +141,14 @@ def _penalised(e: Expansion, coefficients: Tensor, penalty: Tensor) -> Expansion
 
 
 def minimize(loss: RowLoss, rows: PairedRows, start: Tensor, penalty: Tensor) -> Tensor:
-    """Coefficients (C, M, Q) of the minima, from ``start``; no problem's loss ever rises.
-
-    Newton steps are halved until they bring what Armijo's condition asks for. A problem without a minimum (classes
-    that a hyperplane separates, without a penalty) is left where its loss has all but stopped falling.
-    """
-    # Coefficients from elsewhere may overflow (Poisson); zero never does.
-    usable = expand(loss, rows, start, penalty).value.isfinite().unsqueeze(-1)
-    at = torch.where(usable, start, 0.0)
-    here = expand(loss, rows, at, penalty)
-    step, promise = _direction(here)
-    length = torch.ones_like(here.value)
-    for _ in range(_STEPS):
-        unsolved = (promise > _TOLERANCE * here.count) & (length > _SHORTEST)
-        if not bool(unsolved.any()):
-            break
-        trial = at + (length * unsolved).unsqueeze(-1) * step
-        there = expand(loss, rows, trial, penalty)
-        good = there.value <= here.value - 2 * _SUFFICIENT * length * promise
-        at = torch.where(good.unsqueeze(-1), trial, at)
-        here = _choose(good, there, here)
-        step, promise = _direction(here)
-        length = torch.where(good, 1.0, 0.5 * length)
-    return at
+    """Coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`."""
+    return newton(lambda at: expand(loss, rows, at, penalty), start, _losses_at_zero(loss, rows, start))
 
 
-def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
-    """Newton steps (C, M, Q), and how much each problem's loss falls by Newton's model (C, M)."""
-    factor, failed = torch.linalg.cholesky_ex(e.hessian)
-    step = -torch.cholesky_solve(e.gradient.unsqueeze(-1), factor).squeeze(-1)
-    bad = (failed > 0) | ~step.isfinite().all(-1)
-    if bool(bad.any()):
-        step[bad] = -(torch.linalg.pinv(e.hessian[bad], hermitian=True) @ e.gradient[bad].unsqueeze(-1)).squeeze(-1)
-    return step, -0.5 * (step * e.gradient).sum(-1)
-
-
-def _choose(good: Tensor, there: Expansion, here: Expansion) -> Expansion:
-    shapes = [good, good.unsqueeze(-1), good.unsqueeze(-1).unsqueeze(-1)]
-    pairs = zip(shapes, there[1:], here[1:], strict=True)
-    return Expansion(here.count, *(torch.where(mine, new, old) for mine, new, old in pairs))
+def _losses_at_zero(loss: RowLoss, rows: PairedRows, like: Tensor) -> Tensor:
+    """Losses (C, M) of predictors that are zero."""
+    target = rows.targets.double()
+    each, order = loss.value(torch.zeros_like(target), target), rows.pairs.sorted
+    component = torch.repeat_interleave(order.starts.diff(), output_size=len(order.rows))
+    weight = rows.weight[order.order].double().unsqueeze(-1)
+    return torch.zeros_like(like[..., 0]).index_add_(0, component, weight * each[order.rows])

@@ -123,13 +123,16 @@ def log_joint(
     kwargs: Mapping[str, Any],
     given: Mapping[str, Tensor] | None = None,
     index: Tensor | None = None,
+    *,
+    gradients: bool = False,
 ) -> Joint:
-    """Evaluate the log joint of every row with its proposed candidates; no gradients, no trace left outside.
+    """Evaluate the log joint of every row with its proposed candidates; no trace left outside.
 
+    :param gradients: whether to record them; by default none are.
     :raises NumericalError, DataError: when a row has no finite log joint at all.
     """
     messenger = CandidateMessenger(declaration, propose, given, index)
-    with pyro.poutine.block(), torch.no_grad():
+    with pyro.poutine.block(), torch.set_grad_enabled(gradients):
         with pyro.poutine.trace() as tracer:
             try:
                 messenger(model)(*args, **kwargs)
@@ -154,12 +157,20 @@ def _read_joint(trace, d: Declaration, messenger: CandidateMessenger, args: tupl
         term = site_term(node, z, d)
         density = term if density is None else density + term
     density = torch.zeros_like(prior) if density is None else density
-    total, best = add_with_best(prior, density)
+    total, best = _sum_with_best(prior, density)
     mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
     scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
     _check_finite(best.expand(rows), mask, trace, d, args)
     return Joint(messenger.candidates, total, density, messenger.index, messenger.size, scale, mask)
+
+
+def _sum_with_best(prior: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
+    """Log joints (S, B), and each row's largest (B,), or its NaN."""
+    if torch.is_grad_enabled():  # which the kernel does not record
+        total = prior + density
+        return total, total.detach().amax(0)
+    return add_with_best(prior, density)
 
 
 def _flat(rows: Tensor) -> Tensor:

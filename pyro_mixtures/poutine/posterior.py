@@ -39,8 +39,8 @@ class Posterior(NamedTuple):
         """The most probable component of each row, (B,)."""
         if self.best_first:
             return self.candidates[0].expand(self.log_prob.shape[1:])
-        best = self.log_prob.topk(1, dim=0).indices  # several times faster than argmax over a short first dimension
-        return self.candidates.expand(self.log_prob.shape).gather(0, best)[0]
+        best = self.log_prob.max(0).indices  # several times faster than argmax over a short first dimension
+        return self.candidates.expand(self.log_prob.shape).gather(0, best.unsqueeze(0))[0]
 
     def free_energy(self) -> Tensor:
         """Sum over rows of the (truncated) evidence, by row weight; not scaled up to the data set."""

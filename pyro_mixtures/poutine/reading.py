@@ -9,7 +9,8 @@ import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 
-from pyro_mixtures.distributions import MixtureWeights, Selected
+from pyro_mixtures.distributions import Selected
+from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.ops.threads import kernels_first
 
@@ -96,7 +97,7 @@ def _is_selected(fn) -> bool:
 
 
 def _is_weights(fn) -> bool:
-    return isinstance(_unmasked(fn), MixtureWeights)
+    return isinstance(_unmasked(fn), ComponentWeights)
 
 
 def _bytes(value: Any) -> int:

@@ -10,7 +10,8 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_mixtures.distributions import MixtureWeights, RestrictedSupport, Selected
+from pyro_mixtures.distributions import RestrictedSupport, Selected
+from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ClosedFormError
 from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
@@ -22,7 +23,7 @@ from pyro_mixtures.poutine.stock import stock_family, stock_weights
 class SiteStatistics(NamedTuple):
     """Sums of one site, the family that made them, and the params behind its arguments."""
 
-    family: Any  # a Components, or the MixtureWeights
+    family: Any  # a Components, or the discrete site's ComponentWeights
     sums: Any  # the family's, to be finished once all rows are in
     params: dict[str, ParamHandle]  # by argument name; arguments without one are constants
     rows: Tensor | None  # the observed rows (B, *event), None at the discrete site
@@ -77,7 +78,7 @@ class StatisticsMessenger(Messenger):
     def _discrete(self, msg) -> SiteStatistics:
         fn, weight = self._unmasked(msg)
         fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
-        if isinstance(fn, MixtureWeights):
+        if isinstance(fn, ComponentWeights):
             family, params = fn, self._bind(msg["name"], fn.arguments)
         else:
             family, names = stock_weights(msg["name"], fn, self._values)

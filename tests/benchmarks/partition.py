@@ -7,6 +7,8 @@ quality     K=3 regressions, n=240, d=5, squared error; many seeds, the best of 
 scale       a million rows of 20 features, 50 regressions, float32: seconds of a round of EM against scikit-learn's
             Ridge fits of the same parts and numpy's predictions, from the same labels in turn; ``ratio`` is peer /
             ours; peak memory of a fit in a fresh process, the rows included: less than 2 GiB are needed
+restarts    ten random starts of K=3 regressions, n=240, d=5, one thread: seconds of ``fit_restarts`` one by one and
+            with ``parallel=True``, from the same labels to the same objectives; ``ratio`` is one by one / parallel
 prediction  R2 on test rows of the mixture, routed by a gate, against one ridge regression and a random forest; number
             of parts and start chosen on validation rows, then fitted again to all training rows. Starts: k-means parts
             that stay as they are ("frozen"), k-means parts that EM changes, and random ones. ``oracle`` chooses each
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
+from pyro_mixtures.infer.restarts import fit_restarts
 from pyro_mixtures.infer.routing import compare_routing, r2
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from tests.benchmarks import harness
@@ -64,6 +67,8 @@ def main() -> None:
         compare_rules(report, seeds=options.seeds, starts=3 if options.quick else 10)
     if "scale" in options.parts:
         measure_scale(report, rows=50_000 if options.quick else 1_000_000, rounds=options.rounds)
+    if "restarts" in options.parts:
+        compare_restarts(report, starts=3 if options.quick else 10, rounds=options.rounds)
     if "prediction" in options.parts:
         compare_predictions(report, options)
     report.finish(options.json)
@@ -72,12 +77,12 @@ def main() -> None:
 def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
-    parts = ["quality", "scale", "prediction"]
+    parts = ["quality", "scale", "restarts", "prediction"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--seeds", type=int, default=20, help="data sets of the first part (20)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed in the second (5)")
-    parser.add_argument("--splits", type=int, default=5, help="splits into training and test rows in the third (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed in the second and third (5)")
+    parser.add_argument("--splits", type=int, default=5, help="splits into training and test rows in the last (5)")
     parser.add_argument("--diamonds", type=Path, metavar="CSV", help="diamonds.csv")
     return parser.parse_args()
 
@@ -208,6 +213,53 @@ def ridge_round(x: np.ndarray, y: np.ndarray, labels: np.ndarray, components: in
     error += np.array([f.intercept_ for f in fits], dtype=x.dtype)
     error -= y[:, None]
     return np.square(error, out=error).argmin(1)
+
+
+# Restarts.
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "loss": {},
+    "leave_one_out": {"score": "leave_one_out"},
+    "capacity": {"capacity": 240 // 3 + 10},
+    "learned weights and scales": {"equal_weights": False, "scale": None},
+}
+
+
+def compare_restarts(report: harness.Report, *, starts: int, rounds: int) -> None:
+    """One row a variant, on one thread; the largest difference of the objectives tells that both did the same."""
+    rows, _ = planted_regressions(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, options in VARIANTS.items():
+        found: dict[str, np.ndarray] = {}
+        sides = {way: restarts_of(rows, starts, way, found, options) for way in ("one by one", "parallel")}
+        times = harness.paired(sides, rounds, warm=1)
+        alone, together = (times[way].median for way in sides)
+        apart = float(np.abs(found["one by one"] - found["parallel"]).max())
+        report.row("restarts", score=name, starts=starts, alone_s=alone, parallel_s=together, ratio=alone / together,
+                   apart=apart)  # fmt: skip
+    torch.set_num_threads(threads)
+
+
+def restarts_of(
+    rows: Rows, starts: int, way: str, found: dict[str, np.ndarray], options: dict[str, Any]
+) -> Callable[[], None]:
+    """A run of all starts, which leaves its objectives in ``found``."""
+
+    def build(blocks: int = 1) -> EM:
+        model = MixtureOfRegressions(
+            components=3 * blocks, features=rows.x.shape[1], scale=options.get("scale", 1.0),
+            equal_weights=options.get("equal_weights", True),
+        ).double()  # fmt: skip
+        rule = {name: value for name, value in options.items() if name in ("score", "capacity")}
+        return EM(model, HardPartition(model, components=3 * blocks, blocks=blocks, **rule), dead="keep")
+
+    def run() -> None:
+        draw = torch.Generator().manual_seed(0)
+        done = fit_restarts(build, *rows, starts=starts, parallel=way == "parallel", generator=draw, progress=False)
+        found[way] = done.objectives
+
+    return run
 
 
 # Prediction.

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
+from pyro_mixtures.distributions import refits
 from pyro_mixtures.distributions.support_vectors import LOSSES, SOLVERS, SupportVectorMachines
-from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
+from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models.classifiers import MixtureOfSVMs
@@ -224,13 +225,55 @@ def least_of_one(x, y):
     return -float(fitted(family, index, y)[0][index].log_prob(y).sum())
 
 
-def test_hinge_cannot_tell_what_a_row_adds():
-    x, y = separated()
-    model = MixtureOfSVMs(components=2, features=2, loss="hinge").double()
-    em = EM(model, HardPartition(model, components=2, score="leave_one_out"), dead="keep")
+def test_partitions_of_hinges_take_leave_one_out_scores(solver):
+    x, y = separated(60)
+    model = MixtureOfSVMs(components=3, features=2, ridge=1e-2, loss="hinge", solver=solver).double()
+    guide = HardPartition(model, components=3, score="leave_one_out")
+    em = EM(model, guide, dead="keep")
+    losses = [em.step(x, y) for _ in range(5)]
+    labels = guide.labels.long()
+    family = model.component_distributions(x)
+    statistics = family.statistics_at(labels, y, torch.ones(60).double())
+    own = family.leave_one_out_at(statistics, labels, y)
+    cost = (
+        (-family[torch.arange(3).unsqueeze(-1)].log_prob(y)).detach().scatter(0, labels.unsqueeze(0), own.unsqueeze(0))
+    )
     em.step(x, y)
-    with pytest.raises(ClosedFormError, match="adds to its part"):
-        em.step(x, y)
+    paid = cost.gather(0, guide.labels.long().unsqueeze(0))[0]
+    torch.testing.assert_close(paid, cost.amin(0))
+    assert losses[-1] < losses[0]
+
+
+def test_refits_without_rows_are_cut_into_groups(monkeypatch):
+    x, y, weight, bias = problem(3, 30, 2)
+    index = (torch.arange(30) >= 12).long()
+    family, statistics = fitted(SupportVectorMachines(x, weight, bias, ridge=0.05, loss="hinge"), index, y)
+    whole = family.leave_one_out_at(statistics, index, y)
+    monkeypatch.setattr(refits, "_NUMBERS", 500)
+    torch.testing.assert_close(family.leave_one_out_at(statistics, index, y), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_hinge_gain_of_a_row_by_itself_is_its_part():
+    x, y, weight, bias = problem(2, 9, 2)
+    index = torch.tensor([1] + [0] * 8)
+    family, statistics = fitted(SupportVectorMachines(x, weight, bias, ridge=0.1, loss="hinge"), index, y)
+    gain = family.leave_one_out_at(statistics, index, y)[0]
+    torch.testing.assert_close(gain, -family[index].log_prob(y)[0])
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_covariates_that_no_part_can_be_fitted_to_are_refused(loss, solver, bad):
+    """An infinite margin satisfies the hinge: planted rows meet no error before the M-step."""
+    x, y = separated(30)
+    x[7, 1] = x[20, 1] = bad
+    model = MixtureOfSVMs(components=2, features=2, loss=loss, solver=solver).double()
+    guide = HardPartition(model, components=2)
+    guide.plant(torch.arange(30) % 2)
+    with torch.no_grad():
+        model.weight = torch.zeros_like(model.weight).index_fill(1, torch.tensor([1]), 1.0)
+    y[7] = y[20] = int(bad > 0)
+    with pytest.raises(DataError, match="row 7 "):
+        EM(model, guide, dead="keep").step(x, y)
 
 
 def test_several_classes_are_learned():

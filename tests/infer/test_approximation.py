@@ -9,25 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import distributions as dist
+from torch import nn
 
-from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
+from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.approximation import approximation_report, guarantee
-from pyro_mixtures.models import MixtureOfRegressions
+from pyro_mixtures.models import GaussianMixture, MixtureOfModules, MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 F64 = torch.float64
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 class Labels:
@@ -270,14 +267,74 @@ def test_report_refuses_what_it_cannot_read():
 
 
 def test_families_that_do_not_state_their_constants_are_refused():
-    if DiagonalNormals.leaves_one_out:
-        pytest.skip("these normals state theirs")
-    loc, x = randn(2, 2), randn(6, 2)
+    x, y = randn(6, 2), randn(6, 1, seed=1)
+    model = MixtureOfModules(lambda: nn.Linear(2, 1), components=2, features=2, loss="squared", event_shape=(1,))
+    with pytest.raises(ClosedFormError, match=r"PseudoLikelihoods.*pass them as offset=, which is 0\.0"):
+        approximation_report(model.double(), Labels([0, 1] * 3, 2), x, y)
+    assert approximation_report(model, Labels([0, 1] * 3, 2), x, y, offset=0.0).loss_min > 0
 
-    def mixture(x, y):
+
+# Rows with places.
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_closeness_is_a_loss_of_its_own(dtype):
+    """What a row pays for its distance from its expert's place adds to its regression's loss."""
+    x, y, labels = randn(9, 3, dtype=dtype), randn(9, seed=1, dtype=dtype), torch.arange(9, device=CPU) % 2
+    with torch.device("cpu"):
+        model = MixtureOfRegressions(components=2, features=3, ridge=0.2, scale=0.7, closeness=0.4).to(dtype)
+    report = approximation_report(model, Labels(labels, 2), x, y)
+    scale = torch.full((2,), 0.7, dtype=F64, device=CPU)
+    weight, bias, loc = (param.detach().double() for param in (model.weight, model.bias, model.loc))
+    table = losses(x.double(), y.double(), weight, bias, scale, 0.2)
+    table += 0.4 * (x.double().unsqueeze(1) - loc).square().mean(-1)
+    assert report.loss_min == pytest.approx(float(table.min()), rel=1e-4)
+    assert report.loss_max == pytest.approx(float(table.max()), rel=1e-4)
+    assert report.objective == pytest.approx(float(table.gather(1, labels.unsqueeze(-1)).sum()), rel=1e-4)
+
+
+def test_closeness_is_part_of_the_objective_of_a_fitted_partition():
+    x, y = randn(12, 2), randn(12, seed=1)
+    model = MixtureOfRegressions(components=2, features=2, ridge=0.2, scale=1.0, equal_weights=True, closeness=0.5)
+    guide = HardPartition(model.double(), components=2)
+    guide.plant(torch.arange(12) % 2)
+    em = EM(model, guide, dead="keep")
+    em.step(x, y)
+    guide.reset_wins()
+    em.step(x, y)
+    guide.plant(guide.labels.long())
+    em.step(x, y)  # params that fit the labels
+    places = torch.stack([x[guide.labels == k].mean(0) for k in (0, 1)])
+    away = 0.25 * (x - places[guide.labels.long()]).square().sum()
+    expected = objective(x, y, guide.labels, 0.2) + float(away)
+    assert approximation_report(model, guide, x, y).objective == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+def test_losses_of_normals_are_distances_from_their_means(covariance):
+    x, labels = randn(8, 2), torch.arange(8) % 3
+    mixture = GaussianMixture(components=3, features=2, covariance=covariance).double()
+    mixture.set_variance(torch.tensor([0.5, 2.0], dtype=F64))
+
+    def model(x, y):
+        family = mixture.component_distributions()
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", MixtureWeights(torch.full((2,), 0.5, dtype=F64)))
-            pyro.sample("y", DiagonalNormals(loc, torch.ones_like(loc))[z], obs=y)
+            z = pyro.sample("z", MixtureWeights(torch.full((3,), 1 / 3, dtype=F64)))
+            pyro.sample("x", family[z], obs=x)
 
-    with pytest.raises(ClosedFormError, match="DiagonalNormals"):
-        approximation_report(mixture, Labels([0] * 6, 2), x, x)
+    family = mixture.component_distributions()
+    with torch.no_grad():
+        table = family.log_prob(family.mean).unsqueeze(0) - family.log_prob(x.unsqueeze(1))
+    report = approximation_report(model, Labels(labels, 3), x, x)
+    assert report.loss_min == pytest.approx(float(table.min()))
+    assert report.loss_max == pytest.approx(float(table.max()))
+    assert report.objective == pytest.approx(float(table[torch.arange(8), labels].sum()))
+
+
+@pytest.mark.parametrize("offset", [math.nan, math.inf, "0", True])
+def test_offsets_are_finite_numbers(offset):
+    x, y = randn(6, 2), randn(6, seed=1)
+    model = regressions(randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64))
+    with pytest.raises(OptionError, match="offset="):
+        approximation_report(model, Labels([0] * 6, 2), x, y, offset=offset)

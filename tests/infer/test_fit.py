@@ -17,16 +17,12 @@ from pyro_mixtures.infer import EM, Epoch, History, evidence, fit
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 C, D, N = 4, 3, 90
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture

@@ -11,16 +11,12 @@ from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 C, D, N = 3, 2, 80
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture

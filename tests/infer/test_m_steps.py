@@ -13,7 +13,6 @@ from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNo
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
-from tests.conformance import one_thread
 
 C, D, N = 3, 4, 120
 F64 = torch.float64
@@ -25,10 +24,7 @@ PEERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture

@@ -11,17 +11,13 @@ from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct, sample
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 from tests.infer.test_scoring import FAMILIES, brute, covariances, mixture, rows, two_observations
 
 C, D, N = 6, 3, 40
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def separated(family):

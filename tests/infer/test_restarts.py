@@ -18,15 +18,11 @@ from pyro_mixtures.init.labels import METHODS
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 C, D, N = 6, 2, 120
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture
@@ -305,6 +301,43 @@ def test_no_starts_are_refused(x, starts):
         restarts(x, starts)
 
 
+@pytest.mark.parametrize(
+    ("starts", "advice"),
+    [
+        (2.0, r"starts=2\.0 is neither a whole number nor a sequence"),
+        (None, "starts=None is neither"),
+        (True, "starts=True is neither"),
+        ({"uniform": 2}, "is neither a whole number nor a sequence"),
+        ("kmeans++", r"starts='kmeans\+\+': methods go into a list"),
+        (torch.zeros(N, dtype=torch.int64), rf"starts has shape \({N},\): .* starts=\[labels\]"),
+        (np.zeros(N, dtype=int), rf"starts has shape \({N},\): .* starts=\[labels\]"),
+    ],
+)
+def test_starts_of_another_kind_are_refused(x, starts, advice):
+    with pytest.raises(OptionError, match=advice):
+        restarts(x, starts, build=lambda: pytest.fail("must not be called"))
+
+
+@pytest.mark.parametrize(
+    "make", [torch.stack, lambda starts: np.stack(starts), lambda starts: [s.numpy() for s in starts]]
+)
+def test_labels_may_be_arrays_and_rows_of_one(x, truth, stuck, make):
+    expected = restarts(x, [stuck[0], truth])
+    found = restarts(x, make([stuck[0], truth]))
+    assert found.objectives.tolist() == expected.objectives.tolist()
+    assert found.winner == 1
+
+
+def test_a_number_of_starts_may_be_numpys(x):
+    assert np.array_equal(restarts(x, np.int64(2)).objectives, restarts(x, 2).objectives)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(N), np.zeros((N, 1), dtype=int), np.zeros(N, dtype=bool)])
+def test_arrays_that_are_no_labels_are_refused(x, labels):
+    with pytest.raises(PartitionError, match="labels must be integers"):
+        restarts(x, [labels])
+
+
 @pytest.mark.parametrize("start", ["kmeans", 3, None])
 def test_an_unknown_start_is_refused_before_any_fit(x, start):
     with pytest.raises(OptionError, match=r"neither labels.*nor methods"):
@@ -335,7 +368,7 @@ def test_other_strategies_are_refused(x):
         em = kmeans()
         return SVI(em.model, em.guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO())
 
-    with pytest.raises(ModelError, match="returned SVI: restarts need an EM"):
+    with pytest.raises(ModelError, match="returned SVI: give an EM"):
         restarts(x, 2, build)
 
 

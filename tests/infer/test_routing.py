@@ -17,7 +17,7 @@ from torch import nn
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import DataError, ModelError, OptionError, PartitionError
-from pyro_mixtures.guides import HardPartition
+from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.gates import Gate, Standard, fit_gate
 from pyro_mixtures.infer.routing import (
@@ -32,16 +32,12 @@ from pyro_mixtures.infer.routing import (
 )
 from pyro_mixtures.models import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float64]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def randn(*shape, dtype=torch.float64, seed=0):
@@ -353,6 +349,8 @@ def test_route_refuses_what_it_cannot_do():
         route(model, fit_gate(x, labels, 3), x, "soggy")
     with pytest.raises(OptionError, match="4 parts"):
         route(model, fit_gate(x, labels, 4), x)
+    with pytest.raises(OptionError, match="gate is a Linear: give one of fit_gate"):
+        route(model, nn.Linear(2, 3), x)
 
 
 def test_a_gate_made_by_hand():
@@ -391,7 +389,7 @@ def test_combiner_looks_at_rows_in_chunks_and_bears_collinear_experts(monkeypatc
     predictions, y = randn(50, 3), randn(50, seed=1)
     predictions = torch.cat([predictions, predictions], 1)
     whole = fit_combiner(predictions, y, 0.0)(predictions)
-    monkeypatch.setattr("pyro_mixtures.infer.routing._NUMBERS", 30)
+    monkeypatch.setattr("pyro_mixtures.infer.combiners._NUMBERS", 30)
     torch.testing.assert_close(fit_combiner(predictions, y, 0.0)(predictions), whole)
     design = np.c_[predictions.numpy(), np.ones(50)]
     np.testing.assert_allclose(whole.numpy(), design @ np.linalg.lstsq(design, y.numpy(), rcond=None)[0], atol=1e-9)
@@ -517,6 +515,8 @@ def test_comparison_refuses_what_does_not_fit():
     model = regressions(randn(3, 2), randn(3, seed=1))
     with pytest.raises(PartitionError, match="no labels"):
         compare_routing(model, Labels(None, 3), (x, y), (x, y))
+    with pytest.raises(PartitionError, match="FullPartition holds no labels of rows: give the HardPartition"):
+        compare_routing(model, FullPartition(model, components=3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="labels of 29 rows"):
         compare_routing(model, Labels(part[1:], 3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="-1 marks rows"):

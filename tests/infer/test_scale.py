@@ -13,7 +13,6 @@ from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
-from tests.conformance import one_thread
 
 F32, F64 = torch.float32, torch.float64
 FAMILIES = {
@@ -33,10 +32,7 @@ PARTITIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(params=FAMILIES)

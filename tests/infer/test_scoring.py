@@ -15,17 +15,13 @@ from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Responsibilities, assign, evidence, fit, responsibilities
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 C, D, N = 6, 3, 50
 F64 = torch.float64
 FAMILIES = ["isotropic", "diagonal", "full", "factor"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def mixture(family="diagonal", components=C, spread=2.0, dtype=F64):

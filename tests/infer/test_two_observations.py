@@ -12,16 +12,12 @@ from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FactorAna
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
 
 C, D, H, L, N = 3, 4, 1, 5, 60
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def initial(kind):

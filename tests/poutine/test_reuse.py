@@ -6,9 +6,9 @@ import torch
 from pyro import distributions as dist
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions import DiagonalNormals
+from pyro_mixtures.distributions import DiagonalNormals, LinearRegressions, LogisticRegressions
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions
 from pyro_mixtures.poutine import ReuseMessenger, exact_posterior
 from tests.conformance import one_thread
 
@@ -159,6 +159,76 @@ def test_another_kind_of_family_of_the_same_arguments_is_not_mixed_up(x):
         with torch.no_grad():
             trace = pyro.poutine.trace(reuse(observe)).get_trace(family, loc, scale)
         assert type(trace.nodes["x"]["fn"].family) is family
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+def test_families_of_the_library_are_handed_on(x, build):
+    """Else nothing would be shared, and nobody notice."""
+    model, reuse = build(), ReuseMessenger()
+    assert run_family(reuse, model, x) is run_family(reuse, model, x[:7])
+
+
+def run_family(reuse, program, *args):
+    """The family at the site of the outcome, of one run without gradients."""
+    with torch.no_grad():
+        nodes = pyro.poutine.trace(reuse(program)).get_trace(*args).nodes
+    return nodes["y" if "y" in nodes else "x"]["fn"].family
+
+
+def regression(u, y, weight, bias, ridge=0.0, family=LogisticRegressions):
+    with pyro.plate("data", len(u)):
+        z = torch.arange(len(u), device="cpu") % C
+        pyro.sample("y", family(u, weight, bias, ridge=ridge)[z], obs=y)
+
+
+@pytest.mark.meta
+def test_covariates_are_a_part_of_what_a_family_is(x):
+    """The same arguments, other rows: of the same number, and changed in place."""
+    y, weight, bias = torch.ones(N, device="cpu"), torch.randn(C, D, device="cpu"), torch.zeros(C, device="cpu")
+    reuse = ReuseMessenger()
+    first = run_family(reuse, regression, x, y, weight, bias)
+    assert run_family(reuse, regression, x, y, weight, bias) is first
+    other = run_family(reuse, regression, x + 1, y, weight, bias)
+    assert torch.equal(other.covariates, x + 1)
+    again = run_family(reuse, regression, x, y, weight, bias)
+    assert again.covariates is x
+    x.add_(1.0)
+    assert run_family(reuse, regression, x, y, weight, bias) is not again
+
+
+def test_options_are_a_part_of_what_a_family_is(x):
+    y, weight, bias = torch.ones(N), torch.randn(C, D), torch.zeros(C)
+    reuse = ReuseMessenger()
+    for ridge in (0.0, 0.5, 0.0):
+        assert run_family(reuse, regression, x, y, weight, bias, ridge).ridge == ridge
+
+
+def test_families_that_hold_what_may_change_are_made_anew(x):
+    """A list may have another entry by now; its identity says nothing."""
+
+    class Shifted(DiagonalNormals):
+        def __init__(self, loc, scale, shifts=(), *, validate_args=None):
+            self.shifts = shifts
+            super().__init__(loc, scale, validate_args=validate_args)
+
+    def observe(shifts):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Shifted(loc, scale, shifts)[torch.zeros(len(x), dtype=torch.int64)], obs=x)
+
+    loc, scale, shifts, reuse = torch.zeros(C, D), torch.ones(C, D), [1.0], ReuseMessenger()
+    first = run_family(reuse, observe, shifts)
+    assert run_family(reuse, observe, shifts) is not first
+    assert run_family(reuse, observe, 1.0) is run_family(reuse, observe, 1.0)
+
+
+def test_conditional_families_keep_what_they_computed(x):
+    """Within a batch: E-step and statistics see the same rows."""
+    model = MixtureOfRegressions(components=C, features=D)
+    reuse, y = ReuseMessenger(), torch.randn(N)
+    first = run_family(reuse, model, x, y)
+    assert isinstance(first, LinearRegressions)
+    assert run_family(reuse, model, x, y) is first
+    assert run_family(reuse, model, x[:7], y[:7]).covariates.shape == (7, D)
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)

@@ -1,0 +1,111 @@
+"""A short EM from each of several starts; the most likely one goes on."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_mixtures.errors import NumericalError, OptionError
+from pyro_mixtures.infer.em import EM
+from pyro_mixtures.infer.fit import Fit, fit
+from pyro_mixtures.infer.trials import inference_of, own_params, put_in_place, random_state_kept
+
+Build = Callable[[], EM | tuple[Callable, EM]]
+Start = Callable[[Any], Any]  # sets the params of the model that it is given
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The outcome of :func:`best_of`."""
+
+    best: Fit  # the most likely start's fit, carried on until it settled; its params are in place
+    winner: int  # its number among the starts
+    elbos: np.ndarray  # (starts,) ELBO after the short EM, in nats per row; -inf where it failed
+
+
+class _Trial(NamedTuple):
+    fit: Fit | None  # of the best so far alone
+    params: Any
+    elbo: float
+    failure: NumericalError | None = None
+
+
+def best_of(
+    build: Build,
+    *rows: Tensor,
+    starts: Sequence[Start],
+    steps: int = 10,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+    **fit_options: Any,
+) -> BestOf:
+    """Run ``steps`` epochs of EM from each start, keep the one of the largest ELBO, and fit it to the end.
+
+    Most of what tells a good start from a bad one shows in the first steps, so that many starts cost little more than
+    one fit. Each runs in a param store of its own, where ``build()`` makes its model anew. Afterwards Pyro's store
+    holds what it held before, and in it the params of the best.
+
+    :param build: makes a fresh ``EM`` (or ``(model, EM)``).
+    :param rows: the model's tensor arguments, each with N rows.
+    :param starts: functions that set the params of the model they are given, as
+        :class:`~pyro_mixtures.init.SoftmaxStart` does.
+    :param steps: epochs of each trial.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
+    :param progress: show a bar of the starts with the best ELBO, then that of the fit.
+    :param fit_options: for :func:`fit`, of the trials (but for their ``epochs``) and of the last fit.
+    :raises OptionError: without starts or steps. :raises NumericalError: when no start has a finite ELBO.
+
+    >>> from pyro_mixtures.guides import FullPartition
+    >>> from pyro_mixtures.infer import EM
+    >>> from pyro_mixtures.init import seed_rows
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> def build():
+    ...     model = GaussianMixture(components=2, features=2)
+    ...     return EM(model, FullPartition(model, components=2))
+    >>> found = best_of(build, x, starts=[lambda model: model.start_at(seed_rows(x, 2))] * 3, progress=False)
+    >>> found.elbos.shape, found.best.converged
+    ((3,), True)
+    """
+    if not starts or steps < 1:
+        raise OptionError(f"{len(starts)} starts and steps={steps}: give at least one of each")
+    run = _Runner(build, rows, {**fit_options, "epochs": steps, "progress": False})
+    seeds = torch.randint(1 << 31, (len(starts),), generator=generator, device="cpu").tolist()
+    trials: list[_Trial] = []
+    with random_state_kept():
+        with tqdm(total=len(starts), desc="starts", disable=not progress, unit="start") as bar:
+            for start, seed in zip(starts, seeds, strict=True):
+                trials.append(run(start, seed))
+                best = max(trials, key=lambda trial: trial.elbo)  # the first of equals
+                trials = [trial if trial is best else trial._replace(fit=None, params=None) for trial in trials]
+                bar.set_postfix(best=f"{best.elbo:.4f}", refresh=False)
+                bar.update()
+        if best.elbo == -math.inf or best.fit is None:
+            raise NumericalError(
+                f"none of {len(starts)} starts has a finite ELBO: check the data and the starts"
+            ) from best.failure
+        put_in_place(best.params)
+        result = fit(best.fit.inference, *rows, progress=progress, **fit_options)
+    return BestOf(result, trials.index(best), np.array([trial.elbo for trial in trials]))
+
+
+class _Runner:
+    """Short fits from one start each."""
+
+    def __init__(self, build: Build, rows: tuple[Tensor, ...], fit_options: dict[str, Any]):
+        self.build, self.rows, self.fit_options = build, rows, fit_options
+
+    def __call__(self, start: Start, seed: int) -> _Trial:
+        with own_params(seed) as params:
+            inference = inference_of(self.build())
+            start(inference.model)
+            try:
+                found = fit(inference, *self.rows, **self.fit_options)
+            except NumericalError as failure:  # one bad start must not end the others
+                return _Trial(None, None, -math.inf, failure)
+        return _Trial(found, params, -math.inf if math.isnan(found.elbo) else found.elbo)

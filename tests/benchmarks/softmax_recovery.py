@@ -1,0 +1,259 @@
+"""Softmax mixtures: do warm-started EM fits recover the parameters that the draws come from, and at what rate?
+
+p items with features of N(0, I) in R^L, K components of equal weights and of atoms theta_k of norm 1.5 in random
+directions, N draws. ``error`` is the largest distance of an atom from its own (matched by permutation), ``shares`` the
+sum of the absolute errors of the weights; medians over ``--repeats`` problems. Of the starts
+
+moments        the method of moments itself, no EM; ``flagged`` is how often it warned that it is not to be trusted
+EM moments     EM from there
+EM subspace    the best of five short EMs from random points of the K-dimensional subspace of the second moment, goes on
+EM random      the same from random points of R^L
+EM truth       EM from the truth: what the likelihood itself can give
+
+table   the four settings of L, K, p, N; ``ratio`` is the subspace's median error over that of EM from the truth: at
+        most 1.1 is needed
+rates   the subspace's error against N = 5,000 ... 500,000, with the slope of log error over log N (needed: -0.5 +- .1),
+        and against p, K and L, one at a time; drawn to ``--plot``
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_mixtures.errors import MomentWarning
+from pyro_mixtures.guides import FullPartition
+from pyro_mixtures.infer import EM, fit
+from pyro_mixtures.infer.best_of import best_of
+from pyro_mixtures.init.softmax_starts import SoftmaxStart, start_softmax
+from pyro_mixtures.models.softmax import SoftmaxMixture
+from pyro_mixtures.partition.matching import matched_errors
+from tests.benchmarks import harness
+
+NORM = 1.5
+STARTS = 5
+NEEDED = 1.1  # of the ratio, at most
+SLOPE, TOLERANCE = -0.5, 0.1
+POINTS = "#0072B2"
+
+
+class Setting(NamedTuple):
+    """Sizes of one problem."""
+
+    features: int  # L
+    components: int  # K
+    items: int  # p
+    draws: int  # N
+
+    @property
+    def label(self) -> dict[str, int]:
+        """By the letters of the tables."""
+        return {"L": self.features, "K": self.components, "p": self.items, "N": self.draws}
+
+
+TABLE = (
+    Setting(5, 3, 2000, 20_000),
+    Setting(10, 3, 5000, 50_000),
+    Setting(10, 5, 5000, 50_000),
+    Setting(10, 3, 500, 50_000),
+)
+BASE = Setting(5, 3, 2000, 50_000)
+SERIES = {
+    "N": [BASE._replace(draws=n) for n in (5_000, 15_000, 50_000, 150_000, 500_000)],
+    "p": [BASE._replace(items=p) for p in (200, 500, 2000, 5000, 20_000)],
+    "K": [BASE._replace(components=k) for k in (2, 3, 4, 5)],
+    "L": [BASE._replace(features=features) for features in (3, 5, 10, 20)],
+}
+
+
+class Problem(NamedTuple):
+    """Draws as counts of items, and what they were drawn from."""
+
+    features: Tensor  # (p, L)
+    counts: Tensor  # (p,)
+    theta: Tensor  # (K, L)
+    weights: Tensor  # (K,)
+
+
+class Errors(NamedTuple):
+    """Of one fit."""
+
+    worst: float
+    shares: float
+
+
+def main() -> None:
+    """Run the parts that were named, and report."""
+    options = parse()
+    pyro.enable_validation(False)
+    report = harness.Report(__doc__)
+    if "table" in options.parts:
+        for setting in TABLE:
+            compare_starts(report, setting, options.repeats)
+    if "rates" in options.parts:
+        errors = {name: follow(report, name, series, options.repeats) for name, series in SERIES.items()}
+        draw(errors, report.facts["slope over N"], options.plot)
+    report.finish(options.json)
+
+
+def parse() -> Any:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parts = ["table", "rates"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
+    parser.add_argument("--repeats", type=int, default=20, help="problems of each setting (20)")
+    parser.add_argument("--plot", type=Path, default=Path("runs/softmax_recovery.png"), help="where to draw the rates")
+    return parser.parse_args()
+
+
+def planted(setting: Setting, seed: int) -> Problem:
+    """One problem of these sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(setting.items, setting.features, generator=generator, dtype=torch.float64)
+    theta = torch.randn(setting.components, setting.features, generator=generator, dtype=torch.float64)
+    theta = NORM * theta / theta.norm(dim=-1, keepdim=True)
+    weights = torch.full((setting.components,), 1 / setting.components, dtype=torch.float64)
+    item = (features @ theta.mT).softmax(0) @ weights
+    draws = item.multinomial(setting.draws, replacement=True, generator=generator)
+    return Problem(features, torch.bincount(draws, minlength=setting.items), theta, weights)
+
+
+# One problem, five ways.
+
+
+def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> None:
+    """Median errors of all starts, over the same problems."""
+    found: dict[str, list[Errors]] = {}
+    flagged = 0
+    for seed in tqdm(range(repeats), desc=str(setting.label)):
+        problem = planted(setting, seed)
+        start, warned = moments(problem)
+        flagged += warned
+        truth = SoftmaxStart(problem.theta, problem.weights, "truth")
+        fits = {
+            "moments": start,
+            "EM moments": from_start(problem, start),
+            "EM subspace": from_best(problem, "subspace", seed),
+            "EM random": from_best(problem, "random", seed),
+            "EM truth": from_start(problem, truth),
+        }
+        for name, fitted in fits.items():
+            found.setdefault(name, []).append(errors_of(problem, fitted))
+    for name, errors in found.items():
+        figures: dict[str, Any] = {"error": median(e.worst for e in errors), "shares": median(e.shares for e in errors)}
+        if name == "moments":
+            figures["flagged"] = f"{flagged}/{repeats}"
+        if name != "moments":
+            figures["ratio"] = figures["error"] / median(e.worst for e in found["EM truth"])
+        if name == "EM subspace":
+            figures["needed_met"] = figures["ratio"] <= NEEDED
+        report.row("table", **setting.label, start=name, **figures)
+
+
+def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
+    """The moment start, and whether it warned."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category=MomentWarning)
+        start = start_softmax(problem.features, problem.counts, len(problem.theta), method="moments")
+    return start, any(issubclass(warning.category, MomentWarning) for warning in caught)
+
+
+def build(problem: Problem) -> EM:
+    """EM over the mixture, all components for all items."""
+    model = SoftmaxMixture(components=len(problem.theta), features=problem.features).double()
+    return EM(model, FullPartition(model, components=len(problem.theta)), dead="keep")
+
+
+def observed(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Items that were drawn, and how often."""
+    items = problem.counts.nonzero()[:, 0]
+    return items, problem.counts[items].double()
+
+
+FIT: dict[str, Any] = {"epochs": 500, "tolerance": 1e-9, "progress": False}
+
+
+def from_start(problem: Problem, start: SoftmaxStart) -> SoftmaxStart:
+    """EM from one start."""
+    pyro.clear_param_store()
+    em = build(problem)
+    start(em.model)
+    fit(em, *observed(problem), **FIT)
+    return parameters(em)
+
+
+def from_best(problem: Problem, method: str, seed: int) -> SoftmaxStart:
+    """EM from the most likely of several starts."""
+    pyro.clear_param_store()
+    generator = torch.Generator().manual_seed(seed)
+    known = (problem.features, problem.counts, len(problem.theta))
+    starts = [start_softmax(*known, method=method, generator=generator) for _ in range(STARTS)]
+    found = best_of(lambda: build(problem), *observed(problem), starts=starts, generator=generator, **FIT)
+    return parameters(found.best.inference)
+
+
+def parameters(em: Any) -> SoftmaxStart:
+    """Fitted parameters."""
+    return SoftmaxStart(em.model.theta.detach().clone(), em.model.weights.detach().clone(), "fitted")
+
+
+def errors_of(problem: Problem, fitted: SoftmaxStart) -> Errors:
+    """After matching."""
+    matched = matched_errors(fitted.theta, problem.theta, fitted.weights, problem.weights)
+    return Errors(float(matched.worst), float(matched.weights))
+
+
+# Rates.
+
+
+def follow(report: harness.Report, name: str, series: Sequence[Setting], repeats: int) -> list[tuple[int, list[float]]]:
+    """Errors along a series, and for N the slope."""
+    errors = []
+    for setting in tqdm(series, desc=f"series {name}"):
+        found = [
+            errors_of(p, from_best(p, "subspace", s)) for s, p in ((s, planted(setting, s)) for s in range(repeats))
+        ]
+        errors.append((setting.label[name], [error.worst for error in found]))
+        figures = {"error": median(e.worst for e in found), "shares": median(e.shares for e in found)}
+        report.row(f"rates over {name}", **setting.label, **figures)
+    if name == "N":
+        slope = slope_of(errors)
+        report.fact("slope over N", slope)
+        report.fact("slope needed_met", abs(slope - SLOPE) <= TOLERANCE)
+    return errors
+
+
+def slope_of(errors: Sequence[tuple[int, list[float]]]) -> float:
+    """Of log median error over log size."""
+    size, middle = np.log([size for size, _ in errors]), np.log([median(found) for _, found in errors])
+    return float(np.polyfit(size, middle, 1)[0])
+
+
+def draw(errors: dict[str, list[tuple[int, list[float]]]], slope: float, path: Path) -> None:
+    """One panel a series: medians, and the middle half of the problems."""
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for ax, (name, series) in zip(figure.subplots(1, len(errors), sharey=True), errors.items(), strict=True):
+        sizes, found = [size for size, _ in series], [np.array(worst) for _, worst in series]
+        low, middle, high = (np.array([np.quantile(worst, q) for worst in found]) for q in (0.25, 0.5, 0.75))
+        ax.errorbar(sizes, middle, [middle - low, high - middle], fmt="o-", color=POINTS, capsize=3)
+        ax.set(xscale="log" if name in "Np" else "linear", yscale="log", xlabel=NAMES[name])
+        ax.grid(alpha=0.3)
+        if name == "N":
+            ax.set(ylabel="largest error of an atom", title=f"slope {slope:.2f}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+NAMES = {"N": "draws N", "p": "items p", "K": "components K", "L": "features L"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What a partition knows: ranking, tests, dependences inside parts, tables and picture."""
+
+import io
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from pyro_mixtures.diagnostics.information import mutual_information, partition_information, plot_information
+from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.infer.scoring import Responsibilities
+
+N = 600
+NAMES = ["shifted", "slope", "noise"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def mixture(seed=0):
+    """Labels shift the first feature; the outcome follows the second in part 1 alone."""
+    g = generator(seed)
+    z = torch.arange(N, device="cpu") % 2
+    x = torch.randn(N, 3, generator=g, device="cpu")
+    x[:, 0] += 3 * z
+    y = 2 * z * x[:, 1] + torch.randn(N, generator=g, device="cpu")
+    return z, x, y
+
+
+@pytest.fixture(scope="module")
+def found():
+    with torch.device("cpu"):
+        return partition_information(*mixture(), names=NAMES, permutations=139, part_rows=60, generator=generator())
+
+
+def test_ranks_what_the_labels_know(found):
+    names = [line.name for line in found.knowledge]
+    assert set(names) == {*NAMES, "x", "y"}
+    assert set(names[:2]) == {"shifted", "x"}
+    assert [line.nats for line in found.knowledge] == sorted((line.nats for line in found.knowledge), reverse=True)
+    adjusted = {line.name: line.adjusted for line in found.knowledge}
+    assert max(adjusted["shifted"], adjusted["x"]) <= 0.05
+    assert min(adjusted["noise"], adjusted["slope"]) > 0.05
+    assert found.entropy == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_finds_the_dependence_that_holds_in_one_part(found):
+    assert [(line.feature, line.part) for line in found.partial()] == [("slope", 1)]
+    line = found.partial()[0]
+    assert line.inside > line.overall + 0.1
+    assert line.rows == N // 2
+    assert len(found.dependences) == 6
+
+
+def test_estimates_are_those_of_mutual_information():
+    z, x, _ = mixture()
+    lines = {line.name: line.nats for line in partition_information(z, x, permutations=0).knowledge}
+    assert lines["x1"] == mutual_information(z, x[:, 1], discrete="x").nats
+    assert lines["x"] == pytest.approx(mutual_information(z, x / x.std(0), discrete="x").nats)
+
+
+def test_texts_and_frames(found):
+    text = str(found).split("\n")
+    assert "600 rows" in text[0]
+    assert len(text) == 2 + 5 + 2 + 1 + 6
+    assert len({len(line) for line in text[1:7]}) == 1
+    pytest.importorskip("pandas")
+    assert found.to_frame()["name"].tolist() == [line.name for line in found.knowledge]
+    assert found.to_frame("dependences").shape == (6, 7)
+    with pytest.raises(OptionError, match="'parts'"):
+        found.to_frame("parts")
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_tests_or_outcome(dtype):
+    z, x, y = mixture()
+    plain = partition_information(z, x.to(dtype), permutations=0, generator=generator())
+    assert plain.dependences == []
+    assert {line.p_value for line in plain.knowledge} == {None}
+    untested = partition_information(z, x.to(dtype), y.to(dtype), permutations=0, part_rows=60, generator=generator())
+    assert {line.adjusted for line in untested.dependences} == {None}
+    with pytest.raises(OptionError, match="permutations=199"):
+        untested.partial()
+
+
+def test_responsibilities_are_drawn_from():
+    z, x, _ = mixture()
+    components = torch.stack([z, 1 - z], 1)
+    sure = Responsibilities(components, torch.tensor([[1.0, 0.0]]).expand(N, 2))
+    unsure = Responsibilities(components, torch.tensor([[0.5, 0.5]]).expand(N, 2))
+    known = [partition_information(q, x, permutations=0, generator=generator()) for q in (z, sure, unsure)]
+    nats = [{line.name: line.nats for line in result.knowledge}["x0"] for result in known]
+    assert nats[0] == nats[1]
+    assert nats[2] < 0.1 < nats[0]
+
+
+def test_samples_rows_and_largest_parts():
+    z, x, y = mixture()
+    z = torch.where(torch.arange(N) < 30, 2, z)
+    small = partition_information(z, x, y, permutations=0, rows=150, part_rows=100, parts=1, generator=generator())
+    assert small.rows == 150
+    assert len({line.part for line in small.dependences}) == 1
+    assert {line.part for line in partition_information(z, x, y, permutations=0, part_rows=40).dependences} == {0, 1}
+
+
+def test_features_that_are_constant_in_a_part():
+    z, x, y = mixture()
+    x[:, 2] = torch.where(z == 0, 1.0, x[:, 2])
+    lines = partition_information(z, x, y, permutations=9, part_rows=50, generator=generator()).dependences
+    assert [(d.feature, d.part) for d in lines if d.inside != d.inside] == [("x2", 0)]
+    assert [(d.feature, d.part) for d in lines if d.adjusted != d.adjusted] == [("x2", 0)]
+
+
+def test_picture(found):
+    ax = plot_information(found)
+    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [line.name for line in found.knowledge]
+    assert [bar.get_width() for bar in ax.patches] == [line.nats for line in found.knowledge]
+    pale = [bar.get_alpha() < 1 for bar in ax.patches]
+    assert pale == [line.adjusted > 0.05 for line in found.knowledge]
+    assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1
+    own = Figure().subplots()
+    assert plot_information(found, own, count=2) is own
+    assert len(own.get_yticks()) == 2
+    with pytest.raises(OptionError, match="count=0"):
+        plot_information(found, count=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(N)}, DataError, r"shape \(600,\)"),
+        ({"x": torch.zeros(N, 2)}, DataError, "column 0 of x is constant"),
+        ({"partition": torch.zeros(N - 1)}, DataError, "600 rows"),
+        ({"partition": torch.zeros(N)}, DataError, "constant"),
+        ({"y": torch.arange(5.0)}, DataError, "600 rows"),
+        ({"names": ["a"]}, OptionError, "1 names for 3"),
+        ({"rows": 0}, OptionError, "rows=0"),
+        ({"permutations": -2}, OptionError, "permutations=-2"),
+    ],
+)
+def test_bad_input(change, error, message):
+    z, x, y = mixture()
+    given = {"partition": z, "x": x, "y": y, "permutations": 0} | change
+    with pytest.raises(error, match=message):
+        partition_information(given.pop("partition"), given.pop("x"), given.pop("y"), **given)

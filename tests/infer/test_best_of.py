@@ -1,0 +1,99 @@
+"""The most likely of several short fits goes on; one bad start does not end the others."""
+
+import pyro
+import pytest
+import torch
+
+from pyro_mixtures.errors import ModelError, NumericalError, OptionError
+from pyro_mixtures.guides import FullPartition
+from pyro_mixtures.infer import EM, evidence, fit
+from pyro_mixtures.infer.best_of import best_of
+from pyro_mixtures.models import GaussianMixture
+from tests.conformance import one_thread
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def x():
+    generator = torch.Generator("cpu").manual_seed(3)
+    centres = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 0.0]], device="cpu")
+    return torch.cat([c + torch.randn(60, 2, generator=generator, device="cpu") for c in centres])
+
+
+def build():
+    with torch.device("cpu"):
+        model = GaussianMixture(components=3, features=2)
+        return EM(model, FullPartition(model, components=3), dead="keep")
+
+
+def at(*places):
+    """A start with the means at these places on the line."""
+
+    def start(model):
+        with torch.no_grad():
+            model.loc = torch.tensor([[place, 0.0] for place in places], device="cpu")
+
+    return start
+
+
+GOOD, BAD = at(-6, 0, 6), at(-20, 5.9, 6.1)
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_the_most_likely_start_goes_on(x, winner):
+    starts = [BAD, BAD, BAD]
+    starts[winner] = GOOD
+    found = best_of(build, x, starts=starts, steps=3, progress=False)
+    assert found.winner == winner
+    assert found.best.converged
+    # Its params are those that the program reads.
+    assert float(evidence(found.best.model, x).mean()) == pytest.approx(found.best.elbo, abs=1e-3)
+    loc = found.best.model.loc.detach().clone()
+    pyro.clear_param_store()
+    alone = build()
+    GOOD(alone.model)
+    expected = fit(alone, x, progress=False)
+    torch.testing.assert_close(loc, alone.model.loc.detach(), rtol=1e-3, atol=1e-3)
+    assert found.best.elbo == pytest.approx(expected.elbo, abs=1e-3)
+
+
+def test_elbos_are_those_of_each_start_by_itself(x):
+    together = best_of(build, x, starts=[GOOD, BAD], steps=3, progress=False).elbos
+    alone = [best_of(build, x, starts=[start], steps=3, progress=False).elbos[0] for start in (GOOD, BAD)]
+    assert together.tolist() == alone
+    assert together[0] > together[1] + 0.1
+
+
+def test_a_start_that_fails_is_passed_over(x):
+    lost = at(1e30, 1e30, 1e30)
+    found = best_of(build, x, starts=[lost, GOOD], steps=3, progress=False)
+    assert found.winner == 1
+    assert found.elbos[0] == -float("inf")
+    with pytest.raises(NumericalError, match="none of 2 starts"):
+        best_of(build, x, starts=[lost, lost], steps=3, progress=False)
+
+
+def test_random_state_and_other_params_are_left_as_they_were(x):
+    pyro.clear_param_store()
+    pyro.param("other", torch.ones(2))
+    pyro.set_rng_seed(5)
+    expected = torch.rand(3)
+    pyro.set_rng_seed(5)
+    best_of(build, x, starts=[GOOD], generator=torch.Generator("cpu").manual_seed(0), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert "other" in pyro.get_param_store()
+
+
+def test_bad_options_are_refused(x):
+    with pytest.raises(OptionError, match="0 starts"):
+        best_of(build, x, starts=[], progress=False)
+    with pytest.raises(OptionError, match="steps=0"):
+        best_of(build, x, starts=[GOOD], steps=0, progress=False)
+    with pytest.raises(ModelError, match="build"):
+        best_of(lambda: GaussianMixture(components=3, features=2), x, starts=[GOOD], progress=False)

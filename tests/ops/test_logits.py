@@ -1,0 +1,163 @@
+"""Softmax distributions over shared features against dense torch, in chunks and at once."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mixtures.ops import logits
+from pyro_mixtures.ops.logits import Fitting, fit_thetas, item_covariance, log_table, log_totals, running_log_totals
+
+F64 = torch.float64
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=["chunked", "whole"])
+def chunks(request, monkeypatch) -> None:
+    """Several chunks of items and groups of components, or one of each."""
+    if request.param == "chunked":
+        monkeypatch.setattr(logits, "_COMPONENTS", 3)
+        monkeypatch.setattr(logits, "_NUMBERS", 1)  # the least chunk, 64 items
+        monkeypatch.setattr(logits, "_COLUMNS", 8)
+        monkeypatch.setattr(logits, "_SCALED", 1)
+
+
+def problem(dtype: torch.dtype, components: int = 7, items: int = 300, size: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    theta, x = (torch.randn(n, 4, generator=generator, dtype=F64, device="cpu").to(dtype) for n in (components, items))
+    return size * theta, x
+
+
+def moments(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and covariances by definition, in float64."""
+    prob = (theta.double() @ x.double().T).softmax(-1)
+    mean = prob @ x.double()
+    away = x.double() - mean.unsqueeze(1)
+    return mean, torch.einsum("cp,cpl,cpm->clm", prob, away, away)
+
+
+@pytest.mark.meta
+def test_log_totals_and_gradients_equal_dense_torch(dtype, chunks):
+    theta, x = problem(dtype)
+    mine, theirs = theta.clone().requires_grad_(), theta.double().requires_grad_()
+    expected = (theirs @ x.double().T).logsumexp(-1)
+    found = log_totals(mine, x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    weight = torch.arange(7.0, dtype=F64, device="cpu")
+    (weight.to(dtype) * found).sum().backward()
+    (weight * expected).sum().backward()
+    torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+
+
+def test_log_totals_pass_gradcheck():
+    theta, x = problem(F64)
+    torch.autograd.gradcheck(lambda t: log_totals(t, x), theta.requires_grad_())
+
+
+@pytest.mark.meta
+def test_table_and_moments_equal_dense_torch(dtype, chunks):
+    theta, x = problem(dtype)
+    table, mean = log_table(theta, x), moments(theta, x)
+    expected = (theta.double() @ x.double().T).log_softmax(-1)
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
+    torch.testing.assert_close(table.log_prob.double(), expected, **tolerance)
+    torch.testing.assert_close(table.log_total, running_log_totals(theta, x), **tolerance)
+    for known in (None, table.log_prob):
+        torch.testing.assert_close(logits.tilted_means(theta, x, table.log_total, known), mean[0], **tolerance)
+    step = theta.flip(0)
+    along = logits.variances_along(step, theta, x, table.log_total, mean[0], table.log_prob)
+    expected = torch.einsum("cl,clm,cm->c", step.double(), mean[1], step.double())
+    torch.testing.assert_close(along, expected, **tolerance)
+    covariance = logits.tilted_covariances(theta, x, table.log_total, mean[0]).covariance
+    torch.testing.assert_close(covariance, mean[1], **tolerance)
+    expected = torch.cov(x.double().T, correction=0).unsqueeze(0)
+    torch.testing.assert_close(item_covariance(x).covariance, expected, **tolerance)
+
+
+@pytest.mark.parametrize("size", [100.0, 1e4])
+def test_large_logits_do_not_overflow(dtype, chunks, size):
+    theta, x = problem(dtype, size=size)
+    expected = (theta.double() @ x.double().T).logsumexp(-1)
+    torch.testing.assert_close(running_log_totals(theta, x), expected, rtol=3e-6, atol=0)
+    mean = logits.tilted_means(theta, x, running_log_totals(theta, x))
+    assert mean.isfinite().all()
+
+
+def test_many_items_lose_no_digits():
+    """A naive float32 sum of 10^6 terms would lose the second half of its digits."""
+    theta = torch.randn(2, 3)
+    x = torch.randn(1_000_000, 3)
+    expected = (theta.double() @ x.double().T).logsumexp(-1)
+    torch.testing.assert_close(running_log_totals(theta, x), expected, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+@pytest.mark.parametrize("solver", ["newton", "gradient"])
+def test_fits_reach_the_optimum_of_l_bfgs(dtype, ridge, solver):
+    theta, x = problem(dtype, size=2.0)
+    counts = torch.rand(7, 300, generator=torch.Generator().manual_seed(3), dtype=F64) ** 4
+    target = (counts / counts.sum(-1, keepdim=True)) @ x.double()
+    fitting = Fitting(x, target, ridge, item_covariance(x), newton=solver == "newton")
+    best = l_bfgs(target, x.double(), ridge)
+    for known in (log_table(theta, x), running_log_totals(theta, x)):
+        found = fit_thetas(fitting, theta, known, steps=None)
+        torch.testing.assert_close(found.double(), best, rtol=0, atol=5e-3 if dtype == torch.float32 else 1e-5)
+        height = [fitting.value(t, running_log_totals(t, x)) for t in (best.to(dtype), found)]
+        assert (height[1] >= height[0] - (5e-6 if dtype == torch.float32 else 1e-10)).all()
+
+
+def l_bfgs(target: Tensor, x: Tensor, ridge: float) -> Tensor:
+    theta = torch.zeros_like(target).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [theta], max_iter=1000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = ((theta @ x.T).logsumexp(-1) - (theta * target).sum(-1) + ridge * theta.square().sum(-1)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return theta.detach()
+
+
+def test_components_at_their_maximum_are_left_alone():
+    theta, x = problem(F64)
+    fitting = Fitting(x, moments(theta, x)[0], 0.0, item_covariance(x), newton=True)
+    assert torch.equal(fit_thetas(fitting, theta, running_log_totals(theta, x), steps=3), theta)
+
+
+@pytest.mark.parametrize("size", [5.0, 15.0])
+@pytest.mark.parametrize("newton", [True, False])
+def test_each_step_climbs_from_far_away(dtype, newton, size):
+    """From where the covariance is nearly that of one item, a full Newton step goes much too far."""
+    theta, x = problem(dtype, size=size)
+    fitting = Fitting(x, moments(problem(F64)[0], x)[0], 0.0, item_covariance(x), newton)
+    heights = []
+    for _ in range(15):
+        total = running_log_totals(theta, x)
+        heights.append(fitting.value(theta, total))
+        theta = fit_thetas(fitting, theta, total, steps=1)
+    rises = torch.stack(heights).diff(dim=0)
+    assert (rises >= (-1e-5 if dtype == torch.float32 else 0)).all()  # rounding of logits of 50
+    assert (heights[-1] > heights[0] + 1).all()
+    if newton and dtype == torch.float64:
+        best = fitting.value(problem(F64)[0], running_log_totals(problem(F64)[0], x))
+        assert (heights[-1] > best - 0.2).all()
+
+
+def test_inverses_are_those_of_what_is_not_constant():
+    x = problem(F64)[1]
+    x = torch.cat([x, torch.full((300, 1), 7.0, dtype=F64), x[:, :1] + x[:, 1:2]], -1)
+    found = item_covariance(x)
+    expected = torch.linalg.pinv(torch.cov(x.T, correction=0), hermitian=True, rtol=1e-10)
+    gradient = torch.cov(x.T, correction=0) @ torch.randn(6, dtype=F64)
+    # In the space where items differ; elsewhere nothing moves.
+    assert (found.inverse()[0] @ gradient)[4].abs() < 1e-12
+    torch.testing.assert_close(x @ found.inverse()[0] @ gradient, x @ expected @ gradient)
