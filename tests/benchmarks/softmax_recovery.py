@@ -178,7 +178,7 @@ def observed(problem: Problem) -> tuple[Tensor, Tensor]:
     return items, problem.counts[items].double()
 
 
-FIT: dict[str, Any] = {"epochs": 500, "tolerance": 1e-9, "progress": False}
+FIT: dict[str, Any] = {"epochs": 500, "tolerance": 1e-8, "progress": False}
 
 
 def from_start(problem: Problem, start: SoftmaxStart) -> SoftmaxStart:
