@@ -10,6 +10,7 @@ from torch.nn import Module, Parameter
 from pyro_mixtures.distributions.pseudo_likelihoods import Loss, PseudoLikelihoods, descent_of, loss_named
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.models.base import ConditionalMixture
+from pyro_mixtures.options import check_whole
 
 
 class MixtureOfModules(ConditionalMixture):
@@ -53,7 +54,7 @@ class MixtureOfModules(ConditionalMixture):
         leave_one_out_rate: float | None = None,
     ):
         super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
-        self.loss, self.event_shape = loss_named(loss), tuple(event_shape)
+        self.loss, self.event_shape = loss_named(loss), _checked_shape(event_shape)
         self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
         experts = [make() for _ in range(components)]
         for expert in experts:
@@ -102,13 +103,24 @@ class MixtureOfModules(ConditionalMixture):
                     setattr(module, name, taken[own])
 
 
+def _checked_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(event_shape, str) or not isinstance(event_shape, Sequence):
+        raise OptionError(f"event_shape={event_shape!r} must be a shape, () or (3,) say")
+    for size in event_shape:
+        check_whole(event_shape=size)
+    return tuple(event_shape)
+
+
 def _stated(name: str, leaf: Parameter) -> Parameter:
     """What Pyro's store holds under ``name``: ``leaf`` itself, unless it was there before."""
     value, store = pyro.param(name, leaf), pyro.get_param_store()
     if value is leaf:
         return leaf
     if store.param_name(value) != name:
-        raise ModelError(f"a handler replaces param {name!r}, which belongs to a module: experts have no priors")
+        raise ModelError(
+            f"a handler replaces param {name!r}, a module's own: give the module other parameters, and no "
+            "prior or substitute"
+        )
     if not isinstance(value, Parameter):  # loaded from a file
         value = Parameter(value.detach())
         store[name] = value

@@ -1,7 +1,7 @@
 """Named arrays as xarray data sets, in the container that the installed ArviZ reads. Knows nothing of torch."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from pyro_mixtures.errors import OptionError
 SAMPLE_DIMS = ("chain", "draw")
 
 Dims = Mapping[str, Sequence[str]]
-Coords = Mapping[str, Sequence[Any]]
+Coords = Mapping[str, Sequence[Any] | np.ndarray]
 
 
 class Variable(NamedTuple):
@@ -26,18 +26,38 @@ class Variable(NamedTuple):
 Groups = Mapping[str, Mapping[str, Variable]]
 
 
-def to_container(groups: Groups, *, coords: Coords | None = None) -> Any:
+def to_container(groups: Groups, *, coords: Coords | None = None, own: Mapping[str, Coords] | None = None) -> Any:
     """The groups as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
 
-    :param groups: variables by name, by group; empty groups are left out. A dimension has the same size everywhere.
-    :param coords: labels of dimensions; those not named are numbered from 0.
+    :param groups: variables by name, by group; empty groups are left out. A dimension has the same size everywhere,
+        but for chains and draws, of which every group may have its own number.
+    :param coords: labels of dimensions; those not named are numbered from 0. Of chains and draws they are those of the
+        first group that has them, and of others of its size.
+    :param own: labels of chains and draws of some groups.
     :raises OptionError: when dimensions or labels have conflicting sizes, or labels belong to no dimension.
     """
     groups = {name: variables for name, variables in groups.items() if variables}
     for variables in groups.values():
         _check_names(variables)
-    labels = _labels(_sizes(groups), coords or {})
-    return _container({name: _dataset(variables, labels) for name, variables in groups.items()})
+    labels, own = _labels(_sizes(groups), coords or {}), own or {}
+    return _container(
+        {
+            name: _dataset(variables, labels | _sample_labels(variables, labels, own.get(name, {})))
+            for name, variables in groups.items()
+        }
+    )
+
+
+def _sample_labels(
+    variables: Mapping[str, Variable], labels: Mapping[str, np.ndarray], own: Coords
+) -> dict[str, np.ndarray]:
+    """Labels of a group's chains and draws: its own, those of all groups, or numbers."""
+    found = {}
+    for dim, size in _group_sizes(variables, {}).items():
+        if dim in SAMPLE_DIMS:
+            shared = labels[dim] if len(labels[dim]) == size else np.arange(size)
+            found[dim] = np.asarray(own[dim]) if dim in own else shared
+    return found
 
 
 def _container(datasets: Mapping[str, xarray.Dataset]) -> Any:
@@ -72,8 +92,17 @@ def _check_names(variables: Mapping[str, Variable]) -> None:
 
 
 def _sizes(groups: Groups) -> dict[str, int]:
+    """Sizes of all dimensions; of chains and draws those of the first group that has them."""
     sizes: dict[str, int] = {}
-    for name, variable in _all_variables(groups):
+    for variables in groups.values():
+        shared = {dim: size for dim, size in sizes.items() if dim not in SAMPLE_DIMS}
+        sizes = _group_sizes(variables, shared) | sizes
+    return sizes
+
+
+def _group_sizes(variables: Mapping[str, Variable], known: Mapping[str, int]) -> dict[str, int]:
+    sizes = dict(known)
+    for name, variable in variables.items():
         if len(set(variable.dims)) != len(variable.dims):
             raise OptionError(f"variable {name!r} has dims {variable.dims}: give it different names in dims=")
         for dim, size in zip(variable.dims, variable.values.shape, strict=True):
@@ -82,11 +111,6 @@ def _sizes(groups: Groups) -> dict[str, int]:
                     f"dim {dim!r} has size {size} in {name!r} and {sizes[dim]} elsewhere: name it differently in dims="
                 )
     return sizes
-
-
-def _all_variables(groups: Groups) -> Iterator[tuple[str, Variable]]:
-    for variables in groups.values():
-        yield from variables.items()
 
 
 def _labels(sizes: Mapping[str, int], coords: Coords) -> dict[str, np.ndarray]:

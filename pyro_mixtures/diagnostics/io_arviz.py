@@ -1,132 +1,162 @@
 """Fitted mixtures as ArviZ data."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import pyro
-import torch
-from torch import Tensor
+from pyro.infer import MCMC
 
-from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.datasets import SAMPLE_DIMS, Coords, Dims, Variable, to_container
-from pyro_mixtures.diagnostics.program import ROW, Program, default_dims, log_prior, read_program
-from pyro_mixtures.errors import ModelError, OptionError
-from pyro_mixtures.infer import Fit, History, evidence
+from pyro_mixtures.diagnostics.arviz_groups import (
+    Labels,
+    Source,
+    data_groups,
+    evidence_group,
+    histories,
+    merged,
+    posterior,
+    predictive_group,
+    prior_group,
+    sampler_stats,
+)
+from pyro_mixtures.diagnostics.chains import Chains, Values, read_chains
+from pyro_mixtures.diagnostics.datasets import Coords, Dims, to_container
+from pyro_mixtures.diagnostics.draws import Scores, predictive_numbers, score
+from pyro_mixtures.diagnostics.program import Program, default_dims, read_program
+from pyro_mixtures.diagnostics.relabeling import component_axes, permutations
+from pyro_mixtures.errors import OptionError
+from pyro_mixtures.infer import Fit
+from pyro_mixtures.infer.bootstrap import Bootstrap
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.poutine import Declaration, read_declaration
-
-Values = Mapping[str, Tensor]  # of the latent sites besides z: one draw
-
-_DRAWS = 100
+from pyro_mixtures.options import check_flag
 
 
 def to_arviz(
-    fit: Fit | Guide,
-    *rows: Tensor,
+    fit: Fit | Guide | Sequence[Any] | Bootstrap | MCMC,
+    *rows: Any,
     draws: int | None = None,
+    prior: int | None = None,
+    posterior_predictive: int | None = None,
     log_likelihood: bool = True,
+    by_site: bool = False,
     observed_data: bool = True,
+    align: bool = True,
     truncated: bool = False,
+    site: str = "z",
     chunk: int | None = None,
     dims: Dims | None = None,
     coords: Coords | None = None,
 ) -> Any:
-    """A fitted mixture in ArviZ's container: ``arviz.InferenceData`` (0.x) or ``xarray.DataTree`` (1.x).
+    """Fits of a mixture in ArviZ's container: ``arviz.InferenceData`` (0.x) or ``xarray.DataTree`` (1.x).
 
-    ===================  ==========================================================================================
-    group                holds
-    ===================  ==========================================================================================
-    ``posterior``        (chain=1, draw, ...): independent draws of the model's other latent sites from the guide
-                         ``beside``. Without such sites the model's params, one draw: the point estimate
-    ``constant_data``    the params, where ``posterior`` has draws
-    ``log_likelihood``   (chain, draw, row), in nats: each row's log evidence, z summed out. Named after the observed
-                         site; several sites under one z have one evidence, and their names joined by "_".
-                         "evidence" where there is none, but a ``pyro.factor``
-    ``sample_stats``     ``lp`` (chain, draw): the log likelihood of all rows plus the log prior of the draw
-    ``observed_data``    values of the observed sites
-    ``fit_history``      (epoch,): the columns of :class:`~pyro_mixtures.infer.History`, ``elbo`` in nats per row
-    ===================  ==========================================================================================
+    ========================  =====================================================================================
+    group                     holds
+    ========================  =====================================================================================
+    ``posterior``             (chain, draw, ...): draws of the model's other latent sites. Without such sites the
+                              model's params: the point estimate, one draw, or the bootstrap's
+    ``constant_data``         the params, where ``posterior`` has draws of latent sites; arguments of the program
+                              that it does not observe, covariates
+    ``log_likelihood``        (chain, draw, row), in nats: each row's log evidence, z summed out. Named after the
+                              observed site; several sites under one z have one evidence, and their names joined by
+                              "_", or with ``by_site`` each its own. "evidence" where there is none, but a
+                              ``pyro.factor``
+    ``sample_stats``          ``lp`` (chain, draw): the log likelihood of all rows plus the log prior of the draw. Of
+                              an MCMC ``diverging`` (chain, draw), ``mean_acceptance_rate`` (chain,), from four draws
+                              on; of a bootstrap ``elbo``, ``converged``
+    ``posterior_predictive``  (chain, draw, row, ...): new values of the observed sites, a data set a draw
+    ``prior``                 (chain=1, draw, ...): the latent sites drawn from the program itself, and in
+    ``prior_predictive``      the observed sites, drawn with them
+    ``observed_data``         values of the observed sites
+    ``fit_history``           (epoch,), or (chain, epoch) for several fits, the shorter ones filled up with NaN or "":
+                              the columns of :class:`~pyro_mixtures.infer.History`, ``elbo`` in nats per row
+    ========================  =====================================================================================
 
     Params and latent sites that are passed on as they are to our component families and to ``MixtureWeights`` have
-    the dims "component", "feature", "factor_index" and "label"; other tensors have ArviZ's default names. With several
-    observed sites under one z the last three are "x_feature" and so on. Rows have the dim "row".
+    the dims "component", "feature", "factor_index" and "label"; dimensions of plates have the plates' names; others
+    ArviZ's default names. With several observed sites under one z the last three are "x_feature" and so on. Rows have
+    the dim "row".
 
-    :param fit: the outcome of :func:`~pyro_mixtures.infer.fit`, or a guide of :mod:`pyro_mixtures.guides`, which knows
-        its model. ``FullPartition(model, components=C, beside=autoguide)`` makes one for a fit by other means.
+    :param fit: where draws come from.
+
+        - The outcome of :func:`~pyro_mixtures.infer.fit`, or a guide of :mod:`pyro_mixtures.guides`, which knows its
+          model: one chain, of the draws of the guide ``beside`` or of one point. ``FullPartition(model, components=C,
+          beside=autoguide)`` makes a guide for a fit by other means.
+        - A list of these, restarts for example: as many chains. Modules hold their params. Those of functions live in
+          Pyro's store, by name, so fits of a function are given as (fit, state), with the state of the
+          ``pyro.get_param_store().scope()`` each was made in.
+        - A :class:`~pyro_mixtures.infer.bootstrap.Bootstrap`: its refits as draws.
+        - A Pyro ``MCMC`` that has run, its model before the rows: ``to_arviz(mcmc, model, x)``.
     :param rows: the model's tensor arguments, N rows each. They need not be those of the fit.
-    :param draws: number of draws from ``beside``, 100 by default; their random numbers are Pyro's.
+    :param draws: number of draws from ``beside``, 100 by default; of an MCMC's, evenly spread, all by default. Random
+        numbers here are Pyro's.
+    :param prior: number of draws from the prior, by default none.
+    :param posterior_predictive: number of new data sets a chain, from draws evenly spread, or as many of the one point;
+        by default none. Memory is that of so many data sets.
+    :param by_site: for several observed sites the evidence of each by itself, z summed out anew, in place of their
+        joint one.
+    :param align: give the labels of several fits, of a bootstrap's refits and of an MCMC's draws a common order: that
+        of the draw of the largest ``lp`` (of the fit that was bootstrapped), by the rows' responsibilities
+        (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts have one order a chain. The other groups do not
+        depend on labels.
     :param truncated: sum over the candidates that the guide finds for each row, not over all C components: a lower
         bound, cheaper when C is large. Memory for the log likelihood is draws x N numbers in either case.
+    :param site: the discrete site of an MCMC's model; guides know theirs.
     :param chunk: rows evaluated at once.
     :param dims: names of dimensions by variable, without chain and draw; they replace the names above.
     :param coords: labels by dimension; the default is 0, 1, ...
-    :raises OptionError: for impossible draws, dims or coords.
-    :raises ModelError: when a site besides z has no value, or is latent in every row.
+    :raises OptionError: for impossible draws, dims or coords, or priors of a model without them.
+    :raises ModelError: when a site besides z has no value, or is latent in every row; when fits share params; when
+        labels are to be aligned, but components have constants or priors of their own: ``align=False`` leaves them.
 
     A point estimate has no spread: ``az.summary`` gives NaN for it, with a RuntimeWarning, and ``az.loo`` needs draws.
     ``az.loo`` takes the draws for draws from the posterior. Those of a variational guide are approximate, mostly too
     narrow, and so is what it says: see Magnusson, Andersen, Jonasson & Vehtari, "Bayesian leave-one-out
-    cross-validation for large data", ICML 2019.
+    cross-validation for large data", ICML 2019. Neither are a bootstrap's or restarts.
 
+    Its warning of a Pareto k above 0.7 (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling",
+    JMLR 25, 2024) says that for some rows the draws, weighted by 1 / p(row), are too few of the right ones: the
+    posterior without the row is another. In mixtures it is most often a row that holds a component up nearly alone,
+    whose parameters would go back to their prior without it; more draws do not help. The rows are those with a large
+    ``pareto_k`` in ``az.loo(..., pointwise=True)``: leave each out, fit again, and take the evidence of the row under
+    that fit for its term; or ask whether the component should be there. Draws too narrow, as above, also raise k.
+
+    >>> import torch
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture
     >>> guide = FullPartition(GaussianMixture(components=3, features=2), components=3)
-    >>> data = to_arviz(guide, torch.randn(5, 2))
+    >>> data = to_arviz(guide, torch.randn(5, 2), posterior_predictive=4)
     >>> dict(data.posterior["loc"].sizes)
     {'chain': 1, 'draw': 1, 'component': 3, 'feature': 2}
     >>> dict(data.log_likelihood["x"].sizes)
     {'chain': 1, 'draw': 1, 'row': 5}
+    >>> dict(data.posterior_predictive["x"].sizes)
+    {'chain': 1, 'draw': 4, 'row': 5, 'feature': 2}
     """
-    source = _source(fit, rows)
-    given = _draw(source, draws)
-    program = read_program(source.model, source.declaration, source.rows, given[0])
-    dims = _checked_dims(program, given[0], dims or {})
-    groups = _posterior(program, given, dims)
-    if log_likelihood:
-        groups |= _log_likelihood(source, program, given, dims, truncated=truncated, chunk=chunk)
-    if observed_data:
-        groups["observed_data"] = {name: Variable(_array(x), dims[name]) for name, x in program.observed.items()}
-    groups["fit_history"] = _history(source.history)
-    return to_container(groups, coords=coords)
+    check_flag(log_likelihood=log_likelihood, by_site=by_site, observed_data=observed_data, align=align)
+    chains = read_chains(fit, rows, draws=draws, site=site)
+    source = _source(chains, dims or {})
+    options: Any = {"truncated": truncated, "chunk": chunk}
+    aligns = align and chains.labels is not None
+    scores = score(chains, source.program.observed, by_site=by_site, **options) if log_likelihood or aligns else None
+    labels = _labels(source, scores, **options) if aligns and scores is not None else None
+    return to_container(
+        merged(
+            posterior(source, labels),
+            evidence_group(source, scores) if log_likelihood and scores is not None else {},
+            {"sample_stats": sampler_stats(chains)},
+            {} if posterior_predictive is None else predictive_group(source, posterior_predictive),
+            {} if prior is None else prior_group(source, prior),
+            data_groups(source) if observed_data else {},
+            {"fit_history": histories(chains.histories)},
+        ),
+        coords=coords,
+        own=_numbers(chains, posterior_predictive, coords or {}),
+    )
 
 
-class _Source(NamedTuple):
-    model: Callable
-    guide: Guide
-    declaration: Declaration
-    rows: tuple[Tensor, ...]
-    history: History
-
-
-def _source(fit: Fit | Guide, rows: tuple) -> _Source:
-    tensors = Batches(rows).tensors
-    guide = fit.guide if isinstance(fit, Fit) else fit
-    declaration = read_declaration(fit.model, guide.site, tuple(tensor[:1] for tensor in tensors), {})
-    return _Source(fit.model, guide, declaration, tensors, fit.history if isinstance(fit, Fit) else History())
-
-
-def _draw(source: _Source, draws: int | None) -> list[Values]:
-    """Values of the other latent sites, one mapping a draw; one empty mapping for a point estimate."""
-    latent = source.declaration.latent
-    if not latent:
-        if draws not in (None, 1):
-            raise OptionError(
-                f"draws={draws}, but {source.declaration.site!r} is the only latent site: params are points"
-            )
-        return [{}]
-    count = _DRAWS if draws is None else draws
-    if count < 1:
-        raise OptionError(f"draws={draws} must be positive")
-    with pyro.poutine.block(), torch.no_grad():
-        given = [source.guide.latent_values(*source.rows) for _ in range(count)]
-    missing = [name for name in latent if name not in given[0]]
-    if missing:
-        raise ModelError(
-            f"sites {missing} are latent and the guide has no values for them: give it beside=, a guide over them, for "
-            f"example AutoNormal(poutine.block(model, hide=[{source.declaration.site!r}]))"
-        )
-    return [{name: values[name] for name in latent} for values in given]
+def _source(chains: Chains, dims: Dims) -> Source:
+    first = chains.all[0]
+    program = read_program(first.model, chains.declaration, chains.rows, first.given)
+    return Source(chains, program, _checked_dims(program, first.given, dims))
 
 
 def _checked_dims(program: Program, given: Values, chosen: Dims) -> dict[str, tuple[str, ...]]:
@@ -145,47 +175,18 @@ def _checked_dims(program: Program, given: Values, chosen: Dims) -> dict[str, tu
     return known | {name: tuple(names) for name, names in chosen.items()}
 
 
-def _posterior(program: Program, given: list[Values], dims: Dims) -> dict[str, dict[str, Variable]]:
-    params = {name: Variable(_array(value), tuple(dims[name])) for name, value in program.params.items()}
-    if not given[0]:
-        return {"posterior": {name: _samples(p.values[None], p.dims) for name, p in params.items()}}
-    stacked = {name: _array(torch.stack([values[name] for values in given])) for name in given[0]}
-    latent = {name: _samples(values, dims[name]) for name, values in stacked.items()}
-    return {"posterior": latent, "constant_data": params}
+def _labels(source: Source, scores: Scores, *, truncated: bool, chunk: int | None) -> Labels:
+    chains = source.chains
+    reference = chains.reference if chains.reference is not None else scores.best(chains)
+    axes = component_axes(chains, source.program, reference, source.dims)
+    return Labels(permutations(chains, reference, truncated=truncated, chunk=chunk), axes)
 
 
-def _log_likelihood(
-    source: _Source, program: Program, given: list[Values], dims: Dims, *, truncated: bool, chunk: int | None
-) -> dict[str, dict[str, Variable]]:
-    options: dict[str, Any] = {"guide": source.guide if truncated else None, "site": source.guide.site, "chunk": chunk}
-    terms = [_array(evidence(source.model, *source.rows, given=values, **options)) for values in given]
-    prior = [log_prior(source.model, source.declaration, source.rows, values) for values in given]
-    total = np.array([term.sum(dtype=np.float64) for term in terms]) + np.array(prior)
-    name = "_".join(program.observed) or "evidence"
-    return {
-        "log_likelihood": {name: _samples(np.stack(terms), (_row_dim(program, dims),))},
-        "sample_stats": {"lp": _samples(total, ())},
-    }
-
-
-def _row_dim(program: Program, dims: Dims) -> str:
-    """The rows' name in the observed values, which the user may have chosen."""
-    for site in program.observed:
-        if ROW in program.dims[site]:
-            return dims[site][program.dims[site].index(ROW)]
-    return ROW
-
-
-def _samples(values: np.ndarray, dims: Any) -> Variable:
-    """Draws of one chain."""
-    return Variable(values[None], (*SAMPLE_DIMS, *dims))
-
-
-def _history(history: History) -> dict[str, Variable]:
-    columns = {name: np.array(column) for name, column in history.to_dict().items() if column}
-    return {name: Variable(values, ("epoch", "part")[: values.ndim]) for name, values in columns.items()}
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
+def _numbers(chains: Chains, predictives: int | None, coords: Coords) -> dict[str, Coords]:
+    """The numbers of a chain's draws, where some were left out; a point estimate's new data sets are counted anew."""
+    kept = np.arange(chains.shape[1]) if chains.numbers is None else chains.numbers
+    kept = np.asarray(coords.get("draw", kept))
+    own = {name: {"draw": kept} for name in ("posterior", "log_likelihood", "sample_stats")}
+    if predictives is not None and chains.shape[1] > 1:
+        own["posterior_predictive"] = {"draw": kept[predictive_numbers(chains, predictives)]}
+    return {**own} if len(kept) == chains.shape[1] else {}

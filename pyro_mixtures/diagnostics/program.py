@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Delta, MaskedDistribution, Unit
@@ -27,6 +28,7 @@ _EVENT_DIMS = {
     "noise": ("feature",),
     "probs": ("label",),
 }
+EVENT_NAMES = tuple({name for names in _EVENT_DIMS.values() for name in names})
 
 
 class Program(NamedTuple):
@@ -35,6 +37,7 @@ class Program(NamedTuple):
     params: dict[str, Tensor]  # constrained, by name without the module's prefix
     observed: dict[str, Tensor]  # values of the observed sites inside the data plate, in the program's order
     dims: dict[str, tuple[str, ...]]  # of params, latent and observed sites, where they are known
+    names: dict[str, str]  # of the params in Pyro, by their names here
 
 
 def read_program(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> Program:
@@ -54,11 +57,21 @@ def read_program(model: Callable, declaration: Declaration, rows: tuple, given: 
     sites = [name for name in trace.nodes if name in declaration.observed and _is_data(trace.nodes[name])]
     observed = {name: trace.nodes[name]["value"] for name in sites}
     tensors = {short[name]: value for name, value in found.items()} | dict(given)
+    known = _argument_dims(trace, declaration, observed, tensors) | _row_dims(trace, declaration, observed)
+    plates = _plate_dims(trace, declaration, {**given, **observed}, taken={*tensors, *observed})
     return Program(
         params={short[name]: value for name, value in found.items()},
         observed=observed,
-        dims=_argument_dims(trace, declaration, observed, tensors) | _row_dims(trace, declaration, observed),
+        dims={name: _first_known(name, known.get(name), plates.get(name)) for name in known.keys() | plates.keys()},
+        names={short[name]: name for name in found},
     )
+
+
+def read_params(
+    model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The params of ``model``, constrained, by name without the module's prefix: its run on the first row alone."""
+    return read_program(model, declaration, tuple(tensor[:1] for tensor in rows), given).params
 
 
 def log_prior(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> float:
@@ -156,6 +169,36 @@ def _row_dims(trace, declaration: Declaration, observed: Mapping[str, Tensor]) -
     return dims
 
 
+def _plate_dims(
+    trace, declaration: Declaration, values: Mapping[str, Tensor], taken: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """Dims of sites in plates other than the data plate, whose names they have where no variable is called so."""
+    dims = {}
+    for site, value in values.items():
+        node, names = trace.nodes[site], list(default_dims(site, value.shape))
+        for frame in node["cond_indep_stack"]:
+            place = value.dim() - node["fn"].event_dim + frame.dim if frame.vectorized else -1
+            if place >= 0 and frame.name not in taken | {declaration.plate} and value.shape[place] == frame.size:
+                names[place] = frame.name
+        dims[site] = tuple(names)
+    return dims
+
+
+def _first_known(name: str, *choices: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Dimension by dimension the first of the choices that is not the default."""
+    given = [choice for choice in choices if choice is not None]
+    defaults = tuple(f"{name}_dim_{i}" for i in range(len(given[0])))
+    return tuple(
+        next((dim for dim in dims if dim != default), default) for default, *dims in zip(defaults, *given, strict=True)
+    )
+
+
 def default_dims(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The names that ArviZ gives to the dimensions of a variable."""
     return tuple(f"{name}_dim_{i}" for i in range(len(shape)))
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """A copy as numpy has it, which knows no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()

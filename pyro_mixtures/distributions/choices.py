@@ -7,30 +7,25 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
-from pyro_mixtures.distributions.conditional import ConditionalComponents
+from pyro_mixtures.distributions.conditional import ConditionalComponents, nudge
 from pyro_mixtures.distributions.indexing import once
-from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
+from pyro_mixtures.distributions.statistics import KeptRows
+from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.ops.choice_newton import WeightedChoices, expand, minimize
 from pyro_mixtures.ops.choices import Choices, choice_log_prob, relative
 from pyro_mixtures.options import check_number
 
 
-class ChoiceStatistics:
-    """The choosers of all batches under their responsibilities; nothing is added up."""
+class ChoiceStatistics(KeptRows):
+    """The choosers of all batches under their responsibilities."""
+
+    fitted = "logits are"
 
     def __init__(self, *batches: WeightedChoices):
         self.batches = batches
 
     def __add__(self, other: "ChoiceStatistics") -> "ChoiceStatistics":
         return ChoiceStatistics(*self.batches, *other.batches)
-
-    @property
-    def _fields(self) -> tuple[str, ...]:
-        # What stepwise EM asks of statistics that it is about to scale and blend.
-        raise ClosedFormError(
-            "stepwise EM blends sums over rows, but logits are fitted to the choosers themselves: use exact steps "
-            "(step_size=None), or SVI"
-        )
 
 
 class ChoiceLogits(ConditionalComponents):
@@ -132,6 +127,16 @@ class ChoiceLogits(ConditionalComponents):
             return {}
         found = minimize(list(statistics.batches), self.theta.detach().double(), self.ridge)
         return {"theta": found.to(self.theta)}
+
+    def split(self, component: int, row: Any, statistics: ChoiceStatistics) -> dict[str, Tensor]:
+        """Coefficients changed at random, the utilities that a chooser compares by about one deviation.
+
+        In the curvature at zero: where choices are all but certain there is none to go by.
+        """
+        zero = torch.zeros_like(self.theta, dtype=torch.float64)
+        here = expand(list(statistics.batches), zero, self.ridge)
+        change = nudge(here.hessian[component] / here.count[component], zero.new_ones(1))
+        return {"theta": self.theta[component].detach() + change[0].to(self.theta)}
 
     def spread(self, statistics: ChoiceStatistics) -> Tensor:
         """What changes of each coefficient (L,) change a utility by one deviation, over all choosers and situations.

@@ -130,6 +130,18 @@ class Components(TorchDistribution):
         """
         raise self._does_not_state("what a row adds to its part")
 
+    def split(self, component: int, row: Tensor | None, statistics: Any) -> dict[str, Tensor]:
+        """Arguments of a half split off the ``component`` (flat number), where they differ from its own.
+
+        The others are copied. A half without any difference would stay the other's copy for good.
+
+        :param row: a row of the component's, as the site observed it, if one is known.
+        :param statistics: of all components.
+        """
+        if self.location is None or row is None:
+            return {}
+        return {self.location: self.split_loc(component, row.to(self.arguments[self.location]))}
+
     def split_loc(self, component: int, row: Tensor) -> Tensor:
         """The location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
         raise self._does_not_state("where a split component is to go")

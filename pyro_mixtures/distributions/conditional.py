@@ -60,6 +60,23 @@ class ConditionalComponents(Components):
         return eta.reshape(*index.shape, coefficients.shape[1])
 
 
+def nudge(gram: Tensor, deviation: Tensor) -> Tensor:
+    """Random changes (M, Q) of coefficients that change predictors by ``deviation`` (M,), root mean square.
+
+    As likely in all directions that rows have, whatever the units of their covariates. From torch's random numbers.
+
+    :param gram: (Q, Q) mean of [x, 1] [x, 1]^T over the rows, in float64; penalties added to it shorten changes.
+    """
+    own = gram.diagonal().clamp_min(0).sqrt()
+    unit = torch.where(own > 0, 1 / own, 0.0)
+    values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * gram * unit)
+    kept = values > 8 * len(gram) * torch.finfo(gram.dtype).eps * values[-1]
+    random = torch.randn(len(deviation), len(gram), dtype=gram.dtype, device=gram.device)
+    change = (random * torch.where(kept, values.clamp_min(0).rsqrt(), 0.0)) @ vectors.mT * unit
+    size = ((change @ gram) * change).sum(-1).sqrt()
+    return torch.where(size > 0, deviation / size, 0.0).unsqueeze(-1) * change
+
+
 def augmented(weight: Tensor, bias: Tensor, outputs: int) -> Tensor:
     """Coefficients (C, M, P + 1) of ``weight`` (C, [M,] P) and ``bias`` (C, [M])."""
     components, features = weight.shape[0], weight.shape[-1]

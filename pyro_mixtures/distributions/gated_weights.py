@@ -10,18 +10,22 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
 from pyro_mixtures.distributions.indexing import once
+from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer
 from pyro_mixtures.ops.softmax_regression import SoftmaxRows, minimize
+from pyro_mixtures.options import check_number
 
 # Probabilities of rows under all components alive at once.
 _NUMBERS = 1 << 22
 
 
-class GateStatistics:
+class GateStatistics(KeptRows):
     """The rows of all batches, and sums of their covariates under their responsibilities."""
+
+    fitted = "a gate is"
 
     def __init__(self, sums: Tensor, *batches: tuple[Tensor, Tensor]):
         self.sums, self.batches = sums, batches  # (C, Q + 1) float64; designs (B, Q + 1) and row weights (B,)
@@ -38,14 +42,6 @@ class GateStatistics:
         """All rows, for the components ``some`` (C,)."""
         designs, weights = zip(*self.batches, strict=True)
         return SoftmaxRows(torch.cat(designs), torch.cat(weights), self.sums[some])
-
-    @property
-    def _fields(self) -> tuple[str, ...]:
-        # What stepwise EM asks of statistics that it is about to scale and blend.
-        raise ClosedFormError(
-            "stepwise EM blends sums over rows, but a gate is fitted to the rows themselves: use exact steps "
-            "(step_size=None), or SVI"
-        )
 
 
 class GatedWeights(ComponentWeights):
@@ -99,8 +95,7 @@ class GatedWeights(ComponentWeights):
                 f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} for {covariates.shape[1]} covariates: give "
                 f"({'C - 1' if reference else 'C'}, {covariates.shape[1]}) and ({'C - 1' if reference else 'C'},)"
             )
-        if ridge < 0 or not math.isfinite(ridge):
-            raise OptionError(f"ridge={ridge} must be finite and not negative")
+        check_number(ridge=ridge)
         self.covariates, self.weight, self.bias = covariates, weight, bias
         self.ridge, self.reference = ridge, reference
         super().__init__(covariates.shape[:1], torch.Size(), validate_args=validate_args)

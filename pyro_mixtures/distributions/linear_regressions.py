@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
-from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
+from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented, nudge
 from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.leaving_out import leaving
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.bilinear import pair_moments_of
 from pyro_mixtures.ops.tiles import tiles
+from pyro_mixtures.options import check_number
 
 # A covariate whose variance is less than this part of its mean square is constant, but for rounding.
 _CONSTANT = 1e-12
@@ -74,8 +75,7 @@ class LinearRegressions(ConditionalComponents):
             )
         if weight.shape[-1] != covariates.shape[-1]:
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
-        if ridge < 0:
-            raise OptionError(f"ridge={ridge} must not be negative")
+        check_number(ridge=ridge)
         self.weight, self.bias, self.scale, self.ridge = weight, bias, scale, ridge
         super().__init__(covariates, torch.Size([len(weight)]), event, validate_args=validate_args)
 
@@ -158,6 +158,19 @@ class LinearRegressions(ConditionalComponents):
             variance = left if floor is None else torch.maximum(left, floor)
             out["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
         return out
+
+    def split(self, component: int, row: Any, statistics: RegressionStatistics) -> dict[str, Tensor]:
+        """Coefficients changed at random, the means of the component's rows by one deviation."""
+        gram = statistics.gram[component] / _positive(statistics.count[component])
+        penalty = torch.full_like(gram[0], self.ridge)
+        penalty[-1] = 0.0
+        scale = self.scale[component].detach().double().reshape(-1)
+        change = nudge(gram + penalty.diag(), scale).to(self.weight)
+        weight, bias = self.weight[component].detach(), self.bias[component].detach()
+        return {
+            "weight": weight + change[:, :-1].reshape(weight.shape),
+            "bias": bias + change[:, -1].reshape(bias.shape),
+        }
 
     def floor(self, sums: RegressionStatistics, fraction: float) -> Tensor:
         """``fraction`` of the variance (M,) of the outcomes over all rows."""

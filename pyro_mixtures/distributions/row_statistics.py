@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating
-from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented
+from pyro_mixtures.distributions.conditional import ConditionalComponents, augmented, nudge
 from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.leaving_out import leaving
+from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.newton import PairedRows, RowLoss, expand
 from pyro_mixtures.ops.tiles import tiles
+from pyro_mixtures.options import check_number
 
 # A row that its part could not do without: 1 - leverage below this.
 _HELD = 1e-9
@@ -31,8 +33,10 @@ class RowBatch(NamedTuple):
     weight: Tensor  # (L,)
 
 
-class RowStatistics:
+class RowStatistics(KeptRows):
     """The rows of all batches under their responsibilities; batches are joined once, where they are needed."""
+
+    fitted = "these components are"
 
     def __init__(self, components: int, *batches: RowBatch):
         self.components, self.batches = components, batches
@@ -51,13 +55,13 @@ class RowStatistics:
         pairs = Pairs(torch.cat(components).unsqueeze(0), self.components, torch.cat(rows))
         return PairedRows(torch.cat(design), torch.cat(targets), pairs, torch.cat(weight))
 
-    @property
-    def _fields(self) -> tuple[str, ...]:
-        # What stepwise EM asks of statistics that it is about to scale and blend.
-        raise ClosedFormError(
-            "stepwise EM blends sums over rows, but these components are fitted to the rows themselves: use exact "
-            "steps (step_size=None), or SVI"
-        )
+    def of(self, component: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (n, Q) of one component, their targets (n, M) and weights (n,), in float64."""
+        whole = self.whole
+        order = whole.pairs.sorted
+        some = slice(*order.starts[component : component + 2].tolist())
+        rows = order.rows[some]
+        return whole.design[rows].double(), whole.targets[rows].double(), whole.weight[order.order[some]].double()
 
 
 class RowFittedComponents(ConditionalComponents):
@@ -95,8 +99,7 @@ class RowFittedComponents(ConditionalComponents):
             )
         if weight.shape[-1] != covariates.shape[-1]:
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
-        if ridge < 0:
-            raise OptionError(f"ridge={ridge} must not be negative")
+        check_number(ridge=ridge)
         self.weight, self.bias, self.ridge = weight, bias, ridge
         super().__init__(covariates, torch.Size([len(weight)]), torch.Size(), validate_args=validate_args)
 
@@ -174,6 +177,20 @@ class RowFittedComponents(ConditionalComponents):
         found = self._solve(statistics.whole, self.coefficients.detach().double())
         weight, bias = found[..., :-1].reshape(self.weight.shape), found[..., -1].reshape(self.bias.shape)
         return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
+
+    def split(self, component: int, row: Any, statistics: RowStatistics) -> dict[str, Tensor]:
+        """Coefficients changed at random, the predictors of the component's rows by about one deviation.
+
+        That is one over the root of the loss' curvature in the predictor, but at most one, where losses bend no more.
+        """
+        design, targets, weight = statistics.of(component)
+        share = (weight / weight.sum()).unsqueeze(-1)
+        coefficients = self.coefficients[component].detach().double()
+        curvature = self.row_loss.derivatives(design @ coefficients.mT, targets)[1]
+        deviation = (1 + (share * curvature).sum(0)).rsqrt()
+        found = coefficients + nudge((share * design).mT @ design + self.penalty.diag(), deviation)
+        own, bias = self.weight[component], self.bias[component]
+        return {"weight": found[:, :-1].reshape(own.shape).to(own), "bias": found[:, -1].reshape(bias.shape).to(bias)}
 
     def leave_one_out_at(
         self, statistics: RowStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None

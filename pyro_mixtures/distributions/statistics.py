@@ -1,10 +1,27 @@
 """Sufficient statistics of mixtures: NamedTuples of tensors that add up over disjoint sets of rows."""
 
+from abc import ABC
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from pyro_mixtures.errors import ClosedFormError
+
 Statistics = TypeVar("Statistics", bound=tuple)
+
+
+class KeptRows(ABC):
+    """Statistics that are the rows themselves under their responsibilities: nothing is added up, let alone blended."""
+
+    fitted: str  # what is fitted to them, with its verb
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        # What stepwise EM asks of statistics that it is about to scale and blend.
+        raise ClosedFormError(
+            f"stepwise EM blends sums over rows, but {self.fitted} fitted to the rows themselves: use exact steps "
+            "(step_size=None), or SVI"
+        )
 
 
 class ComponentCounts(NamedTuple):

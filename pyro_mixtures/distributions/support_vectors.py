@@ -13,6 +13,7 @@ from pyro_mixtures.distributions.refits import Leavers, hinge_losses_without
 from pyro_mixtures.distributions.row_statistics import RowFittedComponents, RowStatistics, check_outcomes
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.ops.newton import PairedRows, RowLoss, expand, minimize
+from pyro_mixtures.options import check_number
 
 SOLVERS = ("newton", "liblinear")
 # Widths over which the hinge's kink is rounded, one Newton solution the start of the next: the last one's loss is off
@@ -194,9 +195,9 @@ class SupportVectorMachines(RowFittedComponents):
 
 def check_options(*, ridge: float, loss: str, solver: str) -> None:
     """Refuse options that no support vector machine has."""
-    if ridge <= 0:
-        raise OptionError(f"ridge={ridge} must be positive: a support vector machine needs its penalty")
-    if loss not in LOSSES:
+    check_number(positive=True, ridge=ridge)
+    # Lists have no hash, which names of a dictionary need.
+    if loss not in tuple(LOSSES):
         raise OptionError(f"unknown loss={loss!r}; choose one of {tuple(LOSSES)}")
     if solver not in SOLVERS:
         raise OptionError(f"unknown solver={solver!r}; choose one of {SOLVERS}")

@@ -12,7 +12,7 @@ from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part, scaled
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.infer.reseed import Reservoir, Split, choose_splits, copy_component
+from pyro_mixtures.infer.reseed import Pauses, Reservoir, Split, choose_splits, copy_component
 from pyro_mixtures.ops.threads import for_each, threads
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
@@ -86,6 +86,8 @@ class EM:
         gradient: Any = None,
         gradient_steps: int = 1,
     ):
+        if guide is None or not callable(getattr(guide, "posterior", None)):
+            raise ModelError(f"guide={guide!r} has no E-step: pass a guide of pyro_mixtures.guides for this model")
         if guide.model is not model:
             raise ModelError("this guide was made for another model: build guide and EM from the same program")
         if dead not in DEAD:
@@ -96,19 +98,22 @@ class EM:
             raise OptionError(f"gradient={gradient!r} must be a Pyro optimiser, pyro.optim.Adam({{'lr': 0.01}}) say")
         if isinstance(freeze, str):
             raise OptionError(f"freeze={freeze!r} must list names of params: give freeze=[{freeze!r}]")
+        names = list(freeze) if isinstance(freeze, Iterable) else [freeze]
+        if not isinstance(freeze, Iterable) or not all(isinstance(name, str) for name in names):
+            raise OptionError(f"freeze={freeze!r} must list names of params, as freeze=['loc']")
         check_number(variance_floor=variance_floor)
         check_whole(gradient_steps=gradient_steps)
         if gradient is None and gradient_steps > 1:
             raise OptionError(f"gradient_steps={gradient_steps} without an optimiser: pass gradient=")
         self.model, self.guide, self.step_size = model, guide, step_size
-        self.variance_floor, self.dead, self.freeze = variance_floor, dead, frozenset(freeze)
+        self.variance_floor, self.dead, self.freeze = variance_floor, dead, frozenset(names)
         self.gradient, self.gradient_steps = gradient, gradient_steps
         self.steps = 0
         self.last_update: Update | None = None
         self._sites: dict[str, SiteStatistics] = {}
         self._online: dict[str, SiteStatistics] = {}
         self._params: dict[str, ParamHandle] = {}
-        self._reservoir = Reservoir()
+        self._reservoir, self._pauses = Reservoir(), Pauses()
         self._bound = False  # whether the params behind the arguments were found and checked
         self._no_closed_form: frozenset[str] | None = None
         self._calls: list[tuple[Posterior, tuple, dict[str, Any]]] = []
@@ -278,7 +283,9 @@ class EM:
         starved = rows < least
         # Where rows only re-weigh the candidates they have, a new component could win none.
         reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives
-        splits = choose_splits(self._reservoir, rows, least) if reseed else []
+        ready = self._pauses.ready(starved.nonzero()[:, 0].tolist(), self.steps)
+        splits = choose_splits(self._reservoir, rows, least, ready) if reseed else []
+        self._pauses.record(splits)
         dropped = starved if self.dead == "drop" and bool((count[~starved] > 0).any()) else None
         self._update_weights(sites[z], splits, dropped)
         if dropped is not None:
@@ -286,8 +293,10 @@ class EM:
         for name, site in sites.items():
             if name != z:
                 self._update_components(site, starved)
+                free = self._free(site)
+                held = site._replace(params={name: h for name, h in site.params.items() if name in free})
                 for split in splits:
-                    copy_component(name, site, split, self._reservoir)
+                    copy_component(name, held, split, self._reservoir)
         for split in splits:
             self.guide.reseeded(split.component, split.like)
         others = {name: site.sums for name, site in sites.items() if name != z}

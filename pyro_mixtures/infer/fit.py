@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from pyro.infer import SVI
@@ -17,6 +18,7 @@ from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.history import Epoch, History
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.schedule import SearchSchedule
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ReuseMessenger
 
 # Epochs for which rows keep their order: winners change little from one to the next.
@@ -84,10 +86,13 @@ def fit(
 
     Ctrl-C stops after the pass in progress is abandoned and returns what was reached, ``interrupted=True``.
     """
-    if epochs < 0 or warmup < 0 or patience < 1:
-        raise OptionError(f"epochs={epochs}, warmup={warmup} must not be negative and patience={patience} not below 1")
-    if search_every is not None and search_every < 1:
-        raise OptionError(f"search_every={search_every} must be positive")
+    check_whole(least=0, epochs=epochs, warmup=warmup)
+    check_whole(patience=patience)
+    if search_every is not None:
+        check_whole(search_every=search_every)
+    # Without end, of either sign, is a tolerance: fits that never converge, or at once.
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or math.isnan(tolerance):
+        raise OptionError(f"tolerance={tolerance!r} must be a number of nats a row and feature")
     if not hasattr(inference.guide, "posterior"):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())

@@ -4,11 +4,10 @@ A split may cost the step its gain. With responsibilities q at the parameters th
 row is left at least :math:`1 - q(dead) - q(like) / 2` of its evidence: the half that stays, and all other components.
 So the loss is at most :math:`-\sum_n \log(1 - q_n(dead) - q_n(like) / 2)` above that of the step without a split: at
 most log 2 for each expected row of the component that is split, where the dead one has no rows. What a split gains
-comes with the steps after it. A mixture of more components than its data tell apart may go on splitting without end:
-``dead="keep"`` does not.
+comes with the steps after it. Components that die again after a split wait longer and longer for the next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ _ROWS_A_BATCH = 256
 
 
 class Split(NamedTuple):
-    """``component`` takes half of the rows of ``like``, its mean at row ``row`` of the reservoir."""
+    """``component`` takes half of the rows of ``like``, towards row ``row`` of the reservoir."""
 
     component: int
     like: int
@@ -53,9 +52,37 @@ class Reservoir:
         return torch.cat(self.rows[site])[number] if site in self.rows else None
 
 
-def choose_splits(reservoir: Reservoir, count: Tensor, least: int) -> list[Split]:
-    """Pair components with fewer than ``least`` expected rows with rows of components that can spare half of theirs."""
-    dead = (count < least).nonzero()[:, 0].tolist()
+class Pauses:
+    """How long components wait that have died again after a split: twice as many steps from one such death to the next.
+
+    Where a mixture has more components than its data tell apart, a split brings one to life and starves another in
+    turn; so they all share one pause. A component that dies for the first time does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._alive: set[int] = set()  # components that were split off, and have had rows enough since
+        self._again: set[int] = set()  # those of them that have died since
+        self._pause, self._until = 1, 0
+
+    def ready(self, dead: list[int], step: int) -> list[int]:
+        """The components among the ``dead`` that may be split off another at ``step``, of all steps in turn."""
+        died = self._alive.intersection(dead)
+        if died:
+            self._alive -= died
+            self._again |= died
+            self._pause *= 2
+            self._until = step + self._pause
+        return [c for c in dead if c not in self._again or step >= self._until]
+
+    def record(self, splits: Iterable[Split]) -> None:
+        """Remember what was split off."""
+        for split in splits:
+            self._again.discard(split.component)
+            self._alive.add(split.component)
+
+
+def choose_splits(reservoir: Reservoir, count: Tensor, least: int, dead: list[int]) -> list[Split]:
+    """Pair ``dead`` components with rows of components that can spare half of theirs, of ``least`` rows or more."""
     if not dead or not reservoir.winners:
         return []
     winners = torch.cat(reservoir.winners)
@@ -75,13 +102,10 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int) -> list[Split
 
 
 def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:
-    """Make the component's own params at ``site`` a copy of those it is split off, its mean moved towards the row."""
+    """Make the component's own params at ``site`` those of a half split off another, as the family has it."""
+    new = found.family.split(split.like, reservoir.row(site, split.row), found.sums)
     for argument, handle in found.params.items():
-        if not found.family.is_own(argument):
-            continue
-        row = reservoir.row(site, split.row) if argument == found.family.location else None
-        if row is None:
+        if argument in new:
+            handle.write(new[argument].unsqueeze(0), slice(split.component, split.component + 1))
+        elif found.family.is_own(argument):
             handle.copy_row(split.component, split.like)
-        else:
-            loc = found.family.split_loc(split.like, row.to(handle.leaf))
-            handle.write(loc.unsqueeze(0), slice(split.component, split.component + 1))

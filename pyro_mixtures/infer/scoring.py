@@ -80,11 +80,16 @@ def posteriors(
     most: int = _TRUNCATED_ROWS,
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
     """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
+    if guide is not None and not callable(getattr(guide, "unseen", None)):
+        raise ModelError(f"guide={guide!r} is no guide: pass one of pyro_mixtures.guides, or None for exact sums")
     tensors = Batches(rows).tensors
     if chunk is not None:
         check_whole(chunk=chunk)
     first = tuple(tensor[:1] for tensor in tensors)
     declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
+    unknown = sorted(set(given or ()) - set(declaration.latent))
+    if unknown:
+        raise ModelError(f"given={unknown}: the model has no such latent sites; it has {list(declaration.latent)}")
     model = ReuseMessenger()(model)
     size = chunk or (most if guide is not None else max(1, min(most, _EXACT_PAIRS // declaration.components)))
     for start in range(0, len(tensors[0]), size):

@@ -44,6 +44,10 @@ class Expansion(NamedTuple):
         chosen = (torch.where(mine.reshape(mine.shape + (1,) * i), a, b) for i, (a, b) in enumerate(pairs))
         return Expansion(self.count, *chosen)
 
+    def some(self, mine: Tensor) -> "Expansion":
+        """``mine`` (...) problems alone, (K,)."""
+        return Expansion(self.count.expand(mine.shape)[mine], *(tensor[mine] for tensor in self[1:]))
+
 
 class PairedRows(NamedTuple):
     """Rows, and the (row, component) pairs that the problems are made of."""
@@ -59,14 +63,15 @@ def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor
 
     Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at zero where that is
     better than its start, and where Newton's model at the start promises more than its whole loss: far from the data's
-    scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a hyperplane separates, without a penalty) is left where its loss has all but
-    stopped falling.
+    scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a hyperplane
+    separates, without a penalty) is left where its loss has all but stopped falling.
 
     :param expand: the problems about coefficients (..., Q); losses are not negative.
     :param at_zero: losses (...) at zero.
     """
     first = expand(start)
-    usable = (first.value <= at_zero) & (_direction(first)[1] <= first.value)
+    usable = first.value <= at_zero
+    usable[usable.clone()] = _promises_true(first.some(usable))
     at = torch.where(usable.unsqueeze(-1), start, 0.0)
     here = first if bool(usable.all()) else expand(at)
     step, promise = _direction(here)
@@ -83,6 +88,11 @@ def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor
         step, promise = _direction(here)
         length = torch.where(good, 1.0, 0.5 * length)
     return torch.where((here.value > first.value).unsqueeze(-1), start, at)
+
+
+def _promises_true(e: Expansion) -> Tensor:
+    """Problems (...) of which Newton's model does not promise more than there is."""
+    return _direction(e)[1] <= e.value
 
 
 def _direction(e: Expansion) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,8 @@ class SoftmaxRows(NamedTuple):
 def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0) -> Tensor:
     r"""Coefficients (C, Q) of the minimum in float64, from ``start`` (C, Q); the loss never rises.
 
+    Where zero is better than the start it begins at zero.
+
     Newton steps, halved until they bring what Armijo's condition asks for. Above 512 coefficients they are solved for
     by conjugate gradients, preconditioned by a bound of the Hessian that is the same in all steps,
     :math:`\frac12 (I - 1 1^T / C) \otimes \sum_n w_n x_n x_n^T` (Böhning, "Multinomial logistic regression algorithm",
@@ -62,7 +64,7 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0
     pull = rows.weight.sum(dtype=torch.float64) * penalty
     dense = (len(start) - held) * start.shape[1] <= _DENSE
     bound = None if dense else _bound(rows, pull, held)
-    at, here = start, _value(rows, start, pull)
+    at, here = _better(rows, start, pull, held)
     for _ in range(_STEPS):
         gradient = _gradient(rows, at, pull)[held:]
         step = _newton(rows, at, gradient, pull, held) if bound is None else _iterated(rows, at, gradient, pull, bound)
@@ -74,6 +76,14 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0
         if promise <= _TOLERANCE * float(rows.weight.sum()):
             break
     return at
+
+
+def _better(rows: SoftmaxRows, start: Tensor, pull: Tensor, held: int) -> tuple[Tensor, float]:
+    """Where to begin, and the loss there: far from the data's scale there is no curvature left to go by."""
+    zero = start.clone()
+    zero[held:] = 0.0
+    here, there = _value(rows, start, pull), _value(rows, zero, pull)
+    return (start, here) if here <= there else (zero, there)
 
 
 def _search(

@@ -1,10 +1,13 @@
 """The data plate of a mixture: all rows, or a minibatch with its row numbers."""
 
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
+from pyro_mixtures.options import check_whole
 
 
 def data_plate(
@@ -17,12 +20,14 @@ def data_plate(
         by ``size / B``. Without it the rows are the whole data set.
     :param size: N, the number of rows of the data set; required with ``index``.
     :raises DataError: when rows, index and size do not fit together.
+    :raises OptionError: when a number of rows is none.
 
     >>> import torch
     >>> with data_plate(torch.zeros(3, 2), index=torch.tensor([4, 0, 9]), size=10) as n:
     ...     n
     tensor([4, 0, 9])
     """
+    _check_numbers(rows=rows, size=size)
     count = len(rows) if isinstance(rows, Tensor) else rows
     # Pyro's annotation wants a string; torch.device has one.
     device = str(rows.device) if isinstance(rows, Tensor) else "cpu"
@@ -37,6 +42,8 @@ def data_plate(
         return pyro.plate(name, total, device=device)
     if size is None:
         raise DataError("index= numbers rows of a larger data set: pass its size= too")
+    if not isinstance(index, Tensor):
+        raise DataError(f"index must be a tensor of row numbers, not a {type(index).__name__}: torch.tensor(index)")
     if index.is_floating_point() or index.dtype == torch.bool:
         raise DataError(f"index must hold row numbers, integers, not {index.dtype}")
     if count is not None and len(index) != count:
@@ -44,3 +51,9 @@ def data_plate(
     if not len(index) or int(index.min()) < 0 or int(index.max()) >= size:
         raise DataError(f"index must hold row numbers in [0, {size})")
     return pyro.plate(name, size, subsample=index, device=device)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if number is not None and not isinstance(number, Tensor):
+            check_whole(least=0, **{name: number})

@@ -1,0 +1,82 @@
+"""How far two partitions of the same rows agree, whatever their parts are numbered."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from pyro_mixtures.errors import DataError
+
+
+class Agreement(NamedTuple):
+    """Of two partitions; both numbers are 1 where they are the same up to the parts' numbers."""
+
+    rand: float  # adjusted Rand index: 0 on average for partitions drawn at random with these sizes
+    matched: float  # share of rows that lie in parts matched with each other
+
+
+def agreement(a: Tensor, b: Tensor) -> Agreement:
+    """Agreement of labels ``a`` and ``b``, integers (N,); rows with a negative label in either do not count.
+
+    Adjusted Rand index: Hubert & Arabie, "Comparing partitions", Journal of Classification 2 (1985). Parts are matched
+    one to one so that most rows agree, by a sparse assignment that never holds an array of all pairs of parts.
+
+    :raises DataError: when they are no integers (N,) of as many rows, or no row counts.
+
+    >>> a = torch.tensor([0, 0, 1, 1], device="cpu")
+    >>> agreement(a, 5 - a)
+    Agreement(rand=1.0, matched=1.0)
+    """
+    count = _table(a, b)
+    return Agreement(_adjusted_rand(count), _matched(count) / float(count.sum()))
+
+
+def _table(a: Tensor, b: Tensor) -> csr_array:
+    """How many rows each part of ``a`` shares with each part of ``b``, of those that are not empty."""
+    for name, labels in (("a", a), ("b", b)):
+        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise DataError(f"{name} is {labels.dtype} {tuple(labels.shape)}: labels are integers (N,)")
+    if len(a) != len(b):
+        raise DataError(f"labels of {len(a)} and of {len(b)} rows: both partitions must be of the same rows")
+    pair = torch.stack([a.to("cpu", torch.int64), b.to("cpu", torch.int64)])
+    pair = pair[:, (pair >= 0).all(0)]
+    if not pair.shape[1]:
+        raise DataError("no row has a label in both partitions: nothing to compare")
+    place = [np.unique(labels, return_inverse=True)[1] for labels in pair.numpy()]
+    ones = np.ones(pair.shape[1], dtype=np.int64)
+    return coo_array((ones, tuple(place))).tocsr()  # entries of equal place add up
+
+
+def _pairs(count: np.ndarray) -> float:
+    count = count.astype(np.float64)
+    return float((count * (count - 1) / 2).sum())
+
+
+def _adjusted_rand(count: csr_array) -> float:
+    both, first, second = _pairs(count.data), _pairs(count.sum(1)), _pairs(count.sum(0))
+    total = _pairs(np.array([count.sum()]))
+    expected = first * second / total if total else 0.0
+    highest = (first + second) / 2
+    # Equal only where both have one part, or every row its own: no other partitions have these sizes.
+    return 1.0 if highest == expected else (both - expected) / (highest - expected)
+
+
+def _matched(count: csr_array) -> float:
+    """Most rows that parts matched one to one share.
+
+    Parts may stay without a match, so each gets a stand-in, and stand-ins may be matched where their parts are. Every
+    full matching then has as many edges, and a constant that is added to all keeps costs positive.
+    """
+    rows, columns = count.shape
+    shared = count.tocoo()
+    i, j, gain = shared.row, shared.col, shared.data
+    none, base = np.zeros_like(gain), float(gain.max()) + 1
+    left = np.concatenate([i, rows + j, np.arange(rows), rows + np.arange(columns)])
+    right = np.concatenate([j, columns + i, columns + np.arange(rows), np.arange(columns)])
+    gains = np.concatenate([gain, none, np.zeros(rows), np.zeros(columns)])
+    cost = coo_array((base - gains, (left, right)), shape=(rows + columns,) * 2).tocsr()
+    chosen = min_weight_full_bipartite_matching(cost)
+    return base * len(chosen[0]) - float(cost[chosen].sum())

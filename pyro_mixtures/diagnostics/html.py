@@ -1,0 +1,188 @@
+"""A report of a fit as one HTML page: what was fitted, history, partition, components, with all that applies."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.diagnostics.fit_summary import params_of_fit, phases, what_was_fitted
+from pyro_mixtures.diagnostics.fitted_components import FittedComponents, covariances, fitted_components
+from pyro_mixtures.diagnostics.fitted_rows import FittedRows, fitted_rows, params_of
+from pyro_mixtures.diagnostics.history_plot import plot_history
+from pyro_mixtures.diagnostics.images import plot_image_sheet
+from pyro_mixtures.diagnostics.information.plots import plot_information
+from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.neighbor_plot import plot_neighbors
+from pyro_mixtures.diagnostics.neighbor_recall import WithGraph
+from pyro_mixtures.diagnostics.page import Page, write_whole
+from pyro_mixtures.diagnostics.partition_report import Other, PartitionReport, report_of
+from pyro_mixtures.diagnostics.pictures import plot_responsibilities, plot_sizes
+from pyro_mixtures.diagnostics.places import plot_ellipses
+from pyro_mixtures.diagnostics.regions import plot_gate
+from pyro_mixtures.infer.fit import Fit
+from pyro_mixtures.infer.gates import Gate
+from pyro_mixtures.infer.scoring import responsibilities
+from pyro_mixtures.options import check_whole
+
+# What a picture or table shows at most: rows, ellipses, components of the graph, images, lines, components of a row.
+_ROWS, _ELLIPSES, _NODES, _IMAGES, _LINES, _TOP = 3000, 60, 2000, 400, 20, 8
+
+
+def report(
+    fit: Fit,
+    path: str | os.PathLike,
+    *rows: Tensor,
+    title: str = "Report of a mixture",
+    sample: int = 1000,
+    others: Sequence[Other] = (),
+    outliers: int = 10,
+    batch_size: int | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    gate: Gate | None = None,
+    information: PartitionInformation | None = None,
+    generator: torch.Generator | None = None,
+) -> PartitionReport:
+    """Write all that applies to a fit to one self-contained HTML page at ``path``, whole or not at all.
+
+    Always: what was fitted, its history, the partition report, part sizes and responsibilities. Where components have
+    places among rows of two features or more: their covariances as ellipses. Where the guide has a neighbour graph:
+    that too. The rest by its option.
+
+    :param rows, sample, others, outliers, batch_size, generator: see
+        :func:`~pyro_mixtures.diagnostics.partition_report.partition_report`.
+    :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds the sheet of means.
+    :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its regions.
+    :param information: of :func:`~pyro_mixtures.diagnostics.information.partition_information`: adds what the
+        partition knows.
+    :returns: the partition report.
+    :raises OSError: when the file cannot be written; one that was there stays as it is.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from pyro_mixtures.guides import FullPartition
+    >>> from pyro_mixtures.infer import EM, fit
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> model = GaussianMixture(components=2, features=2)
+    >>> found = fit(EM(model, FullPartition(model, components=2)), x := torch.randn(50, 2), progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     summary = report(found, Path(folder, "report.html"), x)
+    ...     Path(folder, "report.html").read_text().count("<img")
+    4
+    """
+    check_whole(sample=sample)
+    check_whole(least=0, outliers=outliers)
+    tensors = Batches(rows).tensors
+    state = fitted_rows(fit, *tensors, batch_size=batch_size)
+    summary = report_of(fit, state, tensors, sample, others, outliers, generator)
+    page = Page(title)
+    _add_fit(page, fit, state, tensors)
+    _add_partition(page, summary)
+    _add_responsibilities(page, fit, state, tensors, sample, generator)
+    _add_components(page, fit, state, summary, tensors, image_shape)
+    if gate is not None:
+        _add_gate(page, gate, state, tensors[0])
+    if information is not None:
+        _add_information(page, information)
+    write_whole(path, page.render())
+    return summary
+
+
+def _add_fit(page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...]) -> None:
+    page.heading("What was fitted")
+    page.table(what_was_fitted(fit, rows))
+    page.table(params_of_fit(fit, rows, state.given), header=("Param", "Shape", "Type", "Numbers"))
+    page.heading("History")
+    if not len(fit.history):
+        page.text("No epochs: nothing was fitted.")
+        return
+    names = (
+        "Phase",
+        "Epochs",
+        "Last ELBO (nats a row)",
+        "Evaluations so far",
+        "Seconds so far",
+        "Components with rows",
+    )
+    page.table(phases(fit.history.epochs), header=names)
+    full = len(rows[0]) * fit.guide.components if fit.guide.searches else None
+    page.picture(plot_history(fit.history, full=full)[0], "Objective and joint evaluations, epoch by epoch.")
+
+
+def _add_partition(page: Page, summary: PartitionReport) -> None:
+    page.heading("Partition")
+    page.table(summary.lines())
+    page.picture(plot_sizes(summary.sizes), "Rows of which each component is the most probable.")
+    largest = summary.sizes.argsort(descending=True, stable=True)[:_LINES].tolist()
+    lines = [(c, int(summary.sizes[c]), int(summary.sizes[c]) / summary.rows) for c in largest]
+    entropy = [float(summary.part_entropy[c]) for c in largest]
+    names = ("Component", "Rows", "Share", "Entropy of q (nats a row)")
+    caption = f"The {len(lines)} largest of {len(summary.sizes)} parts"
+    page.table([(*line, value) for line, value in zip(lines, entropy, strict=True)], header=names, caption=caption)
+    worst = zip(summary.outliers.tolist(), summary.outlier_evidence.tolist(), strict=True)
+    page.table(worst, header=("Row", "Log evidence (nats)"), caption="Outliers: rows of lowest evidence")
+
+
+def _add_responsibilities(
+    page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator | None
+) -> None:
+    known = (state.labels >= 0).nonzero()[:, 0]
+    some = known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
+    part = tuple(tensor[some.to(tensor.device)] for tensor in rows)
+    with params_of(fit), torch.no_grad():
+        top = min(_TOP, fit.guide.components)
+        found = responsibilities(fit.model, *part, top=top, site=fit.guide.site, given=state.given)
+    caption = f"Exact responsibilities of the least certain of {len(some)} random rows, by their winner."
+    page.picture(plot_responsibilities(found, numbers=some), caption)
+
+
+def _add_components(
+    page: Page,
+    fit: Fit,
+    state: FittedRows,
+    summary: PartitionReport,
+    rows: tuple[Tensor, ...],
+    image_shape: tuple[int, ...] | None,
+) -> None:
+    every = max(1, -(-len(rows[0]) // _ROWS))
+    found = fitted_components(fit, *(tensor[::every] for tensor in rows))
+    if found is None or (image_shape is None and found.loc.shape[1] == 1):
+        return
+    page.heading("Components")
+    if image_shape is not None:
+        sheet = plot_image_sheet(found.loc, shape=image_shape, order=summary.sizes, count=_IMAGES)
+        page.picture(sheet, "Means of the components as images, those with most rows first.")
+    if found.loc.shape[1] > 1:
+        _add_ellipses(page, found, state.labels[::every], summary)
+        _add_graph(page, fit, found, summary)
+
+
+def _add_ellipses(page: Page, found: FittedComponents, labels: Tensor, summary: PartitionReport) -> None:
+    some = summary.sizes.argsort(descending=True, stable=True)[:_ELLIPSES].sort().values.to(found.loc.device)
+    spread = covariances(found.family, some)
+    if spread is not None:
+        ax = plot_ellipses(found.loc[some], spread, rows=found.rows, labels=labels, numbers=some)
+        page.picture(ax, f"Components of site {found.site!r} with most rows, among {len(found.rows)} of its rows.")
+
+
+def _add_graph(page: Page, fit: Fit, found: FittedComponents, summary: PartitionReport) -> None:
+    guide = fit.guide
+    if not isinstance(guide, WithGraph) or guide.graph is None or guide.graph.neighbors.shape[1] < 2:
+        return
+    if guide.components > _NODES:
+        page.text(f"The neighbour graph of {guide.components} components is too dense to be drawn.")
+        return
+    ax = plot_neighbors(found.loc, guide.graph.neighbors, sizes=summary.sizes, rows=found.rows)
+    page.picture(ax, "Nearest neighbours of the components in the guide's graph.")
+
+
+def _add_gate(page: Page, gate: Gate, state: FittedRows, x: Tensor) -> None:
+    page.heading("Gate")
+    page.picture(plot_gate(gate, x, labels=state.labels), "Where the gate sends rows; dots have their parts' colours.")
+
+
+def _add_information(page: Page, information: PartitionInformation) -> None:
+    page.heading("What the partition knows")
+    page.picture(plot_information(information), "Mutual information of the partition and each variable.")
+    page.table(information.knowledge[:_LINES], header=Knowledge._fields)

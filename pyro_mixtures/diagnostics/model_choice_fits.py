@@ -1,0 +1,159 @@
+"""Fits of one family over growing numbers of components, each warm started from its neighbours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mixtures.diagnostics.model_choice_shrink import Values, losses, weights_of, without
+from pyro_mixtures.errors import NumericalError
+from pyro_mixtures.infer.best_of import best_of
+from pyro_mixtures.infer.em import EM
+from pyro_mixtures.infer.fit import Fit, fit
+from pyro_mixtures.infer.growth import grow
+from pyro_mixtures.infer.placed import Placed
+from pyro_mixtures.infer.trials import inference_of, own_params, params_of, value_of
+from pyro_mixtures.poutine.params import ParamHandle
+
+Build = Callable[[int], EM | tuple[Callable, EM]]
+Start = Callable[..., Any]  # of the model and the rows: sets the model's params
+Rows = tuple[Tensor, ...]
+Tick = Callable[[], Any]  # called after every fit
+
+
+class Plan(NamedTuple):
+    """How each number of components is fitted."""
+
+    warm: bool  # grow from the number before, and shrink from the one after
+    starts: int  # fresh ones besides; at least one where nothing has grown yet
+    start: Start | None
+    chunk: int | None
+    fit_options: dict[str, Any]
+
+    def fits(self, sizes: int) -> int:
+        """Fits of one path."""
+        return 2 * sizes - 1 if self.warm else sizes
+
+
+class Member(NamedTuple):
+    """The fit of one number of components, and the param store that it left behind."""
+
+    components: int
+    fit: Fit
+    freeze: frozenset[str]  # names of params that were held fixed
+    values: Values
+    store: Any
+
+    @property
+    def model(self) -> Placed:
+        """The fitted program with these params, whatever Pyro's store holds."""
+        return Placed(self.fit.model, self.store)
+
+
+class Path:
+    """Fits of one family to the same rows."""
+
+    def __init__(self, build: Build, rows: Rows, plan: Plan, tick: Tick):
+        self.build, self.rows, self.plan, self.tick = build, rows, plan, tick
+
+    def __call__(self, sizes: Sequence[int], seeds: Sequence[int]) -> list[Member]:
+        """The likeliest fit found of each size: upwards by growth and fresh starts, then downwards by shrinking."""
+        found = list(self._upwards(sizes, seeds))
+        if self.plan.warm:
+            for at in reversed(range(len(found) - 1)):
+                found[at] = _likelier(found[at], self._named(self._shrunk, sizes[at], seeds[at], found[at + 1]))
+        return found
+
+    def refit(self, member: Member, rows: Rows, seed: int) -> Member:
+        """A fit to other rows that begins with the params of ``member``."""
+        return self._from(member.components, member.values, rows, seed)
+
+    def _upwards(self, sizes: Sequence[int], seeds: Sequence[int]) -> Iterator[Member]:
+        before: Member | None = None
+        for size, seed in zip(sizes, seeds, strict=True):
+            before = self._named(self._first, size, seed, before if self.plan.warm else None)
+            yield before
+
+    def _named(self, one: Callable[..., Member], size: int, *args: Any) -> Member:
+        try:
+            found = one(size, *args)
+        except NumericalError as error:
+            raise NumericalError(f"the fit of {size} components failed: {error}") from error
+        self.tick()
+        return found
+
+    def _first(self, size: int, seed: int, before: Member | None) -> Member:
+        grown = None if before is None else self._grown(size, seed, before)
+        if grown is not None and not self.plan.starts:
+            return grown
+        return _likelier(grown, self._fresh(size, seed, max(1, self.plan.starts)))
+
+    def _fresh(self, size: int, seed: int, starts: int) -> Member:
+        def start(model: Any) -> None:
+            if self.plan.start is not None:
+                self.plan.start(model, *self.rows)
+
+        each, options = [start] * starts, self.plan.fit_options
+        with own_params(seed) as store:
+            found = best_of(lambda: self.build(size), *self.rows, starts=each, progress=False, **options)
+            return _member(size, found.best, self.rows, store)
+
+    def _grown(self, size: int, seed: int, before: Member) -> Member:
+        made: list[Any] = []
+
+        def build_noting(components: int) -> Any:
+            made.append(self.build(components))
+            return made[-1]
+
+        def restore(_: Any) -> None:
+            _write(params_of(inference_of(made[-1]), self.rows), before.values)
+
+        sizes, options = [before.components, size], self.plan.fit_options
+        with own_params(seed) as store:
+            stages = grow(build_noting, *self.rows, components=sizes, start=restore, progress=False, **options)
+            return _member(size, stages[-1], self.rows, store)
+
+    def _shrunk(self, size: int, seed: int, after: Member) -> Member:
+        values = after.values
+        for larger, smaller in pairwise(range(after.components, size - 1, -1)):
+            values = without(self._least(larger, values, seed), self._params(smaller, seed), values, larger)
+        return self._from(size, values, self.rows, seed)
+
+    def _least(self, size: int, values: Values, seed: int) -> int:
+        """The component that the rows miss least."""
+        with own_params(seed):
+            inference = inference_of(self.build(size))
+            params = params_of(inference, self.rows)
+            _write(params, values)
+            weights, site = weights_of(params, values, size), inference.guide.site
+            return int(losses(inference.model, self.rows, weights, site=site, chunk=self.plan.chunk).argmin())
+
+    def _params(self, size: int, seed: int) -> dict[str, ParamHandle]:
+        with own_params(seed):
+            return params_of(inference_of(self.build(size)), self.rows)
+
+    def _from(self, size: int, values: Values, rows: Rows, seed: int) -> Member:
+        with own_params(seed) as store:
+            inference = inference_of(self.build(size))
+            _write(params_of(inference, rows), values)
+            return _member(size, fit(inference, *rows, progress=False, **self.plan.fit_options), rows, store)
+
+
+def _likelier(one: Member | None, other: Member) -> Member:
+    return one if one is not None and one.fit.elbo >= other.fit.elbo else other
+
+
+def _write(params: dict[str, ParamHandle], values: Values) -> None:
+    for name, param in params.items():
+        param.write(values[name])
+
+
+def _member(size: int, found: Fit, rows: Rows, store: Any) -> Member:
+    if found.interrupted:  # what is compared has to have come to its end
+        raise KeyboardInterrupt
+    assert isinstance(found.inference, EM)
+    with torch.no_grad():
+        values = {name: value_of(param).clone() for name, param in params_of(found.inference, rows).items()}
+    return Member(size, found, found.inference.freeze, values, store)

@@ -1,0 +1,58 @@
+"""Agreement of partitions is scikit-learn's adjusted Rand index, and the best one-to-one matching of parts."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+
+from pyro_mixtures.diagnostics.agreement import agreement
+from pyro_mixtures.errors import DataError
+
+pairs = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 3)), min_size=1, max_size=40)
+
+
+def dense_matching(a: np.ndarray, b: np.ndarray) -> float:
+    table = np.zeros((10, 10))
+    np.add.at(table, (a, b), 1)
+    return table[linear_sum_assignment(table, maximize=True)].sum() / len(a)
+
+
+@given(pairs)
+def test_equals_references(rows):
+    a, b = (torch.tensor(column, device="cpu") for column in zip(*rows, strict=True))
+    seen = (a >= 0) & (b >= 0)
+    if not bool(seen.any()):
+        return
+    found, known = agreement(a, b), (a[seen].numpy(), b[seen].numpy())
+    assert found.rand == pytest.approx(adjusted_rand_score(*known), abs=1e-12)
+    assert found.matched == pytest.approx(dense_matching(*known), abs=1e-12)
+
+
+@pytest.mark.meta
+def test_planted_permutation_of_many_parts_is_undone():
+    generator = torch.Generator("cpu").manual_seed(0)
+    a = torch.randint(3000, (20_000,), generator=generator, device="cpu")
+    b = torch.randperm(3000, generator=generator, device="cpu")[a]
+    assert agreement(a, b.int()) == (1.0, 1.0)
+    b[:2000] = b[:2000].roll(1)
+    found = agreement(a, b)
+    assert found.rand == pytest.approx(adjusted_rand_score(a.numpy(), b.numpy()), abs=1e-12)
+    assert 0.9 <= found.matched < 0.92  # a tenth of the rows is not where it was, but for lucky ones
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3).long(), r"a is torch.float32 \(3,\)"),
+        (torch.zeros(3).long(), torch.zeros(3).bool(), r"b is torch.bool \(3,\)"),
+        (torch.zeros(3, 1).long(), torch.zeros(3).long(), r"a is torch.int64 \(3, 1\)"),
+        (torch.zeros(3).long(), torch.zeros(4).long(), "labels of 3 and of 4 rows"),
+        (torch.full((3,), -1), torch.zeros(3).long(), "no row has a label"),
+    ],
+)
+def test_refusals(a, b, message):
+    with pytest.raises(DataError, match=message):
+        agreement(a, b)

@@ -1,0 +1,197 @@
+"""The HTML report is one whole page that needs nothing else, with all that applies, or is not written at all."""
+
+import base64
+import io
+import os
+import resource
+import sys
+from html.parser import HTMLParser
+
+import matplotlib.image
+import pyro
+import pytest
+import torch
+
+from pyro_mixtures.diagnostics.html import report
+from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.page import Page, write_whole
+from pyro_mixtures.diagnostics.partition_report import partition_report
+from pyro_mixtures.distributions import MixtureWeights, Poissons
+from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
+from pyro_mixtures.infer import EM, Fit, fit, fit_gate
+from pyro_mixtures.models import GaussianMixture
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
+
+VOID = {"meta", "link", "img"}
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest, and collects what the page refers to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.references, self.tags, self.text = [], [], [], []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def pictures(self) -> list:
+        found = [reference for reference in self.references if reference.startswith("data:image/png")]
+        return [matplotlib.image.imread(_decoded(picture)) for picture in found]
+
+
+def _decoded(reference: str):
+    return io.BytesIO(base64.b64decode(reference.partition("base64,")[2], validate=True))
+
+
+def gaussian(x: torch.Tensor, kind=TruncatedPartition, **options) -> Fit:
+    model = GaussianMixture(components=4, features=x.shape[1])
+    return fit(EM(model, kind(model, components=4, **options)), x, epochs=3, progress=False)
+
+
+class TestReport:
+    def test_all_that_applies(self, tmp_path):
+        x = torch.randn(120, 4)
+        found = gaussian(x, neighbors=3)
+        labels = found.guide.sets.table[:, 0].long()
+        known = PartitionInformation([Knowledge("<x0>", "feature", 0.5, 0.01, 0.02)], [], 0.7, 100)
+        path = tmp_path / "report.html"
+        summary = report(
+            found,
+            path,
+            x,
+            title="A & <b>",
+            others=[labels],
+            image_shape=(2, 2),
+            information=known,
+            generator=torch.Generator().manual_seed(0),
+        )
+        page = Reader(path.read_text("utf-8"))
+        assert all(reference.startswith("data:") for reference in page.references)
+        assert "script" not in page.tags
+        assert "b" not in page.tags  # what looks like a tag in a title or name is text
+        text = "\n".join(page.text)
+        for part in ("A & <b>", "<x0>", "TruncatedPartition(components=4, candidates=3, neighbors=3", "dead='reseed'"):
+            assert part in text
+        for _, value in summary.lines():
+            assert value in text
+        # History, sizes, responsibilities, sheet, ellipses, graph, information.
+        assert len(page.pictures()) == 7
+        assert all(picture.std() > 0.01 for picture in page.pictures())
+        assert str(summary) == str(
+            partition_report(found, x, others=[labels], generator=torch.Generator().manual_seed(0))
+        )
+
+    def test_gate_and_hard_partition(self, tmp_path):
+        x = torch.randn(80, 2)
+        found = gaussian(x, HardPartition)
+        gate = fit_gate(x, found.guide.labels.long(), 4)
+        report(found, tmp_path / "page.html", x, gate=gate)
+        page = Reader((tmp_path / "page.html").read_text("utf-8"))
+        assert "Gate" in page.text
+        assert len(page.pictures()) == 5  # history, sizes, responsibilities, ellipses, gate
+
+    def test_components_without_places_and_a_plain_program(self, tmp_path):
+        x = torch.poisson(torch.ones(60, 1) * 4)
+        rate = pyro.param("rate", torch.tensor([[1.0], [9.0]]), constraint=torch.distributions.constraints.positive)
+
+        def mixed_counts(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
+                pyro.sample("x", Poissons(pyro.param("rate"))[z], obs=x)
+
+        found = fit(EM(mixed_counts, FullPartition(mixed_counts, components=2)), x, epochs=2, progress=False)
+        report(found, tmp_path / "page.html", x)
+        page = Reader((tmp_path / "page.html").read_text("utf-8"))
+        assert "mixed_counts()" in page.text
+        assert "Components" not in page.text
+        assert len(page.pictures()) == 3
+        assert rate.shape == (2, 1)
+
+    def test_same_fit_same_page(self, tmp_path):
+        x = torch.randn(50, 1)
+        found = gaussian(x, FullPartition)
+        pages = []
+        for _ in range(2):
+            report(found, tmp_path / "page.html", x, generator=torch.Generator().manual_seed(0))
+            pages.append((tmp_path / "page.html").read_text("utf-8"))
+        assert pages[0] == pages[1]
+        assert len(Reader(pages[0]).pictures()) == 3  # one feature: no picture of places
+        pyplot = sys.modules.get("matplotlib.pyplot")  # ArviZ may have imported it
+        assert pyplot is None or not pyplot.get_fignums()
+
+    def test_refusals_leave_no_file(self, tmp_path):
+        x = torch.randn(50, 2)
+        found = gaussian(x, FullPartition)
+        with pytest.raises(DataError, match="are not rows of"):
+            report(found, tmp_path / "page.html", x, image_shape=(3, 3))
+        with pytest.raises(OptionError, match="sample=0"):
+            report(found, tmp_path / "page.html", x, sample=0)
+        assert not list(tmp_path.iterdir())
+
+
+class TestPage:
+    def test_tables(self):
+        page = Page("T")
+        page.table([("a<b", 1, 2.34567)], header=("name", "count", "share"), caption="c & d")
+        page.table([("rows", True)])
+        reader = Reader(page.render())
+        assert {"a<b", "2.346", "c & d", "True"} <= set(reader.text)
+        assert "<td class=number>1</td><td class=number>2.346</td>" in page.render()
+        assert "<th scope=row>rows</th><td>True</td>" in page.render()
+
+
+class TestWriting:
+    def test_a_full_disk_leaves_what_was_there(self, tmp_path):
+        path = tmp_path / "page.html"
+        path.write_text("before")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                write_whole(path, "x" * (1 << 20))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_crash_while_writing_leaves_what_was_there(self, tmp_path, monkeypatch):
+        path = tmp_path / "page.html"
+        path.write_text("before")
+
+        def interrupted(_):
+            assert path.read_text() == "before"
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(path, "after")
+        assert path.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_links_go_on_pointing_and_permissions_are_usual(self, tmp_path):
+        real, link, plain = tmp_path / "real.html", tmp_path / "link.html", tmp_path / "plain"
+        real.write_text("before")
+        link.symlink_to(real)
+        plain.write_text("")
+        write_whole(link, "Grüße")
+        assert link.is_symlink()
+        assert real.read_text("utf-8") == "Grüße"
+        assert real.stat().st_mode == plain.stat().st_mode
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            write_whole(tmp_path / "none" / "page.html", "text")
