@@ -151,7 +151,9 @@ class HardPartition(PartitionGuide):
 
     def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
         """Told by EM that the params now fit the partition; finds rows for empty parts, moved in the next step."""
-        self._statistics, self._planted, self._moves = statistics, False, None
+        # Scores that look at losses alone need none: they may be views of params, and as large.
+        self._statistics = None if self.score == "loss" else statistics
+        self._planted, self._moves = False, None
         if self.labels is not None and not self.least and not learned_weights:
             self._revive(self.labels.reshape(self.blocks, -1))
         self._worst.clear()
@@ -211,7 +213,7 @@ class HardPartition(PartitionGuide):
 
     def _gains(self) -> Gains | None:
         """Collects what rows add to their parts, where the score wants it and a partition has been fitted."""
-        if self.score == "loss" or self._statistics is None or self.labels is None:
+        if self._statistics is None or self.labels is None:
             return None
         labels = self.labels.reshape(self.blocks, -1)
         return Gains(self._declared(), self._statistics, labels, self._blocks, self.score)

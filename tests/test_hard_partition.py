@@ -21,7 +21,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, Partit
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit
-from pyro_mixtures.models import BregmanMixture, GaussianMixture, MixtureOfLogisticRegressions
+from pyro_mixtures.models import BregmanMixture, GaussianMixture, KMeans, MixtureOfLogisticRegressions
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import TOLERANCE
@@ -700,3 +700,17 @@ def test_labels_must_be_integers_of_rows(labels):
     model = GaussianMixture(components=2, features=2)
     with pytest.raises(PartitionError, match="labels must be"):
         HardPartition(model, components=2).plant(labels)
+
+
+@pytest.mark.parametrize("score", ["loss", "leave_one_out"])
+def test_a_fitted_guide_can_be_copied(score):
+    """Statistics that are views of params would be refused after a step in place."""
+    x = torch.cat([torch.randn(30, 2) - 4, torch.randn(30, 2) + 4])
+    model = KMeans(components=2, features=2)
+    guide = HardPartition(model, components=2, score=score)
+    em = EM(model, guide)
+    for _ in range(3):
+        em.step(x)
+    twin = copy.deepcopy(guide)
+    assert torch.equal(twin.labels, guide.labels)
+    assert twin.labels is not guide.labels

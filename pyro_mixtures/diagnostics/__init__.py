@@ -1,6 +1,48 @@
 """Looking at fits: ArviZ data, and plots."""
 
+from pyro_mixtures.diagnostics.agreement import Agreement, agreement
+from pyro_mixtures.diagnostics.alignment import align, relabel
+from pyro_mixtures.diagnostics.html import report
+from pyro_mixtures.diagnostics.information import (
+    hypercontractivity,
+    hypercontractivity_of_table,
+    mutual_information,
+    partition_information,
+    plot_information,
+)
 from pyro_mixtures.diagnostics.io_arviz import to_arviz
-from pyro_mixtures.diagnostics.plots import plot_denoised, plot_history, plot_image_sheet
+from pyro_mixtures.diagnostics.partition_report import PartitionReport, partition_report
+from pyro_mixtures.diagnostics.plots import (
+    plot_denoised,
+    plot_ellipses,
+    plot_gate,
+    plot_history,
+    plot_image_sheet,
+    plot_neighbors,
+    plot_responsibilities,
+    plot_sizes,
+)
 
-__all__ = ["plot_denoised", "plot_history", "plot_image_sheet", "to_arviz"]
+__all__ = [
+    "Agreement",
+    "PartitionReport",
+    "agreement",
+    "align",
+    "hypercontractivity",
+    "hypercontractivity_of_table",
+    "mutual_information",
+    "partition_information",
+    "partition_report",
+    "plot_denoised",
+    "plot_ellipses",
+    "plot_gate",
+    "plot_history",
+    "plot_image_sheet",
+    "plot_information",
+    "plot_neighbors",
+    "plot_responsibilities",
+    "plot_sizes",
+    "relabel",
+    "report",
+    "to_arviz",
+]

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
+from pyro_mixtures.partition.sparse_matching import match_overlap
 
 
 class Agreement(NamedTuple):
@@ -65,18 +65,7 @@ def _adjusted_rand(count: csr_array) -> float:
 
 
 def _matched(count: csr_array) -> float:
-    """Most rows that parts matched one to one share.
-
-    Parts may stay without a match, so each gets a stand-in, and stand-ins may be matched where their parts are. Every
-    full matching then has as many edges, and a constant that is added to all keeps costs positive.
-    """
-    rows, columns = count.shape
-    shared = count.tocoo()
-    i, j, gain = shared.row, shared.col, shared.data
-    none, base = np.zeros_like(gain), float(gain.max()) + 1
-    left = np.concatenate([i, rows + j, np.arange(rows), rows + np.arange(columns)])
-    right = np.concatenate([j, columns + i, columns + np.arange(rows), np.arange(columns)])
-    gains = np.concatenate([gain, none, np.zeros(rows), np.zeros(columns)])
-    cost = coo_array((base - gains, (left, right)), shape=(rows + columns,) * 2).tocsr()
-    chosen = min_weight_full_bipartite_matching(cost)
-    return base * len(chosen[0]) - float(cost[chosen].sum())
+    """Most rows that parts matched one to one share."""
+    square = count.copy()
+    square.resize((max(count.shape),) * 2)  # parts that are too many are matched with empty ones
+    return float(square[np.arange(square.shape[0]), match_overlap(square)].sum())

@@ -22,6 +22,9 @@ Start = Callable[..., Any]  # of the model and the rows: sets the model's params
 Rows = tuple[Tensor, ...]
 Tick = Callable[[], Any]  # called after every fit
 
+# Down, up, down: fits whose neighbours have not changed are not made again.
+_SWEEPS = 3
+
 
 class Plan(NamedTuple):
     """How each number of components is fitted."""
@@ -34,7 +37,7 @@ class Plan(NamedTuple):
 
     def fits(self, sizes: int) -> int:
         """Fits of one path."""
-        return 2 * sizes - 1 if self.warm else sizes
+        return sizes + _SWEEPS * (sizes - 1) if self.warm else sizes
 
 
 class Member(NamedTuple):
@@ -59,11 +62,25 @@ class Path:
         self.build, self.rows, self.plan, self.tick = build, rows, plan, tick
 
     def __call__(self, sizes: Sequence[int], seeds: Sequence[int]) -> list[Member]:
-        """The likeliest fit found of each size: upwards by growth and fresh starts, then downwards by shrinking."""
+        """The likeliest fit found of each size: upwards by growth and fresh starts, downwards by shrinking.
+
+        A better fit of one size is tried on its neighbours, too, for some sweeps.
+        """
         found = list(self._upwards(sizes, seeds))
-        if self.plan.warm:
-            for at in reversed(range(len(found) - 1)):
-                found[at] = _likelier(found[at], self._named(self._shrunk, sizes[at], seeds[at], found[at + 1]))
+        if not self.plan.warm:
+            return found
+        up = list(pairwise(range(len(found))))
+        tried = {pair: found[pair[0]] for pair in up}
+        down = [(larger, smaller) for smaller, larger in reversed(up)]
+        for sweep in range(_SWEEPS):
+            way, step = (down, self._shrunk) if sweep % 2 == 0 else (up, self._grown)
+            for source, target in way:
+                if tried.get((source, target)) is found[source]:
+                    self.tick()
+                    continue
+                tried[source, target] = found[source]
+                other = self._named(step, sizes[target], seeds[target], found[source])
+                found[target] = _likelier(found[target], other)
         return found
 
     def refit(self, member: Member, rows: Rows, seed: int) -> Member:

@@ -41,10 +41,10 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
             "label": family,
         }
         ax.errorbar(x, y, yerr=_errors(result, scores, criterion), capsize=3, **style)
-    name = f"chosen: {best.family}, {best.components}"
     ring: dict[str, Any] = {"s": 140, "facecolors": "none", "edgecolors": GREY, "linewidths": 1.5, "zorder": 3}
-    ax.scatter([best.components], [best.value(criterion)], label=name, **ring)
-    label(ax, "Model choice", "Components", _TITLES[criterion], legend=True)
+    ax.scatter([best.components], [best.value(criterion)], **ring)
+    label(ax, f"Chosen: {best.family}, {best.components} components", "Components", _TITLES[criterion])
+    ax.legend(frameon=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     return ax

@@ -2,6 +2,7 @@
 
 from pyro_mixtures.infer.approximation import ApproximationReport, approximation_report
 from pyro_mixtures.infer.best_of import BestOf, best_of
+from pyro_mixtures.infer.bootstrap import Bootstrap, bootstrap
 from pyro_mixtures.infer.criteria import Criteria, criteria
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.fit import Fit, fit
@@ -18,6 +19,7 @@ __all__ = [
     "EM",
     "ApproximationReport",
     "BestOf",
+    "Bootstrap",
     "Criteria",
     "Epoch",
     "Fit",
@@ -29,6 +31,7 @@ __all__ = [
     "approximation_report",
     "assign",
     "best_of",
+    "bootstrap",
     "compare_routing",
     "conditional",
     "criteria",

@@ -102,7 +102,11 @@ def conditional(
 
 def _check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     try:
-        inspect.signature(getattr(model, "forward", model)).bind(*args, **kwargs)
+        signature = inspect.signature(getattr(model, "forward", model))
+    except ValueError:  # a handled program does not tell its arguments
+        return
+    try:
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ModelError(
             f"the program cannot be called with these arguments ({error}): programs that need rows, as covariates of "

@@ -10,6 +10,7 @@ from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FullNorma
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct, sample
+from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
 from tests.infer.test_scoring import FAMILIES, brute, covariances, mixture, rows, two_observations
 
@@ -343,3 +344,9 @@ def test_given_values_condition_predictions():
     torch.testing.assert_close(reconstruct(model, x, noise=0.2, given=given), reconstruct(plain, x, noise=0.2))
     gaps = with_gaps(x)
     torch.testing.assert_close(conditional(model, gaps, given=given), conditional(plain, gaps))
+
+
+def test_handled_programs_are_sampled_too():
+    """They do not tell their arguments."""
+    model = GaussianMixture(components=2, features=3)
+    assert sample(pyro.poutine.mask(model, mask=True), size=4)["x"].shape == (4, 3)
