@@ -11,6 +11,9 @@ from pyro_mixtures.diagnostics.information import (
     plot_information,
 )
 from pyro_mixtures.diagnostics.io_arviz import to_arviz
+from pyro_mixtures.diagnostics.model_choice import compare_fits
+from pyro_mixtures.diagnostics.model_choice_plots import plot_comparison
+from pyro_mixtures.diagnostics.model_choice_score import Comparison, Score
 from pyro_mixtures.diagnostics.partition_report import PartitionReport, partition_report
 from pyro_mixtures.diagnostics.plots import (
     plot_denoised,
@@ -25,14 +28,18 @@ from pyro_mixtures.diagnostics.plots import (
 
 __all__ = [
     "Agreement",
+    "Comparison",
     "PartitionReport",
+    "Score",
     "agreement",
     "align",
+    "compare_fits",
     "hypercontractivity",
     "hypercontractivity_of_table",
     "mutual_information",
     "partition_information",
     "partition_report",
+    "plot_comparison",
     "plot_denoised",
     "plot_ellipses",
     "plot_gate",

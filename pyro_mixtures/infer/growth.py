@@ -15,6 +15,9 @@ from pyro_mixtures.infer.trials import inference_of, own_params, params_of, put_
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine.params import ParamHandle
 
+# Rows that a new component may expect: too few to live, and not none, since a row's first candidates may all be new.
+_LITTLE = 1e-3
+
 
 class Stage(NamedTuple):
     """A fit of one size, in the param store that it left behind."""
@@ -35,8 +38,9 @@ def grow(
 ) -> list[Fit]:
     """Fit a mixture in stages of growing size; each begins with the components of the stage before.
 
-    A stage's new components begin without weight, and so the first M-steps split them off the largest components, as
-    they do with all dead ones: growth takes an ``EM`` of ``dead="reseed"``, and families that say how to split.
+    A stage's new components begin with hardly any weight, and so the first M-steps split them off the largest
+    components, as they do with all dead ones: growth takes an ``EM`` of ``dead="reseed"``, and families that say
+    how to split.
 
     :param build: makes a fresh ``EM`` (or ``(model, EM)``) with that many components.
     :param rows: the model's tensor arguments, each with N rows.
@@ -67,7 +71,7 @@ def grow(
                 inference = inference_of(build(size))
                 params = params_of(inference, rows)
                 if stages:
-                    _inherit(params, stages[-1].params, size, sizes[len(stages) - 1])
+                    _inherit(params, stages[-1].params, size, sizes[len(stages) - 1], _LITTLE / len(rows[0]))
                 elif start is not None:
                     start(inference.model)
                 _check_splits(inference, growing=len(sizes) > 1)
@@ -93,8 +97,10 @@ def _check_splits(inference: EM, *, growing: bool) -> None:
         raise OptionError(f"dead={inference.dead!r}: growth splits components by re-seeding, EM(dead='reseed')")
 
 
-def _inherit(params: dict[str, ParamHandle], before: dict[str, ParamHandle], size: int, old: int) -> None:
-    """Give the first components those of the stage before, and the others no weight."""
+def _inherit(
+    params: dict[str, ParamHandle], before: dict[str, ParamHandle], size: int, old: int, little: float
+) -> None:
+    """Give the first components those of the stage before, and the others ``little`` weight."""
     if params.keys() != before.keys():
         raise ModelError(f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}")
     weighted = False
@@ -102,7 +108,7 @@ def _inherit(params: dict[str, ParamHandle], before: dict[str, ParamHandle], siz
         value = value_of(before[name])
         wanted = value_of(param).shape
         if param.constraint is constraints.simplex and value.shape == (old,):
-            param.write(torch.cat([value, value.new_zeros(size - old)]))
+            param.write(torch.cat([value * (1 - (size - old) * little), value.new_full((size - old,), little)]))
             weighted = True
         elif wanted == value.shape:  # shared by all components
             param.write(value)
@@ -114,4 +120,4 @@ def _inherit(params: dict[str, ParamHandle], before: dict[str, ParamHandle], siz
                 "of a mixture that grows have one entry a component, or are shared by all"
             )
     if not weighted:
-        raise OptionError("new components begin without weight: growth needs weights that are one simplex param")
+        raise OptionError("new components begin with little weight: growth needs weights that are one simplex param")

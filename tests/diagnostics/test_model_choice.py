@@ -315,7 +315,7 @@ def test_programs_whose_params_live_in_the_store():
 
 
 def test_truncated_scores_are_lower_bounds():
-    x = clusters(4, 15) / 4
+    x = clusters(4, 15) + 6 * normal(60, 2, seed=2)  # every row is of several
     given = {"components": [4], "warm_start": False, "heldout": x[::2] + 0.1, "draws": 30}
     options = {"start": seeded, "epochs": 2, "warmup": 1, "patience": 1}
     build = gaussians(guide=few_candidates)

@@ -49,10 +49,21 @@ def test_growth_finds_clusters_that_are_apart(x, make):
 
 
 def test_a_stage_begins_where_the_one_before_ended(x):
-    """Until the first split: a stage of no epochs holds the components of the stage before and weightless ones."""
+    """Until the first split: a stage of no epochs holds the components of the stage before, and one that is dead."""
     first, second = grow(builder(), x, components=[2, 3], epochs=0, progress=False)
     torch.testing.assert_close(second.model.loc[:2].detach(), first.model.loc.detach())
-    assert second.model.weights.tolist() == [0.5, 0.5, 0.0]
+    assert second.model.weights.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-5)
+    assert 0 < float(second.model.weights[2].detach()) * len(x) < 0.01
+
+
+def test_rows_whose_first_candidates_are_all_new_find_old_ones(x):
+    def narrow(model, components):
+        c = min(components, 2)
+        return TruncatedPartition(model, components=components, candidates=c, neighbors=c, explore=0, seed=0)
+
+    with torch.device("cpu"):
+        stages = grow(builder(narrow), x, components=[1, 8], progress=False)
+    assert stages[1].elbo > stages[0].elbo + 1
 
 
 def test_the_first_stage_starts_where_it_is_told(x):
