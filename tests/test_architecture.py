@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_every_folder_is_a_room_of_the_table():
     inside = {path.name for path in (ROOT / "pyro_mixtures").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert inside <= set(rooms())
     assert {"models", "guides", "tutorials", "errors"} <= set(rooms())
+
+
+def test_every_package_is_installed():
+    """An editable install would not notice what a wheel lacks."""
+    inside = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "pyro_mixtures").rglob("__init__.py")}
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert inside | {"pyro_mixtures.guides", "pyro_mixtures.models"} == set(stated)
 
 
 @pytest.mark.parametrize("room", rooms())

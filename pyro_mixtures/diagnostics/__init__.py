@@ -1,8 +1,6 @@
 """Looking at fits: ArviZ data, and plots."""
 
-from pyro_mixtures.diagnostics.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.alignment import align, relabel
-from pyro_mixtures.diagnostics.html import report
 from pyro_mixtures.diagnostics.information import (
     hypercontractivity,
     hypercontractivity_of_table,
@@ -11,10 +9,9 @@ from pyro_mixtures.diagnostics.information import (
     plot_information,
 )
 from pyro_mixtures.diagnostics.io_arviz import to_arviz
-from pyro_mixtures.diagnostics.model_choice import compare_fits
-from pyro_mixtures.diagnostics.model_choice_plots import plot_comparison
-from pyro_mixtures.diagnostics.model_choice_score import Comparison, Score
-from pyro_mixtures.diagnostics.partition_report import PartitionReport, partition_report
+from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
+from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
+from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
 from pyro_mixtures.diagnostics.plots import (
     plot_denoised,
     plot_ellipses,
@@ -25,6 +22,9 @@ from pyro_mixtures.diagnostics.plots import (
     plot_responsibilities,
     plot_sizes,
 )
+from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
+from pyro_mixtures.diagnostics.reports.html import report
+from pyro_mixtures.diagnostics.reports.partition_report import PartitionReport, partition_report
 
 __all__ = [
     "Agreement",

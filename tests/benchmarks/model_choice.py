@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture as Peer
 
-from pyro_mixtures.diagnostics.model_choice import compare_fits
-from pyro_mixtures.diagnostics.model_choice_score import Comparison
+from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
+from pyro_mixtures.diagnostics.model_choice.score import Comparison
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, evidence
 from pyro_mixtures.init import seed_rows

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from pyro_mixtures.diagnostics.agreement import agreement
+from pyro_mixtures.diagnostics.reports.agreement import agreement
 from pyro_mixtures.errors import DataError
 
 pairs = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 3)), min_size=1, max_size=40)

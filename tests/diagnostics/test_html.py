@@ -12,10 +12,10 @@ import pyro
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.html import report
 from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
-from pyro_mixtures.diagnostics.page import Page, write_whole
-from pyro_mixtures.diagnostics.partition_report import partition_report
+from pyro_mixtures.diagnostics.reports.html import report
+from pyro_mixtures.diagnostics.reports.page import Page, write_whole
+from pyro_mixtures.diagnostics.reports.partition_report import partition_report
 from pyro_mixtures.distributions import MixtureWeights, Poissons
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from pyro.distributions import constraints
 from scipy import stats
 
-from pyro_mixtures.diagnostics.model_choice import compare_fits
-from pyro_mixtures.diagnostics.model_choice_loo import Predictive, psis
-from pyro_mixtures.diagnostics.model_choice_plots import plot_comparison
-from pyro_mixtures.diagnostics.model_choice_score import Comparison, Score
-from pyro_mixtures.diagnostics.model_choice_shrink import losses
+from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
+from pyro_mixtures.diagnostics.model_choice.loo import Predictive, psis
+from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
+from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
+from pyro_mixtures.diagnostics.model_choice.shrink import losses
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition

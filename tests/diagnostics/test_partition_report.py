@@ -14,8 +14,8 @@ from pyro.optim import Adam
 from sklearn.metrics import adjusted_rand_score
 from torch.distributions import constraints
 
-from pyro_mixtures.diagnostics.neighbor_recall import neighbor_recall
-from pyro_mixtures.diagnostics.partition_report import partition_report
+from pyro_mixtures.diagnostics.reports.neighbor_recall import neighbor_recall
+from pyro_mixtures.diagnostics.reports.partition_report import partition_report
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition

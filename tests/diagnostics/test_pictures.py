@@ -8,12 +8,12 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from pyro_mixtures.diagnostics.drawing import color_of, marker_of
-from pyro_mixtures.diagnostics.fitted_components import covariances, fitted_components
-from pyro_mixtures.diagnostics.neighbor_plot import plot_neighbors
-from pyro_mixtures.diagnostics.pictures import plot_responsibilities, plot_sizes
-from pyro_mixtures.diagnostics.places import plane_of, plot_ellipses
-from pyro_mixtures.diagnostics.regions import plot_gate
+from pyro_mixtures.diagnostics.plots.drawing import color_of, marker_of
+from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
+from pyro_mixtures.diagnostics.plots.pictures import plot_responsibilities, plot_sizes
+from pyro_mixtures.diagnostics.plots.places import plane_of, plot_ellipses
+from pyro_mixtures.diagnostics.plots.regions import plot_gate
+from pyro_mixtures.diagnostics.reports.fitted_components import covariances, fitted_components
 from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNormals, IsotropicNormals, Poissons
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pyro_mixtures.diagnostics.drawing import COLORS, GREY, Array, figure, label, to_array
-from pyro_mixtures.diagnostics.places import NUMBERED, plane_of
+from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array
+from pyro_mixtures.diagnostics.plots.places import NUMBERED, plane_of
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
 

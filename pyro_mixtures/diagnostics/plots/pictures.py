@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_mixtures.diagnostics.drawing import COLORS, GREY, Array, figure, label, to_array
+from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring import Responsibilities
 from pyro_mixtures.options import check_whole

@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.model_choice_fits import Build, Plan, Start
-from pyro_mixtures.diagnostics.model_choice_rows import heldout_rows
-from pyro_mixtures.diagnostics.model_choice_score import INFORMATION, PREDICTIVE, Comparison, Score
-from pyro_mixtures.diagnostics.model_choice_scorer import Scorer
+from pyro_mixtures.diagnostics.model_choice.fits import Build, Plan, Start
+from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
+from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
+from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.trials import random_state_kept
 from pyro_mixtures.options import check_flag, check_whole
@@ -45,7 +45,7 @@ def compare_fits(
     ``"heldout"``    by the log evidence of ``heldout`` rows, or of all rows by ``folds``, each row scored by the fit
                      that has not seen its fold. Exact at any number of components
     ``"loo"``        by PSIS-LOO, from ``draws`` refits to resampled rows, which start at the fit, see
-                     :func:`~pyro_mixtures.diagnostics.model_choice_loo.leave_one_out`. Takes draws x N numbers.
+                     :func:`~pyro_mixtures.diagnostics.model_choice.loo.leave_one_out`. Takes draws x N numbers.
                      ``unreliable`` is the share of rows whose Pareto k is too large, and whose density under the draws
                      that have not seen them is taken instead
     ===============  ================================================================================================

@@ -9,8 +9,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.drawing import Array, color_of, figure, label, to_array
-from pyro_mixtures.diagnostics.places import draw_labelled, write_number
+from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, to_array
+from pyro_mixtures.diagnostics.plots.places import draw_labelled, write_number
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.gates import Gate
 from pyro_mixtures.options import check_whole

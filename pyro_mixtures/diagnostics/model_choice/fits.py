@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.model_choice_shrink import Values, losses, weights_of, without
+from pyro_mixtures.diagnostics.model_choice.shrink import Values, losses, weights_of, without
 from pyro_mixtures.errors import NumericalError
 from pyro_mixtures.infer.best_of import best_of
 from pyro_mixtures.infer.em import EM

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import pyro_mixtures
-from pyro_mixtures.diagnostics.fitted_rows import params_of
 from pyro_mixtures.diagnostics.program import read_program
+from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.history import Epoch
 

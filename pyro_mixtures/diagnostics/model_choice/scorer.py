@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_mixtures.diagnostics.model_choice_fits import Build, Member, Path, Plan, Rows, Tick
-from pyro_mixtures.diagnostics.model_choice_loo import LeaveOneOut, Predictive, leave_one_out
-from pyro_mixtures.diagnostics.model_choice_rows import folds_of
-from pyro_mixtures.diagnostics.model_choice_score import Score
+from pyro_mixtures.diagnostics.model_choice.fits import Build, Member, Path, Plan, Rows, Tick
+from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, Predictive, leave_one_out
+from pyro_mixtures.diagnostics.model_choice.rows import folds_of
+from pyro_mixtures.diagnostics.model_choice.score import Score
 from pyro_mixtures.infer.criteria import Criteria, criteria
 from pyro_mixtures.infer.scoring import evidence
 

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.fit_summary import params_of_fit, phases, what_was_fitted
-from pyro_mixtures.diagnostics.fitted_components import FittedComponents, covariances, fitted_components
-from pyro_mixtures.diagnostics.fitted_rows import FittedRows, fitted_rows, params_of
-from pyro_mixtures.diagnostics.history_plot import plot_history
-from pyro_mixtures.diagnostics.images import plot_image_sheet
 from pyro_mixtures.diagnostics.information.plots import plot_information
 from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
-from pyro_mixtures.diagnostics.neighbor_plot import plot_neighbors
-from pyro_mixtures.diagnostics.neighbor_recall import WithGraph
-from pyro_mixtures.diagnostics.page import Page, write_whole
-from pyro_mixtures.diagnostics.partition_report import Other, PartitionReport, report_of
-from pyro_mixtures.diagnostics.pictures import plot_responsibilities, plot_sizes
-from pyro_mixtures.diagnostics.places import plot_ellipses
-from pyro_mixtures.diagnostics.regions import plot_gate
+from pyro_mixtures.diagnostics.plots.history import plot_history
+from pyro_mixtures.diagnostics.plots.images import plot_image_sheet
+from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
+from pyro_mixtures.diagnostics.plots.pictures import plot_responsibilities, plot_sizes
+from pyro_mixtures.diagnostics.plots.places import plot_ellipses
+from pyro_mixtures.diagnostics.plots.regions import plot_gate
+from pyro_mixtures.diagnostics.reports.fit_summary import params_of_fit, phases, what_was_fitted
+from pyro_mixtures.diagnostics.reports.fitted_components import FittedComponents, covariances, fitted_components
+from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
+from pyro_mixtures.diagnostics.reports.neighbor_recall import WithGraph
+from pyro_mixtures.diagnostics.reports.page import Page, write_whole
+from pyro_mixtures.diagnostics.reports.partition_report import Other, PartitionReport, report_of
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.gates import Gate
 from pyro_mixtures.infer.scoring import responsibilities
@@ -51,7 +51,7 @@ def report(
     that too. The rest by its option.
 
     :param rows, sample, others, outliers, batch_size, generator: see
-        :func:`~pyro_mixtures.diagnostics.partition_report.partition_report`.
+        :func:`~pyro_mixtures.diagnostics.reports.partition_report.partition_report`.
     :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds the sheet of means.
     :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its regions.
     :param information: of :func:`~pyro_mixtures.diagnostics.information.partition_information`: adds what the

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
-from pyro_mixtures.diagnostics.drawing import Array, color_of, figure, label, marker_of, to_array
+from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, marker_of, to_array
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_number
 

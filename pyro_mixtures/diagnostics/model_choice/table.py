@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_mixtures.diagnostics.model_choice_score import Score
+    from pyro_mixtures.diagnostics.model_choice.score import Score
 
 
 def columns(score: "Score") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.fitted_rows import params_of
+from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.distributions.components import QuadraticComponents
 from pyro_mixtures.infer.fit import Fit

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_mixtures.diagnostics.drawing import GREY, color_of, figure, label
-from pyro_mixtures.diagnostics.model_choice_score import PREDICTIVE, Comparison, Score
+from pyro_mixtures.diagnostics.model_choice.score import PREDICTIVE, Comparison, Score
+from pyro_mixtures.diagnostics.plots.drawing import GREY, color_of, figure, label
 
 _TITLES = {
     "bic": "BIC (nats, small is good)",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pyro_mixtures.diagnostics.datasets import SAMPLE_DIMS, Variable, to_container
-from pyro_mixtures.diagnostics.model_choice_fits import Member, Path
+from pyro_mixtures.diagnostics.model_choice.fits import Member, Path
 from pyro_mixtures.infer.scoring import evidence
 
 

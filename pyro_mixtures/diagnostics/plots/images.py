@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from pyro_mixtures.diagnostics.drawing import Array, figure, to_array
+from pyro_mixtures.diagnostics.plots.drawing import Array, figure, to_array
 from pyro_mixtures.errors import DataError, OptionError
 
 _CONTRASTS = ("shared", "each")

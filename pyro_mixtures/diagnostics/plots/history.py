@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pyro_mixtures.diagnostics.drawing import GREY, figure, label
+from pyro_mixtures.diagnostics.plots.drawing import GREY, figure, label
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer import History
 

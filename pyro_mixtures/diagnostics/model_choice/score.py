@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_mixtures.diagnostics.model_choice_fits import Member
-from pyro_mixtures.diagnostics.model_choice_loo import LeaveOneOut, Predictive
-from pyro_mixtures.diagnostics.model_choice_table import columns, table
+from pyro_mixtures.diagnostics.model_choice.fits import Member
+from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, Predictive
+from pyro_mixtures.diagnostics.model_choice.table import columns, table
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.criteria import Criteria
 from pyro_mixtures.infer.fit import Fit
@@ -67,7 +67,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of :func:`~pyro_mixtures.diagnostics.model_choice.compare_fits`."""
+    """The outcome of :func:`~pyro_mixtures.diagnostics.model_choice.compare.compare_fits`."""
 
     scores: Sequence[Score]  # by family, then by number of components
     criterion: str

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.agreement import Agreement, agreement
-from pyro_mixtures.diagnostics.fitted_rows import FittedRows, fitted_rows, params_of
-from pyro_mixtures.diagnostics.neighbor_recall import NeighborRecall, WithGraph, neighbor_recall
+from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
+from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
+from pyro_mixtures.diagnostics.reports.neighbor_recall import NeighborRecall, WithGraph, neighbor_recall
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.scoring import posteriors
@@ -91,7 +91,7 @@ def partition_report(
     The truncation gap is the exact log evidence of a row less the (truncated) evidence that the guide's q sums over:
     zero for a full guide, for a hard one what the other components would add. Recall of the neighbour graph is the
     share of the truly nearest components that it holds, by the guide's own measure
-    (:func:`~pyro_mixtures.diagnostics.neighbor_recall.neighbor_recall`).
+    (:func:`~pyro_mixtures.diagnostics.reports.neighbor_recall.neighbor_recall`).
 
     :param rows: those of the fit, in their order.
     :param sample: rows of which all C components are evaluated, for the gap and as many again for the recall.

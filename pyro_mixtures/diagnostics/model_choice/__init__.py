@@ -1,0 +1,7 @@
+"""Which family, and how many components: criteria, held-out evidence and PSIS-LOO over a grid of fits."""
+
+from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
+from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
+from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
+
+__all__ = ["Comparison", "Score", "compare_fits", "plot_comparison"]
