@@ -134,6 +134,8 @@ class MixtureWeights(ComponentWeights):
 
     def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
+        if value.shape[-1:] == (1,):  # all rows have the same candidates
+            weight = weight.sum(-1, keepdim=True, dtype=torch.float64)
         counts = count_weights(value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components)
         return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
