@@ -14,10 +14,13 @@ table   the four settings of L, K, p, N; ``ratio`` is the subspace's median erro
         most 1.1 is needed
 rates   the subspace's error against N = 5,000 ... 500,000, with the slope of log error over log N (needed: -0.5 +- .1),
         and against p, K and L, one at a time; drawn to ``--plot``
+growth  errors, and seconds of all fits together, of mixtures grown in stages (1, 2, ... K components, the largest split
+        each time) beside the best of five and EM from the truth
 """
 
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -33,6 +36,7 @@ from pyro_mixtures.errors import MomentWarning
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.best_of import best_of
+from pyro_mixtures.infer.growth import grow
 from pyro_mixtures.init.softmax_starts import SoftmaxStart, start_softmax
 from pyro_mixtures.models.softmax import SoftmaxMixture
 from pyro_mixtures.partition.matching import matched_errors
@@ -65,6 +69,7 @@ TABLE = (
     Setting(10, 5, 5000, 50_000),
     Setting(10, 3, 500, 50_000),
 )
+GROWN = (TABLE[0], TABLE[2])
 BASE = Setting(5, 3, 2000, 50_000)
 SERIES = {
     "N": [BASE._replace(draws=n) for n in (5_000, 15_000, 50_000, 150_000, 500_000)],
@@ -98,6 +103,9 @@ def main() -> None:
     if "table" in options.parts:
         for setting in TABLE:
             compare_starts(report, setting, options.repeats)
+    if "growth" in options.parts:
+        for setting in GROWN:
+            measure_growth(report, setting, options.repeats)
     if "rates" in options.parts:
         errors = {name: follow(report, name, series, options.repeats) for name, series in SERIES.items()}
         draw(errors, report.facts["slope over N"], options.plot)
@@ -107,7 +115,7 @@ def main() -> None:
 def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
-    parts = ["table", "rates"]
+    parts = ["table", "growth", "rates"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
     parser.add_argument("--repeats", type=int, default=20, help="problems of each setting (20)")
     parser.add_argument("--plot", type=Path, default=Path("runs/softmax_recovery.png"), help="where to draw the rates")
@@ -158,6 +166,36 @@ def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> No
         report.row("table", **setting.label, start=name, **figures)
 
 
+def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> None:
+    """Median errors of mixtures that were grown, and their time."""
+    ways: dict[str, Callable[[Problem, int], SoftmaxStart]] = {
+        "EM grown": from_growth,
+        "EM subspace": lambda problem, seed: from_best(problem, "subspace", seed),
+        "EM truth": lambda problem, seed: from_start(problem, SoftmaxStart(problem.theta, problem.weights, "truth")),
+    }
+    errors: dict[str, list[Errors]] = {name: [] for name in ways}
+    seconds = dict.fromkeys(ways, 0.0)
+    for seed in tqdm(range(repeats), desc=str(setting.label)):
+        problem = planted(setting, seed)
+        for name, way in ways.items():
+            started = time.perf_counter()
+            errors[name].append(errors_of(problem, way(problem, seed)))
+            seconds[name] += time.perf_counter() - started
+    truth = median(e.worst for e in errors["EM truth"])
+    for name, found in errors.items():
+        figures: dict[str, Any] = {"error": median(e.worst for e in found), "shares": median(e.shares for e in found)}
+        report.row("growth", **setting.label, start=name, **figures, ratio=figures["error"] / truth, s=seconds[name])
+
+
+def from_growth(problem: Problem, seed: int) -> SoftmaxStart:
+    """EM in stages of one component more each."""
+    pyro.clear_param_store()
+    stages = range(1, len(problem.theta) + 1)
+    make = lambda components: build(problem, components, dead="reseed")  # noqa: E731
+    fits = grow(make, *observed(problem), components=list(stages), generator=torch.Generator().manual_seed(seed), **FIT)
+    return parameters(fits[-1].inference)
+
+
 def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
     """The moment start, and whether it warned."""
     with warnings.catch_warnings(record=True) as caught:
@@ -166,10 +204,11 @@ def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
     return start, any(issubclass(warning.category, MomentWarning) for warning in caught)
 
 
-def build(problem: Problem) -> EM:
+def build(problem: Problem, components: int | None = None, *, dead: str = "keep") -> EM:
     """EM over the mixture, all components for all items."""
-    model = SoftmaxMixture(components=len(problem.theta), features=problem.features).double()
-    return EM(model, FullPartition(model, components=len(problem.theta)), dead="keep")
+    components = components or len(problem.theta)
+    model = SoftmaxMixture(components=components, features=problem.features).double()
+    return EM(model, FullPartition(model, components=components), dead=dead)
 
 
 def observed(problem: Problem) -> tuple[Tensor, Tensor]:
