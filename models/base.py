@@ -2,6 +2,8 @@
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -37,6 +39,11 @@ class MixtureProgram(PyroModule):
             self.register_buffer("weights", equal)
         else:
             self.weights = PyroParam(equal, constraint=constraints.simplex)
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether the weights are constant."""
+        return "weights" in dict(self.named_buffers(recurse=False))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has to find out for itself whether the store holds somebody else's params.
@@ -180,3 +187,40 @@ def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.dim():
         given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
         raise DataError(f"{name} must be a tensor (N, ...), not {given}: give torch.as_tensor({name})")
+
+
+def check_row_weight(row_weight: Tensor, rows: int) -> None:
+    """Refuse ``row_weight`` that are not (rows,) finite numbers of zero or more.
+
+    They may all be zero: strategies call programs with some of the rows, nobody's perhaps.
+
+    :raises DataError: which names the first such row.
+    """
+    check_tensor("row_weight", row_weight)
+    if row_weight.shape != (rows,):
+        raise DataError(f"row_weight {tuple(row_weight.shape)} for {rows} rows: give one weight for each row")
+    wrong = ~(row_weight.isfinite() & (row_weight >= 0))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(f"row_weight of row {row} is {row_weight[row].item()}: weights are finite, and zero or more")
+
+
+@contextmanager
+def weighted(row_weight: Tensor | None, rows: int) -> Iterator[None]:
+    """Context of sites whose rows count ``row_weight`` (rows,) times; None stands for once, zero for not at all.
+
+    :raises DataError: see :func:`check_row_weight`.
+    """
+    if row_weight is None:
+        yield
+        return
+    check_row_weight(row_weight, rows)
+    seen: Any = row_weight > 0
+    if bool(seen.all()):
+        with pyro.poutine.scale(scale=row_weight):
+            yield
+        return
+    # Pyro scales by positive numbers alone, and knows zero as a mask.
+    scale: Any = row_weight.masked_fill(~seen, 1)
+    with pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=seen):
+        yield

@@ -12,9 +12,9 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import Components, MixtureWeights
 from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
 from pyro_mixtures.distributions.squared_distances import Mahalanobis, SquaredEuclidean
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import OptionError
 from pyro_mixtures.init import Seeds
-from pyro_mixtures.models.base import RowMixture, check_tensor
+from pyro_mixtures.models.base import RowMixture, weighted
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import data_plate
 
@@ -61,20 +61,15 @@ class MeanMixture(RowMixture):
     ) -> Tensor:
         """The program: rows ``x`` (B, D) observed, or ``size`` rows drawn when ``x`` is None.
 
-        :param row_weight: (B,) positive weights of the rows; a row of weight two counts as two.
+        :param row_weight: (B,) weights of the rows: two counts as two rows, zero as none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         if x is not None:
             self._check_rows(x)
             x = self.rows(x)
-        if row_weight is not None:
-            check_tensor("row_weight", row_weight)
-            if x is None or row_weight.shape != x.shape[:1]:
-                raise DataError(f"row_weight {tuple(row_weight.shape)}: give one weight for each row of x")
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
-        scale: Any = 1.0 if row_weight is None else row_weight
-        with data_plate(x, index, size), pyro.poutine.scale(scale=scale):
+        with data_plate(x, index, size), weighted(row_weight, 0 if x is None else len(x)):
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 

@@ -1,7 +1,7 @@
 """Latent-class multinomial logit: classes of choosers who weigh the attributes of alternatives differently."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -13,7 +13,7 @@ from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.choices import ChoiceLogits
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.models.base import MixtureProgram, check_tensor
+from pyro_mixtures.models.base import MixtureProgram, check_row_weight, check_tensor, weighted
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import data_plate
 
@@ -95,7 +95,9 @@ class LatentClassLogit(MixtureProgram):
         check_tensor("design", design)
         self._warn_if_shared()
         logits, classes = self.component_distributions(design, available), self.class_distribution(covariates)
-        with data_plate(design, index, size), _weighted(row_weight):
+        if chosen is None:
+            _check_covariates(covariates)
+        with data_plate(design, index, size), weighted(row_weight, len(design)):
             z = pyro.sample("z", classes)
             return pyro.sample("y", logits[z], obs=chosen)
 
@@ -114,12 +116,25 @@ class LatentClassLogit(MixtureProgram):
 
         Takes the program's arguments. A class' coefficients differ from the common ones by ``spread`` times as much
         as changes utilities by one deviation, each: among alternatives that are all as likely.
+
+        :raises DataError: for arguments that do not fit, attributes of choosers with weight that are not finite, and
+            covariates that the model does not have.
         """
         check_number(spread=spread)
+        _check_choices(design, available, chosen)
+        if covariates is not None:
+            self.class_distribution(covariates)
+            _check_rows(design, covariates)
+        weight = self.theta.new_ones(len(chosen)) if row_weight is None else row_weight
+        check_row_weight(weight, len(chosen))
+        if not bool((weight > 0).any()):
+            raise DataError("row_weight is zero for all choosers: there is nobody to start from")
         zero = torch.zeros_like(self.theta[:1].detach())
         common = ChoiceLogits(design, available, zero, ridge=self.ridge)
-        everyone = torch.zeros_like(chosen[:, 0]).unsqueeze(0)
-        weight = zero.new_ones(len(chosen)) if row_weight is None else row_weight
+        wrong = (weight > 0) & ~common.finite().all(-1)
+        if bool(wrong.any()):
+            raise DataError(f"row {int(wrong.nonzero()[0])} of the design holds NaN or infinity: give it no weight")
+        everyone = torch.zeros(1, len(chosen), dtype=torch.int64, device=chosen.device)
         choosers = common.statistics_at(everyone, chosen, weight.unsqueeze(0))
         best = common.maximize(choosers, frozenset({"theta"}), floor=None)["theta"]
         noise = torch.randn(self.theta.shape, generator=generator, dtype=zero.dtype, device="cpu").to(zero.device)
@@ -133,6 +148,8 @@ class LatentClassLogit(MixtureProgram):
     @torch.no_grad()
     def probabilities(self, design: Tensor, available: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Probabilities (B, T, J) that choosers of unknown class choose the alternatives: the classes' average."""
+        if covariates is not None:
+            _check_rows(design, covariates)
         logits, shares = (
             self.component_distributions(design, available),
             self.class_distribution(covariates).table().exp(),
@@ -144,25 +161,34 @@ class LatentClassLogit(MixtureProgram):
         return total
 
 
-@contextmanager
-def _weighted(row_weight: Tensor | None) -> Iterator[None]:
-    """Context of sites whose rows count ``row_weight`` times."""
-    if row_weight is None:
-        yield
-        return
-    seen: Any = row_weight > 0
-    if not bool((row_weight >= 0).all()):
-        raise DataError("row_weight holds negative or missing numbers: weights are zero or more")
-    # Pyro scales by positive numbers alone, and knows zero as a mask.
-    scale: Any = torch.where(seen, row_weight, 1.0)
-    with pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=seen):
-        yield
+def _check_choices(design: Tensor, available: Tensor, chosen: Tensor) -> None:
+    """Refuse choices that are not (B, T), one for each situation, and of at least one."""
+    check_tensor("design", design)
+    check_tensor("chosen", chosen)
+    if chosen.shape != design.shape[:2] or chosen.shape != available.shape[:2] or not chosen.numel():
+        raise DataError(
+            f"choices are {tuple(chosen.shape)}, the design {tuple(design.shape)}: give (B, T) and (B, T, J, L), "
+            "of one situation or more"
+        )
 
 
-def _names(option: str, given: int | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(given, int):
-        check_whole(**{option: given})
-        return tuple(map(str, range(given)))
+def _check_rows(design: Tensor, covariates: Tensor) -> None:
+    if len(covariates) != len(design):
+        raise DataError(f"{len(covariates)} rows of covariates for {len(design)} choosers: give each chooser one")
+
+
+def _check_covariates(covariates: Tensor | None) -> None:
+    """Refuse covariates that no class can be drawn from."""
+    if covariates is not None and not bool(covariates.isfinite().all()):
+        row = int((~covariates.isfinite()).any(-1).nonzero()[0])
+        raise DataError(f"row {row} of the covariates holds NaN or infinity: no class can be drawn from it")
+
+
+def _names(option: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, Real):  # numpy's numbers too
+        count: Any = given
+        check_whole(**{option: count})
+        return tuple(map(str, range(count)))
     names = tuple(given)
     if isinstance(given, str) or not names or len(set(names)) < len(names):
         raise OptionError(f"{option}={given!r}: give a number, or names that differ")

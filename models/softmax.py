@@ -11,7 +11,7 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.softmax_components import SoftmaxComponents
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.models.base import MixtureProgram
+from pyro_mixtures.models.base import MixtureProgram, weighted
 from pyro_mixtures.poutine import data_plate
 
 # Deviation of the logits that thetas start with, about.
@@ -72,7 +72,7 @@ class SoftmaxMixture(MixtureProgram):
     def start_at(self, theta: Tensor, weights: Tensor | None = None) -> None:
         """Put the components at ``theta`` (C, L), with ``weights`` (C,), equal ones by default.
 
-        :raises DataError: for other shapes, and numbers that cannot be used.
+        :raises DataError: for other shapes, numbers that cannot be used, and unequal weights where they are constant.
         """
         shape = (self.components, self.features)
         if theta.shape != shape or not bool(theta.isfinite().all()):
@@ -81,10 +81,14 @@ class SoftmaxMixture(MixtureProgram):
             weights = torch.full(shape[:1], 1.0 / self.components, device=theta.device)
         if weights.shape != shape[:1] or not bool(((weights >= 0) & weights.isfinite()).all()) or not weights.sum() > 0:
             raise DataError(f"weights {tuple(weights.shape)} must be {shape[:1]} numbers, not negative, with a sum")
+        shares = (weights / weights.sum()).to(self.weights)
+        if self.equal_weights and not torch.allclose(shares, self.weights):
+            raise DataError("this model's weights are constant and equal: start it at theta alone")
         with torch.no_grad():
             # Copies: steps in place must not move what was given.
             self.theta = theta.to(self.theta, copy=True)
-            self.weights = (weights / weights.sum()).to(self.weights)
+            if not self.equal_weights:
+                self.weights = shares
 
     def forward(
         self,
@@ -95,17 +99,15 @@ class SoftmaxMixture(MixtureProgram):
     ) -> Tensor:
         """The program: items ``x`` (B,) observed, or ``size`` items drawn when ``x`` is None.
 
-        :param row_weight: (B,) positive weights of the rows, such as counts; a row of weight two counts as two.
+        :param row_weight: (B,) weights of the rows, such as counts: two counts as two rows, zero as none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         if x is not None and x.dim() != 1:
             raise DataError(f"rows must be item numbers (N,), not {tuple(x.shape)}")
-        if row_weight is not None and (x is None or row_weight.shape != x.shape):
-            raise DataError(f"row_weight {tuple(row_weight.shape)}: give one weight for each row of x")
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
-        scale: Any = 1.0 if row_weight is None else row_weight.to(self.item_features.dtype)
-        with data_plate(x, index, size), pyro.poutine.scale(scale=scale):
+        scale = None if row_weight is None else row_weight.to(self.item_features.dtype)
+        with data_plate(x, index, size), weighted(scale, 0 if x is None else len(x)):
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 

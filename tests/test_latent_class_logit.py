@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment, minimize
 from pyro_mixtures.data.choices import choices_from_long
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, responsibilities
+from pyro_mixtures.infer import EM, evidence, fit, responsibilities
 from pyro_mixtures.infer.predict import sample
 from pyro_mixtures.models.choices import LatentClassLogit
 from tests.conformance import assert_near, exact_loss, one_thread
@@ -268,6 +268,110 @@ def test_missing_attribute_of_an_available_alternative_is_refused_by_row():
     model = build()
     with pytest.raises(DataError, match="row 7"):
         EM(model, FullPartition(model, components=C)).step(x, a, y)
+
+
+def masked_covariates(value):
+    pyro.clear_param_store()
+    _, (x, a, y, u), _ = planted(covariates=2)
+    weight = torch.ones(N, dtype=torch.float64, device="cpu")
+    weight[0], u[0] = 0.0, value
+    return x, a, y, u, weight
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_covariates_of_nobody_may_hold_anything(value):
+    """In EM and in gradients."""
+    found = []
+    for rows in (masked_covariates(value), masked_covariates(0.0)):
+        pyro.clear_param_store()
+        model = build(covariates=2)
+        em = EM(model, FullPartition(model, components=C), dead="keep")
+        losses = [em.step(*rows) for _ in range(2)]
+        svi = SVI(model, FullPartition(model, components=C), Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
+        losses += [svi.step(*rows) for _ in range(2)]
+        params = [p.detach().flatten() for p in model.parameters()]
+        found.append(torch.cat([torch.tensor(losses).double(), *params]))
+    assert found[0].isfinite().all()
+    assert_near(found[0], found[1], 1e-8)
+
+
+def test_missing_covariates_of_somebody_are_refused_by_row():
+    *rows, u, weight = masked_covariates(torch.nan)
+    pyro.clear_param_store()
+    model = build(covariates=2)
+    with pytest.raises(DataError, match="row 0 of the model's argument 3"):
+        EM(model, FullPartition(model, components=C)).step(*rows, u, weight.fill_(1.0))
+    with pytest.raises(DataError, match="row 0 of the covariates"):
+        model(*rows[:2], None, u)
+    rows[0][3, 0, rows[1][3, 0].nonzero()[0, 0]] = torch.nan
+    with pytest.raises(DataError, match="row 3 of the design"):
+        model(*rows[:2], None, u.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(3), r"row_weight \(3,\) for 4 rows"),
+        (torch.ones(4, 1), r"row_weight \(4, 1\) for 4 rows"),
+        (torch.tensor([1.0, 1.0, -1.0, 1.0]), "row_weight of row 2 is -1"),
+        (torch.tensor([1.0, 1.0, 1.0, torch.nan]), "row_weight of row 3 is nan"),
+        (torch.tensor([1.0, torch.inf, 1.0, 1.0]), "row_weight of row 1 is inf"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weight, message):
+    _, rows, _ = planted(4)
+    pyro.clear_param_store()
+    model = build()
+    with pytest.raises(DataError, match=message):
+        model.start(*rows, None, weight)
+    with pytest.raises(DataError, match=message):
+        EM(model, FullPartition(model, components=C)).step(*rows, None, weight)
+
+
+def test_batches_of_nobody_are_no_error():
+    _, rows, _ = planted()
+    weight = (torch.arange(N) >= 50).double()
+    pyro.clear_param_store()
+    model = build()
+    em = EM(model, FullPartition(model, components=C), dead="keep")
+    found = fit(em, *rows, rows[0].new_zeros(N, 0), weight, batch_size=25, epochs=2, progress=False)
+    assert np.isfinite(found.elbo)
+    # Scores call the program with some of the rows.
+    parts = evidence(model, *rows, rows[0].new_zeros(N, 0), weight, chunk=25)
+    assert parts[50:].isfinite().all()
+
+
+def test_starts_of_other_shapes_are_refused():
+    _, (x, a, y), _ = planted(20)
+    model = build()
+    with pytest.raises(DataError, match=r"choices are \(20,\)"):
+        model.start(x, a, y[:, 0])
+    with pytest.raises(DataError, match="one situation or more"):
+        model.start(x[:, :0], a[:, :0], y[:, :0])
+    with pytest.raises(DataError, match="1 covariates for a model with 0"):
+        model.start(x, a, y, torch.zeros(20, 1).double())
+    weight = torch.ones(20).double()
+    x[5], a[5, 0], y[5, 0], weight[5] = torch.nan, True, 0, 0.0
+    model.start(x, a, y, None, weight)
+    assert model.theta.isfinite().all()
+    with pytest.raises(DataError, match="zero for all choosers"):
+        model.start(x, a, y, None, torch.zeros_like(weight))
+    with pytest.raises(DataError, match="row 5 of the design"):
+        model.start(x, a, y)
+
+
+def test_probabilities_need_covariates_of_every_chooser():
+    x, a = situations(5)
+    model = build(covariates=2)
+    for rows in (1, 4):
+        with pytest.raises(DataError, match=f"{rows} rows of covariates for 5 choosers"):
+            model.probabilities(x, a, torch.zeros(rows, 2).double())
+
+
+def test_numbers_of_coefficients_are_whole():
+    assert LatentClassLogit(components=2, coefficients=np.int64(2)).theta.shape == (2, 2)
+    with pytest.raises(OptionError, match=r"coefficients=2\.0"):
+        LatentClassLogit(components=2, coefficients=2.0)
 
 
 def test_start_surrounds_the_common_coefficients():

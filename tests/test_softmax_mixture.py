@@ -203,6 +203,48 @@ def test_equal_weights_are_constant():
     assert dict(model.named_parameters()).keys() == {"theta_unconstrained"}
 
 
+def test_starts_leave_constant_weights_alone():
+    model = SoftmaxMixture(components=2, features=torch.randn(5, 3), equal_weights=True)
+    model.start_at(torch.ones(2, 3))
+    model.start_at(2 * torch.ones(2, 3), torch.tensor([3.0, 3.0]))
+    assert model.weights.tolist() == [0.5, 0.5]
+    with pytest.raises(DataError, match="constant and equal"):
+        model.start_at(torch.zeros(2, 3), torch.tensor([0.75, 0.25]))
+    assert (model.theta == 2).all()
+    assert "weights" in dict(model.named_buffers())
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, F64])
+def test_items_never_drawn_count_for_nothing(kind):
+    truth, x = planted(items=50, draws=500)
+    counts = torch.bincount(x, minlength=51)[:50]
+    assert (counts == 0).any()
+    found = []
+    for rows in (count_items(x), (torch.arange(50, device="cpu"), counts.to(kind))):
+        model = like(truth)
+        em = EM(model, FullPartition(model, components=3))
+        losses = [em.step(*rows) for _ in range(4)]
+        found.append(torch.cat([torch.tensor(losses, dtype=F64, device="cpu"), model.theta.detach().flatten()]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, 2.0], r"row_weight \(2,\) for 3 rows"),
+        ([[1.0], [2.0], [3.0]], r"row_weight \(3, 1\) for 3 rows"),
+        ([1.0, -2.0, 1.0], "row_weight of row 1 is -2"),
+        ([1.0, 1.0, torch.nan], "row_weight of row 2 is nan"),
+        ([torch.inf, 1.0, 1.0], "row_weight of row 0 is inf"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weight, message):
+    model = SoftmaxMixture(components=2, features=torch.randn(5, 2))
+    with pytest.raises(DataError, match=message):
+        EM(model, FullPartition(model, components=2)).step(torch.tensor([0, 4, 1]), torch.tensor(weight))
+
+
 def test_draws_are_counted():
     draws = torch.randint(7, (100,))
     items, counts = count_items(draws)

@@ -8,8 +8,10 @@ The rows are 569 tumours of the breast: six shapes of their cells' nuclei, and a
    gives them a common order, without which no average over chains means anything.
 3. ArviZ's PSIS-LOO asks once more how many parts. It leaves a row out by weighting draws; the Pareto k of a row says
    how far that can be trusted. A large one marks a row that a part leans on: without it the posterior is another.
+   The answer need not be that of 1., which asks single fits and takes the smallest of those that are as good.
 4. ``partition_information`` tells which features the parts know of, how much of the diagnosis, and where in the rows
-   a feature matters: a dependence that holds in one part alone is averaged away over all of them.
+   a feature matters: a dependence that holds in one part alone may be averaged away over all of them. Not found in
+   the other part is not absent there, the less so where few rows have one of the diagnoses.
 5. ``report`` writes one self-contained page for the colleague who was not there.
 
 Run ``python tutorials/07_diagnose.py``; it takes less than three minutes on two cores and writes its picture, figures
@@ -69,7 +71,7 @@ class Tumours(NamedTuple):
 
     x: Tensor  # (N, D) logarithms of shapes, of mean 0 and variance 1
     malignant: Tensor  # (N,)
-    texture: np.ndarray  # (N,) as measured
+    measured: np.ndarray  # (N, D) shapes before that
 
 
 class Restart(NamedTuple):
@@ -149,10 +151,10 @@ def read() -> Tumours:
     """Sizes and ratios are compared by their logarithms."""
     table = load_breast_cancer()
     columns = [list(table.feature_names).index(f"mean {name}") for name in FEATURES]
-    shapes = np.log(table.data[:, columns])
+    measured = table.data[:, columns]
+    shapes = np.log(measured)
     x = (shapes - shapes.mean(0)) / shapes.std(0)
-    texture = table.data[:, columns[FEATURES.index("texture")]]
-    return Tumours(torch.tensor(x, dtype=torch.float32), torch.tensor(table.target == 0).float(), texture)
+    return Tumours(torch.tensor(x, dtype=torch.float32), torch.tensor(table.target == 0).float(), measured)
 
 
 def declare(family: str) -> Callable[[int], EM]:
@@ -195,7 +197,9 @@ def restart(x: Tensor, components: int, *, seed: int, steps: int) -> Restart:
         beside = AutoMultivariateNormal(poutine.block(model, hide=["z"]), init_loc_fn=about, init_scale=0.03)
         guide = FullPartition(model, components=components, beside=beside)
         # The steps get a fiftieth as long in the end: what is left of their noise would look like disagreement.
-        svi = SVI(model, guide, ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)}), TraceEnum_ELBO())
+        svi = SVI(
+            model, guide, ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)}), TraceEnum_ELBO(max_plate_nesting=1)
+        )
         bayes = fit(svi, x, epochs=steps, patience=steps, progress=False)
     return Restart(start, bayes, state)
 
@@ -289,16 +293,16 @@ def draw(
     draw_parts(axes[0, 1], tumours, best, labels)
     draw_chains(axes[0, 2], data, best)
     draw_leaving(axes[1, 0], leaving)
-    plot_information(information, axes[1, 1])
-    title(axes[1, 1], "What the parts know", "information on each variable; the diagnosis (y) was never seen")
-    draw_texture(axes[1, 2], tumours, labels, information)
+    draw_knowledge(axes[1, 1], information)
+    draw_dependence(axes[1, 2], tumours, labels, information)
     figure.savefig(path)
 
 
-def title(ax: Axes, name: str, remark: str, *, above: float = 0.0) -> None:
-    """A bold name, and below it what to see; ``above`` a legend of so many points."""
-    ax.set_title(name, loc="left", fontweight="bold", color=INK, pad=24 + above)
-    ax.annotate(remark, (0, 1), (0, 8 + above), "axes fraction", textcoords="offset points", color="#555555", size=9.5)
+def title(ax: Axes, name: str, remark: str) -> None:
+    """A bold name, and below it what to see."""
+    ax.set_title(name, loc="left", fontweight="bold", color=INK, pad=24)
+    below = ax.annotate(remark, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color="#555555", size=9.5)
+    below.set_in_layout(False)  # it would take its room from the axes
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -307,15 +311,15 @@ def draw_choice(ax: Axes, choice: Comparison) -> None:
     plot_comparison(choice, ax=ax)
     ax.legend(frameon=False, loc="lower right")
     ax.set(xlabel="parts", ylabel="log evidence of rows not seen (nats)")
-    title(ax, "How many parts?", "bars: one standard error of the difference to the largest")
+    title(ax, "How many parts?", "cross-validated; bars: standard error of the difference to the best")
 
 
 def draw_parts(ax: Axes, tumours: Tumours, best: Fit, labels: Tensor) -> None:
     """Rows in their parts' colours, and the parts as ellipses."""
     model: Any = best.model
     plot_ellipses(model.loc, covariances(model), rows=tumours.x, labels=labels, ax=ax)
-    share = [f"part {k}: {tumours.malignant[labels == k].mean():.0%}" for k in range(model.components)]
-    title(ax, "The parts", "malignant in " + ", ".join(share) + "; lines at two deviations")
+    share = [f"{tumours.malignant[labels == k].mean():.0%} of part {k}" for k in range(model.components)]
+    title(ax, "The parts", "lines at two deviations; malignant: " + ", ".join(share))
 
 
 def draw_chains(ax: Axes, data: Any, best: Fit) -> None:
@@ -326,15 +330,14 @@ def draw_chains(ax: Axes, data: Any, best: Fit) -> None:
     for part in range(parts):
         for chain in range(chains):
             at = np.arange(features) + 0.14 * (chain - (chains - 1) / 2)
-            ends = low[chain, part], high[chain, part]
-            ax.hlines(at, *ends, color=COLORS[part], lw=1.6, label=f"part {part}" if not chain else None)
+            ax.hlines(at, low[chain, part], high[chain, part], color=COLORS[part], lw=1.6)
             ax.plot(middle[chain, part], at, "o", color=COLORS[part], ms=3)
+        ax.text(middle[0, part, 0], -0.45, f"part {part}", color=COLORS[part], ha="center", va="bottom", weight="bold")
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set_yticks(range(features), FEATURES)
-    ax.set_ylim(features - 0.5, -0.5)
+    ax.set_ylim(features - 0.5, -0.85)
     ax.set_xlabel("mean of the part (standard deviations of all rows)")
-    ax.legend(frameon=False, loc="lower right")
-    title(ax, "Do restarts agree?", f"{chains} restarts, labels aligned; lines hold 94% of the draws")
+    title(ax, "Do restarts agree?", f"{chains} restarts, labels aligned; lines: 94% of draws")
 
 
 def in_order_of(best: Fit, loc: np.ndarray) -> np.ndarray:
@@ -354,10 +357,10 @@ def draw_leaving(ax: Axes, leaving: dict[int, Leaving]) -> None:
         ax.scatter(one.k[bad], at[bad], s=40, color="#D55E00", marker="X", linewidths=0)
     good = next(iter(leaving.values())).good
     ax.axvline(good, color=INK, ls="--", lw=1)
-    ax.text(good, len(leaving) - 0.45, " not to be trusted", va="bottom", color=INK, size=9)
+    ax.text(good, len(leaving) - 0.4, " not to be trusted", va="top", color=INK, size=9)
     ax.set_yticks(range(len(leaving)), [_standing(count, one) for count, one in leaving.items()])
-    ax.set(xlabel="Pareto k of each row", ylim=(-0.5, len(leaving) - 0.3), xlim=(None, 1.02))
-    title(ax, "Leaving rows out", "PSIS-LOO of each number of parts; crosses: rows that a part leans on")
+    ax.set(xlabel="Pareto k of each row", ylim=(-0.5, len(leaving) - 0.3))
+    title(ax, "Leaving rows out", "PSIS-LOO; crosses: rows that a part leans on")
 
 
 def _standing(count: int, one: Leaving) -> str:
@@ -365,38 +368,43 @@ def _standing(count: int, one: Leaving) -> str:
     return f"{count} part{'s' * (count > 1)}\n{behind}"
 
 
-def draw_texture(ax: Axes, tumours: Tumours, labels: Tensor, information: PartitionInformation) -> None:
-    """Texture of benign and malignant tumours, in each part."""
-    rng, names, lines = np.random.default_rng(0), [], textures(information)
+def draw_knowledge(ax: Axes, information: PartitionInformation) -> None:
+    """Bars of mutual information."""
+    plot_information(information, ax)
+    ax.get_legend().remove()
+    kinds = {"x": "all features", "y": "diagnosis"}
+    ax.set_yticks(
+        range(len(information.knowledge)), [kinds.get(line.name, line.name) for line in information.knowledge]
+    )
+    ax.set_xlabel(f"information (nats); dashed: all there is, {information.entropy:.2f}")
+    title(ax, "What the parts know", "of each feature, of all together, and of the diagnosis, never seen")
+
+
+def draw_dependence(ax: Axes, tumours: Tumours, labels: Tensor, information: PartitionInformation) -> None:
+    """The most hidden feature of benign and of malignant tumours, in each part."""
+    rng, names, lines = np.random.default_rng(0), [], most_hidden(information)
+    feature = lines[0].feature
+    values = tumours.measured[:, FEATURES.index(feature)]
     for band, line in enumerate(lines):
         for side, kind in enumerate(("benign", "malignant")):
-            rows = ((labels == line.part) & (tumours.malignant == side)).numpy()
-            at = 2.6 * band + side
-            texture = tumours.texture[rows]
-            ax.scatter(
-                texture,
-                at + rng.uniform(-0.3, 0.3, size=len(texture)),
-                s=9,
-                color=COLORS[line.part],
-                alpha=0.45,
-                linewidths=0,
-            )
-            ax.vlines(np.median(texture), at - 0.42, at + 0.42, color=INK, lw=2)
-            names.append((at, f"{kind}\n({len(texture)})"))
-        found = f"part {line.part}: coefficient {line.inside:.2f}, adjusted p = {line.adjusted:.2g}"
-        ax.text(0.99, 2.6 * band - 0.52, found, transform=ax.get_yaxis_transform(), ha="right", va="bottom", size=9.5)
+            some = values[((labels == line.part) & (tumours.malignant == side)).numpy()]
+            at = 2.8 * band + side
+            shaken = at + rng.uniform(-0.28, 0.28, size=len(some))
+            ax.scatter(some, shaken, s=9, color=COLORS[line.part], alpha=0.5, linewidths=0)
+            ax.vlines(np.median(some), at - 0.38, at + 0.38, color=INK, lw=2)
+            names.append((at, f"{kind}\n({len(some)})"))
+        found = f"part {line.part}: coefficient {line.inside:.2f}, p {line.adjusted:.2g}"
+        ax.text(0.01, 2.8 * band - 0.45, found, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
     ax.set_yticks(*zip(*names, strict=True))
-    ax.set(xlabel="texture", ylim=(2.6 * len(lines) - 0.9, -0.85))
-    title(
-        ax,
-        "Where texture tells",
-        f"the diagnosis; bars: medians. Over all rows the coefficient is {lines[0].overall:.2f}",
-    )
+    ax.set(xlabel=f"{feature}, as measured", ylim=(2.8 * len(lines) - 1.3, -1.0))
+    title(ax, f"Where {feature} matters", f"bars: medians; the coefficient over all rows is {lines[0].overall:.2f}")
 
 
-def textures(information: PartitionInformation) -> list[Dependence]:
-    """How the diagnosis depends on texture in each part."""
-    return [line for line in information.dependences if line.feature == "texture"]
+def most_hidden(information: PartitionInformation) -> list[Dependence]:
+    """A line a part of the feature whose dependence over all rows falls most below that found in a part."""
+    found = information.partial() or information.dependences
+    feature = max(found, key=lambda line: line.inside - line.overall).feature
+    return [line for line in information.dependences if line.feature == feature]
 
 
 def tell(figures: dict, summary: PartitionReport, page: Path) -> None:
@@ -411,7 +419,7 @@ def tell(figures: dict, summary: PartitionReport, page: Path) -> None:
     share = " and ".join(f"{share:.0%}" for share in figures["malignant"])
     print(f"malignant in the parts: {share}; they know {figures['knows']['y']:.2f} nats of the diagnosis")
     for line in figures["partial"]:
-        print(f"{line['feature']} tells the diagnosis in part {line['part']} only:", end=" ")
+        print(f"{line['feature']} tells the diagnosis in part {line['part']}, not found elsewhere:", end=" ")
         print(f"coefficient {line['inside']:.2f} there, {line['overall']:.2f} overall")
     print(f"\n{summary}\n\npage, picture and figures in {page.parent}/")
 

@@ -1,7 +1,7 @@
 """Lines of a long table of choices, put in their places: choosers, situations, alternatives, and a design's columns."""
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +17,27 @@ def pandas() -> Any:
         raise DataError("tables of choices are read with pandas: pip install pandas") from error
 
 
-def frame_of(table: Any, names: Iterable[str | None]) -> Any:
+def frame_of(table: Any, names: Sequence[str | None]) -> Any:
     """``table`` as a DataFrame that has the columns ``names``, numbered lines."""
     frame = pandas().DataFrame(table).reset_index(drop=True)
     missing = [name for name in names if name is not None and name not in frame]
     if missing:
         raise DataError(f"the table has no columns {missing}; it has {list(frame)}")
+    twice = [name for name in names if name is not None and list(frame).count(name) > 1]
+    if twice:
+        raise DataError(f"the table has several columns {twice[0]!r}: rename them, or leave them out")
     if not len(frame):
         raise DataError("the table has no lines")
     return frame
+
+
+def available_lines(frame: Any, available: str, taken: np.ndarray) -> Any:
+    """Lines of ``frame`` where the column ``available`` is 1; none that is ``taken`` (n,) may be left out."""
+    open_ = flags(frame, available)
+    wrong = taken & ~open_
+    if wrong.any():
+        raise DataError(f"line {frame.index[wrong][0]} is chosen, but not available: column {available!r} is 0")
+    return frame[open_]
 
 
 def keys(frame: Any, name: str) -> np.ndarray:
@@ -113,6 +125,8 @@ def lines_of(who: np.ndarray, when: np.ndarray, which: np.ndarray, alternatives:
     """Lines from their labels (n,); each alternative once in a situation."""
     pd = pandas()
     labels = _sorted(which) if alternatives is None else list(alternatives)
+    if len(pd.Index(labels, dtype=object).unique()) < len(labels):
+        raise OptionError(f"alternatives={labels}: give each of them once")
     alternative = pd.Index(labels, dtype=object).get_indexer(which.astype(object))
     if (alternative < 0).any():
         unknown = _plain(which[(alternative < 0).argmax()])

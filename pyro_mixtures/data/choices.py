@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.data.choice_design import Lines, design_of, flags, frame_of, keys, lines_of, pandas
+from pyro_mixtures.data.choice_design import Lines, available_lines, design_of, flags, frame_of, keys, lines_of, pandas
 from pyro_mixtures.errors import DataError, OptionError
 
 
@@ -70,12 +70,14 @@ def choices_from_long(
     :param constants: a constant for each alternative but the reference.
     :param reference: an alternative; the first one by default.
     :param alternatives: all of them, in the order of their numbers; sorted by default.
-    :param available: column of 0 and 1: lines of alternatives that are not available hold 0.
+    :param available: column of 0 and 1: lines of alternatives that are not available hold 0. Situations where none is,
+        and none chosen, are left out.
     :param covariates: columns with one value a chooser, for class membership.
     :param weight: column with one weight a chooser.
-    :param dtype: of the design, covariates and weights; torch's default.
+    :param dtype: of the design, covariates and weights, floating; torch's default.
     :raises DataError: for missing values, columns that do not exist, an alternative listed twice in a situation, not
-        exactly one chosen, or covariates that differ within a chooser; it names the chooser and situation.
+        exactly one chosen, one chosen that is not available, or covariates that differ within a chooser; it names the
+        chooser and situation, or the line.
 
     >>> lines = {"id": [7, 7, 8, 8], "mode": ["bus", "car"] * 2, "cost": [1.0, 3.0, 2.0, 3.0], "choice": [1, 0, 0, 1]}
     >>> choices_from_long(lines, chooser="id", alternative="mode", chosen="choice", generic=["cost"])
@@ -83,10 +85,16 @@ def choices_from_long(
     """
     if chooser is None and situation is None:
         raise OptionError("give chooser=, the column that tells choosers apart, or situation=, or both")
+    kind = dtype or torch.get_default_dtype()
+    if not kind.is_floating_point:
+        raise OptionError(f"dtype={kind}: give a floating-point dtype")
     given = (chooser, situation, alternative, chosen, available, weight, *generic, *specific, *covariates)
     frame = frame_of(table, given)
+    _check_distinct(generic, specific)
     if available is not None:
-        frame = frame[flags(frame, available)]
+        frame = available_lines(frame, available, frame[chosen].isin([1]).to_numpy())
+        if not len(frame):
+            raise DataError(f"column {available!r} is 0 in all lines: nothing is available")
     who, which = keys(frame, chooser or situation or ""), keys(frame, alternative)
     when = keys(frame, situation) if situation is not None else np.zeros(len(frame), dtype=np.int64)
     lines = lines_of(who, when, which, alternatives)
@@ -100,7 +108,6 @@ def choices_from_long(
     )
     seen = np.zeros(lines.shape, dtype=bool)
     seen[lines.places] = True
-    kind = dtype or torch.get_default_dtype()
     return ChoiceTable(
         design=_tensor(design.values, kind),
         available=_tensor(seen, torch.bool),
@@ -163,7 +170,9 @@ def choices_from_wide(
             part[name] = frame[each[name]] if isinstance(each[name], str) else each[name]
         part[_LINE], part[_ALTERNATIVE], part[_CHOSEN] = np.arange(len(frame)), label, choice == label
         part[_CHOOSER] = part[_LINE] if chooser is None else keys(frame, chooser)
-        long.append(part[flags(frame, available[label])] if label in available else part)
+        long.append(
+            part.loc[available_lines(frame, available[label], choice == label).index] if label in available else part
+        )
     return choices_from_long(
         pandas().concat(long).sort_values(_LINE, kind="stable"),
         chooser=_CHOOSER,
@@ -183,6 +192,14 @@ def choices_from_wide(
 
 # Columns of the long table that a wide one is made into.
 _CHOOSER, _LINE, _ALTERNATIVE, _CHOSEN = "(chooser)", "(line)", "(alternative)", "(chosen)"
+
+
+def _check_distinct(generic: Sequence[str], specific: Sequence[str]) -> None:
+    """Two columns of the design that are equal leave their coefficients undetermined."""
+    names = [*generic, *specific]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise OptionError(f"{twice[0]!r} is given twice under generic= and specific=: give every name once")
 
 
 def _attributes(alternatives: Mapping[Any, Mapping[str, Any]]) -> list[str]:

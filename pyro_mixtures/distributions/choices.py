@@ -87,7 +87,7 @@ class ChoiceLogits(ConditionalComponents):
         return 1 if self.ridge else max(1, -(-self.theta.shape[-1] // max(1, told)))
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        finite = self._finite()
+        finite = self.finite()
         found = choice_log_prob(self._choices(value, finite), self.theta, self.pairs(index)).reshape(index.shape)
         penalty = self.ridge * self.theta.square().sum(-1)
         found = found - penalty[once(index).clamp_min(0)]
@@ -103,7 +103,16 @@ class ChoiceLogits(ConditionalComponents):
         return self._shares(index) * self.available
 
     def sample_at(self, index: Tensor) -> Tensor:
-        """Choices (*index.shape, T); -1 in situations without an available alternative."""
+        """Choices (*index.shape, T); -1 in situations without an available alternative.
+
+        :raises DataError: for a row with attributes that are not finite, of an alternative that is available.
+        """
+        wrong = ~self.finite().all(-1)
+        if bool(wrong.any()):
+            raise DataError(
+                f"row {int(wrong.nonzero()[0])} of the design holds NaN or infinity where alternatives are available: "
+                "no choice can be drawn from it"
+            )
         shares = self._shares(index)
         drawn = shares.flatten(0, -2).multinomial(1).reshape(shares.shape[:-1])
         return torch.where(self.available.any(-1), drawn, -1)
@@ -118,7 +127,7 @@ class ChoiceLogits(ConditionalComponents):
         pairs = self.pairs(index)
         if not pairs.everyone:
             pairs = self.pairs(torch.where(weight > 0, index, -1))
-        sums = ChoiceStatistics(WeightedChoices(self._choices(value, self._finite()), pairs, weight.reshape(-1)))
+        sums = ChoiceStatistics(WeightedChoices(self._choices(value, self.finite()), pairs, weight.reshape(-1)))
         return sums if into is None else into + sums
 
     def maximize(self, statistics: ChoiceStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
@@ -157,7 +166,7 @@ class ChoiceLogits(ConditionalComponents):
         shares = utility.masked_fill(~choices.available, -torch.inf).softmax(-1)
         return shares.reshape(*index.shape, *shares.shape[-2:])
 
-    def _finite(self) -> Tensor:
+    def finite(self) -> Tensor:
         """Whether all attributes that count are finite, (B, T)."""
         return (self.attributes.isfinite().all(-1) | ~self.available).all(-1)
 

@@ -58,6 +58,9 @@ class GatedWeights(ComponentWeights):
     treats all components alike, and the penalty with them, as scikit-learn's ``LogisticRegression(C=1 / (2 n lambda))``
     does for n rows: for regularised gates whose coefficients nobody reads.
 
+    A row whose covariates are not finite has log probability NaN, and no part in gradients, so that a mask may hide
+    it; draws take its covariates for zeros.
+
     A row's normaliser needs all C components, (B, C) numbers: some rows at a time, and made again in backward where
     they are many.
 
@@ -137,6 +140,13 @@ class GatedWeights(ComponentWeights):
         u = match_dtype(self.covariates, self.weight)
         return torch.cat([u, u.new_ones(len(u), 1)], -1)
 
+    def _finite_design(self) -> tuple[Tensor, Tensor]:
+        """The design, zero in rows that are not finite, and which rows (B,) are."""
+        design = self.design()
+        finite = design.isfinite().all(-1)
+        # NaN would reach the gradients of the other rows through those of the coefficients.
+        return torch.where(finite.unsqueeze(-1), design, 0.0), finite
+
     def table(self) -> Tensor:
         """Log softmax (B, C) of all rows, without the penalty."""
         return (self.design() @ self.coefficients.T).log_softmax(-1)
@@ -145,13 +155,15 @@ class GatedWeights(ComponentWeights):
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         z = once(value.long().expand(shape))
         z = z.reshape(-1, z.shape[-1])
-        design, coefficients = self.design(), self.coefficients
+        design, finite = self._finite_design()
+        coefficients = self.coefficients
         size = max(1, _NUMBERS // self.components)
         if len(design) <= size:
             found = _log_softmax_at(design, coefficients, z)
         else:
             parts = zip(design.split(size), z.expand(-1, len(design)).split(size, 1), strict=True)
             found = torch.cat([_Remade.apply(x, coefficients, c) for x, c in parts], -1)
+        found = torch.where(finite | (z < 0), found, torch.nan)
         return found.reshape(shape) - self.ridge * self.weight.square().sum() if self.ridge else found.reshape(shape)
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
@@ -160,7 +172,7 @@ class GatedWeights(ComponentWeights):
         if not shape.numel():
             return torch.zeros(shape, dtype=torch.int64, device=self.weight.device)
         with torch.no_grad():
-            parts = self.design().split(max(1, _NUMBERS // self.components))
+            parts = self._finite_design()[0].split(max(1, _NUMBERS // self.components))
             probs = ((x @ self.coefficients.T).softmax(-1) for x in parts)
             return torch.cat([p.multinomial(draws, replacement=True) for p in probs]).T.reshape(shape)
 

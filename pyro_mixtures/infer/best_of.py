@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyro_mixtures.errors import NumericalError, OptionError
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.fit import Fit, fit
+from pyro_mixtures.infer.starts import check_new
 from pyro_mixtures.infer.trials import inference_of, own_params, put_in_place, random_state_kept
 
 Build = Callable[[], EM | tuple[Callable, EM]]
@@ -29,10 +30,16 @@ class BestOf:
 
 
 class _Trial(NamedTuple):
-    fit: Fit | None  # of the best so far alone
+    made: EM | None  # by build(); kept of the best so far alone, as is its fit
+    fit: Fit | None
     params: Any
     elbo: float
     failure: NumericalError | None = None
+    interrupted: bool = False
+
+    def without_fit(self) -> "_Trial":
+        """All but what takes memory."""
+        return self._replace(made=None, fit=None, params=None)
 
 
 def best_of(
@@ -58,7 +65,10 @@ def best_of(
     :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
     :param progress: show a bar of the starts with the best ELBO, then that of the fit.
     :param fit_options: for :func:`fit`, of the trials (but for their ``epochs``) and of the last fit.
-    :raises OptionError: without starts or steps. :raises NumericalError: when no start has a finite ELBO.
+    :raises OptionError: without starts or steps, or when ``build`` returns the model or guide of an earlier start.
+    :raises NumericalError: when no start has a finite ELBO.
+
+    Ctrl-C ends the start in progress, or the last fit, and starts no other: the best so far is returned.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM
@@ -72,6 +82,7 @@ def best_of(
     >>> found.elbos.shape, found.best.converged
     ((3,), True)
     """
+    starts = list(starts)
     if not starts or steps < 1:
         raise OptionError(f"{len(starts)} starts and steps={steps}: give at least one of each")
     run = _Runner(build, rows, {**fit_options, "epochs": steps, "progress": False})
@@ -80,18 +91,26 @@ def best_of(
     with random_state_kept():
         with tqdm(total=len(starts), desc="starts", disable=not progress, unit="start") as bar:
             for start, seed in zip(starts, seeds, strict=True):
-                trials.append(run(start, seed))
+                trials.append(run(start, seed, [trial.made for trial in trials if trial.made is not None]))
                 best = max(trials, key=lambda trial: trial.elbo)  # the first of equals
-                trials = [trial if trial is best else trial._replace(fit=None, params=None) for trial in trials]
+                trials = [trial if trial is best else trial.without_fit() for trial in trials]
                 bar.set_postfix(best=f"{best.elbo:.4f}", refresh=False)
                 bar.update()
+                if trials[-1].interrupted:
+                    break
         if best.elbo == -math.inf or best.fit is None:
             raise NumericalError(
                 f"none of {len(starts)} starts has a finite ELBO: check the data and the starts"
             ) from best.failure
         put_in_place(best.params)
-        result = fit(best.fit.inference, *rows, progress=progress, **fit_options)
-    return BestOf(result, trials.index(best), np.array([trial.elbo for trial in trials]))
+        interrupted = trials[-1].interrupted
+        result = best.fit if interrupted else fit(best.fit.inference, *rows, progress=progress, **fit_options)
+    winner = next(i for i, trial in enumerate(trials) if trial is best)
+    return BestOf(replace(result, interrupted=True) if interrupted else result, winner, _elbos(trials))
+
+
+def _elbos(trials: list[_Trial]) -> np.ndarray:
+    return np.array([trial.elbo for trial in trials])
 
 
 class _Runner:
@@ -100,12 +119,14 @@ class _Runner:
     def __init__(self, build: Build, rows: tuple[Tensor, ...], fit_options: dict[str, Any]):
         self.build, self.rows, self.fit_options = build, rows, fit_options
 
-    def __call__(self, start: Start, seed: int) -> _Trial:
+    def __call__(self, start: Start, seed: int, earlier: list[EM]) -> _Trial:
         with own_params(seed) as params:
             inference = inference_of(self.build())
-            start(inference.model)
+            check_new(inference, earlier)
             try:
+                start(inference.model)
                 found = fit(inference, *self.rows, **self.fit_options)
             except NumericalError as failure:  # one bad start must not end the others
-                return _Trial(None, None, -math.inf, failure)
-        return _Trial(found, params, -math.inf if math.isnan(found.elbo) else found.elbo)
+                return _Trial(inference, None, None, -math.inf, failure)
+        elbo = -math.inf if math.isnan(found.elbo) else found.elbo
+        return _Trial(inference, found, params, elbo, interrupted=found.interrupted)

@@ -71,7 +71,7 @@ def bootstrap(
     :param progress: show a progress bar of the draws.
     :param fit_options: for :func:`fit`, each time.
     :raises OptionError: when ``draws`` is not positive.
-    :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew.
+    :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew; or when rows have weights.
 
     Every refit is a copy of model and guide with a param store of its own; Pyro's store keeps the first fit. The
     labels of a hard partition go with the rows. A truncated guide keeps its neighbour graph and searches anew.
@@ -93,6 +93,7 @@ def bootstrap(
             f"bootstrap fits again by EM, but this fit is by {type(first.inference).__name__}: give a fit by EM, or "
             "put priors on the params and let to_arviz draw from their guide"
         )
+    _check_unweighted(first.inference, tensors)
     count = len(tensors[0])
     refits = []
     with random_state_kept(), tqdm(total=draws, desc="bootstrap", disable=not progress, unit="draw") as bar:
@@ -104,6 +105,18 @@ def bootstrap(
             if refits[-1].fit.interrupted:
                 break
     return Bootstrap(first, tuple(refits))
+
+
+def _check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
+    """A row that stands for several would be drawn, or left out, as a whole."""
+    with random_state_kept(), pyro.poutine.block(), torch.no_grad():
+        nodes: Any = pyro.poutine.trace(em.model).get_trace(*rows).nodes
+    scale = torch.as_tensor(nodes[em.guide.site]["scale"])
+    if not bool((scale == 1).all()):
+        raise ModelError(
+            "the model's rows have weights other than one, but a bootstrap draws rows: give it the rows one by one "
+            "(items that were drawn, instead of their counts)"
+        )
 
 
 def _first(build: Any, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> Fit:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.distributions import FactorAnalyzers, Selected
+from pyro_mixtures.distributions.softmax_components import SoftmaxComponents, covariance_of
 from pyro_mixtures.distributions.weights import ComponentWeights
-from pyro_mixtures.errors import OptionError
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.scoring import posteriors
 from pyro_mixtures.ops.lookup import count_weights
@@ -61,6 +62,8 @@ def criteria(
     Cholesky factor, D H - H (H - 1) / 2 of a D x H factor, which is known up to a rotation. Params that sites share
     count once; constants, frozen params and those with ``requires_grad=False`` not at all. (Logits that a program gives
     to a stock ``Categorical`` count as C.) A ridge penalty is part of the log likelihood, and does not lower p.
+    Coefficients of :class:`SoftmaxComponents` without ridge count as many as their items' features have independent
+    directions; those of :class:`ChoiceLogits` all, collinear attributes included: drop such attributes first.
 
     :param rows: the model's tensor arguments, N rows each, in chunks.
     :param guide: None sums over all C components, exactly; a truncated guide's log likelihood is a lower bound.
@@ -69,6 +72,7 @@ def criteria(
     :param freeze: names of params that were held fixed.
     :param chunk: rows evaluated at once.
     :raises OptionError: when ``freeze`` names no params of the model.
+    :raises DataError: when the weights of all rows are zero.
 
     >>> from pyro_mixtures.models import GaussianMixture
     >>> model = GaussianMixture(components=2, features=3)
@@ -78,7 +82,10 @@ def criteria(
     totals = _Totals()
     for posterior, _ in posteriors(model, rows, guide, site, given, chunk):
         totals.add(posterior)
-    first = tuple(tensor[:1] for tensor in Batches(rows).tensors)
+    batches = Batches(rows)
+    if not totals.rows > 0:
+        raise DataError(f"the weights of the {batches.rows} rows have the sum {totals.rows:g}: give rows that count")
+    first = tuple(tensor[:1] for tensor in batches.tensors)
     program = _Program(model, first, frozenset(freeze))
     return totals.criteria(program.free_parameters(), program.components(site))
 
@@ -166,6 +173,16 @@ def _(family: FactorAnalyzers, is_free: Callable[[Tensor], bool]) -> int:
     # Rotations of H factors; of more than D only D matter.
     rotations = factors * (factors - 1) // 2 if factors <= features else factors * features - _triangle(features)
     return family.factor[..., 0, 0].numel() * rotations if is_free(family.factor) else 0
+
+
+@_redundant.register
+def _(family: SoftmaxComponents, is_free: Callable[[Tensor], bool]) -> int:
+    if family.ridge or not is_free(family.theta):
+        return 0
+    spread = covariance_of(family.features)
+    # The trace of the projector on directions in which items differ.
+    rank = round(float((spread.covariance * spread.inverse()).sum()))
+    return family.theta[..., 0].numel() * (family.features.shape[1] - rank)
 
 
 def _free_numbers(constraint: Any, leaf: Tensor) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -71,7 +72,8 @@ def grow(
                 inference = inference_of(build(size))
                 params = params_of(inference, rows)
                 if stages:
-                    _inherit(params, stages[-1].params, size, sizes[len(stages) - 1], _LITTLE / len(rows[0]))
+                    little = _LITTLE / _expected_rows(inference, rows)
+                    _inherit(params, stages[-1].params, size, sizes[len(stages) - 1], little)
                 elif start is not None:
                     start(inference.model)
                 _check_splits(inference, growing=len(sizes) > 1)
@@ -95,6 +97,15 @@ def _checked_sizes(components: Sequence[int]) -> list[int]:
 def _check_splits(inference: EM, *, growing: bool) -> None:
     if growing and inference.dead != "reseed":
         raise OptionError(f"dead={inference.dead!r}: growth splits components by re-seeding, EM(dead='reseed')")
+
+
+def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
+    """Rows by their weights; those of weights below one count as one, as EM has it."""
+    with pyro.poutine.block(), torch.no_grad():
+        nodes: Any = pyro.poutine.trace(inference.model).get_trace(*rows).nodes
+    scale = torch.as_tensor(nodes[inference.guide.site]["scale"], dtype=torch.float64)
+    count = len(rows[0])
+    return max(count, float(scale.sum() if scale.numel() > 1 else scale * count))
 
 
 def _inherit(

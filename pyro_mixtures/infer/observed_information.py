@@ -55,7 +55,8 @@ def observed_information(
     density includes a ridge penalty, so does this: errors are then those of the penalised fit.) Minus its Hessian A in
     the unconstrained params gives their covariance :math:`A^{-1}`, or with ``robust`` the sandwich :math:`A^{-1} B
     A^{-1}` with B the sum of the rows' outer products of scores, which is right under a wrong model, too (White,
-    "Maximum likelihood estimation of misspecified models", Econometrica 50, 1982). The delta method carries it over to
+    "Maximum likelihood estimation of misspecified models", Econometrica 50, 1982). A row of weight two counts as two
+    rows of its kind: weights are counts here, not those of a survey. The delta method carries it over to
     the constrained values. Directions that constraints leave no freedom (a simplex has C - 1) are taken out first.
 
     The Hessian is a central difference of exact gradients, and scores are central differences of the rows' evidence,
@@ -88,20 +89,22 @@ def observed_information(
     """
     likelihood = _Likelihood(model, rows, site, given, frozenset(freeze), chunk)
     found = likelihood.params
-    slope, evidence = likelihood.slope(found.start)
+    (slope, evidence), weight = likelihood.slope(found.start), likelihood.weight()
     hessian, scores = _differences(likelihood, found.start, evidence)
     tangent = found.tangent()
     information = -tangent.free.T @ hessian @ tangent.free
     inverse = _inverse(information, tangent.owners)
     _warn_unless_converged(tangent.free.T @ slope, inverse)
     if robust:
-        moved = scores @ tangent.free @ inverse
+        moved = weight.sqrt().unsqueeze(-1) * scores @ tangent.free @ inverse
         inverse = moved.T @ moved
     covariance = tangent.out @ inverse @ tangent.out.T
     values = found.values(found.start)
     spread = covariance.diagonal().clamp_min(0).sqrt().split([value.numel() for value in values.values()])
     errors = {name: part.reshape(values[name].shape) for name, part in zip(values, spread, strict=True)}
-    return ObservedInformation(values, errors, found.labels(), covariance, information, float(evidence.sum()))
+    return ObservedInformation(
+        values, errors, found.labels(), covariance, information, float((weight * evidence).sum())
+    )
 
 
 def standard_errors(model: Callable, *rows: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -198,22 +201,27 @@ class _Likelihood:
         self.model = _with_wide_buffers(model)
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient (U,) of the log likelihood, and each row's part (N,) of it."""
+        """The gradient (U,) of the log likelihood, and each row's evidence (N,), which counts once in it."""
         u = u.detach().requires_grad_()
         total, parts = torch.zeros_like(u), []
         with torch.enable_grad():
-            for part in self._parts(u):
+            for part, weight in self._parts(u):
                 if part.requires_grad:
-                    total += torch.autograd.grad(part.sum(), u)[0]
+                    total += torch.autograd.grad((weight * part).sum(), u)[0]
                 parts.append(part.detach())
         return total, torch.cat(parts)
 
     def evidence(self, u: Tensor) -> Tensor:
-        """Each row's part (N,) of the log likelihood."""
+        """Each row's evidence (N,)."""
         with torch.no_grad():
-            return torch.cat(list(self._parts(u)))
+            return torch.cat([part for part, _ in self._parts(u)])
 
-    def _parts(self, u: Tensor) -> Iterator[Tensor]:
+    def weight(self) -> Tensor:
+        """How often each row (N,) counts."""
+        with torch.no_grad():
+            return torch.cat([weight for _, weight in self._parts(self.params.start)])
+
+    def _parts(self, u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.rows[0]), self.size):
             some = tuple(tensor[start : start + self.size] for tensor in self.rows)
             model = pyro.poutine.substitute(self.model, data={**self.known, **self.params.values(u)})
@@ -228,7 +236,7 @@ class _Likelihood:
             evidence = joint.log_joint.logsumexp(0)
             if joint.mask is not None:
                 evidence = torch.where(joint.mask, evidence, 0.0)
-            yield evidence * joint.scale
+            yield evidence, torch.ones_like(evidence.detach()) * joint.scale
 
     def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(self.declaration.components, device=device).unsqueeze(-1)
@@ -265,7 +273,7 @@ def _double() -> Iterator[None]:
 
 
 def _differences(likelihood: _Likelihood, u: Tensor, evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """The Hessian (U, U) of the log likelihood, and the rows' scores (N, U), by central differences."""
+    """The Hessian (U, U) of the log likelihood, and the rows' scores (N, U), unweighted, by central differences."""
     hessian, scores = [], []
     for i in range(len(u)):
         step = torch.zeros_like(u)

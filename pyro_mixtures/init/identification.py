@@ -2,12 +2,15 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_mixtures.errors import IdentificationWarning, OptionError
-from pyro_mixtures.init.latent_moments import LatentMoments, constant_features, latent_moments
+from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.errors import IdentificationWarning
+from pyro_mixtures.init.latent_moments import LatentMoments, as_items, constant_features, latent_moments
+from pyro_mixtures.options import check_whole
 
 _COLLINEAR = 1e-6  # variance of a direction, in units of the features' own
 
@@ -41,8 +44,8 @@ class Identification:
 
 
 def identification(
-    features: Tensor,
-    counts: Tensor,
+    features: Any,
+    counts: Any,
     components: int,
     *,
     covariance: Tensor | None = None,
@@ -54,7 +57,7 @@ def identification(
     Other arguments are those of :func:`latent_moments`. A rank below K does not mean that EM must fail, which uses the
     whole likelihood; it means that second moments do not show K linearly independent atoms.
 
-    :raises DataError: as :func:`latent_moments` does; OptionError when ``components`` is not positive.
+    :raises DataError: as :func:`latent_moments` does; OptionError when ``components`` is no positive int.
     :warns IdentificationWarning: once, with all ``problems``, if there are any.
 
     >>> draw = torch.Generator().manual_seed(0)
@@ -64,12 +67,12 @@ def identification(
     >>> identification(features, torch.poisson(1e6 * shares, generator=draw), 2).rank
     2
     """
-    if components < 1:
-        raise OptionError(f"components={components} must be positive")
+    check_whole(components=components)
+    features, counts = as_items(features), as_rows(counts)
     moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
     values = torch.linalg.eigvalsh(moments.standard_second).flip(0)
     noise = second_moment_noise(moments)
-    constant = constant_features(moments.covariance, moments.mean)
+    constant = constant_features(moments.covariance, moments.mean, features.dtype)
     found = Identification(
         components=components,
         rank=int((values > noise).sum()),

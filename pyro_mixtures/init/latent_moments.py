@@ -24,14 +24,17 @@ moments find the atoms, and their weights have to be divided by rho_k, which the
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError
 
 _NUMBERS = 1 << 20  # of a block of outer products
-_CONSTANT = 1e-6  # standard deviation over mean
+# Standard deviation over mean: in roundings of the features' dtype, but no more than this.
+_ROUNDINGS, _CONSTANT = 30, 1e-6
 _RANK = 1e-10  # of a direction's variance in that of the largest: below it features are collinear
 
 
@@ -107,8 +110,8 @@ class LatentMoments:
 
 
 def latent_moments(
-    features: Tensor,
-    counts: Tensor,
+    features: Any,
+    counts: Any,
     *,
     covariance: Tensor | None = None,
     mean: Tensor | None = None,
@@ -120,6 +123,8 @@ def latent_moments(
     short: sqrt(theta' Sigma theta), the standard deviation of the utility x.theta over the items, well below
     sqrt(2 log p). Where features are collinear or constant, theta has no part that no draw tells: the moments are those
     of atoms in the range of the covariance of the features, each in units of its standard deviation.
+
+    Features and counts may be arrays. Integer features are taken in torch's default dtype, as by a softmax mixture.
 
     :param covariance: Sigma (L, L) of the features, if known; ``mean`` (L,) as well. By default those of the items.
     :param log_density_ratio: (p,) log N(x_j; mean, covariance) - log f(x_j), up to a constant, for items whose density
@@ -142,7 +147,7 @@ def latent_moments(
     given = mean is not None or log_density_ratio is not None
     mean = _vector(mean, features) if given else _mean(features)
     covariance = _covariance(features, mean) if covariance is None else _symmetric(covariance, features)
-    factor = _factor(covariance, constant_features(covariance, mean))
+    factor = _factor(covariance, constant_features(covariance, mean, features.dtype))
     drawn = counts.nonzero()[:, 0]
     mass = counts[drawn]
     if log_density_ratio is not None:
@@ -152,12 +157,13 @@ def latent_moments(
     return LatentMoments(mean, covariance, factor, points, mass / mass.sum(), len(features), float(counts.sum()))
 
 
-def constant_features(covariance: Tensor, mean: Tensor) -> Tensor:
-    """Whether each feature (L,) is the same for all items, up to rounding."""
-    return covariance.diagonal().clamp_min(0).sqrt() <= _CONSTANT * mean.abs()
+def constant_features(covariance: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether each feature (L,), given in ``dtype``, is the same for all items, up to rounding."""
+    rounding = min(_CONSTANT, _ROUNDINGS * torch.finfo(dtype).eps)
+    return covariance.diagonal().clamp_min(0).sqrt() <= rounding * mean.abs()
 
 
-def untilt(weights: Tensor, theta: Tensor, features: Tensor, log_density_ratio: Tensor) -> Tensor:
+def untilt(weights: Tensor, theta: Tensor, features: Any, log_density_ratio: Tensor) -> Tensor:
     """The classes' own weights (K,), of those that draws weighted by the ratio of densities have.
 
     Divides by rho_k, the mean of the ratio over items that class k draws, and makes the sum one.
@@ -166,6 +172,7 @@ def untilt(weights: Tensor, theta: Tensor, features: Tensor, log_density_ratio: 
     >>> untilt(torch.tensor([0.5, 0.5]), theta, x, torch.zeros(2))
     tensor([0.5000, 0.5000])
     """
+    features = as_items(features)
     features, _ = checked_items(features, torch.ones_like(features[:, 0]))
     ratio = checked_ratio(log_density_ratio, features)
     ratio = ratio - ratio.max()
@@ -178,8 +185,16 @@ def untilt(weights: Tensor, theta: Tensor, features: Tensor, log_density_ratio: 
     return torch.softmax(weights.double().log() - above + below, 0).to(weights)
 
 
-def checked_items(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Features as they are, counts in float64; both fit, are finite, and there are draws."""
+def as_items(features: Any) -> Tensor:
+    """Features as a tensor; integers in the default dtype, where a softmax mixture has them too."""
+    features = as_rows(features)
+    inexact = features.is_floating_point() or features.is_complex()
+    return features if inexact else features.to(torch.get_default_dtype())
+
+
+def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
+    """Features as :func:`as_items` has them, counts in float64; both fit, are finite, and there are draws."""
+    features, counts = as_items(features), as_rows(counts)
     if features.dim() != 2 or len(features) < 2 or not features.shape[1] or not features.is_floating_point():
         raise DataError(f"features must be (p, L) of at least two items, in floats, not {_described(features)}")
     if counts.shape != features.shape[:1]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pyro_mixtures.errors import DataError, MomentWarning, OptionError
 from pyro_mixtures.init.identification import second_moment_noise
-from pyro_mixtures.init.latent_moments import LatentMoments, latent_moments, untilt
+from pyro_mixtures.init.latent_moments import LatentMoments, as_items, latent_moments, untilt
 from pyro_mixtures.init.moment_atoms import moment_atoms
 from pyro_mixtures.init.seeding import seed_rows
+from pyro_mixtures.options import check_whole
 
 METHODS = ("subspace", "moments", "moments_diagonal", "random", "kmeans", "planted")
 _DRAWS, _ROUNDS, _CHAIN = 1 << 14, 25, 50  # of k-means
@@ -33,13 +34,14 @@ class SoftmaxStart(NamedTuple):
     doubts: tuple[str, ...] = ()  # why a start from moments is not to be trusted; empty when it may be
 
     def __call__(self, model: Any) -> None:
-        """Start ``model``, which has a ``start_at(theta, weights)``, here."""
-        model.start_at(self.theta, self.weights)
+        """Start ``model``, a module with ``start_at(theta, weights)``, here; weights that are constant stay equal."""
+        constant = "weights" in dict(model.named_buffers())
+        model.start_at(self.theta, None if constant else self.weights)
 
 
 def start_softmax(
-    features: Tensor,
-    counts: Tensor,
+    features: Any,
+    counts: Any,
     components: int,
     *,
     method: str = "subspace",
@@ -63,8 +65,8 @@ def start_softmax(
         which it is clipped; by default sqrt(2 log p), at which a softmax of p normal utilities comes to lie on few.
     :param covariance: of the features; with ``mean`` and ``log_density_ratio`` as in :func:`latent_moments`.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises OptionError: for an unknown method, a norm that is not positive, ``planted`` without its method or the other
-        way round, or moments of more components than features.
+    :raises OptionError: for an unknown method, components that are no positive int, a norm that is not positive,
+        ``planted`` without its method or the other way round, or moments of more components than features.
     :raises DataError: as :func:`latent_moments` does, or when planted parameters do not fit.
     :warns MomentWarning: when a start from moments is not to be trusted: fewer eigenvalues of E theta theta' than
         components above 1.5 times their noise, tensor eigenvalues with a standard error of more than a fifth, weights
@@ -81,14 +83,15 @@ def start_softmax(
     (torch.Size([2, 3]), ())
     """
     _check(components, 1, method, norm, planted)
+    features = as_items(features)
     moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
     start = _start(_Task(moments, components, norm, generator), method, planted)
     return _finished([start], features, log_density_ratio)[0]
 
 
 def starts_softmax(
-    features: Tensor,
-    counts: Tensor,
+    features: Any,
+    counts: Any,
     components: int,
     *,
     count: int,
@@ -107,6 +110,7 @@ def starts_softmax(
     [torch.Size([3, 2]), torch.Size([3, 2])]
     """
     _check(components, count, method, norm, planted)
+    features = as_items(features)
     moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
     task = _Task(moments, components, norm, generator)
     return _finished([_start(task, method, planted) for _ in range(count)], features, log_density_ratio)
@@ -155,8 +159,7 @@ class _Task(NamedTuple):
 def _check(components: int, count: int, method: str, norm: float | None, planted: tuple[Tensor, Tensor] | None) -> None:
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
-    if components < 1 or count < 1:
-        raise OptionError(f"components={components} and count={count} must be positive")
+    check_whole(components=components, count=count)
     if norm is not None and not 0 < norm < math.inf:
         raise OptionError(f"norm={norm} must be positive and finite")
     if (method == "planted") != (planted is not None):

@@ -178,11 +178,41 @@ def test_lines_that_cannot_be_are_refused(column, line, value, message):
 
 def test_chosen_alternative_must_be_available():
     lines = LONG.assign(there=[1, 0, 1, 1, 1, 1, 1])
-    with pytest.raises(DataError, match="chooser 9, situation 'b': 0 available"):
+    with pytest.raises(DataError, match="line 1 is chosen, but not available: column 'there' is 0"):
         choices_from_long(lines, **KEYS, generic=["cost"], available="there")
     lines = LONG.assign(there=[1, 1, 1, 1, 0, 1, 1], cost=LONG["cost"].where(LONG.index != 4))
     found = choices_from_long(lines, **KEYS, generic=["cost"], available="there")
     assert found.available[0, 1].tolist() == [True, True, False]
+
+
+def test_chosen_situations_of_which_nothing_is_available_are_refused_not_left_out():
+    """They vanished, and their choosers with them."""
+    closed = LONG.assign(there=[0, 0, 1, 1, 1, 0, 0])
+    with pytest.raises(DataError, match="line 1 is chosen, but not available"):
+        choices_from_long(closed, **KEYS, generic=["cost"], available="there")
+    with pytest.raises(DataError, match="line 1 is chosen, but not available"):
+        choices_from_long(closed.assign(taken=closed["taken"] == 1), **KEYS, generic=["cost"], available="there")
+    untaken = closed.assign(taken=[0, 0, 1, 0, 0, 0, 0])
+    assert choices_from_long(untaken, **KEYS, generic=["cost"], available="there").choosers == (9,)
+    with pytest.raises(DataError, match="'there' is 0 in all lines"):
+        choices_from_long(LONG.assign(there=0, taken=0), **KEYS, generic=["cost"], available="there")
+    wide = {"choice": ["b", "c", "b"], "b": [1.0, 2, 3], "c": [3.0, 3, 1], "open_b": [1, 0, 1], "open_c": [1, 0, 1]}
+    modes = {"b": {"cost": "b"}, "c": {"cost": "c"}}
+    with pytest.raises(DataError, match="line 1 is chosen, but not available: column 'open_c' is 0"):
+        choices_from_wide(wide, chosen="choice", alternatives=modes, available={"b": "open_b", "c": "open_c"})
+
+
+def test_columns_and_alternatives_have_one_meaning_each():
+    with pytest.raises(OptionError, match="'cost' is given twice"):
+        choices_from_long(LONG, **KEYS, generic=["cost"], specific=["cost"])
+    with pytest.raises(OptionError, match="'cost' is given twice"):
+        choices_from_long(LONG, **KEYS, generic=["cost", "cost"])
+    with pytest.raises(OptionError, match="give each of them once"):
+        choices_from_long(LONG, **KEYS, generic=["cost"], alternatives=["bus", "bus", "car", "walk"])
+    with pytest.raises(DataError, match="several columns 'cost'"):
+        choices_from_long(pd.concat([LONG, LONG[["cost"]]], axis=1), **KEYS, generic=["cost"])
+    with pytest.raises(OptionError, match=r"dtype=torch.int64: give a floating-point dtype"):
+        choices_from_long(LONG, **KEYS, generic=["cost"], dtype=torch.int64)
 
 
 def test_options_that_cannot_be_are_refused():

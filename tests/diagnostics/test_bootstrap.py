@@ -13,7 +13,7 @@ from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartitio
 from pyro_mixtures.infer import EM, evidence, fit
 from pyro_mixtures.infer.bootstrap import bootstrap
 from pyro_mixtures.infer.placed import Placed, store_without
-from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -189,3 +189,15 @@ class TestPlaced:
             pyro.param("loc").add_(5.0)
         assert placed().tolist() == [5.0, 5.0]
         assert pyro.param("loc").tolist() == [1.0, 1.0]
+
+
+def test_rows_of_weights_are_refused():
+    """Resampling items, instead of what was drawn of them, would say that the estimates are worth nothing."""
+    features = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+
+    def build():
+        model = SoftmaxMixture(components=1, features=features)
+        return EM(model, FullPartition(model, components=1), dead="keep")
+
+    with pytest.raises(ModelError, match="weights"):
+        bootstrap(build, torch.arange(6), torch.tensor([3.0, 5, 2, 2, 8, 1]), draws=2, epochs=2, progress=False)

@@ -559,3 +559,24 @@ def test_without_covariates_that_matter_the_gate_is_the_weights():
     weights = MixtureWeights(torch.ones(C).double() / C)
     shares = weights.maximize(weights.statistics(every.expand(C, N), q), frozenset({"probs"}))["probs"]
     torch.testing.assert_close(found.table().exp(), shares.expand(N, C))
+
+
+@pytest.mark.parametrize("numbers", [1 << 22, 3 * C])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_rows_that_are_not_finite_stay_out_of_gradients(value, numbers, monkeypatch):
+    """With the table kept, and with the table made again."""
+    monkeypatch.setattr(gated_weights, "_NUMBERS", numbers)
+    u, _x = draw(7)
+    z = torch.arange(7) % C
+    found = []
+    for first in (value, 0.0):
+        weight = torch.full((C - 1, Q), 0.3, dtype=torch.float64, requires_grad=True)
+        bias = torch.full((C - 1,), -0.2, dtype=torch.float64, requires_grad=True)
+        u[0] = first
+        log_prob = GatedWeights(u, weight, bias).log_prob(z)
+        assert log_prob[0].isfinite() == (first == 0)
+        found.append(torch.autograd.grad(torch.where(torch.arange(7) > 0, log_prob, 0.0).sum(), [weight, bias]))
+    for mine, reference in zip(*found, strict=True):
+        torch.testing.assert_close(mine, reference)
+    u[0] = value
+    assert GatedWeights(u, weight, bias).sample().shape == (7,)

@@ -97,3 +97,29 @@ def test_bad_options_are_refused(x):
         best_of(build, x, starts=[GOOD], steps=0, progress=False)
     with pytest.raises(ModelError, match="build"):
         best_of(lambda: GaussianMixture(components=3, features=2), x, starts=[GOOD], progress=False)
+
+
+def test_a_build_that_returns_the_same_model_is_refused(x):
+    """The trials would go on from each other."""
+    model = build().model
+    with pytest.raises(OptionError, match="earlier start"):
+        best_of(lambda: EM(model, FullPartition(model, components=3)), x, starts=[GOOD, BAD], progress=False)
+
+
+def test_an_interruption_ends_all_and_keeps_the_best(x):
+    passes = []
+
+    def stop(found):
+        passes.append(found)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+
+    found = best_of(build, x, starts=[GOOD, BAD, BAD], steps=3, progress=False, callbacks=[stop], patience=99)
+    assert len(passes) == 5
+    assert (found.winner, len(found.elbos)) == (0, 2)
+    assert found.best.interrupted
+    assert found.best.elbo == found.elbos[0]
+
+
+def test_starts_may_be_generated(x):
+    assert best_of(build, x, starts=(start for start in [BAD, GOOD]), steps=2, progress=False).winner == 1

@@ -11,11 +11,11 @@ from sklearn.mixture import GaussianMixture as Peer
 
 from pyro_mixtures.distributions import DiagonalNormals, IsotropicNormals, LogisticRegressions, MixtureWeights
 from pyro_mixtures.distributions.gated_weights import GatedWeights
-from pyro_mixtures.errors import OptionError
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.criteria import criteria
-from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import one_thread
 
@@ -83,6 +83,23 @@ def test_factor_analyzers_are_counted_without_their_rotations():
     model = MixtureOfFactorAnalyzers(components=2, features=6, factors=3)
     assert criteria(model, torch.randn(9, 6)).parameters == 1 + 2 * (6 + 15 + 6)
     assert criteria(model, torch.randn(9, 6), freeze=["factor"]).parameters == 1 + 2 * (6 + 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softmax_coefficients_that_no_probability_depends_on_are_not_counted(dtype):
+    """The third column is the sum of the others, in units far apart."""
+    columns = torch.randn(40, 2, dtype=dtype)
+    features = torch.cat([1e-3 * columns[:, :1], 1e3 * columns[:, 1:], columns.sum(-1, keepdim=True)], -1)
+
+    def count(width, ridge, **options):
+        pyro.clear_param_store()
+        model = SoftmaxMixture(components=C, features=features[:, :width], ridge=ridge)
+        return criteria(model, torch.arange(40), **options).parameters
+
+    assert count(3, 0.0) == count(2, 0.0) == count(2, 0.1) == C - 1 + C * 2
+    # A ridge tells apart what no probability does.
+    assert count(3, 0.1) == C - 1 + C * 3
+    assert count(3, 0.0, freeze=["theta"]) == C - 1
 
 
 def test_constant_weights_and_options_are_not_counted():
@@ -161,6 +178,11 @@ def test_masked_rows_do_not_count(x):
     assert found.bic == pytest.approx(whole.bic, rel=1e-6)
     assert found.entropy == pytest.approx(whole.entropy, rel=1e-5)
     torch.testing.assert_close(found.shares, whole.shares)
+
+
+def test_rows_that_all_weigh_zero_are_refused(x):
+    with pytest.raises(DataError, match="weights of the 90 rows"):
+        criteria(lambda x: program(x, mask=torch.zeros(N, dtype=torch.bool)), x, chunk=N)
 
 
 def test_criteria_choose_the_number_of_groups_and_can_be_read():

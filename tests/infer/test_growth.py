@@ -8,7 +8,7 @@ from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence
 from pyro_mixtures.infer.growth import grow
-from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
@@ -96,3 +96,15 @@ def test_growth_needs_reseeding_and_weights(x):
 
     with pytest.raises(OptionError, match="simplex"):
         grow(build, x, components=[1, 2], epochs=1, progress=False)
+
+
+def test_rows_of_large_weights_do_not_keep_new_components_alive():
+    items = torch.arange(40) % 20
+    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+
+    def build(components):
+        model = SoftmaxMixture(components=components, features=features)
+        return EM(model, FullPartition(model, components=components))
+
+    fits = grow(build, items, torch.full((40,), 1e6), components=[1, 2], epochs=1, progress=False)
+    assert fits[1].model.weights.min() > 0.4  # split in two

@@ -470,3 +470,24 @@ def test_priors_outside_the_plate_are_refused():
 
     with pytest.raises(ModelError, match="outside the data plate"):
         observed_information(model, torch.randn(5, 1))
+
+
+@pytest.mark.parametrize("robust", [False, True])
+@pytest.mark.parametrize("times", [3, 10**7])
+def test_weights_are_counts_of_rows(robust, times):
+    """Errors are those of so many copies, whatever their number is."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(60, 1, generator=generator, dtype=torch.float64) * 2
+
+    def model(x, weight=None):
+        loc = pyro.param("loc", x.mean(0, keepdim=True))
+        scale = torch.ones(1, dtype=torch.float64)
+        row_weight = 1.0 if weight is None else weight
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=row_weight):
+            z = pyro.sample("z", MixtureWeights(torch.ones(1, dtype=torch.float64)))
+            pyro.sample("x", IsotropicNormals(loc, scale)[z], obs=x)
+
+    once = standard_errors(model, x, robust=robust)["loc"]
+    weight = torch.full((60,), float(times), dtype=torch.float64)
+    many = standard_errors(model, x, weight, robust=robust)["loc"]
+    torch.testing.assert_close(many, once / times**0.5, rtol=1e-6, atol=0)

@@ -125,6 +125,39 @@ def test_a_dummy_of_few_items_is_not_constant():
         assert identification(features, counts, 1).constant == ()
 
 
+def test_a_feature_far_from_zero_is_not_constant_where_its_dtype_tells_it_apart():
+    """Such as a time in seconds; its coefficient is that of the same feature about zero."""
+    features, _, counts = problem(20_000, 2, 1, 500_000)
+    far = torch.stack([1.6e9 + 1000 * features[:, 0], features[:, 1]], -1)
+    near, found = identification(features, counts, 1), identification(far, counts, 1)
+    assert found.constant == ()
+    assert found.parameters == near.parameters == 2
+    torch.testing.assert_close(found.eigenvalues, near.eigenvalues, rtol=1e-6, atol=1e-6)
+    # Rounding is all that remains of it.
+    features[:, 0] = 1.6e9 * (1 + 2**-50 * features[:, 0].sign())
+    with pytest.warns(IdentificationWarning, match=r"\[0\] are the same"):
+        assert identification(features, counts, 1).constant == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_of_many_equal_numbers_is_exact_enough(dtype):
+    features = torch.full((300_000, 4), 0.1, dtype=dtype)
+    features[:, 1] = torch.randn(300_000, generator=generator())
+    features[:, 2:] = torch.tensor([1e9 / 3, -7e-5])
+    with pytest.warns(IdentificationWarning):
+        assert identification(features, torch.ones(300_000), 1).constant == (0, 2, 3)
+
+
+def test_arrays_and_integers_are_taken_as_the_softmax_mixture_takes_them():
+    features, _, counts = problem(2000, 2, 1, 100_000)
+    whole = (3 * features).round()
+    expected = identification(whole.float(), counts, 1)
+    for given in (whole.long(), whole.long().numpy(), whole.float().numpy()):
+        found = identification(given, counts.numpy(), 1)
+        torch.testing.assert_close(found.eigenvalues, expected.eigenvalues)
+        assert found.effective_items == expected.effective_items
+
+
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_devices_and_dtypes_follow_the_features(dtype):
@@ -137,5 +170,7 @@ def test_devices_and_dtypes_follow_the_features(dtype):
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="components=0"):
         identification(torch.zeros(5, 2), torch.ones(5), 0)
+    with pytest.raises(OptionError, match=r"components=2\.5 must be a whole number"):
+        identification(torch.randn(5, 2), torch.ones(5), 2.5)
     with pytest.raises(DataError, match="no variance"):
         identification(torch.zeros(5, 2), torch.ones(5), 1)

@@ -198,11 +198,23 @@ def test_moments_are_double_precision_whatever_the_features_are(dtype):
     torch.testing.assert_close(untilt(equal, theta, features, torch.zeros(200, device="cpu")), equal)
 
 
+def test_arrays_and_integers_are_taken():
+    features, counts = (5 * normal(200, 3)).round(), counted(200)
+    exact = latent_moments(features, counts)
+    for given_ in (features.numpy(), features.long(), features.int().numpy()):
+        found = latent_moments(given_, counts.numpy())
+        torch.testing.assert_close(found.third, exact.third)
+    theta, equal = normal(2, 3) / 50, torch.full((2,), 0.5, dtype=torch.float64)
+    ratio = normal(200, seed=2)
+    torch.testing.assert_close(untilt(equal, theta, features.long(), ratio), untilt(equal, theta, features, ratio))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"features": torch.zeros(10)}, "must be"),
-        ({"features": torch.zeros(10, 2, dtype=torch.int64)}, "in floats"),
+        ({"features": torch.zeros(10, 2, dtype=torch.complex64)}, "in floats"),
+        ({"features": torch.zeros(10, 2, dtype=torch.int64)}, "no variance"),
         ({"features": torch.full((10, 2), torch.nan)}, "item 0 has NaN"),
         ({"features": torch.ones(10, 2)}, "no variance"),
         ({"counts": torch.ones(9)}, "one of each item"),

@@ -12,6 +12,7 @@ from pyro_mixtures.init.latent_moments import latent_moments
 from pyro_mixtures.init.moment_atoms import _standard_errors, moment_atoms
 from pyro_mixtures.init.softmax_starts import METHODS, SoftmaxStart, start_softmax, starts_softmax
 from pyro_mixtures.init.tensor_decomposition import simultaneous_diagonalization
+from pyro_mixtures.models import SoftmaxMixture
 from pyro_mixtures.partition.matching import matched_errors
 
 MOMENTS = ("moments", "moments_diagonal")
@@ -233,6 +234,32 @@ def test_planted_parameters_come_back_as_copies():
     assert start_softmax(features, counts, 2, method="planted", planted=(theta, weights)).theta is not theta
 
 
+# Models that start there.
+
+
+@pytest.mark.parametrize("equal_weights", [False, True])
+def test_a_model_starts_there_and_keeps_weights_that_are_constant(equal_weights):
+    features, theta, weights, _ = problem(3, 2, 100, 1000, weights=[0.2, 0.8])
+    model = SoftmaxMixture(components=2, features=features, equal_weights=equal_weights)
+    SoftmaxStart(theta, weights, "planted")(model)
+    torch.testing.assert_close(model.theta.detach(), theta)
+    expected = torch.tensor([0.5, 0.5]) if equal_weights else weights
+    torch.testing.assert_close(model.weights.detach(), expected.to(model.weights), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", DRAWN)
+def test_integer_and_array_features_start_as_floats_do(method):
+    features, _, _, counts = problem(3, 2, 400, 5000)
+    whole = (3 * features).round()
+    options = {"covariance": 9 * torch.eye(3), "log_density_ratio": torch.zeros(400), "method": method}
+    expected = silent(whole.float(), counts, 2, generator=generator(), **options)
+    for given in (whole.long(), whole.float().numpy()):
+        start = silent(given, counts.numpy(), 2, generator=generator(), **options)
+        assert start.theta.dtype == start.weights.dtype == torch.float32
+        torch.testing.assert_close(start.theta, expected.theta)
+        torch.testing.assert_close(start.weights, expected.weights)
+
+
 # What all methods keep.
 
 
@@ -312,6 +339,7 @@ def test_em_from_the_starts_reaches_the_optimum_that_the_truth_reaches():
         ({"norm": 0.0}, OptionError, "norm=0.0"),
         ({"norm": math.nan}, OptionError, "norm=nan"),
         ({"components": 0}, OptionError, "components=0"),
+        ({"components": 2.0}, OptionError, "components=2.0 must be a whole number"),
         ({"method": "planted"}, OptionError, "belong together"),
         ({"planted": (torch.zeros(2, 3), torch.ones(2) / 2)}, OptionError, "belong together"),
         ({"method": "planted", "planted": (torch.zeros(3, 3), torch.ones(2) / 2)}, DataError, "must be"),
