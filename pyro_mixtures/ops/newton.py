@@ -62,18 +62,28 @@ def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor
     """Coefficients (..., Q) of the minima of convex problems (...), from ``start``; no problem's loss ever rises.
 
     Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at zero where that is
-    better than its start, and where Newton's model at the start promises more than its whole loss: far from the data's
-    scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a hyperplane
-    separates, without a penalty) is left where its loss has all but stopped falling.
+    better than its start, and once more where it ends although Newton's model promises more than its whole loss: far
+    from the data's scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a
+    hyperplane separates, without a penalty) is left where its loss has all but stopped falling.
 
     :param expand: the problems about coefficients (..., Q); losses are not negative.
     :param at_zero: losses (...) at zero.
     """
     first = expand(start)
     usable = first.value <= at_zero
-    usable[usable.clone()] = _promises_true(first.some(usable))
     at = torch.where(usable.unsqueeze(-1), start, 0.0)
-    here = first if bool(usable.all()) else expand(at)
+    at, here, misled = _descend(expand, at, first if bool(usable.all()) else expand(at))
+    misled &= usable
+    if bool(misled.any()):
+        zero = torch.where(misled.unsqueeze(-1), 0.0, at)
+        again, there, _ = _descend(expand, zero, expand(zero))
+        better = there.value < here.value
+        at, here = torch.where(better.unsqueeze(-1), again, at), there.where(better, here)
+    return torch.where((here.value > first.value).unsqueeze(-1), start, at)
+
+
+def _descend(expand: Callable[[Tensor], Expansion], at: Tensor, here: Expansion) -> tuple[Tensor, Expansion, Tensor]:
+    """Where Newton's method leads, and which problems it leaves although its model promises more than there is."""
     step, promise = _direction(here)
     length = torch.ones_like(here.value)
     for _ in range(_STEPS):
@@ -87,12 +97,7 @@ def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor
         here = there.where(good, here)
         step, promise = _direction(here)
         length = torch.where(good, 1.0, 0.5 * length)
-    return torch.where((here.value > first.value).unsqueeze(-1), start, at)
-
-
-def _promises_true(e: Expansion) -> Tensor:
-    """Problems (...) of which Newton's model does not promise more than there is."""
-    return _direction(e)[1] <= e.value
+    return at, here, promise > here.value
 
 
 def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
