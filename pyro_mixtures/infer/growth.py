@@ -41,7 +41,8 @@ def grow(
 
     A stage's new components begin with hardly any weight, and so the first M-steps split them off the largest
     components, as they do with all dead ones: growth takes an ``EM`` of ``dead="reseed"``, and families that say
-    how to split.
+    how to split. Growth is greedy: what a small stage has merged a split may not part again, and where components
+    overlap :func:`~pyro_mixtures.infer.best_of.best_of` several starts can do far better.
 
     :param build: makes a fresh ``EM`` (or ``(model, EM)``) with that many components.
     :param rows: the model's tensor arguments, each with N rows.
