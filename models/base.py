@@ -3,7 +3,7 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -205,16 +205,21 @@ def check_row_weight(row_weight: Tensor, rows: int) -> None:
         raise DataError(f"row_weight of row {row} is {row_weight[row].item()}: weights are finite, and zero or more")
 
 
-@contextmanager
-def weighted(row_weight: Tensor | None, rows: int) -> Iterator[None]:
+def weighted(row_weight: Tensor | None, rows: int, *, dtype: torch.dtype | None = None) -> AbstractContextManager[None]:
     """Context of sites whose rows count ``row_weight`` (rows,) times; None stands for once, zero for not at all.
+
+    Weights are checked at once, before the context is entered, and cast to ``dtype``.
 
     :raises DataError: see :func:`check_row_weight`.
     """
     if row_weight is None:
-        yield
-        return
+        return nullcontext()
     check_row_weight(row_weight, rows)
+    return _counted(row_weight.to(dtype or row_weight.dtype))
+
+
+@contextmanager
+def _counted(row_weight: Tensor) -> Iterator[None]:
     seen: Any = row_weight > 0
     if bool(seen.all()):
         with pyro.poutine.scale(scale=row_weight):

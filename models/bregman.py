@@ -67,9 +67,10 @@ class MeanMixture(RowMixture):
         if x is not None:
             self._check_rows(x)
             x = self.rows(x)
+        counted = weighted(row_weight, 0 if x is None else len(x))
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
-        with data_plate(x, index, size), weighted(row_weight, 0 if x is None else len(x)):
+        with data_plate(x, index, size), counted:
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 

@@ -93,11 +93,12 @@ class LatentClassLogit(MixtureProgram):
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         check_tensor("design", design)
+        counted = weighted(row_weight, len(design))
         self._warn_if_shared()
         logits, classes = self.component_distributions(design, available), self.class_distribution(covariates)
         if chosen is None:
             _check_covariates(covariates)
-        with data_plate(design, index, size), weighted(row_weight, len(design)):
+        with data_plate(design, index, size), counted:
             z = pyro.sample("z", classes)
             return pyro.sample("y", logits[z], obs=chosen)
 

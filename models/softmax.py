@@ -104,10 +104,10 @@ class SoftmaxMixture(MixtureProgram):
         """
         if x is not None and x.dim() != 1:
             raise DataError(f"rows must be item numbers (N,), not {tuple(x.shape)}")
+        counted = weighted(row_weight, 0 if x is None else len(x), dtype=self.item_features.dtype)
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
-        scale = None if row_weight is None else row_weight.to(self.item_features.dtype)
-        with data_plate(x, index, size), weighted(scale, 0 if x is None else len(x)):
+        with data_plate(x, index, size), counted:
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 
