@@ -111,7 +111,7 @@ def _check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
     """A row that stands for several would be drawn, or left out, as a whole."""
     with random_state_kept(), pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(em.model).get_trace(*rows).nodes
-    scale = torch.as_tensor(nodes[em.guide.site]["scale"])
+    scale = torch.as_tensor(nodes[em.guide.site]["scale"], device="cpu")
     if not bool((scale == 1).all()):
         raise ModelError(
             "the model's rows have weights other than one, but a bootstrap draws rows: give it the rows one by one "

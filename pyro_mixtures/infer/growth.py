@@ -104,7 +104,7 @@ def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
     """Rows by their weights; those of weights below one count as one, as EM has it."""
     with pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(inference.model).get_trace(*rows).nodes
-    scale = torch.as_tensor(nodes[inference.guide.site]["scale"], dtype=torch.float64)
+    scale = torch.as_tensor(nodes[inference.guide.site]["scale"], dtype=torch.float64, device="cpu")
     count = len(rows[0])
     return max(count, float(scale.sum() if scale.numel() > 1 else scale * count))
 
