@@ -64,7 +64,7 @@ def grow(
     >>> [len(stage.model.weights) for stage in grow(build, x, components=[1, 2, 4], progress=False)]
     [1, 2, 4]
     """
-    sizes = _checked_sizes(components)
+    sizes = checked_sizes(components)
     seeds = torch.randint(1 << 31, (len(sizes),), generator=generator, device="cpu").tolist()
     stages: list[Stage] = []
     with random_state_kept():
@@ -86,12 +86,13 @@ def grow(
     return [stage.fit for stage in stages]
 
 
-def _checked_sizes(components: Sequence[int]) -> list[int]:
+def checked_sizes(components: Sequence[int]) -> list[int]:
+    """Numbers of components, refused unless they increase."""
     sizes = list(components)
     for size in sizes:
         check_whole(components=size)
     if not sizes or any(b <= a for a, b in pairwise(sizes)):
-        raise OptionError(f"components={sizes}: give the sizes of the stages, increasing")
+        raise OptionError(f"components={sizes}: give numbers of components, increasing")
     return sizes
 
 

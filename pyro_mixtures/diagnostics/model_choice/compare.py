@@ -1,7 +1,6 @@
 """Model choice: families of mixtures over numbers of components, fitted and compared in one call."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
 from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
+from pyro_mixtures.infer.growth import checked_sizes
 from pyro_mixtures.infer.trials import random_state_kept
 from pyro_mixtures.options import check_flag, check_whole
 
@@ -95,7 +95,7 @@ def compare_fits(
     check_flag(warm_start=warm_start, truncated=truncated)
     check_whole(least=0, folds=folds, draws=draws, starts=starts)
     _check_builds(builds)
-    sizes = _checked_sizes(components)
+    sizes = checked_sizes(components)
     _check_criterion(criterion, heldout=heldout is not None, folds=folds, draws=draws)
     tensors = Batches(rows).tensors
     plan = Plan(warm_start, starts, start, chunk, fit_options)
@@ -124,15 +124,6 @@ def compare_fits(
 def _check_builds(builds: Any) -> None:
     if not isinstance(builds, Mapping) or not builds or not all(map(callable, builds.values())):
         raise OptionError(f'builds={builds!r}: give families by name, {{"diagonal": build}} with build(components)')
-
-
-def _checked_sizes(components: Sequence[int]) -> list[int]:
-    sizes = list(components)
-    for size in sizes:
-        check_whole(components=size)
-    if not sizes or any(b <= a for a, b in pairwise(sizes)):
-        raise OptionError(f"components={sizes}: give numbers of components, increasing")
-    return sizes
 
 
 def _check_criterion(criterion: str, *, heldout: bool, folds: int, draws: int) -> None:
