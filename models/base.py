@@ -33,7 +33,6 @@ class MixtureProgram(PyroModule):
         check_whole(components=components, features=features)
         check_flag(equal_weights=equal_weights)
         self.components, self.features = components, features
-        self._checked_store = False
         equal = torch.full((components,), 1.0 / components)
         if equal_weights:
             self.register_buffer("weights", equal)
@@ -45,20 +44,16 @@ class MixtureProgram(PyroModule):
         """Whether the weights are constant."""
         return "weights" in dict(self.named_buffers(recurse=False))
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy has to find out for itself whether the store holds somebody else's params.
-        return {**super().__getstate__(), "_checked_store": False}
-
     def _check_rows(self, x: Tensor) -> None:
         check_tensor("rows", x)
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
 
     def _warn_if_shared(self) -> None:
-        """Pyro's store knows params by name alone: a second model would silently continue with the first one's."""
-        if self._checked_store:
-            return
-        self._checked_store = True
+        """Pyro's store knows params by name alone: a model would silently continue with another one's, for good.
+
+        Looked at in every run, as models fitted in turn come back: evidence of the first, after the second was fitted.
+        """
         own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
         stored = dict(pyro.get_param_store().named_parameters())
         shared = sorted(name for name, leaf in own.items() if name in stored and stored[name] is not leaf)

@@ -1229,6 +1229,16 @@ def test_second_model_of_a_session_warns_that_it_takes_the_first_ones_params(com
         second(x)
 
 
+def test_first_model_warns_that_it_takes_the_second_ones_params():
+    """It has run before, and a second fit has followed in a store that was cleared: its own values would be lost."""
+    x, first = draw_rows(), gaussian()
+    evidence(first, x)
+    pyro.clear_param_store()
+    evidence(gaussian(), x)
+    with pytest.warns(SharedParamsWarning, match=r"values of \['loc', 'scale', 'weights'\]"):
+        evidence(first, x)
+
+
 def test_second_model_keeps_its_own_params_after_either_remedy():
     x, first = draw_rows(), gaussian()
     EM(first, FullPartition(first, components=C)).step(x)
