@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import pyro
 import pytest
@@ -38,20 +37,12 @@ def cpu_rows(rows: int, features: int, dtype: torch.dtype = torch.float32, seed:
     return (2 * torch.randn(rows, features, generator=generator, dtype=torch.float64, device="cpu")).to(dtype)
 
 
-@contextmanager
-def one_thread():
-    """Test problems are tiny: a second thread costs more than it gives, above all on a shared machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def exact_loss(model: Callable, *args, **kwargs) -> float:
     """Minus the evidence by stock Pyro: the model enumerated, an empty guide."""
     return TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(model), lambda *_, **__: None, *args, **kwargs)
 
 
+@pytest.mark.usefixtures("on_one_thread")
 class FamilyConformance:
     """A family's test class sets these and defines ``arguments``, ``oracle``, ``model`` and ``maximizer``."""
 
@@ -78,11 +69,6 @@ class FamilyConformance:
     @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
     def dtype(self, request) -> torch.dtype:
         return request.param
-
-    @pytest.fixture(autouse=True)
-    def _one_thread(self):
-        with one_thread():
-            yield
 
     @pytest.fixture(params=["auto", "torch"])
     def backend(self, request):

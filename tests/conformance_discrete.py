@@ -14,7 +14,7 @@ from pyro_mixtures.distributions import Components
 from pyro_mixtures.errors import DataError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence, responsibilities, sample
-from tests.conformance import TOLERANCE, assert_near, exact_loss, one_thread
+from tests.conformance import TOLERANCE, assert_near, exact_loss
 
 ITEMS = 12
 ROWS = 90
@@ -26,6 +26,7 @@ def outcomes(rows: int = ROWS, seed: int = 1) -> Tensor:
     return (ITEMS * torch.rand(rows, generator=generator, device="cpu").square()).long()
 
 
+@pytest.mark.usefixtures("on_one_thread")
 class DiscreteConformance:
     """A family's test class defines ``arguments``, ``make``, ``table``, ``model`` and ``maximizer``."""
 
@@ -54,11 +55,6 @@ class DiscreteConformance:
     @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
     def dtype(self, request) -> torch.dtype:
         return request.param
-
-    @pytest.fixture(autouse=True)
-    def _one_thread(self):
-        with one_thread():
-            yield
 
     def build(self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()) -> Components:
         torch.manual_seed(0)

@@ -15,15 +15,11 @@ from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartitio
 from pyro_mixtures.infer import EM, evidence, fit, responsibilities
 from pyro_mixtures.infer.predict import sample
 from pyro_mixtures.models.choices import LatentClassLogit
-from tests.conformance import assert_near, exact_loss, one_thread
+from tests.conformance import assert_near, exact_loss
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 N, T, J, L, C = 150, 4, 3, 3, 2
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def situations(rows=N, seed=0):

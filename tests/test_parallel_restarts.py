@@ -19,15 +19,11 @@ from pyro_mixtures.infer.routing import compare_routing
 from pyro_mixtures.models import GaussianMixture, MixtureOfModules, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import TOLERANCE, one_thread
+from tests.conformance import TOLERANCE
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 N, P, K = 90, 2, 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import as_arguments
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part, scaled
-from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
+from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.reseed import Pauses, Reservoir, Split, choose_splits, copy_component
 from pyro_mixtures.ops.threads import for_each, threads
@@ -158,6 +158,8 @@ class EM:
         """The M-step: set the params to the maximisers of what was accumulated."""
         if not self._sites:
             raise OptionError("nothing accumulated: call accumulate() or step() with data first")
+        if not self._weighted_rows and not self._online:  # a later minibatch of stepwise EM may be of such rows
+            raise DataError(f"all {self._rows} rows have weight zero, or are masked: check the row weights")
         self.steps += 1
         sites = self._sites if self.step_size is None else self._blend()
         with torch.no_grad(), self.guide.read().threads():
@@ -279,7 +281,7 @@ class EM:
         count = sites[z].sums.counts
         least = max(site.family.min_rows for site in sites.values())
         # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
-        rows = count * max(1.0, self._weighted_rows / self._weight)
+        rows = count * (max(1.0, self._weighted_rows / self._weight) if self._weighted_rows else 1.0)
         starved = rows < least
         # Where rows only re-weigh the candidates they have, a new component could win none.
         reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives

@@ -41,7 +41,7 @@ class Reservoir:
         pick = torch.arange(0, len(posterior.index), step, device=weight.device)[weight > 0]
         for value in rows.values():
             if value is not None and len(value) == len(posterior.index) and value.is_floating_point():
-                pick = pick[value[pick].reshape(len(pick), -1).isfinite().all(-1)]
+                pick = pick[value[pick].reshape(len(pick), value.shape[1:].numel()).isfinite().all(-1)]
         self.winners.append(posterior.winner[pick])
         for name, value in rows.items():
             if value is not None and len(value) == len(posterior.index):

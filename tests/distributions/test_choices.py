@@ -12,16 +12,12 @@ from pyro_mixtures.distributions.choices import ChoiceLogits
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.ops import choices as choice_ops
 from pyro_mixtures.ops import tiles
-from tests.conformance import TOLERANCE, assert_near, one_thread
+from tests.conformance import TOLERANCE, assert_near
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 B, T, J, L, C = 20, 3, 4, 2, 3
 THETA = frozenset({"theta"})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])

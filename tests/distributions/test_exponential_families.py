@@ -18,7 +18,9 @@ from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponen
 from pyro_mixtures.distributions.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import use_backend
-from tests.conformance import TOLERANCE, assert_near, one_thread
+from tests.conformance import TOLERANCE, assert_near
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 FEATURES = 4
 ROWS = 50
@@ -125,12 +127,6 @@ def case(request) -> Case:
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def dtype(request) -> torch.dtype:
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 # Densities.

@@ -21,16 +21,11 @@ from pyro_mixtures.infer.predict import sample
 from pyro_mixtures.ops import softmax_regression
 from pyro_mixtures.ops.softmax_regression import SoftmaxRows, minimize
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 C, Q, D, N = 3, 2, 2, 60
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def draw(rows=N, dtype=torch.float64, seed=1):

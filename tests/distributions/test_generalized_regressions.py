@@ -15,18 +15,14 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions
-from tests.conformance import TOLERANCE, assert_near, one_thread
+from tests.conformance import TOLERANCE, assert_near
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 P, ROWS, C = 3, 60, 4
 BOTH = frozenset({"weight", "bias"})
 FAMILIES = [LogisticRegressions, PoissonRegressions]
 MODELS = [MixtureOfLogisticRegressions, MixtureOfPoissonRegressions]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(params=FAMILIES)

@@ -14,18 +14,13 @@ from pyro_mixtures.distributions.leaving_out import leaving
 from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.distributions.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
 from pyro_mixtures.distributions.support_vectors import SupportVectorMachines
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 D, C, N = 3, 3, 22
 SPREAD = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]], dtype=torch.float64)
 BOTH = frozenset({"weight", "bias"})
 few = settings(max_examples=10, deadline=None, derandomize=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -18,7 +18,9 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models.regressions import MixtureOfRegressions
-from tests.conformance import TOLERANCE, assert_near, exact_loss, one_thread
+from tests.conformance import TOLERANCE, assert_near, exact_loss
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 ROWS, FEATURES, COMPONENTS = 60, 3, 4
 OUTPUTS = [None, 2]
@@ -28,12 +30,6 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def dtype(request) -> torch.dtype:
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

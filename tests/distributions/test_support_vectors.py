@@ -14,16 +14,12 @@ from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models.classifiers import MixtureOfSVMs
-from tests.conformance import TOLERANCE, assert_near, one_thread
+from tests.conformance import TOLERANCE, assert_near
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 P, ROWS, C = 3, 60, 4
 BOTH = frozenset({"weight", "bias"})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(params=sorted(LOSSES))

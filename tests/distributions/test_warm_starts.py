@@ -8,16 +8,11 @@ from torch.nn import Dropout, Linear, Parameter, Sequential, Tanh
 from pyro_mixtures.distributions import warm_starts
 from pyro_mixtures.distributions.pseudo_likelihoods import PseudoLikelihoods
 from pyro_mixtures.errors import ClosedFormError, NumericalError, OptionError
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 P, N = 3, 24
 TYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def rows_of(dtype=torch.float64, rows: int = N):

@@ -9,13 +9,8 @@ from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, evidence, fit
 from pyro_mixtures.infer.best_of import best_of
 from pyro_mixtures.models import GaussianMixture
-from tests.conformance import one_thread
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture

@@ -17,15 +17,10 @@ from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.criteria import criteria
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 C, D, N = 3, 2, 90
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture

@@ -33,17 +33,12 @@ from pyro_mixtures.infer.observed_information import (
 )
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 F64 = torch.float64
 N = 80
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def alone(family, *rows):

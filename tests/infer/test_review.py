@@ -10,7 +10,7 @@ from pyro import poutine
 from torch.distributions import constraints
 
 from pyro_mixtures import EM, Categoricals, DiagonalNormals, MixtureWeights, assign, data_plate, evidence, fit
-from pyro_mixtures.errors import ClosedFormError, ModelError, SharedParamsWarning
+from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, SharedParamsWarning
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.models import GaussianMixture
 
@@ -180,3 +180,35 @@ def test_a_masked_distribution_is_read_like_a_mask():
     pyro.clear_param_store()
     EM(base, FullPartition(base, components=2)).step(x, mask=seen)
     torch.testing.assert_close(found, pyro.param("loc").detach())
+
+
+def masked(x, mask, index=None, size=None):
+    """All of a row is masked, z too."""
+    with poutine.mask(mask=mask):
+        base(x, index, size)
+
+
+def test_batches_of_masked_rows_add_nothing():
+    x, seen = rows(), torch.arange(200) < 100
+    em = EM(masked, FullPartition(masked, components=2))
+    loss = sum(em.accumulate(x[some], seen[some]) for some in (slice(0, 100), slice(100, 200)))
+    em.maximize()
+    found = pyro.param("loc").detach().clone()
+    pyro.clear_param_store()
+    assert EM(base, FullPartition(base, components=2)).step(x[seen]) == pytest.approx(loss)
+    torch.testing.assert_close(found, pyro.param("loc").detach())
+
+
+def test_nothing_but_masked_rows_is_refused():
+    em = EM(masked, FullPartition(masked, components=2))
+    with pytest.raises(DataError, match="all 200 rows have weight zero, or are masked"):
+        em.step(rows(), torch.zeros(200, dtype=torch.bool))
+
+
+def test_stepwise_em_survives_a_minibatch_of_masked_rows():
+    em = EM(masked, FullPartition(masked, components=2), step_size=lambda t: 0.5)
+    em.step(rows(), torch.ones(200, dtype=torch.bool))
+    before = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    em.step(rows(), torch.zeros(200, dtype=torch.bool))
+    for name, value in before.items():  # the statistics shrink, what they fit does not
+        torch.testing.assert_close(pyro.param(name).detach(), value)

@@ -13,16 +13,11 @@ from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.init import labels as module
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.init.labels import METHODS, start_labels
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 CLUSTERING = METHODS[1:]
 few = settings(max_examples=20, deadline=None, derandomize=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def generator(seed=0):

@@ -15,16 +15,11 @@ from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.poutine import data_plate, read_declaration
 from pyro_mixtures.poutine.leave_one_out import LeaveOneOutMessenger
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 N, K, RIDGE = 36, 3, 0.1
 HALF_LOG = 0.5 * math.log(2 * math.pi)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def rows_of():

@@ -10,7 +10,8 @@ from pyro_mixtures.distributions import DiagonalNormals, LinearRegressions, Logi
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions
 from pyro_mixtures.poutine import ReuseMessenger, exact_posterior
-from tests.conformance import one_thread
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 C, D, N = 4, 3, 20
 MODELS = {
@@ -20,12 +21,6 @@ MODELS = {
     "tied": lambda: GaussianMixture(components=C, features=D, covariance="full", tied=True),
     "factors": lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=2),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture
