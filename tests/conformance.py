@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pyro
 import pytest
@@ -35,6 +36,15 @@ def cpu_rows(rows: int, features: int, dtype: torch.dtype = torch.float32, seed:
     """Rows spread a little wider than the components of :meth:`FamilyConformance.arguments`."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return (2 * torch.randn(rows, features, generator=generator, dtype=torch.float64, device="cpu")).to(dtype)
+
+
+@contextmanager
+def one_thread():
+    """Test problems are tiny: a second thread costs more than it gives, above all on a shared machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def exact_loss(model: Callable, *args, **kwargs) -> float:

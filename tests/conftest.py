@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+from tests.conformance import one_thread
+
 DEFAULT_DEVICE = os.environ.get("PYRO_MIXTURES_TEST_DEVICE")
 
 
@@ -34,14 +36,9 @@ def _default_device():
 
 @pytest.fixture
 def on_one_thread():
-    """For files of many small problems, where a second thread costs more than it gives, above all on a shared machine.
-
-    Used as ``pytestmark = pytest.mark.usefixtures("on_one_thread")``.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    """For files of many small problems: ``pytestmark = pytest.mark.usefixtures("on_one_thread")``."""
+    with one_thread():
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mixtures.distributions.shapes import broadcast
 from pyro_mixtures.errors import PartitionError
 
 
@@ -63,7 +64,7 @@ class CandidateCategorical(TorchDistribution):
 
     def _shared_log_prob(self, value: Tensor) -> Tensor:
         """One gather from the (S, *batch) table: nothing of size (values, *batch, S)."""
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast(value.shape, self.batch_shape)
         slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(len(self.candidates) - 1)
         known = self.candidates[slot] == value
         flat = slot.expand(shape).reshape(-1, *self.batch_shape)
@@ -100,7 +101,7 @@ class RestrictedSupport(TorchDistribution):
         if validate_args is not False:
             check_distinct(candidates)
         self.base, self.candidates, self.row_mask = base, candidates, mask
-        shape = torch.broadcast_shapes(base.batch_shape, candidates.shape[:-1])
+        shape = broadcast(base.batch_shape, candidates.shape[:-1])
         super().__init__(shape, torch.Size(), validate_args=False)
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions.floors import floors
 from pyro_mixtures.distributions.indexing import flat_index
+from pyro_mixtures.distributions.shapes import broadcast
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_moments
@@ -174,7 +175,7 @@ class Selected(TorchDistribution):
         if z.is_floating_point():
             raise DataError(f"components are selected by integers, not by {z.dtype}")
         self.has_rsample = components.has_rsample
-        shape = torch.broadcast_shapes(lead, z.shape) if batch_shape is None else torch.Size(batch_shape)
+        shape = broadcast(lead, z.shape) if batch_shape is None else torch.Size(batch_shape)
         super().__init__(shape, components.event_shape, validate_args=False)
 
     @property
@@ -195,7 +196,7 @@ class Selected(TorchDistribution):
         return flat_index(self.z.long(), self.lead, self.family.components)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
+        shape = broadcast(self._rows_shape(value), self.batch_shape)
         return self.family.log_prob_at(self.flat_index().expand(shape), value)
 
     def of_family(self, family: Components) -> "Selected":
@@ -206,7 +207,7 @@ class Selected(TorchDistribution):
         """Sums over the rows under responsibilities ``weight`` (batch shape), added to ``into``; see ``finish``."""
         if self.family.batch_shape[:-1].numel() != 1:
             raise ClosedFormError("closed-form statistics need one set of parameters, not a batch of them")
-        shape = torch.broadcast_shapes(self._rows_shape(value), self.batch_shape)
+        shape = broadcast(self._rows_shape(value), self.batch_shape)
         return self.family.statistics_at(self.flat_index().expand(shape), value, weight.expand(shape), into)
 
     def _rows_shape(self, value: Tensor) -> torch.Size:
@@ -341,5 +342,5 @@ def check_floating(name: str, *arguments: Tensor) -> None:
 
 def batch_shape_of(*shapes: torch.Size) -> torch.Size:
     """Broadcast batch shape; at least one dimension, the components'."""
-    shape = torch.broadcast_shapes(*shapes)
+    shape = broadcast(*shapes)
     return shape if shape else torch.Size([1])

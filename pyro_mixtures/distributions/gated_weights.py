@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
 from pyro_mixtures.distributions.indexing import once
+from pyro_mixtures.distributions.shapes import broadcast
 from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
@@ -152,7 +153,7 @@ class GatedWeights(ComponentWeights):
         return (self.design() @ self.coefficients.T).log_softmax(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast(value.shape, self.batch_shape)
         z = once(value.long().expand(shape))
         z = z.reshape(-1, z.shape[-1])
         design, finite = self._finite_design()

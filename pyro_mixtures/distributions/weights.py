@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.indexing import flat_index
+from pyro_mixtures.distributions.shapes import broadcast
 from pyro_mixtures.distributions.statistics import ComponentCounts, add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.lookup import count_weights, take
@@ -128,7 +129,7 @@ class MixtureWeights(ComponentWeights):
 
     def log_prob(self, value: Tensor) -> Tensor:
         table = self.table()
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast(value.shape, self.batch_shape)
         index = flat_index(value.long(), table.shape[:-1], self.components)
         return take(table.reshape(-1), index).expand(shape)
 

@@ -1,6 +1,6 @@
 """Growing a mixture: fit few components, split the largest, go on with more."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -73,11 +73,12 @@ def grow(
                 inference = inference_of(build(size))
                 params = params_of(inference, rows)
                 if stages:
-                    little = _LITTLE / _expected_rows(inference, rows)
-                    _inherit(params, stages[-1].params, size, sizes[len(stages) - 1], little)
+                    before = {name: value_of(param) for name, param in stages[-1].params.items()}
+                    inherit(inference, rows, before, size, sizes[len(stages) - 1])
                 elif start is not None:
                     start(inference.model)
-                _check_splits(inference, growing=len(sizes) > 1)
+                if len(sizes) > 1:
+                    _check_splits(inference)
                 found = fit(inference, *rows, progress=progress, **fit_options)
             stages.append(Stage(found, params, store))
             if found.interrupted:
@@ -96,8 +97,8 @@ def checked_sizes(components: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _check_splits(inference: EM, *, growing: bool) -> None:
-    if growing and inference.dead != "reseed":
+def _check_splits(inference: EM) -> None:
+    if inference.dead != "reseed":
         raise OptionError(f"dead={inference.dead!r}: growth splits components by re-seeding, EM(dead='reseed')")
 
 
@@ -110,16 +111,19 @@ def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
     return max(count, float(scale.sum() if scale.numel() > 1 else scale * count))
 
 
-def _inherit(
-    params: dict[str, ParamHandle], before: dict[str, ParamHandle], size: int, old: int, little: float
-) -> None:
-    """Give the first components those of the stage before, and the others ``little`` weight."""
+def inherit(inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor], size: int, old: int) -> None:
+    """Give the first of ``size`` components the params ``before`` of ``old``, and the others hardly any weight.
+
+    :raises OptionError: for params that do not grow, or an ``EM`` that does not re-seed.
+    """
+    _check_splits(inference)
+    params = params_of(inference, rows)
     if params.keys() != before.keys():
         raise ModelError(f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}")
+    little = _LITTLE / _expected_rows(inference, rows)
     weighted = False
     for name, param in params.items():
-        value = value_of(before[name])
-        wanted = value_of(param).shape
+        value, wanted = before[name], value_of(param).shape
         if param.constraint is constraints.simplex and value.shape == (old,):
             param.write(torch.cat([value * (1 - (size - old) * little), value.new_full((size - old,), little)]))
             weighted = True

@@ -89,8 +89,10 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int, dead: list[in
     can_split = count.to(winners.device)[winners] >= 2 * max(1, least)
     splits: list[Split] = []
     used: set[int] = set()
-    # Rows of the largest components first.
-    order = torch.argsort(torch.where(can_split, count.to(winners.device)[winners], -1.0), descending=True, stable=True)
+    # Rows of the largest components first, in random order: another split may part what this one does not.
+    shuffled = torch.randperm(len(winners), device="cpu").to(winners.device)
+    size = torch.where(can_split, count.to(winners.device)[winners], -1.0)[shuffled]
+    order = shuffled[torch.argsort(size, descending=True, stable=True)]
     for row in order[: int(can_split.sum())].tolist():
         like = int(winners[row])
         if len(splits) == len(dead):

@@ -59,11 +59,11 @@ def compare_fits(
     :param heldout: rows that no fit sees, a tensor for each of ``rows``.
     :param folds: K of K-fold cross-validation: every fit is made K times more, from its first start on.
     :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without.
-    :param warm_start: each fit grows from that of the number of components before (see
-        :func:`~pyro_mixtures.infer.growth.grow`), and then competes, from the largest back to the smallest, with the
-        one after without the components that its rows miss least; what this mends grows and shrinks once more. It
-        needs re-seeding and weights that are a simplex param, and one exact pass over the rows for each component that
-        goes.
+    :param warm_start: each fit grows from that of the number of components before (as
+        :func:`~pyro_mixtures.infer.growth.grow` does; the likeliest of three short ones goes on), and then competes,
+        from the largest back to the smallest, with the one after without the components that its rows miss least; what
+        this mends grows and shrinks once more. It needs re-seeding and weights that are a simplex param, and one exact
+        pass over the rows for each component that goes.
     :param starts: fresh starts beside growth, the likeliest of which goes on (see
         :func:`~pyro_mixtures.infer.best_of.best_of`) and competes with it. What has nothing to grow from has one at
         least.

@@ -12,7 +12,7 @@ from pyro_mixtures.errors import NumericalError
 from pyro_mixtures.infer.best_of import best_of
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.infer.fit import Fit, fit
-from pyro_mixtures.infer.growth import grow
+from pyro_mixtures.infer.growth import inherit
 from pyro_mixtures.infer.placed import Placed
 from pyro_mixtures.infer.trials import inference_of, own_params, params_of, value_of
 from pyro_mixtures.poutine.params import ParamHandle
@@ -21,6 +21,9 @@ Build = Callable[[int], EM | tuple[Callable, EM]]
 Start = Callable[..., Any]  # of the model and the rows: sets the model's params
 Rows = tuple[Tensor, ...]
 Tick = Callable[[], Any]  # called after every fit
+
+# Short fits of a growth, each from other splits of the largest components: the first may part what belongs together.
+_SPLITS = 3
 
 # Down, up, down: fits whose neighbours have not changed are not made again.
 _SWEEPS = 3
@@ -108,29 +111,33 @@ class Path:
         return _likelier(grown, self._fresh(size, seed, max(1, self.plan.starts)))
 
     def _fresh(self, size: int, seed: int, starts: int) -> Member:
-        def start(model: Any) -> None:
+        def start(model: Any, _: EM) -> None:
             if self.plan.start is not None:
                 self.plan.start(model, *self.rows)
 
-        each, options = [start] * starts, self.plan.fit_options
-        with own_params(seed) as store:
-            found = best_of(lambda: self.build(size), *self.rows, starts=each, progress=False, **options)
-            return _member(size, found.best, self.rows, store)
+        return self._best_of(start, size, seed, starts)
 
     def _grown(self, size: int, seed: int, before: Member) -> Member:
-        made: list[Any] = []
+        def start(_: Any, inference: EM) -> None:
+            inherit(inference, self.rows, before.values, size, before.components)
 
-        def build_noting(components: int) -> Any:
-            made.append(self.build(components))
+        return self._best_of(start, size, seed, _SPLITS)
+
+    def _best_of(self, start: Callable[[Any, EM], None], size: int, seed: int, count: int) -> Member:
+        """The likeliest of ``count`` short fits that begin as ``start(model, inference)`` says, fitted to its end."""
+        made: list[EM] = []
+
+        def build() -> EM:
+            made.append(inference_of(self.build(size)))
             return made[-1]
 
-        def restore(_: Any) -> None:
-            _write(params_of(inference_of(made[-1]), self.rows), before.values)
+        def begin(model: Any) -> None:
+            start(model, made[-1])
 
-        sizes, options = [before.components, size], self.plan.fit_options
+        starts, options = [begin] * count, self.plan.fit_options
         with own_params(seed) as store:
-            stages = grow(build_noting, *self.rows, components=sizes, start=restore, progress=False, **options)
-            return _member(size, stages[-1], self.rows, store)
+            found = best_of(build, *self.rows, starts=starts, progress=False, **options)
+            return _member(size, found.best, self.rows, store)
 
     def _shrunk(self, size: int, seed: int, after: Member) -> Member:
         values = after.values
