@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
 
+_FEW = 1024
+
 
 class Batch(NamedTuple):
     """Arguments of one call of the model."""
@@ -18,6 +20,18 @@ class Batch(NamedTuple):
     args: tuple[Tensor, ...]
     kwargs: dict[str, Any]
     rows: int
+
+
+def some_rows(tensors: Sequence[Tensor], least: int) -> tuple[Tensor, ...]:
+    """Views of evenly spaced rows, ``least`` and 1,024 or more if there are as many: for a first look at a program.
+
+    Programs may start their params from the rows that they are given at first, so one row would not do.
+
+    >>> [rows[:3].tolist() for rows in some_rows((torch.arange(5000),), 10)]
+    [[0, 4, 8]]
+    """
+    step = max(1, len(tensors[0]) // max(_FEW, least))
+    return tuple(tensor[::step] for tensor in tensors)
 
 
 class Batches:

@@ -7,7 +7,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.data.rows import Batches, some_rows
 from pyro_mixtures.infer.em import EM
 
 # Working memory of one call of the model, and how much of it each component takes that is evaluated for a row.
@@ -30,7 +30,7 @@ def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) 
     batches = Batches(rows, batch_size)
     if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
         return Plan(batches, False)
-    size = inference.guide.read(*(tensor[:1] for tensor in batches.tensors)).parameter_bytes
+    size = inference.guide.read(*some_rows(batches.tensors, inference.guide.components)).parameter_bytes
     # Every batch passes over all parameters: of a large model that is worth some more rows.
     room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * inference.guide.slots
     ordered = inference.guide.searches and size > _CACHED_BYTES

@@ -10,6 +10,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import transform_to
 
+from pyro_mixtures.data.rows import some_rows
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.infer.em import EM
 from pyro_mixtures.poutine.params import ParamHandle, handle_of
@@ -50,10 +51,11 @@ def inference_of(built: Any) -> EM:
 
 
 def params_of(inference: EM, rows: Sequence[Tensor]) -> dict[str, ParamHandle]:
-    """The params of a program, by name, as one run of it on the first of the ``rows`` states them."""
+    """The params of a program, by name, as one run of it on some of the ``rows`` states them."""
+    few = some_rows(rows, inference.guide.components)
     with pyro.poutine.block(), torch.no_grad():
         run = pyro.poutine.trace(inference.model, param_only=True)
-        sites: dict[str, Any] = run.get_trace(*(tensor[:1] for tensor in rows)).nodes
+        sites: dict[str, Any] = run.get_trace(*few).nodes
     return {name: handle_of(site) for name, site in sites.items() if site["type"] == "param"}
 
 

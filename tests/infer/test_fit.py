@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import distributions as dist
 from pyro.infer import SVI, TraceEnum_ELBO
+from torch.distributions import constraints
 
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
@@ -532,3 +533,21 @@ def test_stock_program_with_plain_indexing_is_fitted(x):
     found = fit(EM(model, FullPartition(model, components=C)), x, epochs=300, progress=False)
     assert found.converged
     assert np.diff(found.history["elbo"]).min() >= -1e-12
+
+
+@pytest.mark.parametrize("rows", [60, 3000])
+def test_params_may_start_from_the_rows(rows):
+    """As in the README: the first run of the program must see rows enough, whoever makes it."""
+    x = torch.randn(rows, 2) + 6 * (torch.arange(rows) % 3).unsqueeze(-1)
+
+    def program(x, index=None, size=None):
+        weights = pyro.param("weights", torch.full((3,), 1 / 3), constraint=constraints.simplex)
+        loc = pyro.param("loc", lambda: x[:: len(x) // 3][:3].clone())
+        scale = pyro.param("scale", torch.ones(3, 2), constraint=constraints.positive)
+        with data_plate(x, index, size):
+            z = pyro.sample("z", MixtureWeights(weights))
+            pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
+
+    fit(EM(program, FullPartition(program, components=3)), x, progress=False)
+    assert pyro.param("loc").shape == (3, 2)
+    fit(EM(program, FullPartition(program, components=3)), x, batch_size=50, epochs=2, progress=False)
