@@ -316,17 +316,16 @@ def classes_of(table: ChoiceTable, count: int) -> Classes:
         model: Any = found.best.model
         # A traveller is a row: robust errors allow for nine answers of one traveller being alike.
         known = observed_information(model, *table.rows, robust=True)
-        q = responsibilities(model, *table.rows)
+        q = responsibilities(model, *table.rows).dense(count)
         order = known.params["weights"].argsort(descending=True)
-        dense = torch.zeros(len(q.probs), count, dtype=torch.float64).scatter_(1, q.components.long(), q.probs)
         return Classes(
             criteria=criteria(model, *table.rows),
             theta=known.params["theta"][order],
             errors=known.standard_errors["theta"][order],
             share=known.params["weights"][order],
             values=[value_of_time(known, c) for c in order.tolist()],
-            q=dense[:, order],
-            near=int((len(q.probs) * (found.elbos.max() - found.elbos) < 1).sum()),
+            q=q[:, order],
+            near=int((len(q) * (found.elbos.max() - found.elbos) < 1).sum()),
         )
 
 
@@ -335,12 +334,10 @@ def value_of_time(known: ObservedInformation, c: int) -> Value | None:
 
     None where the cost's coefficient lies within two standard errors of zero: a ratio to it says nothing.
     """
-    time, cost = known.params["theta"][c, :2].tolist()
-    if cost + 2 * float(known.standard_errors["theta"][c, 1]) > 0:
+    if float(known.params["theta"][c, 1] + 2 * known.standard_errors["theta"][c, 1]) > 0:
         return None
-    slope = 60 * torch.tensor([1 / cost, -time / cost**2], dtype=torch.float64)
-    at = [known.names.index(f"theta[{c}, {i}]") for i in range(2)]
-    return Value(60 * time / cost, float(slope @ known.covariance[at][:, at] @ slope) ** 0.5)
+    found = known.derived(lambda params: 60 * params["theta"][c, 0] / params["theta"][c, 1])
+    return Value(float(found.value), float(found.standard_error))
 
 
 def chosen_shares(q: Tensor, table: ChoiceTable) -> Tensor:

@@ -84,12 +84,12 @@ def _constants(source: Source, labels: Labels | None) -> Group:
 
 def evidence_group(source: Source, scores: Scores) -> Groups:
     """Each row's log evidence under each draw, and the draws' log joints."""
-    rows = (*SAMPLE_DIMS, _row_dim(source))
+    rows = (*SAMPLE_DIMS, row_dim(source))
     terms = {name: Variable(values, rows) for name, values in scores.terms.items()}
     return {"log_likelihood": terms, "sample_stats": {"lp": Variable(scores.lp, SAMPLE_DIMS)}}
 
 
-def _row_dim(source: Source) -> str:
+def row_dim(source: Source) -> str:
     """The rows' name in the observed values, which the user may have chosen."""
     program = source.program
     for site in program.observed:
@@ -130,7 +130,7 @@ def _covariates(source: Source) -> Group:
     taken = {**source.program.params, **source.program.observed}
     seen = {id(value) for value in source.program.observed.values()}
     return {
-        name: Variable(array(rows), (_row_dim(source), *default_dims(name, rows.shape)[1:]))
+        name: Variable(array(rows), (row_dim(source), *default_dims(name, rows.shape)[1:]))
         for name, rows in zip(names, source.chains.rows, strict=False)
         if id(rows) not in seen and name not in taken
     }

@@ -26,7 +26,16 @@ class Variable(NamedTuple):
 Groups = Mapping[str, Mapping[str, Variable]]
 
 
-def to_container(groups: Groups, *, coords: Coords | None = None, own: Mapping[str, Coords] | None = None) -> Any:
+Masks = Mapping[str, np.ndarray]
+
+
+def to_container(
+    groups: Groups,
+    *,
+    coords: Coords | None = None,
+    own: Mapping[str, Coords] | None = None,
+    parts: Mapping[str, Masks] | None = None,
+) -> Any:
     """The groups as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
 
     :param groups: variables by name, by group; empty groups are left out. A dimension has the same size everywhere,
@@ -34,18 +43,20 @@ def to_container(groups: Groups, *, coords: Coords | None = None, own: Mapping[s
     :param coords: labels of dimensions; those not named are numbered from 0. Of chains and draws they are those of the
         first group that has them, and of others of its size.
     :param own: labels of chains and draws of some groups.
+    :param parts: masks by dimension, by group, of what some groups have of a dimension.
     :raises OptionError: when dimensions or labels have conflicting sizes, or labels belong to no dimension.
     """
     groups = {name: variables for name, variables in groups.items() if variables}
     for variables in groups.values():
         _check_names(variables)
-    labels, own = _labels(_sizes(groups), coords or {}), own or {}
-    return _container(
-        {
-            name: _dataset(variables, labels | _sample_labels(variables, labels, own.get(name, {})))
-            for name, variables in groups.items()
-        }
-    )
+    own, parts = own or {}, parts or {}
+    labels = _labels(_sizes(groups, parts), coords or {})
+
+    def mine(name: str) -> Mapping[str, np.ndarray]:
+        some = {dim: labels[dim][mask] for dim, mask in parts.get(name, {}).items()}
+        return labels | _sample_labels(groups[name], labels, own.get(name, {})) | some
+
+    return _container({name: _dataset(variables, mine(name)) for name, variables in groups.items()})
 
 
 def _sample_labels(
@@ -53,7 +64,7 @@ def _sample_labels(
 ) -> dict[str, np.ndarray]:
     """Labels of a group's chains and draws: its own, those of all groups, or numbers."""
     found = {}
-    for dim, size in _group_sizes(variables, {}).items():
+    for dim, size in _group_sizes(variables, {}, {}).items():
         if dim in SAMPLE_DIMS:
             shared = labels[dim] if len(labels[dim]) == size else np.arange(size)
             found[dim] = np.asarray(own[dim]) if dim in own else shared
@@ -91,21 +102,23 @@ def _check_names(variables: Mapping[str, Variable]) -> None:
             )
 
 
-def _sizes(groups: Groups) -> dict[str, int]:
+def _sizes(groups: Groups, parts: Mapping[str, Masks]) -> dict[str, int]:
     """Sizes of all dimensions; of chains and draws those of the first group that has them."""
     sizes: dict[str, int] = {}
-    for variables in groups.values():
+    for name, variables in groups.items():
         shared = {dim: size for dim, size in sizes.items() if dim not in SAMPLE_DIMS}
-        sizes = _group_sizes(variables, shared) | sizes
+        sizes = _group_sizes(variables, shared, parts.get(name, {})) | sizes
     return sizes
 
 
-def _group_sizes(variables: Mapping[str, Variable], known: Mapping[str, int]) -> dict[str, int]:
+def _group_sizes(variables: Mapping[str, Variable], known: Mapping[str, int], part: Masks) -> dict[str, int]:
+    """Sizes of a group's dimensions and the ``known``; of a dimension that it has in part, the whole."""
     sizes = dict(known)
     for name, variable in variables.items():
         if len(set(variable.dims)) != len(variable.dims):
             raise OptionError(f"variable {name!r} has dims {variable.dims}: give it different names in dims=")
         for dim, size in zip(variable.dims, variable.values.shape, strict=True):
+            size = len(part[dim]) if dim in part else size
             if sizes.setdefault(dim, size) != size:
                 raise OptionError(
                     f"dim {dim!r} has size {size} in {name!r} and {sizes[dim]} elsewhere: name it differently in dims="

@@ -4,21 +4,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_mixtures.diagnostics.chains import Chains, Draw
 from pyro_mixtures.diagnostics.program import array, log_prior
 from pyro_mixtures.errors import ModelError, OptionError
-from pyro_mixtures.infer import evidence, sample
+from pyro_mixtures.infer import sample
+from pyro_mixtures.infer.scoring import posteriors
 from pyro_mixtures.options import check_whole
 
 
 class Scores(NamedTuple):
     """What the rows say of each draw."""
 
-    terms: dict[str, np.ndarray]  # (chain, draw, N) log evidence, in nats, by name
-    lp: np.ndarray  # (chain, draw) log evidence of all rows plus the log prior
+    terms: dict[str, np.ndarray]  # (chain, draw, n) log evidence by row weight, in nats, by name
+    lp: np.ndarray  # (chain, draw) log evidence of all rows, by row weight, plus the log prior
+    counted: np.ndarray  # (N,) which rows the n are: those of positive weight under some draw
 
     def best(self, chains: Chains) -> Draw:
         """The draw of the largest log joint, the first of equals."""
@@ -30,17 +33,20 @@ def score(
 ) -> Scores:
     """Evaluate every draw on all rows; with ``by_site`` each observed site by itself, too."""
 
+    counted = np.zeros(len(chains.rows[0]), dtype=bool)
+
     def terms(handled: Callable[[Callable], Callable]) -> np.ndarray:
-        found = [_evidence(chains, draw, handled(draw.model), truncated, chunk) for draw in chains.all]
-        return np.stack(found).reshape(*chains.shape, -1)
+        found = [_evidence(chains, draw, handled(draw.model), truncated, chunk, counted) for draw in chains.all]
+        stacked = np.stack(found)
+        return (stacked if counted.all() else stacked[:, counted]).reshape(*chains.shape, -1)
 
     joint = terms(lambda model: model)
     prior = [log_prior(draw.model, chains.declaration, chains.rows, draw.given) for draw in chains.all]
     lp = joint.sum(-1, dtype=np.float64) + np.reshape(prior, chains.shape)
     if not by_site or len(observed) == 1:
-        return Scores({"_".join(observed) or "evidence": joint}, lp)
+        return Scores({"_".join(observed) or "evidence": joint}, lp, counted)
     others = {name: frozenset(chains.declaration.observed) - {name} for name in observed}
-    return Scores({name: terms(_SilenceMessenger(rest)) for name, rest in others.items()}, lp)
+    return Scores({name: terms(_SilenceMessenger(rest)) for name, rest in others.items()}, lp, counted)
 
 
 def predictive_numbers(chains: Chains, count: int) -> np.ndarray:
@@ -81,9 +87,18 @@ def prior_draws(chains: Chains, count: int, sites: Mapping[str, Tensor]) -> tupl
     return tuple({name: _stacked(found, name, (1, count)) for name in names} for names in (latent, sites))
 
 
-def _evidence(chains: Chains, draw: Draw, model: Callable, truncated: bool, chunk: int | None) -> np.ndarray:
-    options: Any = {"guide": draw.guide if truncated else None, "site": chains.declaration.site, "chunk": chunk}
-    return array(evidence(model, *chains.rows, given=draw.given, **options))
+def _evidence(
+    chains: Chains, draw: Draw, model: Callable, truncated: bool, chunk: int | None, counted: np.ndarray
+) -> np.ndarray:
+    """Log evidence (N,) of all that each row stands for; notes in ``counted`` which rows stand for something."""
+    guide, site = draw.guide if truncated else None, chains.declaration.site
+    found, start = [], 0
+    for posterior, part in posteriors(model, chains.rows, guide, site, draw.given, chunk):
+        weight = posterior.row_weight
+        found.append(torch.where(weight > 0, weight * posterior.evidence, 0.0).to(posterior.evidence.dtype))
+        counted[start : start + len(part[0])] |= (weight > 0).cpu().numpy()
+        start += len(part[0])
+    return array(torch.cat(found))
 
 
 def _held(draw: Draw) -> Callable:

@@ -16,6 +16,7 @@ from pyro_mixtures.diagnostics.arviz_groups import (
     posterior,
     predictive_group,
     prior_group,
+    row_dim,
     sampler_stats,
 )
 from pyro_mixtures.diagnostics.chains import Chains, Values, read_chains
@@ -55,10 +56,10 @@ def to_arviz(
                               model's params: the point estimate, one draw, or the bootstrap's
     ``constant_data``         the params, where ``posterior`` has draws of latent sites; arguments of the program
                               that it does not observe, covariates
-    ``log_likelihood``        (chain, draw, row), in nats: each row's log evidence, z summed out. Named after the
-                              observed site; several sites under one z have one evidence, and their names joined by
-                              "_", or with ``by_site`` each its own. "evidence" where there is none, but a
-                              ``pyro.factor``
+    ``log_likelihood``        (chain, draw, row), in nats: each row's log evidence, z summed out, times the row's
+                              weight. Named after the observed site; several sites under one z have one evidence, and
+                              their names joined by "_", or with ``by_site`` each its own. "evidence" where there is
+                              none, but a ``pyro.factor``. Rows of weight zero, and masked ones, are left out
     ``sample_stats``          ``lp`` (chain, draw): the log likelihood of all rows plus the log prior of the draw. Of
                               an MCMC ``diverging`` (chain, draw), ``mean_acceptance_rate`` (chain,), from four draws
                               on; of a bootstrap ``elbo``, ``converged``
@@ -112,6 +113,12 @@ def to_arviz(
     narrow, and so is what it says: see Magnusson, Andersen, Jonasson & Vehtari, "Bayesian leave-one-out
     cross-validation for large data", ICML 2019. Neither are a bootstrap's or restarts.
 
+    A row of weight w stands for w rows. Its pointwise value is the log density of them all, so values add up to the log
+    likelihood of the fit, and ``az.loo`` leaves all w out at once, which asks more of the draws than leaving out one.
+    For the rows one by one divide by the weights (``constant_data`` has them, of programs that take them), and weigh
+    what comes out. (Pyro's own MCMC takes ``poutine.scale`` of a site z for w rows that share their component: its
+    potential is another than minus ``lp`` where components overlap.)
+
     Its warning of a Pareto k above 0.7 (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling",
     JMLR 25, 2024) says that for some rows the draws, weighted by 1 / p(row), are too few of the right ones: the
     posterior without the row is another. In mixtures it is most often a row that holds a component up nearly alone,
@@ -150,6 +157,7 @@ def to_arviz(
         ),
         coords=coords,
         own=_numbers(chains, posterior_predictive, coords or {}),
+        parts={} if scores is None or scores.counted.all() else {"log_likelihood": {row_dim(source): scores.counted}},
     )
 
 

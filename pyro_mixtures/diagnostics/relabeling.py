@@ -13,7 +13,8 @@ from pyro_mixtures.diagnostics.alignment import overlap, permutation_of, relabel
 from pyro_mixtures.diagnostics.chains import Chains, Draw
 from pyro_mixtures.diagnostics.program import COMPONENT, EVENT_NAMES, Program, log_prior, read_params
 from pyro_mixtures.errors import ModelError
-from pyro_mixtures.infer import Responsibilities, responsibilities
+from pyro_mixtures.infer import Responsibilities
+from pyro_mixtures.infer.scoring import posteriors
 from pyro_mixtures.poutine import log_joint
 
 # Candidates of a row that count for an alignment.
@@ -67,15 +68,13 @@ def component_axes(chains: Chains, program: Program, draw: Draw, dims: Mapping[s
 
 
 def _responsibilities(chains: Chains, draw: Draw, *, truncated: bool, chunk: int | None) -> Responsibilities:
-    return responsibilities(
-        draw.model,
-        *chains.rows,
-        top=min(_TOP, chains.declaration.components),
-        guide=draw.guide if truncated else None,
-        site=chains.declaration.site,
-        given=draw.given,
-        chunk=chunk,
-    )
+    """Of two draws multiplied with each other, these count rows by their weights."""
+    guide, site = draw.guide if truncated else None, chains.declaration.site
+    found = []
+    for posterior, _ in posteriors(draw.model, chains.rows, guide, site, draw.given, chunk):
+        best, root = posterior.top(_TOP), posterior.row_weight.sqrt()
+        found.append(Responsibilities(best.candidates.T, torch.where(root > 0, root * best.probs, 0.0).T))
+    return Responsibilities(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _known(program: Program, variables: Mapping[str, Tensor], dims: Mapping[str, tuple[str, ...]]) -> Axes:

@@ -74,6 +74,8 @@ class EM:
     True
     """
 
+    random_rows: torch.Generator | None = None  # set by growth: dead components split others at random rows
+
     def __init__(
         self,
         model: Callable,
@@ -286,7 +288,7 @@ class EM:
         # Where rows only re-weigh the candidates they have, a new component could win none.
         reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives
         ready = self._pauses.ready(starved.nonzero()[:, 0].tolist(), self.steps)
-        splits = choose_splits(self._reservoir, rows, least, ready) if reseed else []
+        splits = choose_splits(self._reservoir, rows, least, ready, self.random_rows) if reseed else []
         self._pauses.record(splits)
         dropped = starved if self.dead == "drop" and bool((count[~starved] > 0).any()) else None
         self._update_weights(sites[z], splits, dropped)

@@ -114,9 +114,12 @@ def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
 def inherit(inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor], size: int, old: int) -> None:
     """Give the first of ``size`` components the params ``before`` of ``old``, and the others hardly any weight.
 
+    They will be split off at random rows of the largest: another time may part what this one does not.
+
     :raises OptionError: for params that do not grow, or an ``EM`` that does not re-seed.
     """
     _check_splits(inference)
+    inference.random_rows = torch.Generator().manual_seed(int(torch.randint(1 << 31, (), device="cpu")))
     params = params_of(inference, rows)
     if params.keys() != before.keys():
         raise ModelError(f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}")

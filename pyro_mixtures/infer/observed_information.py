@@ -2,25 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
-from torch.func import functional_call
 
-from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import ModelError, NumericalError, OptionError
-from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import log_joint, read_declaration
-from pyro_mixtures.poutine.params import ParamHandle, handle_of
+from pyro_mixtures.errors import NumericalError
+from pyro_mixtures.infer.exact_likelihood import ExactLikelihood
 
-# (row, component) pairs of a chunk, whose graph is alive at once.
-_PAIRS = 1 << 20
 # Differences are taken where no row's log likelihood changes by more than this, in nats.
 _CHANGE = 1e-4
 # Information below this part of what its coordinates have by themselves is rounding.
@@ -38,6 +28,40 @@ class ObservedInformation(NamedTuple):
     covariance: Tensor  # (K, K) of these
     information: Tensor  # (R, R) minus the Hessian, in R free directions of the unconstrained params
     log_likelihood: float  # in nats
+
+    def derived(self, function: Callable[[dict[str, Tensor]], Tensor]) -> "Derived":
+        """A function of the params, with its uncertainty by the delta method: a ratio of coefficients, say.
+
+        :param function: of the params by name, in float64; differentiable by torch. It returns a tensor of any shape.
+        :raises NumericalError: when its value or slope at the estimates is not finite.
+
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> known = ObservedInformation({"a": 2 * one}, {"a": 3 * one}, ("a[0]",), 9 * one.diag(), one.diag(), -1.0)
+        >>> known.derived(lambda params: params["a"] ** 2).standard_error  # 2 a times 3
+        tensor([12.], dtype=torch.float64)
+        """
+        sizes = [value.numel() for value in self.params.values()]
+
+        def flat(numbers: Tensor) -> Tensor:
+            parts = zip(self.params.items(), numbers.split(sizes), strict=True)
+            return function({name: part.reshape(value.shape) for (name, value), part in parts})
+
+        at = torch.cat([value.reshape(-1) for value in self.params.values()])
+        value = flat(at)
+        slope: Any = torch.autograd.functional.jacobian(flat, at)
+        slope = slope.reshape(-1, len(at))
+        if not bool(value.isfinite().all()) or not bool(slope.isfinite().all()):
+            raise NumericalError(f"the function is {value.tolist()} at the estimates, or has no finite slope there")
+        covariance = slope @ self.covariance @ slope.T
+        return Derived(value, covariance.diagonal().clamp_min(0).sqrt().reshape(value.shape), covariance)
+
+
+class Derived(NamedTuple):
+    """A function of the params at their estimates, of M numbers in all."""
+
+    value: Tensor
+    standard_error: Tensor  # of the same shape
+    covariance: Tensor  # (M, M)
 
 
 def observed_information(
@@ -87,7 +111,7 @@ def observed_information(
     >>> observed_information(model, torch.randn(25, 1)).standard_errors["loc"]
     tensor([[0.2000]], dtype=torch.float64)
     """
-    likelihood = _Likelihood(model, rows, site, given, frozenset(freeze), chunk)
+    likelihood = ExactLikelihood(model, rows, site, given, frozenset(freeze), chunk)
     found = likelihood.params
     (slope, evidence), weight = likelihood.slope(found.start), likelihood.weight()
     hessian, scores = _differences(likelihood, found.start, evidence)
@@ -112,167 +136,7 @@ def standard_errors(model: Callable, *rows: Tensor, **options: Any) -> dict[str,
     return observed_information(model, *rows, **options).standard_errors
 
 
-class _Tangent(NamedTuple):
-    """R directions of the unconstrained numbers u (U,) that move the K constrained ones."""
-
-    free: Tensor  # (U, R), orthonormal
-    out: Tensor  # (K, R), how they move these
-    owners: list[str]  # the param of each
-
-
-class _Params:
-    """The params that are estimated, as one vector of their unconstrained numbers u (U,) in float64."""
-
-    def __init__(self, handles: list[ParamHandle]):
-        self.handles = handles
-        self.start = torch.cat([h.leaf.detach().double().reshape(-1) for h in handles])
-        self.sizes = [h.leaf.numel() for h in handles]
-
-    def values(self, u: Tensor) -> dict[str, Tensor]:
-        """Constrained values by name."""
-        parts = zip(self.handles, u.split(self.sizes), strict=True)
-        return {h.name: transform_to(h.constraint)(part.reshape(h.leaf.shape)) for h, part in parts}
-
-    def tangent(self) -> "_Tangent":
-        """Where the constrained values can go."""
-        free, out, owners = [], [], []
-        for handle, part in zip(self.handles, self.start.split(self.sizes), strict=True):
-            constrain = transform_to(handle.constraint)
-
-            def flat(u: Tensor, constrain=constrain, shape=handle.leaf.shape) -> Tensor:
-                return constrain(u.reshape(shape)).reshape(-1)
-
-            jacobian = torch.autograd.functional.jacobian(flat, part)
-            free.append(_free_directions(jacobian))
-            out.append(jacobian @ free[-1])
-            owners += [handle.name] * free[-1].shape[1]
-        return _Tangent(torch.block_diag(*free), torch.block_diag(*out), owners)
-
-    def labels(self) -> tuple[str, ...]:
-        """Names of all constrained numbers."""
-        shapes = {name: value.shape for name, value in self.values(self.start).items()}
-        return tuple(
-            f"{name}[{', '.join(map(str, at))}]" if at else name
-            for name, shape in shapes.items()
-            for at in product(*map(range, shape))
-        )
-
-
-class _Likelihood:
-    """The rows' log evidence as a function of the unconstrained params, in float64."""
-
-    def __init__(
-        self,
-        model: Callable,
-        rows: tuple,
-        site: str,
-        given: Mapping[str, Tensor] | None,
-        freeze: frozenset[str],
-        chunk: int | None,
-    ):
-        tensors = Batches(rows).tensors
-        self.declaration = read_declaration(model, site, tensors, {})
-        if self.declaration.outside:
-            raise ModelError(
-                f"sites {list(self.declaration.outside)} lie outside the data plate: the likelihood of the rows alone "
-                "would ignore them"
-            )
-        if chunk is not None:
-            check_whole(chunk=chunk)
-        self.size = chunk or max(1, _PAIRS // self.declaration.components)
-        handles = _handles(model, tensors)
-        unknown = sorted(freeze - {h.name for h in handles})
-        if unknown:
-            raise OptionError(f"freeze={unknown}: the model has no such params; it has {[h.name for h in handles]}")
-        estimated = [h for h in handles if h.leaf.requires_grad and h.name not in freeze]
-        if not estimated:
-            raise OptionError("no params are left to estimate: all are frozen, or the model has none")
-        infinite = [h.name for h in estimated if not bool(h.leaf.isfinite().all())]
-        if infinite:
-            raise NumericalError(
-                f"params {infinite} are not finite, as those of a gate's components without rows: freeze= them, or fit "
-                "with fewer components"
-            )
-        self.params = _Params(estimated)
-        everything = _Params(handles)
-        self.known = everything.values(everything.start)
-        self.rows = tuple(_widened(tensor) for tensor in tensors)
-        self.given = {name: _widened(value) for name, value in (given or {}).items()}
-        self.model = _with_wide_buffers(model)
-
-    def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient (U,) of the log likelihood, and each row's evidence (N,), which counts once in it."""
-        u = u.detach().requires_grad_()
-        total, parts = torch.zeros_like(u), []
-        with torch.enable_grad():
-            for part, weight in self._parts(u):
-                if part.requires_grad:
-                    total += torch.autograd.grad((weight * part).sum(), u)[0]
-                parts.append(part.detach())
-        return total, torch.cat(parts)
-
-    def evidence(self, u: Tensor) -> Tensor:
-        """Each row's evidence (N,)."""
-        with torch.no_grad():
-            return torch.cat([part for part, _ in self._parts(u)])
-
-    def weight(self) -> Tensor:
-        """How often each row (N,) counts."""
-        with torch.no_grad():
-            return torch.cat([weight for _, weight in self._parts(self.params.start)])
-
-    def _parts(self, u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.rows[0]), self.size):
-            some = tuple(tensor[start : start + self.size] for tensor in self.rows)
-            model = pyro.poutine.substitute(self.model, data={**self.known, **self.params.values(u)})
-            with _double():
-                joint = log_joint(
-                    model, self.declaration, self._everyone, some, {}, self.given, gradients=torch.is_grad_enabled()
-                )
-            if joint.rows != len(some[0]):
-                raise ModelError(
-                    f"the model took {joint.rows} of {len(some[0])} rows: open its plate without subsample_size"
-                )
-            evidence = joint.log_joint.logsumexp(0)
-            if joint.mask is not None:
-                evidence = torch.where(joint.mask, evidence, 0.0)
-            yield evidence, torch.ones_like(evidence.detach()) * joint.scale
-
-    def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
-        return torch.arange(self.declaration.components, device=device).unsqueeze(-1)
-
-
-def _handles(model: Callable, rows: tuple) -> list[ParamHandle]:
-    """The program's params, each once."""
-    with pyro.poutine.block(), torch.no_grad():
-        nodes = pyro.poutine.trace(model).get_trace(*rows).nodes.values()
-    return [handle_of(node) for node in nodes if node["type"] == "param"]
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _with_wide_buffers(model: Callable) -> Callable:
-    """A module's constants in float64, like its params."""
-    if not isinstance(model, torch.nn.Module):
-        return model
-    buffers: Any = {name: _widened(buffer) for name, buffer in model.named_buffers()}
-    return lambda *args, **kwargs: functional_call(model, buffers, args, kwargs)
-
-
-@contextmanager
-def _double() -> Iterator[None]:
-    """Constants that the program makes are float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _differences(likelihood: _Likelihood, u: Tensor, evidence: Tensor) -> tuple[Tensor, Tensor]:
+def _differences(likelihood: ExactLikelihood, u: Tensor, evidence: Tensor) -> tuple[Tensor, Tensor]:
     """The Hessian (U, U) of the log likelihood, and the rows' scores (N, U), unweighted, by central differences."""
     hessian, scores = [], []
     for i in range(len(u)):
@@ -285,21 +149,13 @@ def _differences(likelihood: _Likelihood, u: Tensor, evidence: Tensor) -> tuple[
     return (found + found.T) / 2, torch.stack(scores, -1)
 
 
-def _step(likelihood: _Likelihood, u: Tensor, i: int, evidence: Tensor) -> float:
+def _step(likelihood: ExactLikelihood, u: Tensor, i: int, evidence: Tensor) -> float:
     """How far number ``i`` may move before some row's log likelihood changes by ``_CHANGE``."""
     trial, size = u.clone(), 1 + abs(float(u[i]))
     trial[i] += 1e-6 * size
     rate = float((likelihood.evidence(trial) - evidence).abs().max()) / (1e-6 * size)
     wanted = _CHANGE / rate if rate > 0 and math.isfinite(rate) else math.inf
     return min(wanted, 0.1 * size)
-
-
-def _free_directions(jacobian: Tensor) -> Tensor:
-    """Orthonormal directions (U, R) of u that constrained values follow, whatever the units of these."""
-    length = jacobian.norm(dim=-1, keepdim=True)
-    unit = jacobian / torch.where(length > 0, length, 1.0)
-    _, size, directions = torch.linalg.svd(unit, full_matrices=False)
-    return directions[size > _SINGULAR * size.max()].T
 
 
 def _inverse(information: Tensor, owners: list[str]) -> Tensor:

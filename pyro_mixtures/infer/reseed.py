@@ -81,16 +81,21 @@ class Pauses:
             self._alive.add(split.component)
 
 
-def choose_splits(reservoir: Reservoir, count: Tensor, least: int, dead: list[int]) -> list[Split]:
-    """Pair ``dead`` components with rows of components that can spare half of theirs, of ``least`` rows or more."""
+def choose_splits(
+    reservoir: Reservoir, count: Tensor, least: int, dead: list[int], generator: torch.Generator | None = None
+) -> list[Split]:
+    """Pair ``dead`` components with rows of components that can spare half of theirs, of ``least`` rows or more.
+
+    Of each the first row in the reservoir, or a random one of the ``generator``.
+    """
     if not dead or not reservoir.winners:
         return []
     winners = torch.cat(reservoir.winners)
     can_split = count.to(winners.device)[winners] >= 2 * max(1, least)
     splits: list[Split] = []
     used: set[int] = set()
-    # Rows of the largest components first, in random order: another split may part what this one does not.
-    shuffled = torch.randperm(len(winners), device="cpu").to(winners.device)
+    # Rows of the largest components first.
+    shuffled = _order(len(winners), generator).to(winners.device)
     size = torch.where(can_split, count.to(winners.device)[winners], -1.0)[shuffled]
     order = shuffled[torch.argsort(size, descending=True, stable=True)]
     for row in order[: int(can_split.sum())].tolist():
@@ -101,6 +106,12 @@ def choose_splits(reservoir: Reservoir, count: Tensor, least: int, dead: list[in
             used.add(like)
             splits.append(Split(dead[len(splits)], like, row))
     return splits
+
+
+def _order(count: int, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return torch.arange(count, device="cpu")
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import ModelError
+from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_declaration
@@ -22,6 +22,19 @@ class Responsibilities(NamedTuple):
 
     components: Tensor  # (N, S)
     probs: Tensor  # (N, S)
+
+    def dense(self, components: int) -> Tensor:
+        """The same as a table (N, C), zero where a component is not among those kept: for a small C.
+
+        >>> Responsibilities(torch.tensor([[2, 0]]), torch.tensor([[0.75, 0.25]])).dense(3)
+        tensor([[0.2500, 0.0000, 0.7500]])
+        """
+        check_whole(components=components)
+        most = int(self.components.max()) + 1
+        if components < most:
+            raise OptionError(f"components={components}: the rows have components up to number {most - 1}")
+        table = self.probs.new_zeros(len(self.probs), components)
+        return table.scatter_(1, self.components.long(), self.probs)
 
 
 def evidence(

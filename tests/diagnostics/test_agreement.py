@@ -56,3 +56,10 @@ def test_planted_permutation_of_many_parts_is_undone():
 def test_refusals(a, b, message):
     with pytest.raises(DataError, match=message):
         agreement(a, b)
+
+
+def test_arrays_and_lists_are_labels_too():
+    a, b = torch.tensor([0, 0, 1, -1], device="cpu"), torch.tensor([2, 2, 1, 1], device="cpu")
+    assert agreement(a.numpy(), b.tolist()) == agreement(a, b) == (1.0, 1.0)
+    with pytest.raises(DataError, match="real numbers"):
+        agreement(a, ["w", "x", "y", "z"])

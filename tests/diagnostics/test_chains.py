@@ -19,6 +19,7 @@ from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = [pytest.mark.arviz, pytest.mark.usefixtures("on_one_thread")]
@@ -56,6 +57,15 @@ def function(x, index=None, size=None):
         pyro.sample("x", dist.Normal(loc[z], scale).to_event(1), obs=x)
 
 
+class MaskedNormals(GaussianMixture):
+    def __init__(self):
+        super().__init__(components=3, features=1)
+
+    def forward(self, x, seen, index=None, size=None):
+        with pyro.poutine.mask(mask=seen > 0):
+            return super().forward(x, index, size)
+
+
 def function_fit(order):
     with pyro.get_param_store().scope() as state:
         pyro.param("loc", CENTERS[order].clone())
@@ -77,7 +87,7 @@ def two_groups() -> torch.Tensor:
     return (torch.tensor([[-3.0], [3.0]], device="cpu") + draws).reshape(-1)
 
 
-def sampled(model, x, start, *, draws: int = 8, chains: int = 1, step: float = 0.1) -> MCMC:
+def sampled(model, *rows, start, draws: int = 8, chains: int = 1, step: float = 0.1) -> MCMC:
     kernel = HMC(model, step_size=step, num_steps=2, adapt_step_size=False, adapt_mass_matrix=False)
     values = {"loc": torch.tensor(start)}
     if chains > 1:
@@ -90,7 +100,7 @@ def sampled(model, x, start, *, draws: int = 8, chains: int = 1, step: float = 0
         initial_params=values,
         disable_progbar=True,
     )
-    mcmc.run(x)
+    mcmc.run(*rows)
     return mcmc
 
 
@@ -136,6 +146,30 @@ class TestRestarts:
         fits = [module_fit(order, truncated=True) for order in ORDERS[:2]]
         data = to_arviz(fits, three_clusters(), truncated=True)
         np.testing.assert_allclose(data.posterior["loc"].values[0], data.posterior["loc"].values[1], atol=0.05)
+
+    @pytest.mark.parametrize(("weight", "order"), [([1.0] * 4, [20.0, 0.0]), ([9.0, 1.0, 1.0, 1.0], [0.0, 20.0])])
+    def test_rows_count_by_their_weights(self, weight, order):
+        """The second fit has all rows in one component, which is that of most of them."""
+        guides = []
+        for mean in ([[0.0], [9.0]], [[20.0], [0.0]]):
+            pyro.clear_param_store()
+            model = BregmanMixture(components=2, features=1, equal_weights=True)
+            model.mean = torch.tensor(mean)
+            guides.append(FullPartition(model, components=2))
+        data = to_arviz(guides, torch.tensor([[0.0], [9.0], [9.0], [9.0]]), torch.tensor(weight))
+        assert data.posterior["mean"].values[1, 0, :, 0].tolist() == order
+
+    def test_rows_of_weight_zero_may_hold_anything(self):
+        x, weight = three_clusters(), torch.ones(60)
+        x[7], weight[7] = torch.nan, 0.0
+        guides = []
+        for order in ORDERS[:2]:
+            pyro.clear_param_store()
+            model = MaskedNormals()
+            model.loc = CENTERS[order]
+            guides.append(FullPartition(model, components=3))
+        loc = to_arviz(guides, x, weight).posterior["loc"].values
+        np.testing.assert_array_equal(loc[0], loc[1])
 
     def test_histories_are_padded(self):
         data = to_arviz([module_fit([0, 1, 2], epochs=epochs) for epochs in (2, 4)], three_clusters())
@@ -261,7 +295,7 @@ class TestRestarts:
 class TestMCMC:
     def test_lp_is_minus_the_potential(self):
         x = two_groups()
-        data = to_arviz(sampled(priors, x, [-3.0, 3.0]), priors, x, align=False)
+        data = to_arviz(sampled(priors, x, start=[-3.0, 3.0]), priors, x, align=False)
         _, potential, _, _ = initialize_model(priors, (x,), max_plate_nesting=1)
         loc = torch.from_numpy(data.posterior["loc"].values[0])
         expected = [-float(potential({"loc": one})) for one in loc]
@@ -270,11 +304,26 @@ class TestMCMC:
         assert not data.sample_stats["diverging"].values.any()
         assert data.sample_stats["mean_acceptance_rate"].dims == ("chain",)
 
+    def test_lp_counts_row_weights(self):
+        def model(x, row_weight):
+            loc = pyro.sample("loc", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+            with data_plate(x), pyro.poutine.scale(scale=row_weight):
+                z = pyro.sample("z", dist.Categorical(torch.full((2,), 0.5)))
+                pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+        rows = two_groups(), torch.arange(16) % 3 + 1.0
+        mcmc = sampled(model, *rows, start=[-3.0, 3.0])
+        data = to_arviz(mcmc, model, *rows)
+        _, potential, _, _ = initialize_model(model, rows, max_plate_nesting=1)
+        # Pyro lets all that a row stands for have one component, ours each its own: far apart it is nearly the same.
+        expected = [-float(potential({"loc": one})) for one in mcmc.get_samples()["loc"]]
+        np.testing.assert_allclose(data.sample_stats["lp"].values[0], expected, rtol=1e-4)
+
     @pytest.mark.filterwarnings("ignore:num_chains")
     def test_draws_of_all_chains_have_the_same_labels(self, monkeypatch):
         monkeypatch.setattr("torch.multiprocessing.cpu_count", lambda: 1)  # chains one after the other
         x = two_groups()
-        mcmc = sampled(priors, x, [-3.0, 3.0], chains=2)
+        mcmc = sampled(priors, x, start=[-3.0, 3.0], chains=2)
         left = to_arviz(mcmc, priors, x, align=False)
         assert left.posterior["loc"].values[1, :, 0].min() > 0 > left.posterior["loc"].values[0, :, 0].max()
         data = to_arviz(mcmc, priors, x)
@@ -287,13 +336,13 @@ class TestMCMC:
 
     def test_divergences(self):
         x = two_groups()
-        data = to_arviz(sampled(priors, x, [-3.0, 3.0], step=40.0), priors, x)
+        data = to_arviz(sampled(priors, x, start=[-3.0, 3.0], step=40.0), priors, x)
         assert data.sample_stats["diverging"].values.all()
         assert data.sample_stats["mean_acceptance_rate"].item() == 0.0
 
     def test_some_of_the_draws(self):
         x = two_groups()
-        mcmc = sampled(priors, x, [-3.0, 3.0])
+        mcmc = sampled(priors, x, start=[-3.0, 3.0])
         data, whole = to_arviz(mcmc, priors, x, draws=4, posterior_predictive=2), to_arviz(mcmc, priors, x)
         assert data.posterior.coords["draw"].values.tolist() == [0, 2, 4, 6]
         assert data.posterior_predictive.coords["draw"].values.tolist() == [0, 4]
@@ -304,7 +353,7 @@ class TestMCMC:
 
     def test_the_model_is_needed(self):
         with pytest.raises(OptionError, match="its model"):
-            to_arviz(sampled(priors, two_groups(), [-3.0, 3.0], draws=2), two_groups())
+            to_arviz(sampled(priors, two_groups(), start=[-3.0, 3.0], draws=2), two_groups())
 
     def test_priors_that_tell_components_apart(self):
         def ordered(x):
@@ -314,7 +363,7 @@ class TestMCMC:
                 z = pyro.sample("z", dist.Categorical(torch.full((2,), 0.5)))
                 pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
 
-        mcmc = sampled(ordered, two_groups(), [-3.0, 2.0], draws=2)
+        mcmc = sampled(ordered, two_groups(), start=[-3.0, 2.0], draws=2)
         with pytest.raises(ModelError, match="priors of their own"):
             to_arviz(mcmc, ordered, two_groups())
         assert to_arviz(mcmc, ordered, two_groups(), align=False).posterior["loc"].values.shape == (1, 2, 2)
@@ -350,7 +399,7 @@ class TestBootstrapDraws:
 class TestOtherGroups:
     def test_new_data_sets_come_from_the_draws(self):
         x = two_groups()
-        mcmc = sampled(priors, x, [-3.0, 3.0])
+        mcmc = sampled(priors, x, start=[-3.0, 3.0])
         data = to_arviz(mcmc, priors, x, posterior_predictive=8, align=False)
         new, loc = data.posterior_predictive["x"], data.posterior["loc"].values
         assert new.dims == ("chain", "draw", "row")
@@ -365,7 +414,7 @@ class TestOtherGroups:
         assert len(np.unique(data.posterior_predictive["x"].values[0, :, 0, 0])) == 5
 
     def test_more_data_sets_than_draws_are_refused(self):
-        mcmc = sampled(priors, two_groups(), [-3.0, 3.0], draws=2)
+        mcmc = sampled(priors, two_groups(), start=[-3.0, 3.0], draws=2)
         with pytest.raises(OptionError, match="has 2 draws"):
             to_arviz(mcmc, priors, two_groups(), posterior_predictive=3)
 

@@ -12,11 +12,11 @@ import pyro
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
 from pyro_mixtures.diagnostics.reports.html import report
 from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import partition_report
-from pyro_mixtures.distributions import MixtureWeights, Poissons
+from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights, Poissons
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Fit, fit, fit_gate
@@ -121,6 +121,52 @@ class TestReport:
         assert len(page.pictures()) == 3
         assert rate.shape == (2, 1)
 
+    @pytest.mark.parametrize("tested", [True, False])
+    def test_dependences(self, tmp_path, tested):
+        """Those of some parts only first, where tests were made; then by how much higher they are inside."""
+        x = torch.randn(50, 1)
+        p = (0.01, 0.9) if tested else (None, None)
+        known = [Knowledge(f"x{d}", "feature", 1 - d / 30, None, None) for d in range(28)]
+        found = [Dependence(f"x{d}", 0, 90, 0.5 - d / 100, 0.2, p[1], p[1]) for d in range(24)]
+        found += [Dependence("dull", 0, 90, float("nan"), 0.2, p[1], p[1])]
+        found += [Dependence("partial", part, 90, 0.3 - part / 10, 0.25, p[part], p[part]) for part in (0, 1)]
+        path = tmp_path / "page.html"
+        report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, found, 0.7, 180))
+        page = Reader(path.read_text("utf-8"))
+        text = " ".join(page.text)
+        assert "20 of 28 variables" in text
+        assert "20 of 27 dependences" in text
+        assert ("the 1 found in some parts only" in text) == tested
+        after = page.text[page.text.index("feature") :]
+        listed = [cell for cell in after if cell[0] == "x" or cell == "partial"]
+        assert listed == (["partial"] * tested + [f"x{d}" for d in range(24)])[:20]
+        assert "None" not in page.text
+        report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, [], 0.7, 180))
+        assert "dependences" not in path.read_text("utf-8")
+
+    def test_nobody_reaches_a_share_that_is_shown(self, tmp_path):
+        x = torch.randn(40, 2)
+        model = GaussianMixture(components=300, features=2)
+        model.loc = 1e-3 * torch.randn(300, 2)
+        found = fit(EM(model, FullPartition(model, components=300)), x, epochs=0, progress=False)
+        report(found, tmp_path / "page.html", x)
+        assert len(Reader((tmp_path / "page.html").read_text("utf-8")).pictures()) == 3
+
+    def test_masked_rows_may_hold_anything(self, tmp_path):
+        x, seen = torch.randn(90, 3), torch.arange(90) % 3 > 0
+        x[~seen] = torch.nan
+
+        def model(x, seen):
+            loc = pyro.param("loc", torch.eye(3))
+            with pyro.plate("data", len(x)), pyro.poutine.mask(mask=seen):
+                z = pyro.sample("z", MixtureWeights(torch.ones(3) / 3))
+                pyro.sample("x", DiagonalNormals(loc, torch.ones(3, 3))[z], obs=x)
+
+        with pyro.validation_enabled(False):  # or torch refuses the NaN rows
+            found = fit(EM(model, FullPartition(model, components=3)), x, seen, epochs=2, progress=False)
+            report(found, tmp_path / "page.html", x, seen)
+        assert "among 60 of its rows" in (tmp_path / "page.html").read_text("utf-8")
+
     def test_same_fit_same_page(self, tmp_path):
         x = torch.randn(50, 1)
         found = gaussian(x, FullPartition)
@@ -138,6 +184,18 @@ class TestReport:
         found = gaussian(x, FullPartition)
         with pytest.raises(DataError, match="are not rows of"):
             report(found, tmp_path / "page.html", x, image_shape=(3, 3))
+        counts = torch.ones(40, 1)
+
+        def places_none(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
+                pyro.sample("x", Poissons(pyro.param("rate", torch.tensor([[1.0], [9.0]])))[z], obs=x)
+
+        poisson = fit(EM(places_none, FullPartition(places_none, components=2)), counts, epochs=1, progress=False)
+        with pytest.raises(OptionError, match=r"image_shape=\(1, 1\), but no observed site"):
+            report(poisson, tmp_path / "page.html", counts, image_shape=(1, 1))
+        with pytest.raises(OptionError, match="fit is of type EM"):
+            report(found.inference, tmp_path / "page.html", x)
         with pytest.raises(OptionError, match="sample=0"):
             report(found, tmp_path / "page.html", x, sample=0)
         assert not list(tmp_path.iterdir())

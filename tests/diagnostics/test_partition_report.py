@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
+from pyro.util import get_rng_state
 from sklearn.metrics import adjusted_rand_score
 from torch.distributions import constraints
 
@@ -137,6 +138,31 @@ class TestNumbers:
         with pytest.raises(DataError, match="all rows are masked"):
             partition_report(found, x, torch.zeros_like(seen))
 
+    def test_median_of_an_even_number_of_parts(self):
+        x = torch.tensor([[-9.0], [0.0], [9.0], [99.0]], device="cpu").repeat_interleave(
+            torch.tensor([56, 99, 44, 1], device="cpu"), 0
+        )
+        model = GaussianMixture(components=4, features=1)
+        model.loc = torch.tensor([[-9.0], [0.0], [9.0], [99.0]])
+        report = partition_report(fit(EM(model, FullPartition(model, components=4)), x, epochs=0, progress=False), x)
+        assert "largest 99, median 50, smallest 1" in str(report)
+
+    @pytest.mark.meta
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_components_as_probable_as_the_best_are_not_missed(self, dtype):
+        """Of equal components a guide may hold either, and rounding decides which the exact sums prefer."""
+        x = rows(dtype)
+        found = truncated(x, epochs=1)
+        with torch.no_grad():
+            found.model.loc = torch.zeros_like(found.model.loc)
+            found.model.scale = torch.ones_like(found.model.scale)
+            found.model.weights = torch.full_like(found.model.weights, 1 / C)
+        tipped = 1 / C + 8 * torch.finfo(dtype).eps * torch.randn(C, dtype=dtype, device="cpu")
+        found.model.weights = tipped / tipped.sum()
+        winner = found.guide.eval().posterior(x).winner
+        assert bool((log_joints(found, x).argmax(1) != winner).any())  # or nothing would be tested
+        assert partition_report(found, x, sample=N).gap.missed == 0
+
 
 class TestNeighborRecall:
     def by_brute_force(self, found: Fit, x: torch.Tensor) -> torch.Tensor:
@@ -195,6 +221,8 @@ class TestStability:
         found = fit(EM(model, guide), x, epochs=3, progress=False)
         report = partition_report(found, x, others=[C - 1 - guide.labels])
         assert report.stability == ((1.0, 1.0),)
+        for labels in (guide.labels.numpy(), guide.labels.tolist()):
+            assert partition_report(found, x, others=[labels]).stability == ((1.0, 1.0),)
         with pytest.raises(DataError, match="labels of 300 and of 299 rows"):
             partition_report(found, x, others=[guide.labels[1:]])
 
@@ -238,6 +266,77 @@ class TestFits:
         assert abs(report.gap.mean) < 1e-5  # one draw of the weights for both sides
 
 
+def beside_by_hand(x, index=None, size=None):
+    """A guide without a median."""
+    counts = pyro.param("counts", torch.full((3,), 4.0, device="cpu"), constraint=constraints.positive)
+    return {"weights": pyro.sample("weights", dist.Dirichlet(counts))}
+
+
+def with_latent_weights(x: torch.Tensor, median: bool) -> Fit:
+    """Overlapping parts, so that the weights decide on many rows."""
+
+    def model(x, index=None, size=None):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3, device="cpu")))
+        loc = pyro.param("loc", torch.tensor([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]], device="cpu"))
+        with data_plate(x, index, size):
+            z = pyro.sample("z", MixtureWeights(weights))
+            pyro.sample("x", DiagonalNormals(loc, torch.ones(3, D, device="cpu"))[z], obs=x)
+
+    beside = AutoNormal(poutine.block(model, expose=["weights"]), init_scale=0.5) if median else beside_by_hand
+    guide = FullPartition(model, components=3, beside=beside)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
+    return fit(svi, x, epochs=1, progress=False)
+
+
+class TestOtherLatentSites:
+    """Everything in a report is at one point of the model's other latent sites, which it names."""
+
+    x = torch.randn(200, D, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+
+    @pytest.mark.meta
+    @pytest.mark.parametrize("median", [True, False])
+    def test_a_fit_agrees_with_itself(self, median):
+        found = with_latent_weights(self.x, median)
+        report = partition_report(found, self.x, sample=200, others=[found])
+        assert report.stability == ((1.0, 1.0),)
+        assert abs(report.gap.mean) < 1e-5
+        assert report.latents == ("weights at the guide's median" if median else "weights at one draw of the guide")
+        assert report.latents in str(report)
+
+    @pytest.mark.parametrize("median", [True, False])
+    def test_randomness_is_the_generators_alone(self, median):
+        found = with_latent_weights(self.x, median)
+
+        def sizes(seed: int) -> list[int]:
+            return partition_report(found, self.x, generator=torch.Generator("cpu").manual_seed(seed)).sizes.tolist()
+
+        one = sizes(1)
+        torch.randn(3, device="cpu")
+        assert sizes(1) == one
+        assert (sizes(2) == one) == median
+
+    def test_the_median_is_the_guides(self):
+        found = with_latent_weights(self.x, True)
+        weights = found.guide.beside.median()["weights"]
+        normal = torch.distributions.Normal(pyro.param("loc").detach(), 1.0)
+        joint = weights.log() + normal.log_prob(self.x.unsqueeze(1)).sum(-1)
+        expected = torch.bincount(joint.argmax(1), minlength=3)
+        assert partition_report(found, self.x).sizes.tolist() == expected.tolist()
+
+    @pytest.mark.parametrize("seeded", [True, False])
+    def test_global_random_states_stay(self, seeded):
+        found = with_latent_weights(self.x, False)
+        generator = torch.Generator("cpu").manual_seed(0) if seeded else None
+        before = repr(get_rng_state()), torch.get_rng_state()
+        partition_report(found, self.x, others=[found], generator=generator)
+        assert repr(get_rng_state()) == before[0]
+        assert torch.equal(torch.get_rng_state(), before[1])
+
+    def test_no_other_sites(self):
+        x = rows()
+        assert partition_report(truncated(x, epochs=1), x).latents == ""
+
+
 class TestRefusals:
     def test_options(self):
         x = rows()
@@ -245,6 +344,18 @@ class TestRefusals:
         for options in ({"sample": 0}, {"sample": 2.5}, {"outliers": -1}):
             with pytest.raises(OptionError, match=next(iter(options))):
                 partition_report(found, x, **options)
+
+    def test_what_is_no_fit(self):
+        x = rows()
+        found = truncated(x, epochs=1)
+        for other in (found.model, found.inference):
+            with pytest.raises(OptionError, match=rf"fit is of type {type(other).__name__}: give a Fit"):
+                partition_report(other, x)
+            with pytest.raises(OptionError, match=rf"others\[1\] is of type {type(other).__name__}: give a Fit"):
+                partition_report(found, x, others=[found, other])
+        for others in (found, found.guide.sets.table[:, 0]):
+            with pytest.raises(OptionError, match="give a list of fits or labels"):
+                partition_report(found, x, others=others)
 
     def test_other_rows(self):
         x = rows()

@@ -25,12 +25,8 @@ from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.observed_information import (
-    _differences,
-    _Likelihood,
-    observed_information,
-    standard_errors,
-)
+from pyro_mixtures.infer.exact_likelihood import ExactLikelihood
+from pyro_mixtures.infer.observed_information import _differences, observed_information, standard_errors
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
 
@@ -92,11 +88,21 @@ def test_weights_of_observed_groups_have_binomial_errors():
     torch.testing.assert_close(found.covariance, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(found.standard_errors["weights"], expected.diagonal().sqrt(), rtol=1e-6, atol=0)
     assert found.information.shape == (2, 2)
+    odds = found.derived(lambda params: (params["weights"][1:] / params["weights"][0]).log())
+    torch.testing.assert_close(odds.value, (shares[1:] / shares[0]).log(), rtol=1e-6, atol=0)
+    counts = N * shares  # the odds of a multinomial: 1 / n_k + 1 / n_0, and 1 / n_0 between them
+    torch.testing.assert_close(odds.covariance, (1 / counts[1:]).diag() + 1 / counts[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(odds.standard_error, odds.covariance.diagonal().sqrt())
+    total = found.derived(lambda params: params["weights"].sum())
+    assert total.value.shape == total.standard_error.shape == ()
+    assert float(total.standard_error) < 1e-6
+    with pytest.raises(NumericalError, match="at the estimates"):
+        found.derived(lambda params: params["weights"][0] / 0)
 
 
 def climb(model, *rows):
     """Put the params at the maximum nearby, by scipy."""
-    likelihood = _Likelihood(model, rows, "z", None, frozenset(), None)
+    likelihood = ExactLikelihood(model, rows, "z", None, frozenset(), None)
 
     def loss(u):
         slope, evidence = likelihood.slope(torch.from_numpy(u))
@@ -286,7 +292,7 @@ def test_hessians_of_all_families_are_those_of_their_evidence(kind):
 
     x = rows_of(kind)
     model(x)
-    likelihood = _Likelihood(model, (x,), "z", None, frozenset(), None)
+    likelihood = ExactLikelihood(model, (x,), "z", None, frozenset(), None)
     u = likelihood.params.start
     hessian, scores = _differences(likelihood, u, likelihood.evidence(u))
     h, unit = 1e-4, torch.eye(len(u), dtype=F64)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
-from pyro_mixtures.errors import DataError, ModelError
+from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Responsibilities, assign, evidence, fit, responsibilities
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
@@ -366,3 +366,11 @@ def test_default_chunks_bound_the_pairs(monkeypatch):
     with LargestTensor() as seen:
         evidence(model, x)
     assert seen.largest <= 600 * D
+
+
+def test_dense_responsibilities_are_the_table_of_all_components():
+    found = Responsibilities(torch.tensor([[2, 0], [1, 2]]), torch.tensor([[0.7, 0.2], [0.9, 0.1]]))
+    expected = torch.tensor([[0.2, 0.0, 0.7, 0.0], [0.0, 0.9, 0.1, 0.0]])
+    assert torch.equal(found.dense(4), expected)
+    with pytest.raises(OptionError, match="up to number 2"):
+        found.dense(2)

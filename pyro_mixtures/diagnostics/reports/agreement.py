@@ -1,5 +1,6 @@
 """How far two partitions of the same rows agree, whatever their parts are numbered."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,11 @@ import torch
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
+from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.partition.sparse_matching import match_overlap
+
+Labels = Tensor | np.ndarray | Sequence[int]
 
 
 class Agreement(NamedTuple):
@@ -18,12 +22,13 @@ class Agreement(NamedTuple):
     matched: float  # share of rows that lie in parts matched with each other
 
 
-def agreement(a: Tensor, b: Tensor) -> Agreement:
+def agreement(a: Labels, b: Labels) -> Agreement:
     """Agreement of labels ``a`` and ``b``, integers (N,); rows with a negative label in either do not count.
 
     Adjusted Rand index: Hubert & Arabie, "Comparing partitions", Journal of Classification 2 (1985). Parts are matched
     one to one so that most rows agree, by a sparse assignment that never holds an array of all pairs of parts.
 
+    :param a, b: tensors, arrays or lists.
     :raises DataError: when they are no integers (N,) of as many rows, or no row counts.
 
     >>> a = torch.tensor([0, 0, 1, 1], device="cpu")
@@ -34,14 +39,17 @@ def agreement(a: Tensor, b: Tensor) -> Agreement:
     return Agreement(_adjusted_rand(count), _matched(count) / float(count.sum()))
 
 
-def _table(a: Tensor, b: Tensor) -> csr_array:
+def _table(a: Labels, b: Labels) -> csr_array:
     """How many rows each part of ``a`` shares with each part of ``b``, of those that are not empty."""
-    for name, labels in (("a", a), ("b", b)):
+    both = [as_rows(a), as_rows(b)]
+    for name, labels in zip("ab", both, strict=True):
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise DataError(f"{name} is {labels.dtype} {tuple(labels.shape)}: labels are integers (N,)")
-    if len(a) != len(b):
-        raise DataError(f"labels of {len(a)} and of {len(b)} rows: both partitions must be of the same rows")
-    pair = torch.stack([a.to("cpu", torch.int64), b.to("cpu", torch.int64)])
+    if len(both[0]) != len(both[1]):
+        raise DataError(
+            f"labels of {len(both[0])} and of {len(both[1])} rows: both partitions must be of the same rows"
+        )
+    pair = torch.stack([labels.to("cpu", torch.int64) for labels in both])
     pair = pair[:, (pair >= 0).all(0)]
     if not pair.shape[1]:
         raise DataError("no row has a label in both partitions: nothing to compare")

@@ -1,5 +1,6 @@
 """The components of a fit as its program states them: their family, the rows that it observes, their covariances."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -8,6 +9,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
+from pyro_mixtures.diagnostics.reports.point import point_of
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.distributions.components import QuadraticComponents
 from pyro_mixtures.infer.fit import Fit
@@ -23,10 +25,11 @@ class FittedComponents(NamedTuple):
     rows: Tensor  # (N, D), what the site observed
 
 
-def fitted_components(fit: Fit, *rows: Tensor) -> FittedComponents | None:
+def fitted_components(fit: Fit, *rows: Tensor, given: Mapping[str, Tensor] | None = None) -> FittedComponents | None:
     """The first observed site of a family with a location argument; None where the program has none.
 
     :param rows: the model's tensor arguments; some of the fit's rows are enough.
+    :param given: values of the model's other latent sites; by default as in a report.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM, fit
@@ -36,7 +39,7 @@ def fitted_components(fit: Fit, *rows: Tensor) -> FittedComponents | None:
     >>> fitted_components(found, x).loc.shape
     torch.Size([2, 3])
     """
-    for site, (family, value) in _families(fit, rows).items():
+    for site, (family, value) in _families(fit, rows, given).items():
         if family.location is not None and len(family.batch_shape) == 1 and value.dim() == 2:
             loc = family.arguments[family.location].detach()
             return FittedComponents(site, family, loc.expand(family.components, -1), value.detach())
@@ -61,15 +64,17 @@ def covariances(family: Components, some: Tensor) -> Tensor | None:
         return torch.linalg.inv(torch.diag_embed(kernel.precision) + inner)
 
 
-def _families(fit: Fit, rows: tuple[Tensor, ...]) -> dict[str, tuple[Components, Tensor]]:
+def _families(
+    fit: Fit, rows: tuple[Tensor, ...], given: Mapping[str, Tensor] | None
+) -> dict[str, tuple[Components, Tensor]]:
     """Families and values of the observed sites, from one run with z := 0 for all rows."""
 
     def first(index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.zeros(1, 1, dtype=torch.long, device=device)
 
     with params_of(fit), pyro.poutine.block(), torch.no_grad():
-        given, d = fit.guide.latent_values(*rows), fit.guide.read(*rows)
-        program = CandidateMessenger(d, first, given)(fit.model)
+        values, d = point_of(fit, rows).values if given is None else given, fit.guide.read(*rows)
+        program = CandidateMessenger(d, first, values)(fit.model)
         nodes: Any = pyro.poutine.trace(program).get_trace(*rows).nodes
     found = {}
     for site in d.observed:

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_mixtures.diagnostics.reports.point import Point, point_of
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.batching import plan
 from pyro_mixtures.infer.fit import Fit
@@ -21,13 +22,19 @@ class FittedRows(NamedTuple):
     labels: Tensor  # (N,) int64, each row's most probable component; -1 where masked
     evidence: Tensor  # (N,) float64, log of the joints that q sums over, in nats; NaN where masked
     entropy: Tensor  # (N,) float64, of the responsibilities in nats; NaN where masked
-    given: dict[str, Tensor]  # values of the model's other latent sites that this is for
+    point: Point  # of the model's other latent sites that this is for
+
+    @property
+    def known(self) -> Tensor:
+        """Numbers of the rows that have a component: masked ones have none."""
+        return (self.labels >= 0).nonzero()[:, 0]
 
 
-def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None) -> FittedRows:
+def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: int = 0) -> FittedRows:
     """One pass of the fit's guide over the ``rows`` that it was fitted to, without searching or moving any.
 
     :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.fit`.
+    :param seed: of the model's other latent sites, where their guide has no median.
     :raises OptionError: for a guide of several partitions side by side.
     :raises PartitionError: when the guide holds the state of another number of rows.
 
@@ -45,10 +52,10 @@ def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None) -> Fitte
     batches, _ = plan(fit.inference, rows, batch_size)
     found: FittedRows | None = None
     with params_of(fit), _unchanged(guide), torch.no_grad():
-        given = guide.latent_values(*batches.tensors)
+        point = point_of(fit, batches.tensors, seed)
         for batch in batches.in_order():
-            posterior = guide.posterior(*batch.args, **batch.kwargs, given=given)
-            found = _empty(batches.rows, given) if found is None else found
+            posterior = guide.posterior(*batch.args, **batch.kwargs, given=point.values)
+            found = _empty(batches.rows, point) if found is None else found
             _fill(found, posterior, batch.rows)
     assert found is not None
     return found
@@ -86,9 +93,9 @@ def _unchanged(guide: Any) -> Iterator[None]:
         guide.reuse, guide.evaluations = None, evaluations
 
 
-def _empty(rows: int, given: dict[str, Tensor]) -> FittedRows:
+def _empty(rows: int, point: Point) -> FittedRows:
     nothing = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
-    return FittedRows(torch.full((rows,), -1, dtype=torch.int64, device="cpu"), nothing, nothing.clone(), given)
+    return FittedRows(torch.full((rows,), -1, dtype=torch.int64, device="cpu"), nothing, nothing.clone(), point)
 
 
 def _fill(found: FittedRows, posterior: Posterior, rows: int) -> None:

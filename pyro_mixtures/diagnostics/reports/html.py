@@ -1,5 +1,6 @@
 """A report of a fit as one HTML page: what was fitted, history, partition, components, with all that applies."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.information.plots import plot_information
-from pyro_mixtures.diagnostics.information.report import Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
 from pyro_mixtures.diagnostics.plots.history import plot_history
 from pyro_mixtures.diagnostics.plots.images import plot_image_sheet
 from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
@@ -17,14 +18,15 @@ from pyro_mixtures.diagnostics.plots.places import plot_ellipses
 from pyro_mixtures.diagnostics.plots.regions import plot_gate
 from pyro_mixtures.diagnostics.reports.fit_summary import params_of_fit, phases, what_was_fitted
 from pyro_mixtures.diagnostics.reports.fitted_components import FittedComponents, covariances, fitted_components
-from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
+from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
 from pyro_mixtures.diagnostics.reports.neighbor_recall import WithGraph
 from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import Other, PartitionReport, report_of
+from pyro_mixtures.diagnostics.reports.point import looking
+from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.gates import Gate
 from pyro_mixtures.infer.scoring import responsibilities
-from pyro_mixtures.options import check_whole
 
 # What a picture or table shows at most: rows, ellipses, components of the graph, images, lines, components of a row.
 _ROWS, _ELLIPSES, _NODES, _IMAGES, _LINES, _TOP = 3000, 60, 2000, 400, 20, 8
@@ -55,8 +57,10 @@ def report(
     :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds the sheet of means.
     :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its regions.
     :param information: of :func:`~pyro_mixtures.diagnostics.information.partition_information`: adds what the
-        partition knows.
+        partition knows, and dependences: first those found in some parts only, if tests were made, then those that are
+        highest inside a part compared with all rows.
     :returns: the partition report.
+    :raises OptionError: as ``partition_report``, and for ``image_shape`` where components have no places.
     :raises OSError: when the file cannot be written; one that was there stays as it is.
 
     >>> import tempfile
@@ -71,18 +75,17 @@ def report(
     ...     Path(folder, "report.html").read_text().count("<img")
     4
     """
-    check_whole(sample=sample)
-    check_whole(least=0, outliers=outliers)
-    tensors = Batches(rows).tensors
-    state = fitted_rows(fit, *tensors, batch_size=batch_size)
-    summary = report_of(fit, state, tensors, sample, others, outliers, generator)
-    page = Page(title)
-    _add_fit(page, fit, state, tensors)
-    _add_partition(page, summary)
-    _add_responsibilities(page, fit, state, tensors, sample, generator)
-    _add_components(page, fit, state, summary, tensors, image_shape)
-    if gate is not None:
-        _add_gate(page, gate, state, tensors[0])
+    tensors, page = Batches(rows).tensors, Page(title)
+    with looking(generator) as source:
+        state, summary = report_of(
+            fit, tensors, source, sample=sample, others=others, outliers=outliers, batch_size=batch_size
+        )
+        _add_fit(page, fit, state, tensors)
+        _add_partition(page, summary)
+        _add_responsibilities(page, fit, state, tensors, sample, source)
+        _add_components(page, fit, state, summary, tensors, image_shape)
+        if gate is not None:
+            _add_gate(page, gate, state, tensors[0])
     if information is not None:
         _add_information(page, information)
     write_whole(path, page.render())
@@ -92,7 +95,7 @@ def report(
 def _add_fit(page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...]) -> None:
     page.heading("What was fitted")
     page.table(what_was_fitted(fit, rows))
-    page.table(params_of_fit(fit, rows, state.given), header=("Param", "Shape", "Type", "Numbers"))
+    page.table(params_of_fit(fit, rows, state.point.values), header=("Param", "Shape", "Type", "Numbers"))
     page.heading("History")
     if not len(fit.history):
         page.text("No epochs: nothing was fitted.")
@@ -125,14 +128,14 @@ def _add_partition(page: Page, summary: PartitionReport) -> None:
 
 
 def _add_responsibilities(
-    page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator | None
+    page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator
 ) -> None:
-    known = (state.labels >= 0).nonzero()[:, 0]
+    known = state.known
     some = known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
     part = tuple(tensor[some.to(tensor.device)] for tensor in rows)
     with params_of(fit), torch.no_grad():
         top = min(_TOP, fit.guide.components)
-        found = responsibilities(fit.model, *part, top=top, site=fit.guide.site, given=state.given)
+        found = responsibilities(fit.model, *part, top=top, site=fit.guide.site, given=state.point.values)
     caption = f"Exact responsibilities of the least certain of {len(some)} random rows, by their winner."
     page.picture(plot_responsibilities(found, numbers=some), caption)
 
@@ -145,8 +148,11 @@ def _add_components(
     rows: tuple[Tensor, ...],
     image_shape: tuple[int, ...] | None,
 ) -> None:
-    every = max(1, -(-len(rows[0]) // _ROWS))
-    found = fitted_components(fit, *(tensor[::every] for tensor in rows))
+    some = state.known[:: max(1, -(-len(state.known) // _ROWS))]
+    part = (tensor[some.to(tensor.device)] for tensor in rows)
+    found = fitted_components(fit, *part, given=state.point.values)
+    if found is None and image_shape is not None:
+        raise OptionError(f"image_shape={image_shape}, but no observed site has components with a place: leave it out")
     if found is None or (image_shape is None and found.loc.shape[1] == 1):
         return
     page.heading("Components")
@@ -154,7 +160,7 @@ def _add_components(
         sheet = plot_image_sheet(found.loc, shape=image_shape, order=summary.sizes, count=_IMAGES)
         page.picture(sheet, "Means of the components as images, those with most rows first.")
     if found.loc.shape[1] > 1:
-        _add_ellipses(page, found, state.labels[::every], summary)
+        _add_ellipses(page, found, state.labels[some], summary)
         _add_graph(page, fit, found, summary)
 
 
@@ -179,10 +185,32 @@ def _add_graph(page: Page, fit: Fit, found: FittedComponents, summary: Partition
 
 def _add_gate(page: Page, gate: Gate, state: FittedRows, x: Tensor) -> None:
     page.heading("Gate")
-    page.picture(plot_gate(gate, x, labels=state.labels), "Where the gate sends rows; dots have their parts' colours.")
+    ax = plot_gate(gate, x[state.known.to(x.device)], labels=state.labels[state.known])
+    page.picture(ax, "Where the gate sends rows; dots have their parts' colours.")
 
 
 def _add_information(page: Page, information: PartitionInformation) -> None:
     page.heading("What the partition knows")
-    page.picture(plot_information(information), "Mutual information of the partition and each variable.")
-    page.table(information.knowledge[:_LINES], header=Knowledge._fields)
+    shown = information.knowledge[:_LINES]
+    count = f"{len(shown)} of {len(information.knowledge)} variables"
+    page.picture(plot_information(information, count=_LINES), f"Mutual information of the partition with {count}.")
+    page.table(shown, header=Knowledge._fields, caption=f"{count}, those it knows most of")
+    if information.dependences:
+        _add_dependences(page, information)
+
+
+def _add_dependences(page: Page, information: PartitionInformation) -> None:
+    every = information.dependences
+    tested = all(line.adjusted is not None for line in every)
+    partial = information.partial() if tested else []
+    order = sorted(every, key=lambda line: (line not in partial, -_excess(line)))
+    first = f"first the {len(partial)} found in some parts only (adjusted p at most 0.05), then " if tested else ""
+    caption = (
+        f"{min(_LINES, len(every))} of {len(every)} dependences of the outcome on a feature: {first}by inside - overall"
+    )
+    page.table(order[:_LINES], header=Dependence._fields, caption=caption)
+
+
+def _excess(line: Dependence) -> float:
+    """How much higher the coefficient is inside the part; that of nothing is the lowest."""
+    return -math.inf if math.isnan(line.inside) else line.inside - line.overall

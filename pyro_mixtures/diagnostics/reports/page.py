@@ -117,4 +117,6 @@ def _is_number(cell: Any) -> bool:
 
 
 def _shown(cell: Any) -> str:
+    if cell is None:
+        return "-"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

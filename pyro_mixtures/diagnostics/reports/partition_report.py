@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,12 +12,16 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
 from pyro_mixtures.diagnostics.reports.neighbor_recall import NeighborRecall, WithGraph, neighbor_recall
-from pyro_mixtures.errors import DataError
+from pyro_mixtures.diagnostics.reports.point import looking
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.scoring import posteriors
 from pyro_mixtures.options import check_whole
+from pyro_mixtures.poutine import Posterior
 
-Other = Fit | Tensor  # another fit of the same rows, or its labels (N,)
+Other = Fit | Tensor | np.ndarray | Sequence[int]  # another fit of the same rows, or its labels (N,)
+# Roundings, of the numbers that a log joint is the sum of, within which two components are equally probable.
+_ROUNDINGS = 64
 
 
 class Gap(NamedTuple):
@@ -25,7 +30,7 @@ class Gap(NamedTuple):
     rows: int
     mean: float  # nats
     largest: float  # nats
-    missed: float  # share of rows whose most probable component is not that of the guide
+    missed: float  # share of rows whose most probable component is not that of the guide, nor as probable as that
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class PartitionReport:
     stability: tuple[Agreement, ...]  # with each of the other fits
     outliers: Tensor  # (K,) int64, rows of lowest evidence, the lowest first
     outlier_evidence: Tensor  # (K,) float64, theirs, in nats
+    latents: str  # which values the model's other latent sites have in all this; empty where there are none
 
     @property
     def rows(self) -> int:
@@ -58,15 +64,17 @@ class PartitionReport:
 
     def lines(self) -> list[tuple[str, str]]:
         """What it says, as names and values."""
-        live = self.sizes[self.sizes > 0]
+        live = self.sizes[self.sizes > 0].numpy()
         changed = f"{self.reseeded} re-seeded during the fit, {self.dropped} dropped for good"
         lines = [
             ("partition", f"{self.rows} rows in {len(live)} of {len(self.sizes)} components"),
-            ("sizes", f"largest {int(live.max())}, median {int(live.median())}, smallest {int(live.min())}"),
+            ("sizes", f"largest {live.max()}, median {np.median(live):.10g}, smallest {live.min()}"),
             ("dead components", f"{_some(self.dead.tolist())}; {changed}"),
             ("entropy of q", f"{self.entropy:.4g} nats a row"),
             ("truncation gap", _of_gap(self.gap)),
         ]
+        if self.latents:
+            lines.insert(1, ("latent sites", self.latents))
         if self.recall is not None:
             share, of = f"{self.recall.share:.3f}", f"{self.recall.neighbors} nearest others"
             lines.append(("neighbour graph", f"holds {share} of the {of}, of {self.recall.components} components"))
@@ -86,12 +94,15 @@ def partition_report(
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> PartitionReport:
-    """Look at a fitted partition of ``rows``; changes nothing of the fit.
+    """Look at a fitted partition of ``rows``; changes nothing of the fit, and no random state but ``generator``.
 
     The truncation gap is the exact log evidence of a row less the (truncated) evidence that the guide's q sums over:
     zero for a full guide, for a hard one what the other components would add. Recall of the neighbour graph is the
     share of the truly nearest components that it holds, by the guide's own measure
     (:func:`~pyro_mixtures.diagnostics.reports.neighbor_recall.neighbor_recall`).
+
+    All of it holds at one value of each of the model's other latent sites: the median of the guide beside where Pyro's
+    autoguide has one, otherwise one draw of it. The report's ``latents`` says which.
 
     :param rows: those of the fit, in their order.
     :param sample: rows of which all C components are evaluated, for the gap and as many again for the recall.
@@ -99,8 +110,9 @@ def partition_report(
         programs whose params have the same names cannot stand side by side in Pyro's store: give labels of these.
     :param outliers: how many rows of lowest evidence to name.
     :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.fit`.
-    :param generator: picks the sample, on the CPU; torch's global one by default.
-    :raises OptionError: for numbers out of range, or a guide of several partitions side by side.
+    :param generator: the only source of randomness, on the CPU: picks the sample, and the draw of other latent sites.
+        By default a copy of torch's global one, which stays as it is.
+    :raises OptionError: for numbers out of range, what is no fit, or a guide of several partitions side by side.
     :raises DataError: when all rows are masked, or labels of others do not fit.
 
     >>> from pyro_mixtures.guides import TruncatedPartition
@@ -113,22 +125,41 @@ def partition_report(
     >>> report.rows, report.recall.share
     (100, 1.0)
     """
-    check_whole(sample=sample)
-    check_whole(least=0, outliers=outliers)
-    return report_of(fit, fitted_rows(fit, *rows, batch_size=batch_size), rows, sample, others, outliers, generator)
+    with looking(generator) as source:
+        return report_of(fit, rows, source, sample=sample, others=others, outliers=outliers, batch_size=batch_size)[1]
 
 
 def report_of(
     fit: Fit,
-    state: FittedRows,
     rows: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
     sample: int,
     others: Sequence[Other],
     outliers: int,
-    generator: torch.Generator | None,
+    batch_size: int | None,
+) -> tuple[FittedRows, PartitionReport]:
+    """The rows under q(z), and the report on them; see :func:`partition_report`."""
+    check_whole(sample=sample)
+    check_whole(least=0, outliers=outliers)
+    _check_fits(fit, others)
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))  # one for all fits: a fit equals itself
+    tensors = Batches(rows).tensors
+    state = fitted_rows(fit, *tensors, batch_size=batch_size, seed=seed)
+    stability = tuple(_against(state.labels, other, tensors, batch_size, seed) for other in others)
+    return state, _found(fit, state, tensors, stability, sample, outliers, generator)
+
+
+def _found(
+    fit: Fit,
+    state: FittedRows,
+    tensors: tuple[Tensor, ...],
+    stability: tuple[Agreement, ...],
+    sample: int,
+    outliers: int,
+    generator: torch.Generator,
 ) -> PartitionReport:
-    """The report from the ``state`` of the rows, see :func:`partition_report`."""
-    tensors, known = Batches(rows).tensors, (state.labels >= 0).nonzero()[:, 0]
+    known = state.known
     if not len(known):
         raise DataError("all rows are masked: no row is left to report on")
     labels, entropy = state.labels[known], state.entropy[known]
@@ -143,28 +174,50 @@ def report_of(
         recall=_recall(fit, state, tensors, sample, generator),
         reseeded=sum(epoch.reseeded for epoch in history),
         dropped=history[-1].dropped if history else 0,
-        stability=tuple(_against(state.labels, other, tensors) for other in others),
+        stability=stability,
         outliers=known[worst.indices],
         outlier_evidence=worst.values,
+        latents=str(state.point),
     )
 
 
-def _draw(known: Tensor, sample: int, generator: torch.Generator | None) -> Tensor:
+def _check_fits(fit: Any, others: Any) -> None:
+    if not isinstance(fit, Fit):
+        raise OptionError(f"fit is of type {type(fit).__name__}: give a Fit, as fit() returns it, or a result's .best")
+    if not isinstance(others, Sequence):
+        raise OptionError(f"others is of type {type(others).__name__}: give a list of fits or labels")
+    for number, other in enumerate(others):
+        if not isinstance(other, (Fit, Tensor, np.ndarray, Sequence)):
+            kind = type(other).__name__
+            raise OptionError(f"others[{number}] is of type {kind}: give a Fit, a result's .best, or labels (N,)")
+
+
+def _draw(known: Tensor, sample: int, generator: torch.Generator) -> Tensor:
     return known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
 
 
 def _gap(fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], some: Tensor) -> Gap:
-    part = tuple(tensor[some.to(tensor.device)] for tensor in rows)
+    part, labels = tuple(tensor[some.to(tensor.device)] for tensor in rows), state.labels[some]
+    exact, missed = [], []
     with params_of(fit), torch.no_grad():
-        found = [p for p, _ in posteriors(fit.model, part, None, fit.guide.site, state.given)]
-        exact = torch.cat([p.evidence.double().cpu() for p in found])
-        best = torch.cat([p.winner.cpu() for p in found])
-    gap, missed = exact - state.evidence[some], best != state.labels[some]
-    return Gap(len(some), float(gap.mean()), float(gap.max()), float(missed.double().mean()))
+        for found, _ in posteriors(fit.model, part, None, fit.guide.site, state.point.values):
+            held, labels = labels.tensor_split([len(found.index)])
+            exact.append(found.evidence.double().cpu())
+            missed.append(_missed(found, held))
+    gap = torch.cat(exact) - state.evidence[some]
+    return Gap(len(some), float(gap.mean()), float(gap.max()), float(torch.cat(missed).double().mean()))
+
+
+def _missed(exact: Posterior, labels: Tensor) -> Tensor:
+    """Rows (B,) of which another component than ``labels`` is more probable, by more than rounding."""
+    log_prob = exact.log_prob
+    lost = log_prob.max(0).values - log_prob.gather(0, labels.to(log_prob.device).unsqueeze(0))[0]
+    rounding = _ROUNDINGS * torch.finfo(log_prob.dtype).eps * (1 + exact.evidence.abs())
+    return (lost > rounding).cpu()
 
 
 def _recall(
-    fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator | None
+    fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator
 ) -> NeighborRecall | None:
     guide = fit.guide
     if not isinstance(guide, WithGraph) or guide.graph is None:
@@ -172,11 +225,13 @@ def _recall(
     with params_of(fit), torch.no_grad():
         d = guide.read(*(tensor[:1] for tensor in rows))
         known = guide.graph.neighbors, state.labels, *rows
-        return neighbor_recall(fit.model, d, *known, sample=sample, given=state.given, generator=generator)
+        return neighbor_recall(fit.model, d, *known, sample=sample, given=state.point.values, generator=generator)
 
 
-def _against(labels: Tensor, other: Other, rows: tuple[Tensor, ...]) -> Agreement:
-    return agreement(labels, fitted_rows(other, *rows).labels if isinstance(other, Fit) else other)
+def _against(labels: Tensor, other: Other, rows: tuple[Tensor, ...], batch_size: int | None, seed: int) -> Agreement:
+    if isinstance(other, Fit):
+        return agreement(labels, fitted_rows(other, *rows, batch_size=batch_size, seed=seed).labels)
+    return agreement(labels, other)
 
 
 def _of_gap(gap: Gap) -> str:

@@ -1,6 +1,8 @@
 """Hypercontractivity from samples: Gaussian bands, a rare part that correlations miss, false positives, errors."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +113,51 @@ def test_units_do_not_matter():
     )
 
 
+@pytest.mark.parametrize("scale", [1e300, 1e160, 1e-170, 1e-300, 1e-320])
+def test_numbers_whose_squares_are_no_doubles(scale):
+    x, y = gaussian(150, 0.5, 0, torch.float64)
+    first = hypercontractivity(x, y, generator=generator()).coefficient
+    found = hypercontractivity(x / x.abs().max() * scale, y, generator=generator()).coefficient
+    assert found == pytest.approx(first, abs=1e-3)  # 1e-320 has four digits
+
+
+def test_sums_that_are_no_doubles():
+    x, y = gaussian(150, 0.5, 0, torch.float64)
+    first = hypercontractivity(x + 9, y, generator=generator()).coefficient
+    assert hypercontractivity((x + 9) * 1e307, y, generator=generator()).coefficient == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.meta
+def test_integers_are_exact():
+    t, y = 1_700_000_000 + torch.arange(100, device="cpu"), torch.arange(100.0, device="cpu") ** 2
+    exact = hypercontractivity(t.double(), y, generator=generator())
+    assert hypercontractivity(t, y, generator=generator()) == exact
+    assert hypercontractivity(t.tolist(), y, generator=generator()) == exact
+
+
+PEAK = """
+import torch
+from pyro_mixtures.diagnostics import hypercontractivity
+from tests.benchmarks.harness import peak_memory
+x, y = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+with peak_memory() as memory:
+    hypercontractivity(x, y, rows=1000, batches={batches}, permutations={permutations}, steps=3, starts=3)
+print(memory.growth / 4e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("permutations", "most"), [(0, 6), (12, 35)])
+def test_memory_is_that_of_one_batch(permutations, most):
+    """Peaks of processes of their own, in matrices of rows x rows float32 numbers."""
+    one, many = (
+        float(subprocess.check_output([sys.executable, "-c", PEAK.format(batches=b, permutations=permutations)]))
+        for b in (1, 20)
+    )
+    assert many < one + 3  # kernels of all batches would be 40
+    assert max(one, many) < most
+
+
 def test_vectors_and_arrays():
     x, y = gaussian(150, 0.8, 0, torch.float64)
     wide = torch.stack([x, gaussian(150, 0, 1, torch.float64)[0]], 1)
@@ -140,9 +187,17 @@ A = torch.arange(50.0)
         (A, torch.stack([A, torch.ones(50)], 1), {}, DataError, "column 1 of y is constant"),
         (A, A[:49], {}, DataError, "50 rows .* y 49"),
         (A[:3], A[:3], {}, DataError, "3 rows are too few"),
-        (torch.tensor(1.0), A, {}, DataError, "shape"),
+        (torch.tensor(1.0), A, {}, DataError, "single number"),
+        (np.array(list("ab" * 25)), A, {}, DataError, "real numbers"),
+        (torch.eye(50).to_sparse(), A, {}, DataError, "to_dense"),
         (A.to(torch.complex64), A, {}, DataError, "complex"),
         (A, A, {"bandwidth": 0.0}, OptionError, "bandwidth=0.0"),
+        (A, A, {"bandwidth": "wide"}, OptionError, "bandwidth='wide'"),
+        (A, A, {"steps": 2.5}, OptionError, "steps=2.5"),
+        (A, A, {"starts": 2.5}, OptionError, "starts=2.5"),
+        (A, A, {"rows": 20.5}, OptionError, "rows=20.5"),
+        (A, A, {"batches": 1.5}, OptionError, "batches=1.5"),
+        (A, A, {"permutations": 2.5}, OptionError, "permutations=2.5"),
         (A, A, {"steps": 0}, OptionError, "steps=0"),
         (A, A, {"starts": 0}, OptionError, "starts=0"),
         (A, A, {"rows": 2}, OptionError, "rows=2"),

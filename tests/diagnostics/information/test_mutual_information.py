@@ -188,6 +188,32 @@ def test_interval_is_normal():
         mutual_information(x, y).interval()
 
 
+def test_half_precision_and_lists_are_read():
+    x = torch.arange(60.0, device="cpu")
+    y = x * (x % 7)
+    for low in (torch.bfloat16, torch.float16):
+        expected = mutual_information(x.to(low).float(), y.to(low).float())
+        assert mutual_information(x.to(low), y.to(low)) == expected
+    assert mutual_information(x.tolist(), y.tolist()) == mutual_information(x, y)
+
+
+def test_names_of_any_type():
+    rng = np.random.default_rng(0)
+    z, y = rng.integers(0, 4, 100), rng.normal(size=100)
+    names = np.array(["a", 1, ("b", 2), 2.5], dtype=object)[z]  # there is no order of these
+    expected = mutual_information(z, y + z, discrete="x").nats
+    assert mutual_information(names, y + z, discrete="x").nats == pytest.approx(expected, abs=1e-12)
+    pairs = np.stack([names, names], 1)
+    assert mutual_information(pairs, y + z, discrete="x").nats == pytest.approx(expected, abs=1e-12)
+
+
+def named(value):
+    """Names of 50 rows, one of which is ``value``."""
+    names = np.array(["a", "b"] * 25, dtype=object)
+    names[3] = value
+    return names
+
+
 NAN = np.where(np.arange(50) == 3, np.nan, np.arange(50.0))
 
 
@@ -203,6 +229,19 @@ NAN = np.where(np.arange(50) == 3, np.nan, np.arange(50.0))
         (np.arange(10), np.arange(10), {"subsamples": 5}, DataError, "10 rows are too few"),
         (np.ones((2, 3, 4)), np.arange(2), {}, DataError, "shape"),
         (np.array(list("abcdefgh")), np.arange(8), {}, DataError, "discrete="),
+        (named(None), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
+        (named(np.nan), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
+        (named(np.datetime64("NaT")), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
+        (named([1]), np.arange(50), {"discrete": "x"}, DataError, "x"),
+        (np.arange(50), ["a", [1, 2]], {}, DataError, "y"),
+        (torch.eye(50).to_sparse(), np.arange(50), {}, DataError, "to_dense"),
+        (np.arange(50), np.arange(50), {"neighbors": 2.5}, OptionError, "neighbors=2.5"),
+        (np.arange(50), np.arange(50), {"neighbors": True}, OptionError, "neighbors=True"),
+        (np.arange(50), np.arange(50), {"subsamples": 2.5}, OptionError, "subsamples=2.5"),
+        (np.arange(50), np.arange(50), {"permutations": 2.5}, OptionError, "permutations=2.5"),
+        (np.arange(50), np.arange(50), {"workers": 0}, OptionError, "workers=0"),
+        (np.arange(50), np.arange(50), {"workers": -3}, OptionError, "workers=-3"),
+        (np.arange(50), np.arange(50), {"workers": 1.5}, OptionError, "workers=1.5"),
         (np.arange(50), np.arange(50), {"neighbors": 0}, OptionError, "neighbors=0"),
         (np.arange(50), np.arange(50), {"form": "psi"}, OptionError, "form='psi'"),
         (np.arange(50), np.arange(50), {"discrete": "z"}, OptionError, "discrete='z'"),

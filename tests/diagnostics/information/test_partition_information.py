@@ -1,12 +1,22 @@
 """What a partition knows: ranking, tests, dependences inside parts, tables and picture."""
 
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from pyro_mixtures.diagnostics.information import mutual_information, partition_information, plot_information
+from pyro_mixtures.diagnostics.information import (
+    Dependence,
+    Knowledge,
+    PartitionInformation,
+    mutual_information,
+    partition_information,
+    plot_information,
+)
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring import Responsibilities
 
@@ -113,6 +123,111 @@ def test_features_that_are_constant_in_a_part():
     assert [(d.feature, d.part) for d in lines if d.adjusted != d.adjusted] == [("x2", 0)]
 
 
+def knowledge(*given, **options):
+    lines = partition_information(*given, permutations=0, generator=generator(), **options).knowledge
+    return {line.name: line.nats for line in lines}
+
+
+@pytest.mark.meta
+def test_arrays_and_lists_are_read():
+    z, x, y = mixture()
+    expected = partition_information(z, x, y, permutations=0, part_rows=60, generator=generator())
+    for read in (Tensor.numpy, Tensor.tolist):
+        given = [read(v.double()) for v in (z, x, y)]
+        found = partition_information(*given, permutations=0, part_rows=60, generator=generator())
+        assert found.knowledge == expected.knowledge
+        assert [line.part for line in found.dependences] == [line.part for line in expected.dependences]
+    drawn = Responsibilities(z[:, None].numpy(), np.ones((N, 1)))
+    assert partition_information(drawn, x, permutations=0).knowledge[0].nats > 0.3
+
+
+@pytest.mark.meta
+def test_integers_are_exact():
+    z, t = torch.arange(200, device="cpu") // 100, 1_700_000_000 + torch.arange(200, device="cpu")
+    assert knowledge(z, t[:, None])["x0"] == pytest.approx(0.6931, abs=0.02)
+
+
+def test_units_of_the_outcome_do_not_matter():
+    z, x, noise = mixture()
+    first, *others = (
+        knowledge(z, x, torch.stack([z + 0.1 * x[:, 2], scale * noise], 1))["y"] for scale in (1, 1e2, 1e-4)
+    )
+    assert first > 0.4
+    assert others == pytest.approx([first, first], abs=1e-6)
+
+
+def test_outcome_and_features_of_any_size():
+    z, x, y = mixture()
+    first = knowledge(z, x.double(), torch.stack([y, y + 1], 1).double())
+    scaled = knowledge(z, x.double() * 1e200, torch.stack([y * 1e-200, (y + 1) * 1e-200], 1).double() * 1e-100)
+    assert scaled == pytest.approx(first)
+
+
+def test_rows_without_a_part_do_not_count():
+    z, x, y = mixture()
+    masked = torch.where(torch.arange(N) < 50, -1, z)
+    found = partition_information(masked, x, y, permutations=0, part_rows=60, generator=generator())
+    assert found == partition_information(z[50:], x[50:], y[50:], permutations=0, part_rows=60, generator=generator())
+    assert {line.part for line in found.dependences} == {0, 1}
+    with pytest.raises(DataError, match="no row has a part"):
+        partition_information(torch.full((N,), -1), x)
+
+
+def test_columns_of_the_outcome_that_do_not_vary_in_the_sample():
+    z, x, y = mixture()
+    rare = torch.zeros(N)
+    rare[int(torch.randperm(N, generator=generator())[-1])] = 1  # not among the rows drawn
+    alone = knowledge(z, x, y, rows=100, part_rows=700)["y"]
+    assert knowledge(z, x, torch.stack([rare, y], 1), rows=100, part_rows=700)["y"] == pytest.approx(alone)
+    with pytest.raises(DataError, match="y, among the 100 rows drawn, is constant"):
+        knowledge(z, x, rare, rows=100, part_rows=700)
+
+
+def test_partial_leaves_out_what_was_not_tested_or_is_weaker_inside():
+    nan = float("nan")
+
+    def lines(feature, *found):
+        return [Dependence(feature, part, 90, inside, 0.3, p, p) for part, (inside, p) in enumerate(found)]
+
+    everywhere = lines("everywhere", (0.5, 0.01), (0.5, 0.01), (nan, nan))  # constant in part 2
+    weaker = lines("weaker", (0.2, 0.01), (0.1, 0.6))
+    hidden = lines("hidden", (0.1, 0.7), (0.8, 0.01), (0.6, 0.01))
+    little = lines("little", (0.7, 0.01), (0.1, 0.7))
+    found = PartitionInformation([], everywhere + weaker + little + hidden, 0.7, 180).partial()
+    assert [(line.feature, line.part) for line in found] == [("hidden", 1), ("little", 0), ("hidden", 2)]
+
+
+def test_names_are_drawn_as_they_are():
+    names = ["Revenue ($/100%) vs cost $", "cost_$__$", "a$b$c", "in $ {a $"]
+    result = PartitionInformation([Knowledge(name, "feature", 0.5, None, None) for name in names], [], 0.7, 100)
+    ax = plot_information(result)
+    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == names
+    assert not any(tick.get_parse_math() for tick in ax.get_yticklabels())
+
+
+def test_long_names_leave_room():
+    names = [f"{'very ' * 24}long {which}" for which in ("a", "b")]
+    result = PartitionInformation([Knowledge(name, "feature", 0.5, None, None) for name in names], [], 0.7, 100)
+    ax = plot_information(result)
+    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    shown = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert max(map(len, shown)) <= 40
+    assert [label[-6:] for label in shown] == ["long a", "long b"]
+    assert ax.get_position().width > 0.5
+
+
+def test_labels_and_legend_of_the_picture(found):
+    ax = plot_information(found, labels={"x": "all features", "y": "diagnosis"}, legend=False)
+    shown = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert shown == [{"x": "all features", "y": "diagnosis"}.get(line.name, line.name) for line in found.knowledge]
+    assert ax.get_legend() is None
+    with pytest.raises(OptionError, match="'outcome'"):
+        plot_information(found, labels={"outcome": "diagnosis"})
+    with pytest.raises(OptionError, match="legend='no'"):
+        plot_information(found, legend="no")
+
+
 def test_picture(found):
     ax = plot_information(found)
     ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
@@ -126,6 +241,15 @@ def test_picture(found):
     assert len(own.get_yticks()) == 2
     with pytest.raises(OptionError, match="count=0"):
         plot_information(found, count=0)
+    with pytest.raises(OptionError, match="count=2.5"):
+        plot_information(found, count=2.5)
+
+
+def responsibilities(row):
+    """Of two components; row 4 is ``row``."""
+    probs = torch.full((N, 2), 0.5)
+    probs[4] = torch.tensor(row)
+    return Responsibilities(torch.arange(2).expand(N, 2), probs)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +258,20 @@ def test_picture(found):
         ({"x": torch.zeros(N)}, DataError, r"shape \(600,\)"),
         ({"x": torch.zeros(N, 2)}, DataError, "column 0 of x is constant"),
         ({"partition": torch.zeros(N - 1)}, DataError, "600 rows"),
-        ({"partition": torch.zeros(N)}, DataError, "constant"),
+        ({"partition": torch.zeros(N)}, DataError, "one part"),
+        ({"partition": torch.arange(N) // 599, "rows": 9, "neighbors": 2}, DataError, "one part"),
+        ({"partition": torch.arange(N) / 2}, DataError, "whole numbers"),
+        ({"partition": ["a", "b"] * (N // 2)}, DataError, "real numbers"),
+        ({"partition": responsibilities([0.0, 0.0])}, DataError, "row 4 of the responsibilities"),
+        ({"partition": responsibilities([math.nan, 1.0])}, DataError, "row 4 of the responsibilities"),
+        ({"partition": responsibilities([-1.0, 1.0])}, DataError, "row 4 of the responsibilities"),
+        ({"x": torch.eye(N).to_sparse()}, DataError, "to_dense"),
+        ({"names": ["a", "b", "a"]}, OptionError, "'a'"),
+        ({"neighbors": 2.5}, OptionError, "neighbors=2.5"),
+        ({"rows": 50.5}, OptionError, "rows=50.5"),
+        ({"part_rows": 50.5}, OptionError, "part_rows=50.5"),
+        ({"part_rows": 3}, OptionError, "part_rows=3"),
+        ({"parts": 1.5}, OptionError, "parts=1.5"),
         ({"y": torch.arange(5.0)}, DataError, "600 rows"),
         ({"names": ["a"]}, OptionError, "1 names for 3"),
         ({"rows": 0}, OptionError, "rows=0"),

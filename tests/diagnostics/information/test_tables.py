@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.information import hypercontractivity_of_table
+from pyro_mixtures.diagnostics.information import hypercontractivity_of_table, tables
 from pyro_mixtures.errors import DataError, OptionError
 
 
@@ -62,6 +62,25 @@ def test_more_effort_finds_no_more():
         assert hypercontractivity_of_table(joint) == pytest.approx(more, abs=5e-5)
 
 
+def test_arrays_and_lists():
+    joint = random_table(3, 4, 0, 0.5)
+    assert hypercontractivity_of_table(joint.numpy()) == hypercontractivity_of_table(joint)
+    assert hypercontractivity_of_table([[3, 1], [0, 2]]) == hypercontractivity_of_table(table([[3, 1], [0, 2]]))
+
+
+def test_wide_tables_start_from_their_best_symbols(monkeypatch):
+    """The supremum, here at a rare symbol among many, does not need a start at each of them."""
+    joint = random_table(150, 5, 0, 0.5)
+    joint[77] = 1e-5 * torch.eye(5, dtype=torch.float64)[3]
+    started = []
+    monkeypatch.setattr(tables, "_better", lambda p, r, s: (started.append(r.shape[1]), (r, s))[1])
+    found = hypercontractivity_of_table(joint, steps=1)
+    assert started[0] < 300
+    p = joint / joint.sum()
+    at_the_vertex = -math.log(p.sum(0)[3]) / -math.log(p.sum(1)[77])
+    assert found >= at_the_vertex - 1e-9
+
+
 def test_ends_of_the_scale():
     independent = table([0.2, 0.3, 0.5])[:, None] * table([0.6, 0.4])
     assert hypercontractivity_of_table(independent) == pytest.approx(0, abs=1e-9)
@@ -97,6 +116,8 @@ def test_exceeds_the_squared_maximal_correlation():
         (torch.zeros(2, 2), "not all zero"),
         (torch.tensor([[1.0, -1.0]]), "not negative"),
         (torch.tensor([[1.0, math.nan]]), "finite"),
+        ([["a", "b"]], "real numbers"),
+        (torch.eye(2).to(torch.complex64), "complex"),
     ],
 )
 def test_bad_tables(joint, message):
@@ -107,3 +128,5 @@ def test_bad_tables(joint, message):
 def test_bad_options():
     with pytest.raises(OptionError, match="steps=0"):
         hypercontractivity_of_table(torch.eye(2), steps=0)
+    with pytest.raises(OptionError, match="starts=2.5"):
+        hypercontractivity_of_table(torch.eye(2), starts=2.5)
