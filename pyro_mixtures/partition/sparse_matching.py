@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import block_array, coo_matrix, csr_matrix, eye_array, sparray, spmatrix
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse import coo_matrix, csr_matrix, sparray, spmatrix
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.ops.numba_matching import match
 from pyro_mixtures.partition.matching import match_components
 
 # Up to so many components a dense matrix is matched.
@@ -18,11 +18,12 @@ _DENSE = 1024
 def match_overlap(overlap: spmatrix | sparray, *, dense: int = _DENSE) -> np.ndarray:
     """Permutation p (C,) of the largest total ``overlap[k, p[k]]``, for a matrix (C, C) of numbers >= 0.
 
-    Exact at any sparsity. Up to ``dense`` components by the Hungarian method on the dense matrix. Beyond, by a full
-    matching of a sparse graph twice as large (Jonker & Volgenant, "A shortest augmenting path algorithm for dense and
-    sparse linear assignment problems", Computing 38, 1987, as scipy has it), in which every component may also stay
-    unmatched at no gain: so it need not be possible to match all. What stays unmatched has no overlap that would raise
-    the total, and is paired in its order.
+    Exact, up to the rounding of float64, at any sparsity. Up to ``dense`` components by the Hungarian method on the
+    dense matrix. Beyond, by successive shortest paths in the sparse one (Jonker & Volgenant, "A shortest augmenting path
+    algorithm for dense and sparse linear assignment problems", Computing 38, 1987, without their row reduction, which
+    may take as many steps as the weights have different values), where a component may also stay unmatched at no gain:
+    so it need not be possible to match all. What stays unmatched has no overlap that would raise the total, and is
+    paired in its order.
 
     :raises DataError: when the matrix is not square, or holds a negative or infinite number or NaN.
 
@@ -34,8 +35,7 @@ def match_overlap(overlap: spmatrix | sparray, *, dense: int = _DENSE) -> np.nda
     if overlap.shape[0] <= dense:
         return linear_sum_assignment(overlap.toarray(), maximize=True)[1]
     overlap.eliminate_zeros()
-    matched = _matching(overlap)
-    return _completed(matched)
+    return _completed(_columns(overlap / -overlap.data.max(initial=1e-300), alone=0.0))
 
 
 def match_nearest(a: Tensor, b: Tensor, *, neighbors: int = 16, dense: int = _DENSE) -> Tensor:
@@ -58,11 +58,10 @@ def match_nearest(a: Tensor, b: Tensor, *, neighbors: int = 16, dense: int = _DE
     if not bool(a.isfinite().all()) or not bool(b.isfinite().all()):
         return match_components(a, b)  # which says where
     mine, other = (t.detach().cpu().double().numpy() for t in (a, b))
-    try:
-        columns = min_weight_full_bipartite_matching(_distances(mine, other, neighbors))[1]
-    except ValueError:  # scipy's only way to say that there is no full matching
+    columns = _columns(_distances(mine, other, neighbors), alone=np.inf)
+    if columns.min() < 0:
         return match_components(a, b)
-    return torch.from_numpy(columns.astype(np.int64)).to(a.device)
+    return torch.from_numpy(columns).to(a.device)
 
 
 def _check(overlap: csr_matrix) -> None:
@@ -72,37 +71,24 @@ def _check(overlap: csr_matrix) -> None:
         raise DataError("overlaps must be finite and not negative: they are sums of products of responsibilities")
 
 
-def _matching(overlap: csr_matrix) -> np.ndarray:
-    """The partner (C,) of each row in a matching of largest weight, -1 without one.
-
-    Rows and columns get a stand-in each: a row may take its own stand-in, a column likewise, and when row i takes
-    column j their stand-ins take each other. So a full matching exists, and has the same number of edges whatever is
-    matched: adding one to each weight, since scipy forgets zeros, changes nothing.
-    """
-    components = overlap.shape[0]
-    shifted, mirror = overlap.copy(), overlap.T.tocsr()
-    shifted.data, mirror.data = overlap.data / max(overlap.data.max(initial=0.0), 1e-300) + 1.0, np.ones(mirror.nnz)
-    alone = eye_array(components)
-    graph = csr_matrix(block_array([[shifted, alone], [alone, mirror]]))
-    partner = min_weight_full_bipartite_matching(graph, maximize=True)[1][:components]
-    return np.where(partner < components, partner, -1)
+def _columns(cost: csr_matrix, *, alone: float) -> np.ndarray:
+    """The column (C,) of each row at the least total cost, -1 where a row stays alone; numbers not stored are no pairs."""
+    return match(cost.indptr.astype(np.int64), cost.indices.astype(np.int64), cost.data, alone)
 
 
 def _completed(partner: np.ndarray) -> np.ndarray:
     """Rows without a partner take the columns that are left, in order."""
-    partner = partner.astype(np.int64)
     left = np.setdiff1d(np.arange(len(partner)), partner)
     partner[partner < 0] = left
     return partner
 
 
 def _distances(a: np.ndarray, b: np.ndarray, neighbors: int) -> csr_matrix:
-    """Distances + 1 between each of ``b`` (rows) and ``a`` (columns) where one is near the other."""
+    """Distances between each of ``b`` (rows) and ``a`` (columns) where one is near the other."""
     near_a, near_b = cKDTree(a).query(b, neighbors)[1], cKDTree(b).query(a, neighbors)[1]
     count = np.arange(len(a))
     rows = np.concatenate([np.repeat(count, neighbors), near_b.reshape(-1)])
     columns = np.concatenate([near_a.reshape(-1), np.repeat(count, neighbors)])
     once = np.unique(rows * len(a) + columns)
     rows, columns = once // len(a), once % len(a)
-    # One more each: a full matching has C edges, and scipy forgets zeros.
-    return coo_matrix((np.linalg.norm(a[columns] - b[rows], axis=1) + 1.0, (rows, columns))).tocsr()
+    return coo_matrix((np.linalg.norm(a[columns] - b[rows], axis=1), (rows, columns))).tocsr()

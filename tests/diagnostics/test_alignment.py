@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_matrix
+from scipy.sparse import block_diag, csr_matrix, eye_array
 
 from pyro_mixtures.diagnostics.alignment import align, overlap, relabel
 from pyro_mixtures.errors import DataError, OptionError
@@ -18,6 +18,7 @@ from pyro_mixtures.partition.sparse_matching import match_nearest, match_overlap
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
+ORDERS_OF_5 = list(itertools.permutations(range(5)))
 
 
 def generator(seed=0):
@@ -109,6 +110,37 @@ class TestBest:
     def test_overlaps_of_very_different_sizes(self):
         overlaps = csr_matrix(np.array([[1e9, 1e9 - 1, 0.0], [1e9 - 1, 1e9, 0.0], [0.0, 0.0, 1e-3]]))
         assert match_overlap(overlaps, dense=0).tolist() == [0, 1, 2]
+
+    @pytest.mark.meta
+    @pytest.mark.parametrize("others", [0, 1095])
+    def test_a_war_of_prices_ends(self, others):
+        """Bids that rise by 1e-9 at a time would go on until they reach 500."""
+        overlaps = np.zeros((5, 5))
+        overlaps[[1, 1, 2, 2, 4, 4], [0, 4, 2, 3, 3, 4]] = 2.559e-8, 2.632e-8, 1.780e-9, 9.235e-9, 517.2, 60.89
+        found = match_overlap(block_diag([csr_matrix(overlaps), eye_array(others)]), dense=5 if others else 0)
+        assert total(overlaps, found[:5]) == pytest.approx(max(total(overlaps, p) for p in ORDERS_OF_5), rel=1e-15)
+        assert found[5:].tolist() == list(range(5, 5 + others))
+
+    @few
+    @given(st.integers(2, 40), st.floats(0.1, 1.0), seeds)
+    def test_the_dense_optimum_whatever_the_scales_of_rows_are(self, components, density, seed):
+        rng = np.random.default_rng(seed)
+        overlaps = rng.random((components, components)) * (rng.random((components, components)) < density)
+        overlaps *= 10.0 ** rng.uniform(-10, 3, (components, 1))
+        sparse, dense = (match_overlap(csr_matrix(overlaps), dense=d) for d in (0, components))
+        assert total(overlaps, sparse) == pytest.approx(total(overlaps, dense), rel=1e-12)
+
+    @few
+    @given(st.integers(5, 40), seeds)
+    def test_near_pairs_of_very_different_distances(self, components, seed):
+        rng = np.random.default_rng(seed)
+        a, b = (
+            torch.from_numpy(rng.normal(size=(components, 2)) * 10.0 ** rng.uniform(-12, 0, (components, 1)))
+            for _ in range(2)
+        )
+        found, best = match_nearest(a, b, neighbors=components - 1, dense=0), match_components(a, b)
+        distance = [(a[p] - b).norm(dim=1).sum().item() for p in (found, best)]
+        assert distance[0] == pytest.approx(distance[1], rel=1e-12)
 
     @few
     @given(st.integers(4, 30), st.integers(1, 3), seeds)

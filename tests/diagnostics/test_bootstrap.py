@@ -147,6 +147,8 @@ def test_truncated_guides_search_anew():
     ("fitted", "options", "error", "message"),
     [
         (lambda: fit(em(), two_clusters(), epochs=1, progress=False), {"draws": 0}, OptionError, "draws=0"),
+        (lambda: em, {"generator": 3}, OptionError, "generator=3"),
+        (lambda: em, {"epochs": 0}, OptionError, "epochs=0"),
         (lambda: 3, {}, OptionError, "neither a Fit"),
         (lambda: lambda: 3, {}, ModelError, "give an EM"),
     ],

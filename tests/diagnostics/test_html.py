@@ -20,7 +20,7 @@ from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights, Poisson
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Fit, fit, fit_gate
-from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
@@ -137,8 +137,8 @@ class TestReport:
         assert "20 of 28 variables" in text
         assert "20 of 27 dependences" in text
         assert ("the 1 found in some parts only" in text) == tested
-        after = page.text[page.text.index("feature") :]
-        listed = [cell for cell in after if cell[0] == "x" or cell == "partial"]
+        caption = next(number for number, text in enumerate(page.text) if "of 27 dependences" in text)
+        listed = [cell for cell in page.text[caption:] if cell[0] == "x" or cell == "partial"]
         assert listed == (["partial"] * tested + [f"x{d}" for d in range(24)])[:20]
         assert "None" not in page.text
         report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, [], 0.7, 180))
@@ -184,16 +184,10 @@ class TestReport:
         found = gaussian(x, FullPartition)
         with pytest.raises(DataError, match="are not rows of"):
             report(found, tmp_path / "page.html", x, image_shape=(3, 3))
-        counts = torch.ones(40, 1)
-
-        def places_none(x):
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
-                pyro.sample("x", Poissons(pyro.param("rate", torch.tensor([[1.0], [9.0]])))[z], obs=x)
-
-        poisson = fit(EM(places_none, FullPartition(places_none, components=2)), counts, epochs=1, progress=False)
-        with pytest.raises(OptionError, match=r"image_shape=\(1, 1\), but no observed site"):
-            report(poisson, tmp_path / "page.html", counts, image_shape=(1, 1))
+        model = MixtureOfRegressions(components=2, features=2)
+        regressions = fit(EM(model, FullPartition(model, components=2)), x, x[:, 0], epochs=1, progress=False)
+        with pytest.raises(OptionError, match=r"image_shape=\(1, 2\), but no observed site"):
+            report(regressions, tmp_path / "page.html", x, x[:, 0], image_shape=(1, 2))
         with pytest.raises(OptionError, match="fit is of type EM"):
             report(found.inference, tmp_path / "page.html", x)
         with pytest.raises(OptionError, match="sample=0"):

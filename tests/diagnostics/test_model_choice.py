@@ -1,6 +1,7 @@
 """Comparisons find what was planted, and every score is that of its own fit."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -11,13 +12,14 @@ from pyro.distributions import constraints
 from scipy import stats
 
 from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
-from pyro_mixtures.diagnostics.model_choice.loo import Predictive, psis
+from pyro_mixtures.diagnostics.model_choice.loo import psis
 from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
+from pyro_mixtures.diagnostics.model_choice.loo import Predictive
 from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.shrink import losses
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, NumericalError, OptionError
-from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence
 from pyro_mixtures.infer.criteria import Criteria
 from pyro_mixtures.init import seed_rows
@@ -187,6 +189,46 @@ def test_rows_whose_weights_cannot_be_trusted_are_counted():
     np.testing.assert_array_equal(psis(draws, without).predictive.values, found.predictive.values)
 
 
+@pytest.mark.arviz
+def test_a_tail_of_one_draw_is_not_to_be_trusted():
+    """One resample in forty finds the row unlikely: it has all weight, and is no tail that has a shape."""
+    densities = np.full((40, 2), -1.0)
+    densities[:, 1] += 0.1 * stats.norm.rvs(size=40, random_state=2)
+    densities[0, 0] = -30
+    without = np.random.default_rng(0).random((40, 2)) < 0.37
+    assert not without[0, 0]
+    found = psis(densities, without)
+    assert found.pareto_k[0] > found.good_k
+    assert found.unreliable == 0.5
+    assert found.predictive.values[0] == pytest.approx(-1.0)
+
+
+@pytest.mark.arviz
+def test_draws_that_agree_have_no_tail():
+    """Densities that are all the same are exact; where only those of the largest weights are, nothing has a shape."""
+    densities = -np.abs(stats.norm.rvs(size=(40, 3), random_state=3))
+    densities[:, 1] = -1e7
+    densities[:, 2] = np.where(np.arange(40) < 15, -16.0, -3.0)
+    without = np.zeros_like(densities, dtype=bool)
+    without[:15, 2] = without[:, 1] = True
+    found = psis(densities, without)
+    assert found.predictive.values[1] == -1e7
+    assert found.predictive.values[2] == pytest.approx(-16.0)
+    np.testing.assert_array_equal(found.pareto_k[1:], [-np.inf, np.inf])
+    assert found.unreliable == pytest.approx(1 / 3 + (found.pareto_k[0] > found.good_k) / 3)
+    # By the harmonic mean, where no draw has not seen the row; ArviZ's own estimate is the same.
+    harmonic = np.log(40) - np.log(15 * np.exp(16) + 25 * np.exp(3))
+    assert psis(densities).predictive.values[2] == pytest.approx(harmonic)
+
+
+@pytest.mark.arviz
+@pytest.mark.filterwarnings("ignore:The point-wise LOO is the same")
+def test_rows_of_which_all_resamples_are_the_same():
+    (score,) = compare(gaussians(), torch.ones(30, 2, device="cpu"), components=[1], draws=30).scores
+    assert score.loo.unreliable == 0.0
+    np.testing.assert_allclose(score.loo.predictive.values, evidence(score.model, torch.ones(30, 2)).double(), 1e-6)
+
+
 class TestChoice:
     """By scores that are made up: fits of 1, 2, 3 components whose rows differ as said."""
 
@@ -213,6 +255,11 @@ class TestChoice:
 
     def test_information_criteria_are_small_where_they_are_good(self):
         assert self.comparison(*np.zeros((3, 4)), criterion="bic").best.components == 3
+
+    @pytest.mark.parametrize("errors", ["a", -1, float("nan"), None])
+    def test_errors_are_numbers(self, errors):
+        with pytest.raises(OptionError, match="errors="):
+            self.comparison(np.zeros(4)).best_by("heldout", errors=errors)
 
     @pytest.mark.parametrize(("criterion", "message"), [("loo", "draws=100"), ("waic", "choose one of")])
     def test_what_was_not_computed_is_refused(self, criterion, message):
@@ -264,6 +311,31 @@ def test_what_a_component_is_missed_by_its_rows():
         )
         assert float(found[c]) == pytest.approx(float(exact.sum()), rel=1e-9)
     assert int(found.argmin()) == 3
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0, 0.0], [1.0, 1e-9, 0.0]])
+def test_a_component_that_has_all_weight_stays(weights):
+    """Rows, and weights, that it leaves to others are their sum: one minus its own would be zero."""
+    model = gaussians()(3).model
+    with torch.no_grad():
+        model.loc = torch.zeros(3, 2)
+    found = losses(model, (clusters(1, 20),), torch.tensor(weights), site="z", chunk=None)
+    assert not found.isnan().any()
+    if weights[1] == 0:
+        assert found[0] == torch.inf
+    model.weights = torch.tensor(weights)
+    found = losses(model, (clusters(1, 20),), torch.tensor(weights), site="z", chunk=None)
+    assert int(found.argmin()) > 0
+    assert found[0] > -1e-6  # all components are the same: nothing is lost
+
+
+def test_hard_partitions_with_weights_of_their_own():
+    """Their parts may die, and leave a weight of one and zeros."""
+    x = clusters(2, 20)
+    result = compare(gaussians(guide=HardPartition), x, components=[1, 2, 3], start=seeded)
+    assert result.best.components == 2
+    for score in result.scores:
+        assert np.isfinite(score.criteria.log_likelihood)
 
 
 def test_larger_fits_that_shrink_mend_smaller_ones():
@@ -403,6 +475,12 @@ def test_a_failing_fit_is_named():
         ({"heldout": (torch.zeros(3, 2), torch.zeros(3))}, DataError, "one tensor for each"),
         ({"warm_start": "no"}, OptionError, "True or False"),
         ({"starts": -1}, OptionError, "starts=-1"),
+        ({"components": 3}, OptionError, "components=3"),
+        ({"components": None}, OptionError, "components=None"),
+        ({"start": 3}, OptionError, "start=3"),
+        ({"generator": 0}, OptionError, "generator=0"),
+        ({"epochs": 0}, OptionError, "epochs=0"),
+        ({"chunk": 0}, OptionError, "chunk=0"),
     ],
 )
 def test_refusals(options, error, message):
@@ -439,12 +517,24 @@ class TestReport:
         result = request.getfixturevalue(which)
         ax = plot_comparison(result, criterion=criterion)
         for lines, scores in zip(ax.containers, result.families().values(), strict=True):
-            np.testing.assert_allclose(lines[0].get_xdata().astype(float), [score.components for score in scores])
+            x = lines[0].get_xdata().astype(float)
+            np.testing.assert_array_equal(x.round(), [score.components for score in scores])
             np.testing.assert_allclose(lines[0].get_ydata().astype(float), [score.value(criterion) for score in scores])
             assert lines.has_yerr == (criterion == "loo")
         best = result.best_by(criterion)
-        np.testing.assert_allclose(ax.collections[-1].get_offsets(), [[best.components, best.value(criterion)]])
+        place = ax.collections[-1].get_offsets()[0]
+        assert place[1] == pytest.approx(best.value(criterion))
+        own = ax.containers[list(result.families()).index(best.family)]
+        assert place[0] == own[0].get_xdata()[[1, 2, 3].index(best.components) - (which == "planted")]
         ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+
+    def test_picture_of_families_with_the_same_scores(self, families):
+        twins = [replace(score, family="twin") for score in families.scores if score.family == "diagonal"]
+        ax = plot_comparison(Comparison([*families.scores, *twins], "bic"))
+        x = [lines[0].get_xdata().astype(float) for lines in ax.containers]
+        assert len(np.unique(np.concatenate(x))) == 9
+        ax = plot_comparison(Comparison(twins, "bic"))
+        np.testing.assert_array_equal(ax.containers[0][0].get_xdata().astype(float), [1, 2, 3])
 
     def test_picture_in_axes_of_others(self, planted):
         ax = Figure().subplots()

@@ -55,7 +55,16 @@ class TestSizes:
         assert ax.get_yscale() == "log"
         draw(ax)
 
-    @pytest.mark.parametrize("sizes", [np.zeros(3), np.ones((2, 2)), np.array([3, -1]), np.array([])])
+    def test_sizes_below_one_are_drawn(self):
+        ax = plot_sizes([0.001, 0.5, 0.499])
+        assert ax.get_yscale() == "log"
+        bottom, top = ax.get_ylim()
+        assert bottom < 0.001 < 0.5 < top
+        assert ax.get_title(loc="left") == "1 rows in 3 of 3 parts"
+
+    @pytest.mark.parametrize(
+        "sizes", [np.zeros(3), np.ones((2, 2)), np.array([3, -1]), np.array([]), np.array([np.nan, 1]), ["many"]]
+    )
     def test_refusals(self, sizes):
         with pytest.raises(DataError, match="sizes"):
             plot_sizes(sizes)
@@ -82,6 +91,18 @@ class TestResponsibilities:
         shown = plot_responsibilities(self.found, count=9).get_images()[0].get_array()
         assert shown.shape == (4, 3)  # components 3, 7 and 9, not 1
         np.testing.assert_allclose(shown.sum(1), 1)
+
+    def test_winners_below_the_share_are_shown(self):
+        found = Responsibilities(torch.tensor([[3, 9], [7, 3]]), torch.tensor([[0.004, 0.003], [0.005, 0.001]]))
+        ax = plot_responsibilities(found)
+        np.testing.assert_allclose(ax.get_images()[0].get_array(), [[0.004, 0], [0.001, 0.005]], rtol=1e-6)
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["3", "7"]
+        draw(plot_responsibilities(Responsibilities(torch.tensor([[3, 9]]), torch.zeros(1, 2))))
+
+    @pytest.mark.parametrize("wrong", [torch.nan, -0.1, 2.0])
+    def test_what_is_no_probability(self, wrong):
+        with pytest.raises(DataError, match="between 0 and 1"):
+            plot_responsibilities(Responsibilities(torch.tensor([[0, 1]]), torch.tensor([[0.5, wrong]])))
 
     def test_more_rows_than_numbers(self):
         probs = torch.rand(200, 60).softmax(-1)
@@ -147,11 +168,30 @@ class TestEllipses:
             (np.zeros((2, 1)), np.ones((2, 1, 1)), {}, "two features or more"),
             (np.zeros((1, 2)), np.eye(2)[None], {"rows": np.zeros((5, 3))}, r"as many as the means: \(5, 3\)"),
             (np.zeros((1, 2)), np.eye(2)[None], {"rows": np.zeros((5, 2)), "labels": np.zeros(4)}, "for 5 rows"),
+            (np.zeros((2, 2)), np.stack([np.eye(2)] * 2), {"numbers": [1]}, r"numbers \(1,\) for 2 components"),
+            (np.full((1, 3), np.nan), np.eye(3)[None], {}, "loc holds NaN or infinity"),
+            (np.zeros((1, 3)), np.full((1, 3, 3), np.inf), {}, "covariance holds NaN or infinity"),
+            (np.zeros((1, 3)), np.eye(3)[None], {"rows": np.full((5, 3), np.nan)}, "rows holds NaN or infinity"),
+            ([["a", "b"]], np.eye(2)[None], {}, "numbers"),
+            (torch.zeros(1, 2).to_sparse(), np.eye(2)[None], {}, "dense"),
         ],
     )
     def test_refusals(self, loc, covariance, options, message):
         with pytest.raises(DataError, match=message):
             plot_ellipses(loc, covariance, **options)
+
+    def test_features_of_other_units_do_not_make_a_line(self):
+        """Age and income: on equal scales the whole picture would be one vertical line."""
+        rows = np.random.default_rng(0).normal(size=(200, 2)) * [10, 20_000] + [40, 50_000]
+        covariance = np.diag([100.0, 4e8])[None]
+        ax = plot_ellipses(rows.mean(0, keepdims=True), covariance, rows=rows)
+        draw(ax)
+        assert ax.get_aspect() == "auto"
+        assert np.ptp(ax.get_xlim()) < 2 * np.ptp(rows[:, 0])
+        assert plot_ellipses(np.zeros((1, 2)), np.diag([1.0, 4.0])[None]).get_aspect() == 1
+        graph = np.array([[0, 1], [1, 0]])
+        assert plot_neighbors(np.array([[30.0, 2e4], [50.0, 9e4]]), graph).get_aspect() == "auto"
+        assert plot_neighbors(np.eye(2), graph).get_aspect() == 1
 
 
 class TestNeighbors:
@@ -167,6 +207,11 @@ class TestNeighbors:
         assert (len(dots.get_offsets()), len(crosses.get_offsets())) == (3, 1)
         draw(ax)
 
+    def test_components_that_have_all_lost_their_rows(self):
+        ax = plot_neighbors(np.eye(2), np.array([[0, 1], [1, 0]]), sizes=[0, 0])
+        assert len(ax.collections[-1].get_offsets()) == 2
+        draw(ax)
+
     def test_nearest_alone(self):
         ax = plot_neighbors(np.eye(3)[:, :2], np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]]), nearest=1)
         assert [len(lines.get_segments()) for lines in ax.collections[:2]] == [1, 1]
@@ -178,6 +223,12 @@ class TestNeighbors:
             (np.zeros((3, 2)), np.zeros((2, 2)), {}, r"\(C, D\) and \(C, G\)"),
             (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": np.ones(3)}, "for 2 components"),
             (np.zeros((2, 1)), np.zeros((2, 2)), {}, "two features"),
+            (np.zeros((2, 2)), np.array([[0, 2], [1, 0]]), {}, "component 2, but there are 2"),
+            (np.zeros((2, 2)), np.array([[0, -1], [1, 0]]), {}, "component -1, but there are 2"),
+            (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": [np.nan, 1]}, "sizes holds NaN or infinity"),
+            (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": [-1, 1]}, "negative"),
+            (np.full((2, 2), np.nan), np.zeros((2, 2)), {}, "loc holds NaN or infinity"),
+            (np.zeros((2, 2)), np.zeros((2, 2)), {"rows": np.full((5, 2), np.inf)}, "rows holds NaN or infinity"),
         ],
     )
     def test_refusals(self, loc, graph, options, message):
@@ -218,6 +269,14 @@ class TestGate:
         x = torch.zeros(4, 2)
         draw(plot_gate(fit_gate(x, torch.zeros(4, dtype=torch.long), 2), x, resolution=10))
 
+    def test_arrays_and_lists(self):
+        x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+        labels = [0, 1, 0, 1, 0, -1]
+        gate = fit_gate(torch.from_numpy(x), torch.arange(6) % 2, 2)
+        for rows in (x, x.tolist()):
+            ax = plot_gate(gate, rows, labels=labels, resolution=10)
+            assert sum(len(dots.get_offsets()) for dots in ax.collections[1:]) == 6
+
     def test_refusals(self):
         x = torch.rand(6, 2)
         gate = fit_gate(x, torch.arange(6) % 2, 2)
@@ -225,6 +284,12 @@ class TestGate:
             plot_gate(gate, torch.rand(6, 3))
         with pytest.raises(DataError, match=r"labels \(5,\) for 6 rows"):
             plot_gate(gate, x, labels=torch.zeros(5))
+        with pytest.raises(DataError, match="rows holds NaN or infinity"):
+            plot_gate(gate, torch.full((6, 2), torch.nan))
+        with pytest.raises(DataError, match="numbers"):
+            plot_gate(gate, x, labels=["a"] * 6)
+        with pytest.raises(OptionError, match="gate is of type int"):
+            plot_gate(3, x)
         with pytest.raises(OptionError, match="resolution=1"):
             plot_gate(gate, x, resolution=1)
 

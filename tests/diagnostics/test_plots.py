@@ -44,6 +44,21 @@ class TestHistory:
         assert exact.get_label() == "N × C a pass (20×)"
         assert cost.get_yscale() == "log"
 
+    def test_one_epoch_is_the_first(self):
+        for ax in plot_history(history(warmup=0, epochs=1)):
+            draw(ax)
+            low, high = ax.get_xlim()
+            assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+
+    def test_phases_that_alternate(self):
+        names = ["EM", "SVI", "SVI", "EM"]
+        epochs = History([Epoch(name, -10.0 / (i + 1), 50, 7, 0, 0, 0.5) for i, name in enumerate(names)])
+        ax = plot_history(epochs)[0]
+        assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[1], [1, 2, 3], [3, 4]]
+        first, second, third = (line.get_color() for line in ax.get_lines())
+        assert first == third != second
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["EM", "SVI"]
+
     def test_legends_cover_no_data(self):
         axes = plot_history(history(), full=1000)
         draw(axes[0])
@@ -60,6 +75,8 @@ class TestHistory:
         [
             (history(), {"against": "days"}, "unknown against='days'"),
             (History(), {}, "no epochs"),
+            (history(), {"full": 0}, "full=0"),
+            (history(), {"full": -5}, "full=-5"),
             (history(), {"axes": Figure().subplots(1, 3)}, r"two axes, not in \(3,\)"),
         ],
     )
@@ -108,6 +125,8 @@ class TestImageSheet:
         assert ax.get_title() == "4 of 9 component means"
         assert ax.get_images()[0].get_array().shape == (2, 11)
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), title="Means").get_title() == "Means"
+        order = [-np.inf, 0, *range(7)]  # log weights: a dropped component is the last
+        assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), order=order).get_title() == "9 component means"
 
     @pytest.mark.parametrize(
         ("images", "options", "error", "message"),
@@ -118,6 +137,10 @@ class TestImageSheet:
             (np.ones((3, 4)), {"contrast": "more"}, OptionError, "unknown contrast='more'"),
             (np.ones((3, 4)), {"columns": 0}, OptionError, "columns=0"),
             (np.ones((3, 4)), {"count": 0}, OptionError, "count=0"),
+            (np.ones((3, 4)), {"columns": 2.5}, OptionError, "columns=2.5"),
+            (np.ones((3, 4)), {"count": 1.0}, OptionError, "count=1.0"),
+            (np.ones((3, 4)), {"order": [1, np.nan, 2]}, DataError, "order holds NaN"),
+            (np.full((3, 4), np.nan), {}, DataError, "images holds NaN or infinity"),
         ],
     )
     def test_refusals(self, images, options, error, message):
@@ -137,6 +160,13 @@ class TestDenoised:
         # 10 log10(2^2 / 0.2^2) = 20, and ten times less error is 20 dB more.
         assert [ax.get_title() for ax in axes[0]] == ["Noisy\nPSNR 20.0 dB", "Denoised\nPSNR 40.0 dB", "Clean"]
         draw(axes[0, 0])
+
+    def test_the_psnr_of_nothing_and_of_no_error(self):
+        clean = np.full((4, 4), 0.5)
+        titles = [ax.get_title() for ax in plot_denoised(clean * np.nan, clean.copy(), clean)[0]]
+        assert titles == ["Noisy\nPSNR nan dB", "Denoised\nPSNR inf dB", "Clean"]
+        titles = [ax.get_title() for ax in plot_denoised(clean, clean, clean)[0]]
+        assert titles == ["Noisy\nPSNR inf dB", "Denoised\nPSNR inf dB", "Clean"]
 
     def test_without_a_clean_image(self):
         axes = plot_denoised(np.zeros((4, 4, 3)), np.ones((4, 4, 3)), titles=["Before", "After"])
@@ -163,12 +193,25 @@ class TestDenoised:
             ((np.full((4, 4), 128), np.full((4, 4), 128)), {}, DataError, "peak=1.0"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"titles": ["one"]}, OptionError, "for 2 images"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (2, 2, 3)}, OptionError, "does not lie in"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (0, 5)}, OptionError, r"crop=\(0, 5\)"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (0, 0, 2.0)}, OptionError, "crop=2.0"),
+            ((np.ones((4, 4)), np.ones((4, 4))), {"peak": 0}, OptionError, "peak=0"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"axes": Figure().subplots(1, 3)}, OptionError, "3 axes for 1 x 2"),
         ],
     )
     def test_refusals(self, images, options, error, message):
         with pytest.raises(error, match=message):
             plot_denoised(*images, **options)
+
+
+@pytest.mark.parametrize("title", ["$1", "in $ {a $", "cost_$__$ in %", "a$b$c"])
+def test_titles_are_no_mathematics(title):
+    """Matplotlib would read what stands between two dollars as TeX, and fail or lose them."""
+    clean = np.full((4, 4), 0.5)
+    for ax in (plot_image_sheet(np.ones((3, 64)), title=title), plot_denoised(clean, clean, titles=[title] * 2)[0, 0]):
+        draw(ax)
+        assert ax.get_title() == title
+        assert not ax.title.get_parse_math()
 
 
 def test_nothing_of_pyplot_stays_open():

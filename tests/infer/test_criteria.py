@@ -15,7 +15,7 @@ from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.criteria import criteria
-from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
+from pyro_mixtures.models import GaussianMixture, KMeans, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -78,6 +78,17 @@ def test_factor_analyzers_are_counted_without_their_rotations():
     model = MixtureOfFactorAnalyzers(components=2, features=6, factors=3)
     assert criteria(model, torch.randn(9, 6)).parameters == 1 + 2 * (6 + 15 + 6)
     assert criteria(model, torch.randn(9, 6), freeze=["factor"]).parameters == 1 + 2 * (6 + 6)
+
+
+def test_no_factors_have_no_rotations():
+    model = MixtureOfFactorAnalyzers(components=2, features=6, factors=0)
+    assert criteria(model, torch.randn(9, 6)).parameters == 1 + 2 * (6 + 6)
+
+
+@pytest.mark.parametrize(("spherical", "each"), [(True, 4), (False, 5)])
+def test_directions_have_one_number_less_than_features(spherical, each):
+    found = criteria(KMeans(components=3, features=5, spherical=spherical), torch.randn(9, 5))
+    assert found.parameters == 3 * each
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.information.permutation import Generator, check_permutations, p_value, permutations_of
-from pyro_mixtures.diagnostics.information.variables import Array, as_columns
+from pyro_mixtures.diagnostics.information.permutation import Generator, p_value, permutations_of
+from pyro_mixtures.diagnostics.information.variables import Array, as_columns, standardized
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.options import check_number, check_whole
 
-_FEWEST = 4  # rows
+FEWEST = 4  # rows of an estimate
 _FLOOR = 1e-8  # of weights, whose logarithms are taken
 _LENGTH = 0.1  # of a step, over the largest weight sqrt(n)
 _AT_A_TIME = 10  # permutations, after which a test may stop
@@ -20,10 +21,10 @@ _NUMBERS = 1 << 24  # of the matrices that are held at a time
 
 
 class _Batch(NamedTuple):
-    """What the ratio needs of some rows."""
+    """Some rows and where their ascents start. Kernels are made when their turn comes: those of all would not fit."""
 
-    w_x: Tensor  # (n, n) kernel
-    w_y: Tensor  # (n, n)
+    x: Tensor  # (n, d)
+    y: Tensor  # (n, e)
     weights: Tensor  # (n, S) starts
 
 
@@ -75,30 +76,27 @@ def hypercontractivity(
     >>> hypercontractivity(x, y).coefficient > hypercontractivity(x, y[torch.randperm(400, device="cpu")]).coefficient
     True
     """
-    _check(bandwidth, steps, starts, rows, batches)
-    check_permutations(permutations)
+    _check(bandwidth, steps, starts, rows, batches, permutations)
     a, b = _paired(as_columns(x, "x"), as_columns(y, "y"))
-    parts = [_batch(a[some], b[some], bandwidth, starts, generator) for some in _rows(len(a), rows, batches, generator)]
+    parts = [_batch(a[some], b[some], starts, generator) for some in _rows(len(a), rows, batches, generator)]
     n = len(parts[0].weights)
-    observed = float(_coefficients(parts, torch.arange(n, device="cpu").unsqueeze(0), steps))
-    permuted = _permuted(parts, steps, permutations, generator)
+    observed = float(_coefficients(parts, torch.arange(n, device="cpu").unsqueeze(0), bandwidth, steps))
+    permuted = _permuted(parts, bandwidth, steps, permutations, generator)
     return Hypercontractivity(observed, p_value(observed, permuted) if permutations else None)
 
 
-def _check(bandwidth: float, steps: int, starts: int, rows: int, batches: int) -> None:
-    if not 0 < bandwidth < float("inf"):
-        raise OptionError(f"bandwidth={bandwidth} must be positive and finite")
-    if min(steps, starts, batches) < 1:
-        raise OptionError(f"steps={steps}, starts={starts} and batches={batches} must be positive")
-    if rows < _FEWEST:
-        raise OptionError(f"rows={rows}: a batch needs {_FEWEST} at least")
+def _check(bandwidth: float, steps: int, starts: int, rows: int, batches: int, permutations: int) -> None:
+    check_number(positive=True, bandwidth=bandwidth)
+    check_whole(steps=steps, starts=starts, batches=batches)
+    check_whole(least=FEWEST, rows=rows)
+    check_whole(least=0, permutations=permutations)
 
 
 def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) != len(y) or x.device != y.device:
         raise DataError(f"x has {len(x)} rows on {x.device}, y {len(y)} on {y.device}: give the same rows of both")
-    if len(x) < _FEWEST:
-        raise DataError(f"{len(x)} rows are too few: give {_FEWEST} at least")
+    if len(x) < FEWEST:
+        raise DataError(f"{len(x)} rows are too few: give {FEWEST} at least")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
 
@@ -106,46 +104,50 @@ def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _rows(n: int, rows: int, batches: int, generator: Generator) -> list[Tensor]:
     """Disjoint sets of row numbers, in ascending order."""
     size = min(rows, n // batches)
-    if size < _FEWEST:
-        raise OptionError(f"batches={batches} of {n} rows hold fewer than {_FEWEST}: ask for fewer")
+    if size < FEWEST:
+        raise OptionError(f"batches={batches} of {n} rows hold fewer than {FEWEST}: ask for fewer")
     if size == n:
         return [torch.arange(n, device="cpu")]
     order = torch.randperm(n, generator=generator, device="cpu")
     return [order[i * size : (i + 1) * size].sort().values for i in range(batches)]
 
 
-def _batch(x: Tensor, y: Tensor, bandwidth: float, starts: int, generator: Generator) -> _Batch:
+def _batch(x: Tensor, y: Tensor, starts: int, generator: Generator) -> _Batch:
     noise = torch.randn(len(x), starts, generator=generator, device="cpu", dtype=torch.float64)
-    x, y = as_columns(x, "x in a batch"), as_columns(y, "y in a batch")
-    return _Batch(_kernel(x, bandwidth), _kernel(y, bandwidth), _normalised(1 + 0.1 * noise.to(x)))
+    return _Batch(as_columns(x, "x in a batch"), as_columns(y, "y in a batch"), _normalised(1 + 0.1 * noise.to(x)))
 
 
-def _coefficients(batches: list[_Batch], orders: Tensor, steps: int) -> Tensor:
+def _coefficients(batches: list[_Batch], orders: Tensor, bandwidth: float, steps: int) -> Tensor:
     """Coefficients (P,) for orders (P, n) of the rows of y, all from the same starts."""
-    found = []
-    for batch in batches:
-        order = orders.to(batch.w_y.device)
-        channel = _channel(batch.w_x, batch.w_y[order.unsqueeze(-1), order.unsqueeze(-2)])
-        found.append(_ascended(channel, batch.weights, steps))
+    found = [_ascended(_channels(batch, orders, bandwidth), batch.weights, steps) for batch in batches]
     return torch.stack(found).mean(0)
 
 
-def _permuted(batches: list[_Batch], steps: int, permutations: int, generator: Generator) -> Iterator[float]:
+def _permuted(
+    batches: list[_Batch], bandwidth: float, steps: int, permutations: int, generator: Generator
+) -> Iterator[float]:
     """Coefficients for random orders, some at a time."""
     n = len(batches[0].weights)
     orders = permutations_of(n, permutations, generator)
     while some := list(islice(orders, max(1, min(_AT_A_TIME, _NUMBERS // n**2)))):
-        yield from _coefficients(batches, torch.from_numpy(np.stack(some)), steps).tolist()
+        yield from _coefficients(batches, torch.from_numpy(np.stack(some)), bandwidth, steps).tolist()
+
+
+def _channels(batch: _Batch, orders: Tensor, bandwidth: float) -> Tensor:
+    """(P, n, n), for each order of the rows of y."""
+    order = orders.to(batch.y.device)
+    w_y = _kernel(batch.y, bandwidth)[order.unsqueeze(-1), order.unsqueeze(-2)]
+    return _channel(_kernel(batch.x, bandwidth), w_y)
 
 
 def _kernel(z: Tensor, bandwidth: float) -> Tensor:
     """Gaussian weights (n, n) of the other rows about each row, which add up to 1."""
     n, d = z.shape
-    scaled = (z - z.mean(0)) / (z.std(0, correction=0) * bandwidth * n ** (-1 / (d + 4)))
+    scaled = standardized(z) / (bandwidth * n ** (-1 / (d + 4)))
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
-    weights = torch.softmax(distance.square() / -2, -1)
+    weights = torch.softmax(distance.square_().div_(-2), -1)
     # Subnormal numbers, of which the tails are full, would make the products that follow many times slower.
-    return torch.where(weights > torch.finfo(z.dtype).eps ** 2, weights, 0.0)
+    return weights.masked_fill_(weights <= torch.finfo(z.dtype).eps ** 2, 0.0)
 
 
 def _channel(w_x: Tensor, w_y: Tensor) -> Tensor:

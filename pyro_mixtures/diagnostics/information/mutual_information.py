@@ -7,14 +7,10 @@ import numpy as np
 from scipy.special import digamma, ndtri
 
 from pyro_mixtures.diagnostics.information.neighbors import neighborhoods, rows_closer
-from pyro_mixtures.diagnostics.information.permutation import (
-    Generator,
-    check_permutations,
-    p_value,
-    permutations_of,
-)
+from pyro_mixtures.diagnostics.information.permutation import Generator, p_value, permutations_of
 from pyro_mixtures.diagnostics.information.variables import Array, Variable, as_variable
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.options import check_whole
 
 FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"digamma": digamma, "log": lambda n: np.log(n + 1)}
 NOMINAL = ("", "x", "y", "xy")
@@ -70,7 +66,7 @@ def mutual_information(
     is alone with its label adds 0. Two nominal variables need no neighbours: every k_i counts ties, and single ones
     count too.
 
-    :param x, y: (n,) or (n, d).
+    :param x, y: (n,) or (n, d); tensors, arrays or lists.
     :param form: ``"digamma"``; ``"log"``, the paper's, has log(n + 1) for psi(n) in the last two terms: more biased in
         small samples.
     :param discrete: ``"x"``, ``"y"`` or ``"xy"``: which of them are nominal.
@@ -80,8 +76,8 @@ def mutual_information(
     :param permutations: at most this many orders of y's rows (199, say) give a p-value of independence.
     :param generator: source of randomness, on the CPU; torch's global one by default.
     :param workers: threads of the searches; -1 is one a core. Results do not depend on it.
-    :raises DataError: for NaN, infinity, a constant variable, shapes that do not fit, or at most k rows.
-    :raises OptionError: for an unknown form or ``discrete``, or numbers out of range.
+    :raises DataError: for NaN, infinity, missing names, a constant variable, shapes that do not fit, or at most k rows.
+    :raises OptionError: for an unknown form or ``discrete``, or numbers out of range or not whole.
 
     Gao, Kannan, Oh & Viswanath, "Estimating mutual information for discrete-continuous mixtures", NeurIPS 2017,
     algorithm 1 (https://arxiv.org/abs/1709.06212). Nominal x and a density of y: Ross, "Mutual information between
@@ -91,8 +87,7 @@ def mutual_information(
     >>> round(mutual_information(coin, 1 - coin, discrete="xy").nats, 3)  # log 2
     0.694
     """
-    _check(neighbors, form, discrete, subsamples)
-    check_permutations(permutations)
+    _check(neighbors, form, discrete, subsamples, permutations, workers)
     a = as_variable(x, "x", nominal="x" in discrete)
     b = as_variable(y, "y", nominal="y" in discrete)
     n = len(a.points)
@@ -110,15 +105,18 @@ def mutual_information(
     return MutualInformation(nats, error, p_value(nats, permuted) if permutations else None)
 
 
-def _check(neighbors: int, form: str, discrete: str, subsamples: int) -> None:
-    if neighbors < 1:
-        raise OptionError(f"neighbors={neighbors} must be positive")
+def _check(neighbors: int, form: str, discrete: str, subsamples: int, permutations: int, workers: int) -> None:
+    check_whole(neighbors=neighbors)
+    check_whole(least=0, subsamples=subsamples, permutations=permutations)
+    check_whole(least=-1, workers=workers)
     if form not in FORMS:
         raise OptionError(f"unknown form={form!r}; choose one of {tuple(FORMS)}")
     if discrete not in NOMINAL:
         raise OptionError(f"unknown discrete={discrete!r}; choose one of {NOMINAL}")
-    if subsamples < 0 or subsamples == 1:
-        raise OptionError(f"subsamples={subsamples}: a standard error needs 2 at least, 0 asks for none")
+    if subsamples == 1:
+        raise OptionError("subsamples=1: a standard error needs 2 at least, 0 asks for none")
+    if workers == 0:
+        raise OptionError("workers=0: give a number of threads, or -1 for one a core")
 
 
 def _estimate(x: Variable, y: Variable, neighbors: int, form: Callable, workers: int) -> float:

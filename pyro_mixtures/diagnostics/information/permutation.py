@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError
 
 Generator = torch.Generator | None
 
@@ -34,11 +34,6 @@ def p_value(observed: float, permuted: Iterable[float]) -> float:
         if larger == _ENOUGH:
             return larger / drawn
     return (1 + larger) / (1 + drawn)
-
-
-def check_permutations(permutations: int) -> None:
-    if permutations < 0:
-        raise OptionError(f"permutations={permutations}: give a number of permutations, or 0 for no test")
 
 
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.diagnostics.information.variables import Array
+from pyro_mixtures.errors import DataError
+from pyro_mixtures.options import check_whole
 
 _NEAR = 1e-6  # divergences from p below this are ratios of rounding errors; the limit r -> p covers them
 _MIX = (1e-3, 0.1, 0.5)  # of p in starts that begin near a vertex
@@ -11,7 +14,7 @@ _ALONG = (0.03, 0.1, 0.3, 0.9)  # of the way from p to the border, along singula
 _STRIDES = (1.0, 10.0, 100.0, 1000.0)  # of the plain step, which is a slow one where the ratio is flat
 
 
-def hypercontractivity_of_table(joint: Tensor, *, steps: int = 200, starts: int = 32) -> float:
+def hypercontractivity_of_table(joint: Array, *, steps: int = 200, starts: int = 32) -> float:
     """s(X; Y) = sup over r != p of D(r_Y || p_Y) / D(r || p), r_Y = sum_x r(x) p(y | x), of a table p(x, y).
 
     It is 0 for independent variables, 1 where X and Y share a part, and asymmetric. Near r = p, with r = p (1 + e f),
@@ -38,8 +41,7 @@ def hypercontractivity_of_table(joint: Tensor, *, steps: int = 200, starts: int 
     >>> round(hypercontractivity_of_table(torch.tensor([[1 - flip, flip], [flip, 1 - flip]], device="cpu")), 4)
     0.64
     """
-    if min(steps, starts) < 1:
-        raise OptionError(f"steps={steps} and starts={starts} must be positive")
+    check_whole(steps=steps, starts=starts)
     p = _checked(joint)
     if 1 in p.shape:
         return 0.0
@@ -51,10 +53,11 @@ def hypercontractivity_of_table(joint: Tensor, *, steps: int = 200, starts: int 
     return min(1.0, max(float(values[1].square()), float(best.max())))
 
 
-def _checked(joint: Tensor) -> Tensor:
-    if joint.dim() != 2 or not joint.numel():
-        raise DataError(f"a joint table is (a, b), not {tuple(joint.shape)}")
-    p = joint.detach().double()
+def _checked(given: Array) -> Tensor:
+    joint = as_rows(given).detach()
+    if joint.dim() != 2 or not joint.numel() or joint.is_complex():
+        raise DataError(f"a joint table is (a, b) real numbers, not {tuple(joint.shape)} {joint.dtype}")
+    p = joint.double()
     if not bool((p.isfinite() & (p >= 0)).all()) or not bool(p.sum() > 0):
         raise DataError("a joint table holds probabilities or counts: finite, not negative, not all zero")
     return (p / p.sum())[p.sum(1) > 0][:, p.sum(0) > 0]

@@ -1,14 +1,16 @@
 """Samples of random variables as the estimators read them: one row an observation, checked."""
 
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 
-Array = Tensor | np.ndarray
+Array = Tensor | np.ndarray | Sequence
 
 
 class Variable(NamedTuple):
@@ -23,12 +25,11 @@ class Variable(NamedTuple):
 
 def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
     """Values (n,) or (n, d) of a variable that varies, on the CPU."""
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = _as_array(values, name)
     _check_shape(array.shape, name)
-    if array.dtype.kind == "f":
-        _check_finite(np.isfinite(array.reshape(len(array), -1)).all(1), name)
+    _check_finite(_known(array).reshape(len(array), -1).all(1), name)
     if nominal:
-        points = _numbered(array).astype(np.float64)[:, None]
+        points = _numbered(array, name).astype(np.float64)[:, None]
     elif array.dtype.kind in "biuf":
         points = array.reshape(len(array), -1).astype(np.float64) + 0.0  # minus zero is zero
     else:
@@ -38,13 +39,15 @@ def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
 
 
 def as_columns(values: Array, name: str) -> Tensor:
-    """Numbers (n, d) of a variable each of whose columns varies; on their own device, in a floating-point dtype."""
-    found = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    """Numbers (n, d) of a variable each of whose columns varies; on their own device, of 32 or 64 bits.
+
+    Integers become float64: float32 holds none of nine digits, so rows close in time would become ties.
+    """
+    found = as_rows(values).detach()
     _check_shape(tuple(found.shape), name)
     if found.is_complex():
         raise DataError(f"{name} has dtype {found.dtype}: give real numbers")
-    if found.dtype not in (torch.float32, torch.float64):
-        found = found.to(torch.float32)
+    found = _not_half(found) if found.is_floating_point() else found.double()
     found = found.reshape(len(found), -1)
     _check_finite(found.isfinite().all(1).cpu().numpy(), name)
     for column in (found == found[0]).all(0).nonzero()[:1, 0].tolist():
@@ -52,10 +55,64 @@ def as_columns(values: Array, name: str) -> Tensor:
     return found
 
 
-def _numbered(array: np.ndarray) -> np.ndarray:
+def varying(z: Tensor) -> Tensor:
+    """The columns of (n, d) that vary."""
+    return z[:, (z != z[0]).any(0)]
+
+
+def standardized(z: Tensor) -> Tensor:
+    """Columns (n, d), all of which vary, with mean 0 and variance 1.
+
+    They are divided by a power of two first, which is exact: sums and squares would overflow, or vanish, otherwise.
+    """
+    largest = z.abs().amax(0)
+    z = z / (largest / (2 * torch.frexp(largest).mantissa))
+    return (z - z.mean(0)) / z.std(0, correction=0)
+
+
+def _as_array(values: Array, name: str) -> np.ndarray:
+    if isinstance(values, Tensor):
+        return _not_half(as_rows(values).detach()).cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{name} is no array: give the values of n rows, (n,) or (n, d)") from error
+
+
+def _not_half(values: Tensor) -> Tensor:
+    """Numbers of 16 bits, for some of which NumPy has no dtype, as float32."""
+    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """Where there is a value: neither NaN nor infinity, nor None, NaT or pandas' NA among objects."""
+    if array.dtype.kind in "fc":
+        return np.isfinite(array)
+    if array.dtype.kind == "O":
+        return np.array([_is_known(value) for value in array.flat], dtype=bool)
+    return np.asarray(array == array)  # NaT alone differs from itself
+
+
+def _is_known(value: Any) -> bool:
+    same = value == value  # NA for NA
+    return value is not None and isinstance(same, bool | np.bool_) and bool(same)
+
+
+def _numbered(array: np.ndarray, name: str) -> np.ndarray:
     """Equal values, or rows of values, get the same number."""
     flat = array.reshape(len(array), -1)
+    if flat.dtype.kind == "O":
+        return _numbered_objects(flat, name)
     return np.unique(flat[:, 0] if flat.shape[1] == 1 else flat, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _numbered_objects(flat: np.ndarray, name: str) -> np.ndarray:
+    """By hash, because objects need not have an order."""
+    numbers: dict[Hashable, int] = {}
+    try:
+        return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in flat])
+    except TypeError as error:
+        raise DataError(f"{name} holds objects that cannot be compared: give strings or numbers") from error
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:
@@ -65,7 +122,8 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 
 def _check_finite(finite: np.ndarray, name: str) -> None:
     if not finite.all():
-        raise DataError(f"row {int((~finite).argmax())} of {name} holds NaN or infinity: remove such rows first")
+        row = int((~finite).argmax())
+        raise DataError(f"row {row} of {name} holds NaN, infinity or nothing: remove such rows first")
 
 
 def _check_varies(varies: bool, name: str) -> None:
