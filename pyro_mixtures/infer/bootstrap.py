@@ -70,7 +70,7 @@ def bootstrap(
     :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
     :param progress: show a progress bar of the draws.
     :param fit_options: for :func:`fit`, each time.
-    :raises OptionError: when ``draws`` is not positive.
+    :raises OptionError: when ``draws`` or ``epochs=`` is not positive.
     :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew; or when rows have weights.
 
     Every refit is a copy of model and guide with a param store of its own; Pyro's store keeps the first fit. The
@@ -85,7 +85,8 @@ def bootstrap(
     >>> len(found.refits), found.elbos.shape
     (3, (3,))
     """
-    check_whole(draws=draws)
+    check_whole(draws=draws, epochs=fit_options.get("epochs", 1))
+    check_generator(generator)
     tensors = Batches(rows).tensors
     first = fitted if isinstance(fitted, Fit) else _first(fitted, tensors, fit_options)
     if not isinstance(first.inference, EM):
@@ -93,7 +94,7 @@ def bootstrap(
             f"bootstrap fits again by EM, but this fit is by {type(first.inference).__name__}: give a fit by EM, or "
             "put priors on the params and let to_arviz draw from their guide"
         )
-    _check_unweighted(first.inference, tensors)
+    check_unweighted(first.inference, tensors)
     count = len(tensors[0])
     refits = []
     with random_state_kept(), tqdm(total=draws, desc="bootstrap", disable=not progress, unit="draw") as bar:
@@ -107,8 +108,20 @@ def bootstrap(
     return Bootstrap(first, tuple(refits))
 
 
-def _check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
-    """A row that stands for several would be drawn, or left out, as a whole."""
+def check_generator(generator: Any) -> None:
+    """Refuse what is no source of randomness.
+
+    :raises OptionError: for anything but a ``torch.Generator`` on the CPU, or None.
+    """
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        raise OptionError(f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own")
+
+
+def check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
+    """Refuse resampling of rows that have weights: one that stands for several would be drawn, or left out, as a whole.
+
+    :raises ModelError: when weights of the rows differ from one.
+    """
     with random_state_kept(), pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(em.model).get_trace(*rows).nodes
     scale = torch.as_tensor(nodes[em.guide.site]["scale"], device="cpu")

@@ -57,13 +57,14 @@ def criteria(
     r"""Information criteria of ``model`` with its present params, on all ``rows``.
 
     AIC and BIC as usual; ICL is BIC plus twice the entropy of the responsibilities (Biernacki, Celeux, Govaert,
-    "Assessing a mixture model for clustering with the integrated completed likelihood", IEEE PAMI 22, 2000, in its BIC
-    form). Free parameters are what a likelihood can depend on: C - 1 of a simplex or of C logits, the triangle of a
-    Cholesky factor, D H - H (H - 1) / 2 of a D x H factor, which is known up to a rotation. Params that sites share
-    count once; constants, frozen params and those with ``requires_grad=False`` not at all. (Logits that a program gives
-    to a stock ``Categorical`` count as C.) A ridge penalty is part of the log likelihood, and does not lower p.
-    Coefficients of :class:`SoftmaxComponents` without ridge count as many as their items' features have independent
-    directions; those of :class:`ChoiceLogits` all, collinear attributes included: drop such attributes first.
+    "Assessing a mixture model for clustering with the integrated completed likelihood", IEEE PAMI 22, 2000, in its
+    BIC form). Free parameters are what a likelihood can depend on: C - 1 of a simplex or of C logits, D - 1 of a unit
+    vector, the triangle of a Cholesky factor, D H - H (H - 1) / 2 of a D x H factor, which is known up to a rotation.
+    Params that sites share count once; constants, frozen params and those with ``requires_grad=False`` not at all.
+    (Logits that a program gives to a stock ``Categorical`` count as C.) A ridge penalty is part of the log
+    likelihood, and does not lower p. Coefficients of :class:`SoftmaxComponents` without ridge count as many as their
+    items' features have independent directions; those of :class:`ChoiceLogits` all, collinear attributes included:
+    drop such attributes first.
 
     :param rows: the model's tensor arguments, N rows each, in chunks.
     :param guide: None sums over all C components, exactly; a truncated guide's log likelihood is a lower bound.
@@ -172,7 +173,7 @@ def _(family: FactorAnalyzers, is_free: Callable[[Tensor], bool]) -> int:
     features, factors = family.factor.shape[-2:]
     # Rotations of H factors; of more than D only D matter.
     rotations = factors * (factors - 1) // 2 if factors <= features else factors * features - _triangle(features)
-    return family.factor[..., 0, 0].numel() * rotations if is_free(family.factor) else 0
+    return math.prod(family.factor.shape[:-2]) * rotations if is_free(family.factor) else 0
 
 
 @_redundant.register
@@ -204,6 +205,7 @@ def _triangle(size: int) -> int:
 # Numbers of one event of last dimension n, and how many of them are free.
 _FREE: dict[type, Callable[[int], tuple[int, int]]] = {
     type(constraints.simplex): lambda n: (n, n - 1),
+    type(constraints.sphere): lambda n: (n, n - 1),
     type(constraints.lower_cholesky): lambda n: (n * n, _triangle(n)),
     type(constraints.positive_definite): lambda n: (n * n, _triangle(n)),
     type(constraints.softplus_lower_cholesky): lambda n: (n * n, _triangle(n)),

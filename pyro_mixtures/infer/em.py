@@ -5,15 +5,13 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
 
 from pyro_mixtures.data.rows import as_arguments
-from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.statistics import NormalStatistics, blend, part, scaled
+from pyro_mixtures.distributions.statistics import blend, scaled
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
+from pyro_mixtures.infer.m_step import MStep, finished
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.infer.reseed import Pauses, Reservoir, Split, choose_splits, copy_component
-from pyro_mixtures.ops.threads import for_each, threads
+from pyro_mixtures.infer.reseed import Pauses, Reservoir, choose_splits, copy_component
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
     CandidateMessenger,
@@ -28,8 +26,6 @@ from pyro_mixtures.poutine.params import ParamHandle
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
 DEAD = ("reseed", "drop", "keep")
-# Numbers of parameters maximised at once.
-_NUMBERS_A_PART = 1 << 19
 
 
 class Update(NamedTuple):
@@ -271,7 +267,7 @@ class EM:
             raise OptionError(f"step_size({self.steps}) = {rate} is outside (0, 1]")
         grow = self._size / self._rows  # to the whole data set
         for name, site in self._sites.items():
-            fresh = scaled(_finished(site.family, site.sums), grow)
+            fresh = scaled(finished(site.family, site.sums), grow)
             known = self._online.get(name)
             mixed = fresh if known is None else blend(known.sums, fresh, rate)
             self._online[name] = site._replace(sums=mixed)
@@ -279,7 +275,7 @@ class EM:
 
     def _update(self, sites: dict[str, SiteStatistics]) -> Update:
         """Write the maximisers of all sites into their params."""
-        z = self.guide.site
+        z, m_step = self.guide.site, MStep(self.freeze, self.variance_floor)
         count = sites[z].sums.counts
         least = max(site.family.min_rows for site in sites.values())
         # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
@@ -291,72 +287,22 @@ class EM:
         splits = choose_splits(self._reservoir, rows, least, ready, self.random_rows) if reseed else []
         self._pauses.record(splits)
         dropped = starved if self.dead == "drop" and bool((count[~starved] > 0).any()) else None
-        self._update_weights(sites[z], splits, dropped)
+        m_step.update_weights(sites[z], splits, dropped)
         if dropped is not None:
             self.guide.dropped(dropped)
         for name, site in sites.items():
             if name != z:
-                self._update_components(site, starved)
-                free = self._free(site)
+                m_step.update_components(site, starved)
+                free = m_step.free(site)
                 held = site._replace(params={name: h for name, h in site.params.items() if name in free})
                 for split in splits:
                     copy_component(name, held, split, self._reservoir)
         for split in splits:
             self.guide.reseeded(split.component, split.like)
         others = {name: site.sums for name, site in sites.items() if name != z}
-        self.guide.fitted(others, learned_weights=bool(self._free(sites[z])))
+        self.guide.fitted(others, learned_weights=bool(m_step.free(sites[z])))
         live = int((~starved).sum()) + len(splits)
         return Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
-
-    def _free(self, site: SiteStatistics) -> frozenset[str]:
-        """Arguments of the site whose params are to be set."""
-        return frozenset(
-            name for name, handle in site.params.items() if handle.name not in self.freeze and handle.leaf.requires_grad
-        )
-
-    def _update_weights(self, site: SiteStatistics, splits: list[Split], dropped: Tensor | None) -> None:
-        new = site.family.maximize(site.sums, self._free(site), dropped=dropped)
-        for split in splits:
-            site.family.halve(new, split.component, split.like)
-        for name, value in new.items():
-            site.params[name].write(value)
-
-    def _update_components(self, site: SiteStatistics, starved: Tensor) -> None:
-        """Maximise some components at a time, so that no second copy of large parameters is ever alive."""
-        free, family = self._free(site), site.family
-        floor = family.floor(site.sums, self.variance_floor)
-        tied = [name for name in free if not family.is_own(name)]
-        if tied or len(family.batch_shape) != 1 or not family.maximizes_in_parts:
-            self._write(site, self._maximum(family, site.sums, free, floor, starved))
-            return
-        numbers = sum(value[:1].numel() for name, value in family.arguments.items() if family.is_own(name))
-        step = max(1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // threads())))
-
-        @torch.no_grad()  # a setting of the thread
-        def update_part(i: int) -> None:
-            some = slice(i * step, (i + 1) * step)
-            new = self._maximum(family.part(some), part(site.sums, some), free, floor, starved[some])
-            self._write(site, new, some)
-
-        for_each(update_part, -(-family.components // step))
-
-    def _write(self, site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
-        for name, value in new.items():
-            site.params[name].write(value, *some)
-
-    def _maximum(
-        self, family: Components, sums: Any, free: frozenset[str], floor: Tensor | None, starved: Tensor
-    ) -> dict[str, Tensor]:
-        statistics = _finished(family, sums)
-        new, old = family.maximize(statistics, free, floor=floor), family.arguments
-        own = {name: _keep(starved, old[name], value) for name, value in new.items() if family.is_own(name)}
-        tied = free - own.keys()
-        if not tied or not bool(starved.any()):
-            return {**new, **own}
-        # What components share has to suit the components that were held, not where they would have gone.
-        arguments: Any = {**old, **own}
-        held = family.of(arguments)
-        return {**own, **held.maximize(statistics, tied, floor=floor)}
 
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
@@ -396,16 +342,3 @@ class EM:
 
 def _scaled_loss(posterior: Posterior) -> float:
     return -float(posterior.free_energy()) * posterior.size / len(posterior.index)
-
-
-def _finished(family: Any, sums: Any) -> Any:
-    """A family's statistics; those of stepwise EM are finished already, and those of the weights are their sums."""
-    return family.finish(sums) if isinstance(sums, NormalStatistics) else sums
-
-
-def _keep(starved: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Leave the parameters of components without rows enough alone; ``new`` is overwritten."""
-    held = starved.nonzero()[:, 0]
-    if len(held):
-        new[held] = old.reshape(new.shape)[held]
-    return new
