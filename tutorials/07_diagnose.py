@@ -370,12 +370,7 @@ def _standing(count: int, one: Leaving) -> str:
 
 def draw_knowledge(ax: Axes, information: PartitionInformation) -> None:
     """Bars of mutual information."""
-    plot_information(information, ax)
-    ax.get_legend().remove()
-    kinds = {"x": "all features", "y": "diagnosis"}
-    ax.set_yticks(
-        range(len(information.knowledge)), [kinds.get(line.name, line.name) for line in information.knowledge]
-    )
+    plot_information(information, ax, labels={"x": "all features", "y": "diagnosis"}, legend=False)
     ax.set_xlabel(f"information (nats); dashed: all there is, {information.entropy:.2f}")
     title(ax, "What the parts know", "of each feature, of all together, and of the diagnosis, never seen")
 
@@ -401,10 +396,9 @@ def draw_dependence(ax: Axes, tumours: Tumours, labels: Tensor, information: Par
 
 
 def most_hidden(information: PartitionInformation) -> list[Dependence]:
-    """A line a part of the feature whose dependence over all rows falls most below that found in a part."""
-    found = information.partial() or information.dependences
-    feature = max(found, key=lambda line: line.inside - line.overall).feature
-    return [line for line in information.dependences if line.feature == feature]
+    """A line a part of the feature whose dependence is the most hidden over all rows; of the first one if none is."""
+    first = (information.partial() or information.dependences)[0]
+    return [line for line in information.dependences if line.feature == first.feature]
 
 
 def tell(figures: dict, summary: PartitionReport, page: Path) -> None:

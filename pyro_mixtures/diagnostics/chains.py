@@ -15,7 +15,7 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer import Fit, History
 from pyro_mixtures.infer.bootstrap import Bootstrap
-from pyro_mixtures.infer.placed import Placed, held_names, store_without
+from pyro_mixtures.infer.placed import Placed, State, held_names, store_without
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Declaration, read_declaration
@@ -93,13 +93,15 @@ def _read(source: Any, rows: tuple, draws: int | None, site: str) -> Chains:
 
 @_read.register
 def _(source: Fit, rows: tuple, draws: int | None, site: str) -> Chains:
-    return _one(source.model, source.guide, source.history, rows, draws)
+    return _placed(source, rows, draws)
 
 
 @_read.register(list)
 @_read.register(tuple)
 def _(source: Sequence[Any], rows: tuple, draws: int | None, site: str) -> Chains:
     """Fits as chains, each in a param store of its own: by name their params would be the same."""
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Mapping):
+        return _placed(source, rows, draws)
     if not source:
         raise OptionError("no fits were given: to_arviz needs at least one")
     chains = [_placed(entry, rows, draws) for entry in source]
@@ -154,18 +156,29 @@ def _one(model: Callable, guide: Guide, history: History, rows: tuple, draws: in
 
 def _placed(entry: Any, rows: tuple, draws: int | None) -> Chains:
     """The chain of a fit or a guide, or of (fit, state of the param store that it was fitted in)."""
-    source, state = entry if isinstance(entry, tuple) else (entry, None)
+    source, state = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
     if not isinstance(source, Fit | _Latent):
-        raise OptionError(f"{type(source).__name__} has no draws to show: a list holds fits or guides of fits")
+        raise OptionError(
+            f"{type(source).__name__} has no draws to show: a list holds fits or guides of fits, or (fit, state)"
+        )
     guide: Any = source.guide if isinstance(source, Fit) else source
-    model = Placed(source.model if isinstance(source, Fit) else guide.model, {})
-    model.state = store_without(model.model, guide) if state is None else state
+    program = source.model if isinstance(source, Fit) else guide.model
+    model = Placed(program, _checked_state(state) if state is not None else store_without(program, guide))
     before = set(model.state["params"])
     with model.store():
-        chain = _read(source, rows, draws, "")
-    _check_known(set(model.state["params"]) - before - held_names(model.model, guide))
+        chain = _one(program, guide, source.history if isinstance(source, Fit) else History(), rows, draws)
+    _check_known(set(model.state["params"]) - before - held_names(program, guide))
     chain.draws = [[draw._replace(model=model) for draw in chain.draws[0]]]
     return chain
+
+
+def _checked_state(state: Any) -> State:
+    if not isinstance(state, Mapping) or not {"params", "constraints"} <= set(state):
+        raise OptionError(
+            f"{type(state).__name__} is no state of a param store: give (fit, state) with the state of "
+            "`with pyro.get_param_store().scope() as state:`"
+        )
+    return state
 
 
 def _check_known(created: set[str]) -> None:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import HMC, MCMC
+from pyro.infer import HMC, MCMC, SVI, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.mcmc.util import initialize_model
@@ -191,6 +191,38 @@ class TestRestarts:
         again = fit(em, three_clusters(), epochs=1, progress=False)
         with pytest.raises(ModelError, match="share param"):
             to_arviz([again, em.guide], three_clusters())
+
+    def test_a_fit_whose_params_have_left_the_store_is_refused(self):
+        """Initial values in their place would be another mixture's numbers."""
+        alone, state = function_fit(ORDERS[0])
+        with pytest.raises(ModelError, match=r"params \['loc', 'scale', 'weights'\] of a fit are nowhere"):
+            to_arviz(alone, three_clusters())
+        assert not dict(pyro.get_param_store().named_parameters())
+        data = to_arviz((alone, state), three_clusters())
+        np.testing.assert_array_equal(data.posterior["loc"].values[0, 0], state["params"]["loc"].detach())
+        np.testing.assert_allclose(
+            data.sample_stats["lp"].values[0, 0], to_arviz([(alone, state)], three_clusters()).sample_stats["lp"].item()
+        )
+
+    def test_a_fit_keeps_its_params_whatever_the_store_holds(self):
+        first, second = module_fit(ORDERS[0]), module_fit(ORDERS[1])
+        for one in (first, second):
+            data = to_arviz(one, three_clusters())
+            np.testing.assert_array_equal(data.posterior["loc"].values[0, 0], one.model.loc.detach())
+
+    def test_a_module_beside_keeps_its_params_too(self):
+        x = two_groups()
+        beside = AutoNormal(pyro.poutine.block(priors, hide=["z"]))
+        guide = FullPartition(priors, components=2, beside=beside)
+        svi = SVI(priors, guide, pyro.optim.Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
+        result = fit(svi, x, epochs=2, progress=False)
+        pyro.clear_param_store()
+        assert to_arviz(result, x, draws=3).posterior["loc"].values.shape == (1, 3, 2)
+
+    @pytest.mark.parametrize("entry", [(1, 2, 3), (), ("a", {})])
+    def test_entries_that_are_no_fits(self, entry):
+        with pytest.raises(OptionError, match="no draws to show|no fits"):
+            to_arviz([entry], three_clusters())
 
     def test_shared_entries_are_not_taken_for_components(self):
         """As many features as components: only the model tells which is which."""

@@ -131,7 +131,8 @@ class TestReport:
         found += [Dependence("dull", 0, 90, float("nan"), 0.2, p[1], p[1])]
         found += [Dependence("partial", part, 90, 0.3 - part / 10, 0.25, p[part], p[part]) for part in (0, 1)]
         path = tmp_path / "page.html"
-        report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, found, 0.7, 180))
+        fitted = gaussian(x, FullPartition)
+        report(fitted, path, x, information=PartitionInformation(known, found, 0.7, 180))
         page = Reader(path.read_text("utf-8"))
         text = " ".join(page.text)
         assert "20 of 28 variables" in text
@@ -141,7 +142,7 @@ class TestReport:
         listed = [cell for cell in page.text[caption:] if cell[0] == "x" or cell == "partial"]
         assert listed == (["partial"] * tested + [f"x{d}" for d in range(24)])[:20]
         assert "None" not in page.text
-        report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, [], 0.7, 180))
+        report(fitted, path, x, information=PartitionInformation(known, [], 0.7, 180))
         assert "dependences" not in path.read_text("utf-8")
 
     def test_nobody_reaches_a_share_that_is_shown(self, tmp_path):
@@ -184,6 +185,7 @@ class TestReport:
         found = gaussian(x, FullPartition)
         with pytest.raises(DataError, match="are not rows of"):
             report(found, tmp_path / "page.html", x, image_shape=(3, 3))
+        pyro.clear_param_store()
         model = MixtureOfRegressions(components=2, features=2)
         regressions = fit(EM(model, FullPartition(model, components=2)), x, x[:, 0], epochs=1, progress=False)
         with pytest.raises(OptionError, match=r"image_shape=\(1, 2\), but no observed site"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
-from pyro_mixtures.diagnostics.model_choice.loo import Predictive
+from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.diagnostics.information.permutation import Generator, p_value, permutations_of
-from pyro_mixtures.diagnostics.information.variables import Array, as_columns, standardized
+from pyro_mixtures.diagnostics.information.variables import Array, as_columns, near_one
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.options import check_number, check_whole
 
@@ -143,7 +143,8 @@ def _channels(batch: _Batch, orders: Tensor, bandwidth: float) -> Tensor:
 def _kernel(z: Tensor, bandwidth: float) -> Tensor:
     """Gaussian weights (n, n) of the other rows about each row, which add up to 1."""
     n, d = z.shape
-    scaled = standardized(z) / (bandwidth * n ** (-1 / (d + 4)))
+    z = near_one(z)
+    scaled = (z - z.mean(0)) / (z.std(0, correction=0) * bandwidth * n ** (-1 / (d + 4)))
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
     weights = torch.softmax(distance.square_().div_(-2), -1)
     # Subnormal numbers, of which the tails are full, would make the products that follow many times slower.

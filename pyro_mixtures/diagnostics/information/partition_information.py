@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.information.hypercontractivity import hypercontractivity
+from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.diagnostics.information.hypercontractivity import FEWEST, hypercontractivity
 from pyro_mixtures.diagnostics.information.mutual_information import mutual_information
-from pyro_mixtures.diagnostics.information.permutation import Generator, benjamini_hochberg, check_permutations
+from pyro_mixtures.diagnostics.information.permutation import Generator, benjamini_hochberg
 from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
-from pyro_mixtures.diagnostics.information.variables import as_columns
+from pyro_mixtures.diagnostics.information.variables import Array, as_columns, near_one, varying
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring import Responsibilities
+from pyro_mixtures.options import check_whole
 
 _STEPS, _STARTS = 50, 5  # of the many coefficients: half as many as for a single one
 
@@ -33,9 +35,9 @@ class _Data(NamedTuple):
 
 
 def partition_information(
-    partition: Tensor | Responsibilities,
-    x: Tensor,
-    y: Tensor | None = None,
+    partition: Array | Responsibilities,
+    x: Array,
+    y: Array | None = None,
     *,
     names: Sequence[str] | None = None,
     neighbors: int = 5,
@@ -47,24 +49,25 @@ def partition_information(
 ) -> PartitionInformation:
     """I(z; feature) for each feature, I(z; x) and I(z; y), ranked and tested; and where y depends on which feature.
 
-    Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend on the features'
-    units; for I(z; x) they are scaled to equal spread. The second table has :func:`hypercontractivity` of (feature, y)
+    Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend on the units of a
+    single variable; for I(z; x), and where y has several columns, they are scaled to equal spread. The second table has :func:`hypercontractivity` of (feature, y)
     inside each part next to that over all rows, both from ``part_rows`` random rows, because coefficients of
     different numbers of rows cannot be compared. :meth:`PartitionInformation.partial` picks dependences found in some
-    parts only. An adjusted p-value is at least (number of tests) / (rejections (permutations + 1)): with many features
+    parts only. Rows without a part (labels below zero, as masked rows have) do not count. An adjusted p-value is at least (number of tests) / (rejections (permutations + 1)): with many features
     and parts ask for more permutations.
 
-    :param partition: labels (N,), or responsibilities, from which labels are drawn.
-    :param x: (N, D) features; :param y: (N,) or (N, m) outcome, numbers.
-    :param names: of the features; "x0", "x1", ... by default.
+    :param partition: labels (N,), whole numbers, or responsibilities, from which labels are drawn.
+    :param x: (N, D) features; :param y: (N,) or (N, m) outcome, numbers. Tensors, arrays or lists.
+    :param names: of the features, each another; "x0", "x1", ... by default.
     :param permutations: of every test, at most; 0 for none.
     :param rows: at most so many random rows for mutual information.
     :param part_rows: rows of a coefficient; smaller parts are not examined.
     :param parts: examine at most so many parts, the largest.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises DataError: for shapes that do not fit, NaN or infinity, a single part, a constant outcome, or a feature
-        that is constant among the rows drawn.
-    :raises OptionError: for numbers out of range, or names of another number.
+    :raises DataError: for shapes that do not fit, NaN or infinity, responsibilities of a row that are no weights; for
+        a single part, or a feature or outcome that is constant, among the rows drawn.
+    :raises OptionError: for numbers out of range or not whole (``part_rows`` below 4), names of another number or two
+        that are equal.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> z, noise = torch.arange(200, device="cpu") % 2, torch.randn(200, 2, generator=g, device="cpu")
@@ -73,9 +76,9 @@ def partition_information(
     >>> [(k.name, abs(round(k.nats, 1)), k.p_value <= 0.05) for k in found.knowledge if k.kind == "feature"]
     [('shifted', 0.7, True), ('noise', 0.0, False)]
     """
-    check_permutations(permutations)
-    if min(rows, part_rows, parts) < 1:
-        raise OptionError(f"rows={rows}, part_rows={part_rows} and parts={parts} must be positive")
+    check_whole(neighbors=neighbors, rows=rows, parts=parts)
+    check_whole(least=FEWEST, part_rows=part_rows)
+    check_whole(least=0, permutations=permutations)
     data = _read(partition, x, y, names, generator)
     sample = data.take(_draw(len(data.x), rows, generator))
     known = _knowledge(sample, neighbors, permutations, generator)
@@ -84,24 +87,51 @@ def partition_information(
 
 
 def _read(
-    partition: Tensor | Responsibilities, x: Tensor, y: Tensor | None, names: Sequence[str] | None, generator: Generator
+    partition: Array | Responsibilities, x: Array, y: Array | None, names: Sequence[str] | None, generator: Generator
 ) -> _Data:
-    if x.dim() != 2:
-        raise DataError(f"x has shape {tuple(x.shape)}: give the features of N rows, (N, D)")
-    labels = _drawn(partition, generator) if isinstance(partition, Responsibilities) else partition
-    columns, outcome = as_columns(x, "x"), None if y is None else as_columns(y, "y")
-    if labels.shape != (len(x),) or (outcome is not None and len(outcome) != len(x)):
-        raise DataError(f"labels {tuple(labels.shape)} and y {None if y is None else tuple(y.shape)} for {len(x)} rows")
-    names = [f"x{d}" for d in range(x.shape[1])] if names is None else list(names)
-    if len(names) != x.shape[1]:
-        raise OptionError(f"{len(names)} names for {x.shape[1]} features")
-    return _Data(labels.to(x.device), columns, None if outcome is None else outcome.to(x.device), names)
+    """The rows that have a part."""
+    features = as_rows(x)
+    if features.dim() != 2:
+        raise DataError(f"x has shape {tuple(features.shape)}: give the features of N rows, (N, D)")
+    labels = _labels(partition, generator).to(features.device)
+    features, outcome = as_columns(features, "x"), None if y is None else as_columns(y, "y").to(features.device)
+    if labels.shape != (len(features),) or (outcome is not None and len(outcome) != len(features)):
+        shape = None if outcome is None else tuple(outcome.shape)
+        raise DataError(f"labels {tuple(labels.shape)} and y {shape} for {len(features)} rows")
+    some = (labels >= 0).nonzero()[:, 0]
+    if not len(some):
+        raise DataError("no row has a part: all labels are below zero")
+    return _Data(labels, features, outcome, _names(names, features.shape[1])).take(some)
+
+
+def _labels(partition: Array | Responsibilities, generator: Generator) -> Tensor:
+    given = _drawn(partition, generator) if isinstance(partition, Responsibilities) else as_rows(partition).detach()
+    labels = given.long()
+    if not bool((labels == given).all()):
+        raise DataError("labels of a partition are whole numbers: give the number of each row's part")
+    return labels
+
+
+def _names(names: Sequence[str] | None, features: int) -> list[str]:
+    found = [f"x{d}" for d in range(features)] if names is None else [str(name) for name in names]
+    if len(found) != features:
+        raise OptionError(f"{len(found)} names for {features} features")
+    for d, name in enumerate(found):
+        if name in found[:d]:
+            raise OptionError(f"two features have the name {name!r}: give each another")
+    return found
 
 
 def _drawn(given: Responsibilities, generator: Generator) -> Tensor:
     """A label (N,) of each row in proportion to its responsibilities."""
-    at = torch.multinomial(given.probs.detach().cpu(), 1, generator=generator)
-    return given.components.gather(1, at.to(given.components.device))[:, 0]
+    components, probs = as_rows(given.components), as_rows(given.probs).detach().cpu()
+    if components.dim() != 2 or components.shape != probs.shape:
+        raise DataError(f"components {tuple(components.shape)} and probs {tuple(probs.shape)}: give (N, S) of both")
+    wrong = ~((probs >= 0).all(1) & (probs.sum(1) > 0) & probs.isfinite().all(1))
+    if bool(wrong.any()):
+        raise DataError(f"row {int(wrong.int().argmax())} of the responsibilities holds no weights, some above zero")
+    at = torch.multinomial(probs, 1, generator=generator)
+    return components.gather(1, at.to(components.device))[:, 0]
 
 
 def _draw(n: int, rows: int, generator: Generator) -> Tensor:
@@ -116,11 +146,15 @@ def _entropy(labels: Tensor) -> float:
 
 def _knowledge(sample: _Data, neighbors: int, permutations: int, generator: Generator) -> list[Knowledge]:
     variables = [(name, "feature", sample.x[:, d]) for d, name in enumerate(sample.names)]
+    drawn = f", among the {len(sample.x)} rows drawn,"
+    if bool((sample.labels == sample.labels[0]).all()):
+        raise DataError(f"the partition has one part{drawn} which tells nothing: give one of two parts or more")
     for name, _, values in variables:
-        as_columns(values, f"feature {name!r}, among the {len(values)} rows drawn,")
-    variables.append(("x", "all features", sample.x / sample.x.std(0)))
+        as_columns(values, f"feature {name!r}{drawn}")
+    variables.append(("x", "all features", _spread(sample.x)))
     if sample.y is not None:
-        variables.append(("y", "outcome", sample.y))
+        y = varying(sample.y)
+        variables.append(("y", "outcome", _spread(as_columns(y if y.shape[1] else sample.y, f"y{drawn}"))))
     estimate = partial(
         mutual_information, discrete="x", neighbors=neighbors, permutations=permutations, generator=generator
     )
@@ -131,6 +165,14 @@ def _knowledge(sample: _Data, neighbors: int, permutations: int, generator: Gene
         for (name, kind, _), f, q in zip(variables, found, adjusted, strict=True)
     ]
     return sorted(lines, key=lambda line: -line.nats)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Columns (n, m) of equal spread. A single one stays as it is, with the ties of its distances."""
+    if values.shape[1] == 1:
+        return values
+    values = near_one(values)
+    return values / values.std(0)
 
 
 def _dependences(data: _Data, part_rows: int, parts: int, permutations: int, generator: Generator) -> list[Dependence]:
@@ -162,7 +204,7 @@ def _largest(labels: Tensor, part_rows: int, parts: int) -> list[tuple[int, int]
 def _coefficient(rows: _Data, d: int, permutations: int, generator: Generator) -> tuple[float, float | None]:
     """Of feature d and the outcome, with its p-value; NaN where one of them does not vary."""
     assert rows.y is not None
-    x, y = rows.x[:, d], rows.y[:, (rows.y != rows.y[0]).any(0)]
+    x, y = rows.x[:, d], varying(rows.y)
     if not y.shape[1] or not bool((x != x[0]).any()):
         return np.nan, np.nan if permutations else None
     found = hypercontractivity(x, y, steps=_STEPS, starts=_STARTS, permutations=permutations, generator=generator)

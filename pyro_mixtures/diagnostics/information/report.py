@@ -42,9 +42,11 @@ class PartitionInformation:
     rows: int  # that the estimates of I(z; .) are from
 
     def partial(self, level: float = 0.05) -> list[Dependence]:
-        """Dependences found in their part (adjusted p-value of at most ``level``) but not in all parts examined.
+        """What is hidden over all rows: dependences found in their part (adjusted p-value of at most ``level``) but not
+        in all parts examined, and stronger there than over as many of all rows; the most hidden first.
 
-        Not found is not absent: the test of another part may have too little power.
+        Not found is not absent: the test of another part may have too little power. A part where feature or outcome
+        is constant was not examined.
 
         >>> found = [Dependence("a", part, 90, 0.5, 0.2, p, p) for part, p in ((0, 0.01), (1, 0.6))]
         >>> [(d.feature, d.part) for d in PartitionInformation([], found, 0.7, 180).partial()]
@@ -52,9 +54,11 @@ class PartitionInformation:
         """
         if any(d.adjusted is None for d in self.dependences):
             raise OptionError("no tests were made: pass permutations=199, say, to partition_information")
+        # NaN, where no test was possible, is neither.
         found = [d for d in self.dependences if d.adjusted is not None and d.adjusted <= level]
-        everywhere = {d.feature for d in self.dependences} - {d.feature for d in self.dependences if d not in found}
-        return [d for d in found if d.feature not in everywhere]
+        missed = {d.feature for d in self.dependences if d.adjusted is not None and d.adjusted > level}
+        hidden = [d for d in found if d.feature in missed and d.inside > d.overall]
+        return sorted(hidden, key=lambda d: d.overall - d.inside)
 
     def to_frame(self, table: str = "knowledge") -> Any:
         """A pandas data frame of ``"knowledge"`` or ``"dependences"``, a line each. Needs pandas.

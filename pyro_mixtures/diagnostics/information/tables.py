@@ -9,6 +9,7 @@ from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
 
 _NEAR = 1e-6  # divergences from p below this are ratios of rounding errors; the limit r -> p covers them
+_VERTICES = 32  # symbols of X, at most, that ascents start from
 _MIX = (1e-3, 0.1, 0.5)  # of p in starts that begin near a vertex
 _ALONG = (0.03, 0.1, 0.3, 0.9)  # of the way from p to the border, along singular vectors
 _STRIDES = (1.0, 10.0, 100.0, 1000.0)  # of the plain step, which is a slow one where the ratio is flat
@@ -46,7 +47,7 @@ def hypercontractivity_of_table(joint: Array, *, steps: int = 200, starts: int =
     if 1 in p.shape:
         return 0.0
     vectors, values = _correlations(p)
-    r = _first_guesses(p.sum(1), vectors, starts)
+    r = _first_guesses(p, vectors, starts)
     best = _ratio(p, r)
     for _ in range(steps):
         r, best = _better(p, r, best)
@@ -70,15 +71,24 @@ def _correlations(p: Tensor) -> tuple[Tensor, Tensor]:
     return left / root, values
 
 
-def _first_guesses(p: Tensor, vectors: Tensor, starts: int) -> Tensor:
-    """Distributions (a, S) over X: its symbols and near them, from p along the first functions, random ones."""
-    vertices, centre = torch.eye(len(p), dtype=p.dtype, device=p.device), p.unsqueeze(-1)
+def _first_guesses(joint: Tensor, vectors: Tensor, starts: int) -> Tensor:
+    """Distributions (a, S) over X: some symbols and near them, from p along the first functions, random ones."""
+    p = joint.sum(1)
+    vertices, centre = _vertices(joint), p.unsqueeze(-1)
     near = [(1 - mix) * vertices + mix * centre for mix in _MIX]
     both = torch.cat([vectors[:, 1:4], -vectors[:, 1:4]], 1)
     along = [centre * (1 - t * both / both.amin(0)) for t in _ALONG]
     uniform = torch.rand(len(p), starts, dtype=p.dtype, device="cpu", generator=torch.Generator().manual_seed(0))
     exponential = -_log(uniform).to(p.device)
     return torch.cat([vertices, *near, *along, exponential / exponential.sum(0)], 1)
+
+
+def _vertices(p: Tensor) -> Tensor:
+    """The symbols of X (a, S) whose own ratios D(p(y | x) || p_Y) / -log p(x) are largest."""
+    p_x, p_y = p.sum(1), p.sum(0)
+    ratio = _divergence((p / p_x.unsqueeze(-1)).mT, p_y) / -p_x.log()
+    best = ratio.topk(min(len(p), _VERTICES)).indices.sort().values
+    return torch.nn.functional.one_hot(best, len(p)).mT.to(p)
 
 
 def _divergence(r: Tensor, p: Tensor) -> Tensor:

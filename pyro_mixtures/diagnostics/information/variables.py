@@ -60,14 +60,13 @@ def varying(z: Tensor) -> Tensor:
     return z[:, (z != z[0]).any(0)]
 
 
-def standardized(z: Tensor) -> Tensor:
-    """Columns (n, d), all of which vary, with mean 0 and variance 1.
+def near_one(z: Tensor) -> Tensor:
+    """Columns (n, d), none of them zero, divided by powers of two so that the largest numbers are 1 to 2.
 
-    They are divided by a power of two first, which is exact: sums and squares would overflow, or vanish, otherwise.
+    This is exact, and keeps sums and squares of very large or small numbers from overflowing or vanishing.
     """
     largest = z.abs().amax(0)
-    z = z / (largest / (2 * torch.frexp(largest).mantissa))
-    return (z - z.mean(0)) / z.std(0, correction=0)
+    return z / (largest / (2 * torch.frexp(largest).mantissa))
 
 
 def _as_array(values: Array, name: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Model choice: families of mixtures over numbers of components, fitted and compared in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
 from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
+from pyro_mixtures.infer.bootstrap import check_generator
 from pyro_mixtures.infer.growth import checked_sizes
 from pyro_mixtures.infer.trials import random_state_kept
 from pyro_mixtures.options import check_flag, check_whole
@@ -50,15 +51,16 @@ def compare_fits(
                      that have not seen them is taken instead
     ===============  ================================================================================================
 
-    The last two are estimates with errors: of all fits that are as good as the best up to one standard error of the
-    difference the simplest is chosen, see :meth:`Comparison.best_by`.
+    A row of weight w counts as w rows in all of them, and is in a fold as a whole. The last two are estimates with
+    errors: of all fits that are as good as the best up to one standard error of the difference the simplest is chosen,
+    see :meth:`Comparison.best_by`.
 
     :param builds: by the family's name ``build(components)``, which makes a fresh ``EM`` (or ``(model, EM)``).
     :param rows: the model's tensor arguments, N rows each.
     :param components: numbers of components, increasing.
     :param heldout: rows that no fit sees, a tensor for each of ``rows``.
     :param folds: K of K-fold cross-validation: every fit is made K times more, from its first start on.
-    :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without.
+    :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without. Rows must have weights of one.
     :param warm_start: each fit grows from that of the number of components before (as
         :func:`~pyro_mixtures.infer.growth.grow` does; the likeliest of three short ones goes on), and then competes,
         from the largest back to the smallest, with the one after without the components that its rows miss least; what
@@ -75,8 +77,9 @@ def compare_fits(
     :param progress: show a bar of the fits with the best so far.
     :param fit_options: for :func:`~pyro_mixtures.infer.fit`, of every fit.
     :returns: the scores. The params of the best are in place in Pyro's store, which otherwise holds what it held.
-    :raises OptionError: for impossible options, or a criterion that they do not compute. :raises DataError: when held
-        out rows do not fit the rows, or folds are more than these. :raises NumericalError: when a fit fails.
+    :raises OptionError: for impossible options, or a criterion that they do not compute, or more folds than rows.
+    :raises DataError: when held out rows do not fit the rows. :raises ModelError: for draws of rows that have weights.
+    :raises NumericalError: when a fit fails.
 
     Programs run on one row first. Ctrl-C returns the scores that are complete, ``interrupted=True``, if there are any:
     those of a family come after its last fit.
@@ -94,7 +97,13 @@ def compare_fits(
     """
     check_flag(warm_start=warm_start, truncated=truncated)
     check_whole(least=0, folds=folds, draws=draws, starts=starts)
+    check_whole(epochs=fit_options.get("epochs", 1), chunk=1 if chunk is None else chunk)
+    check_generator(generator)
     _check_builds(builds)
+    if start is not None and not callable(start):
+        raise OptionError(f"start={start!r}: give a function start(model, *rows) that sets the params of a fresh model")
+    if not isinstance(components, Iterable):
+        raise OptionError(f"components={components!r}: give several numbers of components, as range(1, 9)")
     sizes = checked_sizes(components)
     _check_criterion(criterion, heldout=heldout is not None, folds=folds, draws=draws)
     tensors = Batches(rows).tensors

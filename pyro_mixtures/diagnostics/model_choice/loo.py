@@ -8,34 +8,14 @@ import torch
 
 from pyro_mixtures.diagnostics.datasets import SAMPLE_DIMS, Variable, to_container
 from pyro_mixtures.diagnostics.model_choice.fits import Member, Path
-from pyro_mixtures.infer.scoring import evidence
-
-
-class Predictive(NamedTuple):
-    """Log predictive densities of N rows, in nats; large is good."""
-
-    values: np.ndarray  # (N,) float64
-
-    @property
-    def total(self) -> float:
-        """Their sum."""
-        return float(self.values.sum())
-
-    @property
-    def standard_error(self) -> float:
-        """Of the sum, over data sets of N rows."""
-        return _spread(self.values)
-
-    def error_against(self, other: "Predictive") -> float:
-        """Standard error of the difference of two sums over the same rows."""
-        return _spread(self.values - other.values)
+from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 
 
 class LeaveOneOut(NamedTuple):
     """Leave-one-out evidence of one fit."""
 
     predictive: Predictive  # PSIS where it is to be trusted, else the draws without the row
-    pareto_k: np.ndarray  # (N,) of the importance weights
+    pareto_k: np.ndarray  # (N,) of the importance weights; -inf where none are needed, inf where none can be trusted
     good_k: float  # up to which they are to be trusted
     elpd: Any  # arviz.ELPDData of PSIS alone, for az.compare and az.plot_khat
 
@@ -68,20 +48,20 @@ def leave_one_out(
         index = torch.randint(count, (count,), generator=generator, device="cpu")
         resampled = tuple(tensor[index.to(tensor.device)] for tensor in path.rows)
         refit = path.refit(member, resampled, seed + draw)
-        with refit.model.store():
-            guide = refit.fit.guide
-            options: dict[str, Any] = {"guide": guide if truncated else None, "site": guide.site, "chunk": chunk}
-            terms[draw] = evidence(refit.fit.model, *path.rows, **options).double().cpu().numpy()
+        terms[draw], weight = predictive(refit, path.rows, truncated=truncated, chunk=chunk)
         without[draw, index.numpy()] = False
         path.tick()
-    return psis(terms, without)
+    return psis(terms, without, weight)
 
 
-def psis(log_likelihood: np.ndarray, without: np.ndarray | None = None) -> LeaveOneOut:
+def psis(
+    log_likelihood: np.ndarray, without: np.ndarray | None = None, weight: np.ndarray | float = 1.0
+) -> LeaveOneOut:
     """Leave-one-out evidence from independent draws (S, N): PSIS by ArviZ.
 
     :param without: (S, N) which draws have not seen which rows. Their mean density replaces PSIS for rows whose Pareto
         k is too large.
+    :param weight: (N,) how many rows each counts as, one or (where masked) none.
 
     >>> rng = np.random.default_rng(0)
     >>> found = psis(-0.5 * (rng.normal(size=30) - 0.2 * rng.normal(size=(100, 1))) ** 2)
@@ -90,7 +70,8 @@ def psis(log_likelihood: np.ndarray, without: np.ndarray | None = None) -> Leave
     """
     import arviz  # here, since it takes seconds
 
-    terms = Variable(log_likelihood[None], (*SAMPLE_DIMS, "row"))
+    tied = _tied(log_likelihood)
+    terms = Variable(np.where(tied, _parted(log_likelihood), log_likelihood)[None], (*SAMPLE_DIMS, "row"))
     data = to_container({"log_likelihood": {"evidence": terms}})
     options: Any = {"pointwise": True, "reff": 1.0}
     with warnings.catch_warnings():
@@ -102,19 +83,30 @@ def psis(log_likelihood: np.ndarray, without: np.ndarray | None = None) -> Leave
         else:
             found = arviz.loo(data, scale="log", **options)
             given, k, good = found["loo_i"], found["pareto_k"], found["good_k"]
-    values, k, good = np.asarray(given), np.asarray(k), float(good)
+    # Draws that all agree are right. Of tails without a shape ArviZ 0.x says inf, 1.x NaN.
+    same = (log_likelihood == log_likelihood[0]).all(0)
+    values, k, good = np.where(same, log_likelihood[0], given), np.asarray(k), float(good)
+    k = np.where(same, -np.inf, np.where(tied | np.isnan(k), np.inf, k))
     if without is not None:
         replaced = (k > good) & without.any(0)
-        values = values.copy()
         values[replaced] = _out_of_bag(log_likelihood[:, replaced], without[:, replaced])
-    return LeaveOneOut(Predictive(values), k, good, found)
+    return LeaveOneOut(Predictive(values, weight), k, good, found)
+
+
+def _tied(log_likelihood: np.ndarray) -> np.ndarray:
+    """Rows (N,) of which all draws of the tail that ArviZ looks at, those of the largest weights, are the same."""
+    draws = len(log_likelihood)
+    tail = int(min(draws / 5, 3 * draws**0.5))
+    return (log_likelihood == log_likelihood.min(0)).sum(0) >= tail
+
+
+def _parted(log_likelihood: np.ndarray) -> np.ndarray:
+    """The same but for a slope along the draws (S, N), too small to matter: ArviZ 1.x refuses tails that are tied."""
+    slope = np.linspace(-1e-10, 1e-10, len(log_likelihood))[:, None]
+    return log_likelihood + slope * np.abs(log_likelihood).clip(1.0, np.finfo(float).max)
 
 
 def _out_of_bag(log_likelihood: np.ndarray, without: np.ndarray) -> np.ndarray:
     """Log mean density (N,) over the draws (S, N) that have not seen the row."""
     seen = np.where(without, log_likelihood, -np.inf)
     return np.logaddexp.reduce(seen, axis=0) - np.log(without.sum(0))
-
-
-def _spread(values: np.ndarray) -> float:
-    return float(np.sqrt(len(values)) * values.std(ddof=1)) if len(values) > 1 else float("nan")

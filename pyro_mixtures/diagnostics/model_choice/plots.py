@@ -23,7 +23,8 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
     """One criterion of all fits against their numbers of components; a ring marks the choice by it.
 
     Bars of held-out evidence and PSIS-LOO are one standard error of the difference to the largest, which therefore has
-    none: of the fits whose bars reach it the simplest is chosen.
+    none: of the fits whose bars reach it the simplest is chosen. Families stand side by side, each a hundredth of the
+    axis from the one before, so that none of equal scores is hidden.
 
     :param criterion: None is that of the comparison.
     :param ax: axes to draw in; None makes a figure.
@@ -32,8 +33,9 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
     criterion = result.criterion if criterion is None else criterion
     best = result.best_by(criterion)
     ax = figure((7, 4)).subplots() if ax is None else ax
+    shifts = _shifts(result)
     for number, (family, scores) in enumerate(result.families().items()):
-        x, y = [score.components for score in scores], [score.value(criterion) for score in scores]
+        x, y = [score.components + shifts[family] for score in scores], [score.value(criterion) for score in scores]
         style: dict[str, Any] = {
             "color": color_of(number),
             "marker": _MARKERS[number % len(_MARKERS)],
@@ -42,12 +44,19 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
         }
         ax.errorbar(x, y, yerr=_errors(result, scores, criterion), capsize=3, **style)
     ring: dict[str, Any] = {"s": 140, "facecolors": "none", "edgecolors": GREY, "linewidths": 1.5, "zorder": 3}
-    ax.scatter([best.components], [best.value(criterion)], **ring)
+    ax.scatter([best.components + shifts[best.family]], [best.value(criterion)], **ring)
     label(ax, f"Chosen: {best.family}, {best.components} components", "Components", _TITLES[criterion])
     ax.legend(frameon=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     return ax
+
+
+def _shifts(result: Comparison) -> dict[str, float]:
+    """How far beside its number of components each family is drawn."""
+    sizes, families = [score.components for score in result.scores], list(result.families())
+    step = 0.01 * max(1, max(sizes) - min(sizes))
+    return {family: step * (number - (len(families) - 1) / 2) for number, family in enumerate(families)}
 
 
 def _errors(result: Comparison, scores: list[Score], criterion: str) -> np.ndarray | None:

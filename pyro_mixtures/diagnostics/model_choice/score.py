@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_mixtures.diagnostics.model_choice.fits import Member
-from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, Predictive
+from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut
+from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.diagnostics.model_choice.table import columns, table
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.criteria import Criteria
 from pyro_mixtures.infer.fit import Fit
 from pyro_mixtures.infer.placed import Placed
 from pyro_mixtures.infer.trials import put_in_place
+from pyro_mixtures.options import check_number
 
 INFORMATION = ("bic", "aic", "icl")
 PREDICTIVE = ("heldout", "loo")
@@ -85,7 +87,10 @@ class Comparison:
         their noise. So of all fits whose sum lies within ``errors`` standard errors *of the difference* below the
         largest sum the one with the fewest free parameters is taken (the one-standard-error rule of Breiman, Friedman,
         Olshen & Stone, "Classification and Regression Trees", 1984, with paired rows); ``errors=0`` takes the largest.
+
+        :raises OptionError: for a criterion that is unknown or was not computed, or negative ``errors``.
         """
+        check_number(errors=errors)
         if criterion in INFORMATION:
             return min(self.scores, key=lambda score: score.value(criterion))
         leader = max(self.scores, key=lambda score: score.value(criterion))

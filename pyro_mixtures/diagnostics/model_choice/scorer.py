@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from pyro_mixtures.diagnostics.model_choice.fits import Build, Member, Path, Plan, Rows, Tick
-from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, Predictive, leave_one_out
+from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, leave_one_out
+from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 from pyro_mixtures.diagnostics.model_choice.rows import folds_of
 from pyro_mixtures.diagnostics.model_choice.score import Score
+from pyro_mixtures.infer.bootstrap import check_unweighted
 from pyro_mixtures.infer.criteria import Criteria, criteria
-from pyro_mixtures.infer.scoring import evidence
+from pyro_mixtures.infer.trials import inference_of, own_params
 
 
 class Scorer:
@@ -40,6 +42,9 @@ class Scorer:
 
     def scores(self, name: str, build: Build, tick: Tick) -> Iterator[Score]:
         """One score a size, after the fits of all sizes."""
+        if self.draws:
+            with own_params(self.draw_seed):
+                check_unweighted(inference_of(build(self.sizes[0])), self.rows)
         path = Path(build, self.rows, self.plan, tick)
         members = path(self.sizes, self.seeds[0])
         for member, heldout in zip(members, self._heldout(build, members, tick), strict=True):
@@ -53,31 +58,27 @@ class Scorer:
             )
 
     def _criteria(self, member: Member) -> Criteria:
+        guide = member.fit.guide
+        options: Any = {"guide": guide if self.truncated else None, "site": guide.site, "chunk": self.plan.chunk}
         with member.model.store():
-            return criteria(member.fit.model, *self.rows, freeze=member.freeze, **self._options(member))
+            return criteria(member.fit.model, *self.rows, freeze=member.freeze, **options)
 
     def _heldout(self, build: Build, members: list[Member], tick: Tick) -> list[Predictive | None]:
         """For each size; by folds its fits begin anew in each."""
         if self.heldout is not None:
-            return [Predictive(self._evidence(member, self.heldout)) for member in members]
+            return [predictive(member, self.heldout, **self._options()) for member in members]
         if not self.folds:
             return [None] * len(members)
-        values = np.empty((len(members), len(self.rows[0])))
+        found = np.empty((len(members), 2, len(self.rows[0])))  # values and weights
         for fold, seeds in zip(self.folds, self.seeds[1:], strict=True):
             fitted = Path(build, fold.training(), self.plan, tick)(self.sizes, seeds)
-            values[:, fold.test.numpy()] = [self._evidence(member, fold.testing()) for member in fitted]
-        return [Predictive(row) for row in values]
+            found[..., fold.test.numpy()] = [predictive(member, fold.testing(), **self._options()) for member in fitted]
+        return [Predictive(*rows) for rows in found]
 
     def _loo(self, path: Path, member: Member) -> LeaveOneOut | None:
         if not self.draws:
             return None
-        options: Any = {"truncated": self.truncated, "chunk": self.plan.chunk}
-        return leave_one_out(path, member, draws=self.draws, seed=self.draw_seed, **options)
+        return leave_one_out(path, member, draws=self.draws, seed=self.draw_seed, **self._options())
 
-    def _evidence(self, member: Member, rows: Rows) -> np.ndarray:
-        with member.model.store():
-            return evidence(member.fit.model, *rows, **self._options(member)).double().cpu().numpy()
-
-    def _options(self, member: Member) -> dict[str, Any]:
-        guide = member.fit.guide
-        return {"guide": guide if self.truncated else None, "site": guide.site, "chunk": self.plan.chunk}
+    def _options(self) -> dict[str, Any]:
+        return {"truncated": self.truncated, "chunk": self.plan.chunk}

@@ -23,15 +23,21 @@ def losses(model: Callable, rows: tuple[Tensor, ...], weights: Tensor, *, site: 
 
     :param weights: (C,) of the components.
     """
-    total = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
+    total, left = torch.zeros(len(weights), dtype=torch.float64, device=weights.device), _others(weights.double())
     for posterior, _ in posteriors(model, rows, None, site, None, chunk):
         q = posterior.log_prob.double().exp()
-        # At most one component has more than half: what it leaves is the sum of the others, not 1 - q, which rounds.
-        rest = torch.where(q > 0.5, torch.where(q > 0.5, 0.0, q).sum(0), 1 - q)
-        lost = (-weights.double()).log1p().unsqueeze(-1) - rest.log()
+        lost = left.log().unsqueeze(-1) - _others(q).log()
         weight = posterior.row_weight.double()
         total += torch.where(weight > 0, weight * lost, 0.0).sum(-1)
-    return total
+    # Without the component that has all weight there is no mixture.
+    return torch.where(left > 0, total, torch.inf)
+
+
+def _others(probs: Tensor) -> Tensor:
+    """What each of probabilities (C, ...) leaves to the others."""
+    # At most one is more than half: the sum of the others is what it leaves, not one minus itself, which rounds.
+    large = probs > 0.5
+    return torch.where(large, torch.where(large, 0.0, probs).sum(0), 1 - probs)
 
 
 def weights_of(params: Mapping[str, ParamHandle], values: Values, components: int) -> Tensor:

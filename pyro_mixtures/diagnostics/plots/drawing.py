@@ -4,19 +4,25 @@ A figure made here is a plain ``matplotlib.figure.Figure``, not one of pyplot's:
 needed. Save it with ``ax.figure.savefig(...)``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-Array = Tensor | np.ndarray
+from pyro_mixtures.errors import DataError
+
+Array = Tensor | np.ndarray | Sequence
 
 # Okabe & Ito's, for colour-blind eyes too; components beyond them begin anew with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
+# Sides of a picture with equal scales differ at most by this factor.
+_LONG = 5
 SLIM: dict[str, float] = {"borderaxespad": 0.2, "borderpad": 0, "columnspacing": 1.5, "handlelength": 1.8}
 
 
@@ -26,10 +32,31 @@ def figure(size: tuple[float, float], *, layout: Any = "constrained") -> Figure:
 
 
 def to_array(values: Array) -> np.ndarray:
-    """A tensor or array as float64 on the CPU."""
+    """A tensor, array or list of numbers as float64 on the CPU."""
     if isinstance(values, Tensor):
+        if values.layout is not torch.strided:
+            raise DataError(f"a tensor to draw must be dense, not {values.layout}: give its to_dense()")
         return values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"an array of numbers is needed: {error}") from error
+
+
+def to_finite(name: str, values: Array) -> np.ndarray:
+    """The same, without NaN and infinity."""
+    array = to_array(values)
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} holds NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}")
+    return array
+
+
+def to_numbers(name: str, values: Array | None, of: str, count: int) -> np.ndarray:
+    """Integers (``count``,), one of each thing that ``of`` names; 0, 1, ... by default."""
+    numbers = np.arange(count) if values is None else to_finite(name, values)
+    if numbers.shape != (count,):
+        raise DataError(f"{name} {numbers.shape} for {count} {of}")
+    return numbers.astype(int)
 
 
 def label(ax: Axes, title: str, x: str, y: str, *, legend: bool = False) -> None:
@@ -40,6 +67,13 @@ def label(ax: Axes, title: str, x: str, y: str, *, legend: bool = False) -> None
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def set_aspect(ax: Axes) -> None:
+    """Equal scales, unless what is drawn is so much longer than wide that one of them would leave a line."""
+    sides = sorted((ax.dataLim.width, ax.dataLim.height))
+    if sides[1] <= _LONG * sides[0]:
+        ax.set_aspect("equal", adjustable="datalim")
 
 
 def color_of(component: int) -> str:

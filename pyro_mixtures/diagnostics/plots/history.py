@@ -9,6 +9,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from pyro_mixtures.diagnostics.plots.drawing import GREY, figure, label
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer import History
+from pyro_mixtures.options import check_whole
 
 _AXES = {"epochs": "Epoch", "seconds": "Time (s)"}
 _COLORS = {"warm-up": "#E69F00", "EM": "#0072B2", "SVI": "#009E73"}
@@ -22,7 +23,8 @@ def plot_history(history: History, *, against: str = "epochs", full: int | None 
         logarithmic axis.
     :param axes: two axes to draw in, the ELBO's first; None makes a figure.
     :returns: the two axes, as an array.
-    :raises OptionError: for an unknown ``against``, another number of axes, or a history without epochs.
+    :raises OptionError: for an unknown ``against``, a ``full`` that is no whole number above zero, another number of
+        axes, or a history without epochs.
 
     >>> from pyro_mixtures.infer import Epoch
     >>> history = History([Epoch("warm-up", -3.0, 100, 5, 0, 0, 0.5), Epoch("EM", -2.0, 200, 5, 0, 0, 1.5)])
@@ -31,6 +33,8 @@ def plot_history(history: History, *, against: str = "epochs", full: int | None 
     """
     if against not in _AXES:
         raise OptionError(f"unknown against={against!r}; choose one of {tuple(_AXES)}")
+    if full is not None:
+        check_whole(full=full)
     if not len(history):
         raise OptionError("the history has no epochs: nothing to plot")
     axes = np.asarray(figure((10, 3.8)).subplots(1, 2) if axes is None else axes)
@@ -50,14 +54,17 @@ def plot_history(history: History, *, against: str = "epochs", full: int | None 
 
 
 def _plot_phases(ax: Axes, x: np.ndarray, y: np.ndarray, phase: np.ndarray) -> None:
-    """One line a phase, joined to the phase before it; its own epochs are marked while they are few."""
+    """One line a stretch of a phase, joined to that before it; its own epochs are marked while they are few."""
     marker = "o" if len(x) <= 40 else None
-    for name in dict.fromkeys(phase.tolist()):
-        inside = np.flatnonzero(phase == name)
-        joined = int(inside[0] > 0)
+    colors = dict(_COLORS)
+    for inside in np.split(np.arange(len(x)), np.flatnonzero(phase[1:] != phase[:-1]) + 1):
+        name, joined = str(phase[inside[0]]), int(inside[0] > 0)
         points = np.arange(inside[0] - joined, inside[-1] + 1)
         every = slice(joined, None) if marker else None
-        ax.plot(x[points], y[points], color=_COLORS.get(name), marker=marker, markevery=every, ms=3.5, label=name)
+        known = name in phase[: inside[0]]  # has its line in the legend
+        style: dict[str, Any] = {"color": colors.get(name), "label": None if known else name}
+        drawn = ax.plot(x[points], y[points], marker=marker, markevery=every, ms=3.5, **style)
+        colors[name] = drawn[0].get_color()
 
 
 def _plot_full(ax: Axes, x: np.ndarray, full: int, evaluations: int) -> None:
@@ -70,5 +77,5 @@ def _plot_full(ax: Axes, x: np.ndarray, full: int, evaluations: int) -> None:
 def _decorate(ax: Axes, title: str, x: str, y: str) -> None:
     label(ax, title, x, y, legend=True)
     if x == _AXES["epochs"]:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)

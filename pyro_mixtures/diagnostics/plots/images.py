@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from pyro_mixtures.diagnostics.plots.drawing import Array, figure, to_array
+from pyro_mixtures.diagnostics.plots.drawing import Array, figure, to_array, to_finite
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.options import check_number, check_whole
 
 _CONTRASTS = ("shared", "each")
 _NAMES = ("Noisy", "Denoised", "Clean")
@@ -36,8 +37,8 @@ def plot_image_sheet(
     :param count: show only so many.
     :param contrast: ``"shared"``, one scale for all (from the 1st to the 99th percentile), or ``"each"``, every image
         from its own darkest to its own brightest number.
-    :raises DataError: when images, shape and order do not fit together.
-    :raises OptionError: for an unknown contrast, or a number below one.
+    :raises DataError: when images, shape and order do not fit together, or hold NaN.
+    :raises OptionError: for an unknown contrast, or what is no whole number above zero.
 
     >>> ax = plot_image_sheet(np.random.rand(50, 64), order=np.arange(50), columns=10)
     >>> ax.get_title()
@@ -45,8 +46,7 @@ def plot_image_sheet(
     """
     if contrast not in _CONTRASTS:
         raise OptionError(f"unknown contrast={contrast!r}; choose one of {_CONTRASTS}")
-    if columns < 1 or (count is not None and count < 1):
-        raise OptionError(f"columns={columns} and count={count} must be positive")
+    check_whole(columns=columns, **({} if count is None else {"count": count}))
     stack = _ordered(_stack(images, shape), order)
     shown = stack[: count or len(stack)]
     low, high = np.percentile(stack, [1, 99])
@@ -62,7 +62,7 @@ def plot_image_sheet(
             beside = ax.inset_axes((1.01, 1 - high_as, 0.015, high_as))
             ax.figure.colorbar(image, cax=beside, extend="both", label="Pixel value")
     number = f"{len(shown)}" if len(shown) == len(stack) else f"{len(shown)} of {len(stack)}"
-    ax.set_title(f"{number} component means" if title is None else title)
+    ax.set_title(f"{number} component means" if title is None else title, parse_math=False)
     return ax
 
 
@@ -92,23 +92,25 @@ def plot_denoised(
     >>> [ax.get_title() for ax in axes[0]]
     ['Noisy\\nPSNR 20.0 dB', 'Denoised\\nPSNR 40.0 dB', 'Clean']
     """
+    check_number(positive=True, peak=peak)
     images = [to_array(image) for image in (noisy, denoised, clean) if image is not None]
     _check_images(images, peak)
     titles = _NAMES[: len(images)] if titles is None else titles
     if len(titles) != len(images):
         raise OptionError(f"titles={list(titles)} for {len(images)} images")
     axes = _panel(images, 1 if crop is None else 2, axes)
-    for ax, image, title in zip(axes[0], images, titles, strict=True):
+    scored = 0 if clean is None else 2
+    for place, (ax, image, title) in enumerate(zip(axes[0], images, titles, strict=True)):
         _show(ax, image, 0, peak)
-        scored = clean is not None and image is not images[-1]
-        ax.set_title(f"{title}\nPSNR {_psnr(image, images[-1], peak):.1f} dB" if scored else title)
+        score = f"\nPSNR {_psnr(image, images[-1], peak):.1f} dB" if place < scored else ""
+        ax.set_title(f"{title}{score}", parse_math=False)
     if crop is not None:
         _show_crops(axes, images, crop, peak)
     return axes
 
 
 def _stack(images: Array, shape: tuple[int, ...]) -> np.ndarray:
-    flat = to_array(images)
+    flat = to_finite("images", images)
     colour = len(shape) == 3 and shape[-1] == 3
     if not (len(shape) == 2 or colour) or flat.ndim != 2 or not len(flat) or flat.shape[1] != math.prod(shape):
         raise DataError(f"images of shape {flat.shape} are not rows of {shape} images: (C, height * width [* 3]) are")
@@ -121,6 +123,8 @@ def _ordered(stack: np.ndarray, order: Array | None) -> np.ndarray:
     keys = to_array(order)
     if keys.shape != (len(stack),):
         raise DataError(f"order has shape {keys.shape}; {len(stack)} images need ({len(stack)},)")
+    if np.isnan(keys).any():
+        raise DataError(f"order holds NaN at {int(np.isnan(keys).argmax())}: give a number for each image")
     return stack[np.argsort(-keys, kind="stable")]
 
 
@@ -166,7 +170,7 @@ def _check_images(images: list[np.ndarray], peak: float) -> None:
 
 def _psnr(image: np.ndarray, clean: np.ndarray, peak: float) -> float:
     error = float(np.square(image - clean).mean())
-    return 10 * math.log10(peak**2 / error) if error > 0 else math.inf
+    return math.inf if error == 0 else 20 * math.log10(peak) - 10 * math.log10(error)
 
 
 def _panel(images: list[np.ndarray], lines: int, axes: Any) -> np.ndarray:
@@ -182,9 +186,13 @@ def _panel(images: list[np.ndarray], lines: int, axes: Any) -> np.ndarray:
 
 
 def _show_crops(axes: np.ndarray, images: list[np.ndarray], crop: tuple[int, int, int], peak: float) -> None:
+    if not isinstance(crop, Sequence) or len(crop) != 3:
+        raise OptionError(f"crop={crop!r} must be (top, left, size)")
     top, left, size = crop
+    for number in crop:
+        check_whole(least=0, crop=number)
     height, width = images[0].shape[:2]
-    if min(top, left) < 0 or size < 1 or top + size > height or left + size > width:
+    if size < 1 or top + size > height or left + size > width:
         raise OptionError(f"crop={crop}, (top, left, size), does not lie in an image of {height} x {width}")
     frame: dict[str, Any] = {"edgecolor": "#E69F00", "facecolor": "none", "linewidth": 1.5}
     for above, below, image in zip(*axes, images, strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array
+from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array, to_finite, to_numbers
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring import Responsibilities
 from pyro_mixtures.options import check_whole
@@ -12,7 +12,7 @@ from pyro_mixtures.options import check_whole
 # Parts that get a bar with a number, rows that get one; sizes further apart are drawn on a logarithmic axis.
 _NUMBERED, _NUMBERED_ROWS, _FAR_APART = 40, 40, 100
 # A component is shown where it has at least this share of a row.
-_SHARE = 0.01
+_SHARE, _ROUNDING = 0.01, 1e-3
 
 
 def plot_sizes(sizes: Array, *, ax: Axes | None = None) -> Axes:
@@ -25,7 +25,7 @@ def plot_sizes(sizes: Array, *, ax: Axes | None = None) -> Axes:
     >>> plot_sizes(np.array([5, 0, 20])).get_title(loc="left")
     '25 rows in 2 of 3 parts'
     """
-    counts = to_array(sizes)
+    counts = to_finite("sizes", sizes)
     if counts.ndim != 1 or not counts.any() or (counts < 0).any():
         raise DataError(f"sizes {counts.shape} must be (C,) counts of rows, and not all of them zero")
     order = np.argsort(-counts, kind="stable")
@@ -39,11 +39,16 @@ def plot_sizes(sizes: Array, *, ax: Axes | None = None) -> Axes:
     ax.axhline(ranked.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {ranked.mean():.4g}")
     if ranked[0] >= _FAR_APART * ranked[live - 1]:
         ax.set_yscale("log")
-        ax.set_ylim(bottom=0.7)
+        ax.set_ylim(bottom=0.7 * ranked[live - 1])
     numbered = len(ranked) <= _NUMBERED
     x = "Part, the largest first" if numbered else "Rank of the part"
-    label(ax, f"{counts.sum():.0f} rows in {live} of {len(counts)} parts", x, "Rows", legend=True)
+    label(ax, f"{_count(counts.sum())} rows in {live} of {len(counts)} parts", x, "Rows", legend=True)
     return ax
+
+
+def _count(rows: float) -> str:
+    """Sizes may be sums of responsibilities."""
+    return f"{rows:.0f}" if abs(rows - round(rows)) < 1e-6 * rows else f"{rows:.4g}"
 
 
 def plot_responsibilities(
@@ -56,14 +61,14 @@ def plot_responsibilities(
 ) -> Axes:
     """Heat map of the responsibilities of some rows, a line each, those of one component next to each other.
 
-    Components that have less than one in a hundred of every row shown are left out.
+    Components that are no row's most probable, and have less than one in a hundred of every row shown, are left out.
 
     :param found: of :func:`~pyro_mixtures.infer.responsibilities`: (N, S) components and their probabilities.
     :param count: how many rows to show.
     :param order: which: ``"uncertain"``, those with the least probable winners, or ``"first"``.
     :param numbers: (N,) of the rows, where they are a sample of others.
     :raises OptionError: for an unknown order or a count below one.
-    :raises DataError: when shapes do not fit.
+    :raises DataError: when shapes do not fit, or probabilities do not lie between 0 and 1.
 
     >>> import torch
     >>> rows = Responsibilities(torch.tensor([[0, 2], [2, 0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]]))
@@ -76,9 +81,9 @@ def plot_responsibilities(
     components, probs = to_array(found.components).astype(int), to_array(found.probs)
     if components.shape != probs.shape or probs.ndim != 2 or not probs.size:
         raise DataError(f"components {components.shape} and probabilities {probs.shape} must both be (N, S)")
-    names = np.arange(len(probs)) if numbers is None else to_array(numbers).astype(int)
-    if names.shape != (len(probs),):
-        raise DataError(f"numbers {names.shape} for {len(probs)} rows")
+    if not ((probs >= 0) & (probs <= 1 + _ROUNDING)).all():
+        raise DataError("probabilities must lie between 0 and 1, and some do not, or are NaN")
+    names = to_numbers("numbers", numbers, "rows", len(probs))
     rows = _chosen(components, probs, count, order)
     columns, table = _table(components[rows], probs[rows])
     ax = figure((8.5, 1.8 + 0.13 * len(rows))).subplots() if ax is None else ax
@@ -101,7 +106,8 @@ def _chosen(components: np.ndarray, probs: np.ndarray, count: int, order: str) -
 
 def _table(components: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Components that matter (K,), and the probabilities (rows, K) of the rows."""
-    columns = np.unique(components[probs >= _SHARE])
+    winners = components[np.arange(len(probs)), probs.argmax(1)]
+    columns = np.union1d(winners, components[probs >= _SHARE])
     table = np.zeros((len(probs), len(columns)))
     place = np.searchsorted(columns, components).clip(max=len(columns) - 1)
     row, slot = np.nonzero(columns[place] == components)

@@ -6,7 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
-from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, marker_of, to_array
+from pyro_mixtures.diagnostics.plots.drawing import (
+    Array,
+    color_of,
+    figure,
+    label,
+    marker_of,
+    set_aspect,
+    to_finite,
+    to_numbers,
+)
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_number
 
@@ -38,32 +47,34 @@ def plot_ellipses(
 ) -> Axes:
     """Normal components as ellipses at so many standard ``deviations``; in the first two principal axes where D > 2.
 
+    Both axes have one scale, unless features of different units would leave nothing but a line.
+
     :param loc: (K, D) means; :param covariance: (K, D, D).
     :param rows: (N, D), at most 3000 of them drawn as dots, evenly spaced; their principal axes are taken, or without
         rows those of the mixture with equal weights.
     :param labels: (N,) components of the rows, for their colours.
     :param numbers: (K,) the components' numbers where some are shown; 0, 1, ... by default.
-    :raises DataError: when shapes do not fit, or rows have one feature.
+    :raises DataError: when shapes do not fit, numbers are not finite, or rows have one feature.
 
     >>> ax = plot_ellipses(np.zeros((2, 2)), np.stack([np.eye(2), np.diag([4.0, 1.0])]))
     >>> [float(patch.width) for patch in ax.patches]
     [4.0, 8.0]
     """
     check_number(positive=True, deviations=deviations)
-    loc, covariance = to_array(loc), to_array(covariance)
+    loc, covariance = to_finite("loc", loc), to_finite("covariance", covariance)
     if loc.ndim != 2 or covariance.shape != (*loc.shape, loc.shape[-1]):
         raise DataError(f"loc {loc.shape} and covariance {covariance.shape} must be (K, D) and (K, D, D)")
-    names = np.arange(len(loc)) if numbers is None else to_array(numbers).astype(int)
+    names = to_numbers("numbers", numbers, "components", len(loc))
     plane = plane_of(loc, covariance, rows)
     ax = figure((6.5, 6)).subplots() if ax is None else ax
     if rows is not None:
-        _draw_rows(ax, plane, to_array(rows), labels)
+        _draw_rows(ax, plane, to_finite("rows", rows), labels)
     for name, center, spread in zip(names, plane(loc), plane.axes @ covariance @ plane.axes.T, strict=True):
         ax.add_patch(_ellipse(center, spread, deviations, color_of(name)))
         if len(loc) <= NUMBERED:
             write_number(ax, center, name)
     ax.autoscale_view()
-    ax.set_aspect("equal", adjustable="datalim")
+    set_aspect(ax)
     label(ax, f"{len(loc)} components at {deviations:g} standard deviations", *plane.names)
     return ax
 
@@ -74,7 +85,7 @@ def plane_of(loc: np.ndarray, covariance: np.ndarray | None, rows: Array | None)
     :raises DataError: for one feature, or rows of others than the means.
     """
     features = loc.shape[1]
-    points = loc if rows is None else to_array(rows)
+    points = loc if rows is None else to_finite("rows", rows)
     if features < 2 or points.ndim != 2 or points.shape[1] != features:
         raise DataError(f"a plane needs rows (N, D) of two features or more, as many as the means: {points.shape}")
     if features == 2:
@@ -104,10 +115,7 @@ def _draw_rows(ax: Axes, plane: Plane, rows: np.ndarray, labels: Array | None) -
     if labels is None:
         ax.scatter(place[:, 0], place[:, 1], s=4, color="#AAAAAA", linewidths=0, zorder=0)
         return
-    known = to_array(labels).astype(int)
-    if known.shape != (len(rows),):
-        raise DataError(f"labels {known.shape} for {len(rows)} rows")
-    draw_labelled(ax, place, known[some])
+    draw_labelled(ax, place, to_numbers("labels", labels, "rows", len(rows))[some])
 
 
 def draw_labelled(ax: Axes, place: np.ndarray, labels: np.ndarray) -> None:

@@ -9,9 +9,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, to_array
+from pyro_mixtures.data.rows import as_rows
+from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, to_finite, to_numbers
 from pyro_mixtures.diagnostics.plots.places import draw_labelled, write_number
-from pyro_mixtures.errors import DataError
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.gates import Gate
 from pyro_mixtures.options import check_whole
 
@@ -20,15 +21,16 @@ _ROWS, _MARGIN = 3000, 0.05
 
 
 def plot_gate(
-    gate: Gate, x: Tensor, *, labels: Array | None = None, resolution: int = 300, ax: Axes | None = None
+    gate: Gate, x: Array, *, labels: Array | None = None, resolution: int = 300, ax: Axes | None = None
 ) -> Axes:
     """Regions of the parts that ``gate`` sends rows to, numbered, and the rows themselves in their own colours.
 
     :param gate: of :func:`~pyro_mixtures.infer.fit_gate`, over two features.
-    :param x: (N, 2) rows; at most 3000 of them are drawn, evenly spaced.
+    :param x: (N, 2) rows, a tensor, array or list; at most 3000 of them are drawn, evenly spaced.
     :param labels: (N,) parts of the rows; without them they have the colour of where the gate sends them.
     :param resolution: points of the grid along each axis.
-    :raises DataError: when rows are not (N, 2), or labels not (N,).
+    :raises DataError: when rows are not (N, 2) or not finite, or labels not (N,).
+    :raises OptionError: when ``gate`` is none.
 
     >>> from pyro_mixtures.infer import fit_gate
     >>> x = torch.tensor([[-2.0, 0.0], [-1.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
@@ -37,17 +39,19 @@ def plot_gate(
     ['0', '2']
     """
     check_whole(resolution=resolution, least=2)
+    if not isinstance(gate, Gate):
+        raise OptionError(f"gate is of type {type(gate).__name__}: give a Gate, as fit_gate() returns it")
+    x = as_rows(x)
     if x.dim() != 2 or x.shape[1] != 2 or not len(x):
         raise DataError(f"rows are {tuple(x.shape)}: regions can be drawn of rows (N, 2)")
-    if labels is not None and tuple(labels.shape) != (len(x),):
-        raise DataError(f"labels {tuple(labels.shape)} for {len(x)} rows")
+    known = None if labels is None else to_numbers("labels", labels, "rows", len(x))
     low, high = _frame(x)
     parts = _parts(gate, x, low, high, resolution)
     ax = figure((6.5, 6)).subplots() if ax is None else ax
     _draw_regions(ax, parts, low, high)
     some = slice(None, None, max(1, -(-len(x) // _ROWS)))
-    own = gate.assign(x[some]) if labels is None else labels[some]
-    draw_labelled(ax, to_array(x[some]), to_array(own).astype(int))
+    own = gate.assign(x[some]).cpu().numpy() if known is None else known[some]
+    draw_labelled(ax, to_finite("rows", x[some]), own)
     ax.set_xlim(low[0], high[0])
     ax.set_ylim(low[1], high[1])
     label(ax, f"Regions of {len(np.unique(parts))} of the gate's {gate.components} parts", "Feature 0", "Feature 1")
@@ -56,7 +60,7 @@ def plot_gate(
 
 def _frame(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Corners (2,) of the picture."""
-    rows = to_array(x)
+    rows = to_finite("rows", x)
     low, high = rows.min(0), rows.max(0)
     margin = np.where(high > low, _MARGIN * (high - low), 1.0)
     return low - margin, high + margin
