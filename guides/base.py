@@ -84,6 +84,7 @@ class PartitionGuide(PyroModule):
         if self.training:
             winner = posterior.winner.to("cpu")
             self.wins += torch.bincount(winner, minlength=self.components)
+            self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
         return posterior
 
     def latent_values(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -149,6 +150,12 @@ class PartitionGuide(PyroModule):
     def reset_wins(self) -> None:
         """Start counting anew which components win rows."""
         self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+        self._weight = 0.0
+
+    @property
+    def mean_weight(self) -> float:
+        """Weight of a row, on average over those seen since :meth:`reset_wins`; 1 where none has any."""
+        return self._weight / int(self.wins.sum()) if self._weight else 1.0
 
     def part_sizes(self) -> tuple[int, ...]:
         """Rows of each part, for guides whose rows are in parts."""

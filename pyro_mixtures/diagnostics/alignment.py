@@ -1,6 +1,7 @@
 """Label alignment: the permutations that give the components of several fits or draws the same numbers."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer import Responsibilities
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.partition.sparse_matching import match_nearest, match_overlap
 
 Aspect = Tensor | Responsibilities
@@ -39,15 +41,22 @@ def align(
     :param components: C, needed with responsibilities, which do not show it.
     :param neighbors: partners looked at, of each of many components, by parameters.
     :raises OptionError: without fits, or without ``components`` where they are needed.
-    :raises DataError: when fits do not fit the reference (rows, components), or a number is not finite.
+    :raises DataError: when fits are neither, do not fit the reference (rows, components), or a number is not finite.
 
     >>> loc = torch.tensor([[0.0], [5.0], [9.0]])
     >>> align([loc, loc[[2, 0, 1]] + 0.1]).tolist()
     [[0, 1, 2], [1, 2, 0]]
     """
+    if isinstance(fits, Responsibilities) or not isinstance(fits, Sequence | Tensor):
+        raise OptionError(f"fits is a {type(fits).__name__}: give a list, of one fit too, or a tensor (R, C, P)")
     if not len(fits):
         raise OptionError("no fits were given: align needs at least one")
+    check_whole(neighbors=neighbors)
     first = fits[0] if reference is None else reference
+    for aspect in (first, *fits):
+        if not isinstance(aspect, Responsibilities | Tensor):
+            kind = type(aspect).__name__
+            raise DataError(f"a {kind} says nothing of a fit: give Responsibilities, or parameters as a tensor (C, P)")
     if isinstance(first, Responsibilities):
         return torch.stack([_by_rows(fit, first, components) for fit in fits])
     return torch.stack([_by_parameters(fit, first, neighbors) for fit in fits])
@@ -61,6 +70,7 @@ def relabel(
     :param params: tensors with an entry a component. Those that components share are not to be relabelled.
     :param dim: which of their dimensions counts components, for all or by name. Labels of rows change by the inverse:
         ``permutation.argsort()[labels]``.
+    :raises OptionError: when ``dim`` is no whole number, or has none for a param.
     :raises DataError: when a dimension is not of size C, or ``permutation`` is none.
 
     >>> relabel({"loc": torch.tensor([[9.0], [0.0], [5.0]])}, torch.tensor([1, 2, 0]))["loc"].tolist()
@@ -69,7 +79,9 @@ def relabel(
     _check_permutation(permutation)
     order, moved = permutation.long(), {}
     for name, value in params.items():
-        where = dim if isinstance(dim, int) else dim[name]
+        where = _dimension(dim, name)
+        if not isinstance(value, Tensor):
+            raise DataError(f"param {name!r} is a {type(value).__name__}: give tensors")
         if not -value.dim() <= where < value.dim() or value.shape[where] != len(order):
             raise DataError(f"param {name!r} {tuple(value.shape)} has no {len(order)} components in dimension {where}")
         moved[name] = value.index_select(where, order.to(value.device))
@@ -97,6 +109,7 @@ def permutation_of(overlaps: csr_matrix) -> Tensor:
 def _by_rows(found: Aspect, reference: Responsibilities, components: int | None) -> Tensor:
     if components is None:
         raise OptionError("components=None: with responsibilities say how many components there are")
+    check_whole(components=components)
     if not isinstance(found, Responsibilities):
         raise DataError(f"{type(found).__name__} cannot be aligned with responsibilities: give the same of every fit")
     return permutation_of(overlap(found, reference, components))
@@ -121,10 +134,23 @@ def _sparse(found: Responsibilities, components: int) -> csr_matrix:
     return csr_matrix((probs[used], numbers[used], ends), shape=(len(numbers), components))
 
 
-def _check_permutation(permutation: Tensor) -> None:
-    if permutation.dim() != 1 or not torch.equal(
-        permutation.cpu().sort().values.long(), torch.arange(len(permutation), device="cpu")
-    ):
-        raise DataError(
-            f"permutation {tuple(permutation.shape)} must hold each of 0, ..., C - 1 once: a row of align's"
+def _dimension(dim: int | Mapping[str, int], name: str) -> int:
+    if isinstance(dim, Mapping):
+        if name not in dim:
+            raise OptionError(f"dim= says nothing of {name!r}: give each param its dimension that counts components")
+        dim = dim[name]
+    if isinstance(dim, bool) or not isinstance(dim, Integral):
+        raise OptionError(
+            f"dim={dim!r} must be the number of a dimension, an int, or a mapping with one for each param"
         )
+    return int(dim)
+
+
+def _check_permutation(permutation: Tensor) -> None:
+    if not isinstance(permutation, Tensor):
+        raise DataError(f"permutation is a {type(permutation).__name__}: give a tensor (C,), a row of align's")
+    whole = not permutation.is_floating_point() and permutation.dtype != torch.bool
+    numbers = torch.arange(permutation.numel(), device="cpu")
+    if permutation.dim() != 1 or not whole or not torch.equal(permutation.cpu().sort().values.long(), numbers):
+        given = f"{permutation.dtype} {tuple(permutation.shape)}"
+        raise DataError(f"permutation {given} must hold each of 0, ..., C - 1 once, whole numbers: a row of align's")

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.alignment import relabel
 from pyro_mixtures.diagnostics.chains import Chains, Draw, Values
 from pyro_mixtures.diagnostics.datasets import SAMPLE_DIMS, Variable
 from pyro_mixtures.diagnostics.draws import Scores, predictive, predictive_numbers, prior_draws
+from pyro_mixtures.diagnostics.ownership import Owned
 from pyro_mixtures.diagnostics.program import ROW, Program, array, default_dims, read_params
-from pyro_mixtures.diagnostics.relabeling import Axes
 from pyro_mixtures.infer import History
 from pyro_mixtures.infer.placed import Placed
 
@@ -32,12 +31,11 @@ class Labels(NamedTuple):
     """How to relabel each draw."""
 
     permutations: Tensor  # (chain, draw, C)
-    axes: Axes
+    owned: Owned
 
     def relabel(self, values: Values, permutation: Tensor) -> Values:
         """Those of one draw's variables that components own, in the order of ``permutation`` (C,)."""
-        mine = {name: value for name, value in values.items() if name in self.axes}
-        return {**values, **relabel(mine, permutation, dim=self.axes)}
+        return {**values, **self.owned.relabel(values, permutation)}
 
 
 def posterior(source: Source, labels: Labels | None) -> Groups:

@@ -117,7 +117,7 @@ def _(source: Sequence[Any], rows: tuple, draws: int | None, site: str) -> Chain
 def _(source: Bootstrap, rows: tuple, draws: int | None, site: str) -> Chains:
     if draws not in (None, len(source.refits)):
         raise OptionError(f"draws={draws}, but the bootstrap has {len(source.refits)}: leave draws out")
-    whole = _one(source.fit.model, source.fit.guide, History(), rows, None)
+    whole = _placed(source.fit, rows, None)
     if whole.declaration.latent:
         raise ModelError(f"sites {list(whole.declaration.latent)} are latent: a bootstrap is of params alone")
     refits = [Draw(refit.model, refit.fit.guide, {}) for refit in source.refits]
@@ -186,7 +186,7 @@ def _check_known(created: set[str]) -> None:
         raise ModelError(
             f"params {sorted(created)} of a fit are nowhere, and began anew: a function's live in Pyro's store alone. "
             "Make each fit in a store of its own, `with pyro.get_param_store().scope() as state:`, and give "
-            "(fit, state)"
+            "(fit, state), or convert it while its params are in the store"
         )
 
 
@@ -228,7 +228,7 @@ def _check_own_params(chains: list[Chains]) -> None:
     """Fits that share a param hold the values of the last one alone."""
     owner: dict[int, int] = {}
     for number, chain in enumerate(chains):
-        for name, leaf in _leaves(chain.draws[0][0].model, chain.rows).items():
+        for name, leaf in leaves(chain.draws[0][0].model, chain.rows).items():
             if owner.setdefault(id(leaf), number) != number:
                 raise ModelError(
                     f"fits {owner[id(leaf)]} and {number} share param {name!r}, whose value is that of the last fit: "
@@ -237,7 +237,8 @@ def _check_own_params(chains: list[Chains]) -> None:
                 )
 
 
-def _leaves(model: Callable, rows: Rows) -> dict[str, Tensor]:
+def leaves(model: Callable, rows: Rows) -> dict[str, Tensor]:
+    """The unconstrained tensors of a program's params, by their names in Pyro."""
     with pyro.poutine.block(), torch.no_grad():
         run = pyro.poutine.trace(model, param_only=True).get_trace(*(tensor[:1] for tensor in rows))
     nodes: dict[str, Any] = dict(run.nodes)

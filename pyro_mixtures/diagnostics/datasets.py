@@ -94,6 +94,11 @@ def _dataset(variables: Mapping[str, Variable], labels: Mapping[str, np.ndarray]
 
 def _check_names(variables: Mapping[str, Variable]) -> None:
     """xarray wants the labels of a dimension under its name, which therefore no variable beside them can have."""
+    for name in SAMPLE_DIMS:
+        if name in variables:
+            raise OptionError(
+                f"{name!r} is the name of a variable, and of a dimension of all draws: rename it in the model"
+            )
     for name, variable in variables.items():
         taken = [dim for dim in variable.dims if dim in variables]
         if taken:

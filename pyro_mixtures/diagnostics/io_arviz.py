@@ -1,6 +1,6 @@
 """Fitted mixtures as ArviZ data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from pyro_mixtures.diagnostics.arviz_groups import (
 from pyro_mixtures.diagnostics.chains import Chains, Values, read_chains
 from pyro_mixtures.diagnostics.datasets import Coords, Dims, to_container
 from pyro_mixtures.diagnostics.draws import Scores, predictive_numbers, score
-from pyro_mixtures.diagnostics.program import Program, default_dims, read_program
-from pyro_mixtures.diagnostics.relabeling import component_axes, permutations
+from pyro_mixtures.diagnostics.program import CONTRAST, Program, default_dims, read_program
+from pyro_mixtures.diagnostics.relabeling import owned_by_components, permutations
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer import Fit
 from pyro_mixtures.infer.bootstrap import Bootstrap
@@ -71,19 +71,21 @@ def to_arviz(
                               the columns of :class:`~pyro_mixtures.infer.History`, ``elbo`` in nats per row
     ========================  =====================================================================================
 
-    Params and latent sites that are passed on as they are to our component families and to ``MixtureWeights`` have
-    the dims "component", "feature", "factor_index" and "label"; dimensions of plates have the plates' names; others
-    ArviZ's default names. With several observed sites under one z the last three are "x_feature" and so on. Rows have
+    Params and latent sites that are passed on as they are to our component families and to the mixture's weights have
+    the dims "component", "feature", "factor_index" and "label", and "contrast" (1, ..., C - 1) where they are
+    differences from the first component; dimensions of plates have the plates' names; others ArviZ's default names.
+    With several observed sites under one z "feature", "factor_index" and "label" are "x_feature" and so on. Rows have
     the dim "row".
 
     :param fit: where draws come from.
 
         - The outcome of :func:`~pyro_mixtures.infer.fit`, or a guide of :mod:`pyro_mixtures.guides`, which knows its
           model: one chain, of the draws of the guide ``beside`` or of one point. ``FullPartition(model, components=C,
-          beside=autoguide)`` makes a guide for a fit by other means.
+          beside=autoguide)`` makes a guide for a fit by other means. A guide alone may be one that nothing was fitted
+          with: it shows the params as they are.
         - A list of these, restarts for example: as many chains. Modules hold their params. Those of functions live in
           Pyro's store, by name, so fits of a function are given as (fit, state), with the state of the
-          ``pyro.get_param_store().scope()`` each was made in.
+          ``pyro.get_param_store().scope()`` each was made in; so is one that was made in such a scope.
         - A :class:`~pyro_mixtures.infer.bootstrap.Bootstrap`: its refits as draws.
         - A Pyro ``MCMC`` that has run, its model before the rows: ``to_arviz(mcmc, model, x)``.
     :param rows: the model's tensor arguments, N rows each. They need not be those of the fit.
@@ -96,8 +98,10 @@ def to_arviz(
         joint one.
     :param align: give the labels of several fits, of a bootstrap's refits and of an MCMC's draws a common order: that
         of the draw of the largest ``lp`` (of the fit that was bootstrapped), by the rows' responsibilities
-        (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts have one order a chain. The other groups do not
-        depend on labels.
+        (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts have one order a chain. Relabelled are variables
+        with a dimension "component", differences from a reference ("contrast"), which becomes another component, and
+        variables numbered from 0 to C - 1 (``experts.0.weight``); dimensions that nobody has named are tried. The model
+        tells whether that is all. The other groups do not depend on labels.
     :param truncated: sum over the candidates that the guide finds for each row, not over all C components: a lower
         bound, cheaper when C is large. Memory for the log likelihood is draws x N numbers in either case.
     :param site: the discrete site of an MCMC's model; guides know theirs.
@@ -105,8 +109,9 @@ def to_arviz(
     :param dims: names of dimensions by variable, without chain and draw; they replace the names above.
     :param coords: labels by dimension; the default is 0, 1, ...
     :raises OptionError: for impossible draws, dims or coords, or priors of a model without them.
-    :raises ModelError: when a site besides z has no value, or is latent in every row; when fits share params; when
-        labels are to be aligned, but components have constants or priors of their own: ``align=False`` leaves them.
+    :raises ModelError: when a site besides z has no value, or is latent in every row; when fits share params, or a
+        fit's have left Pyro's store; when labels are to be aligned, but no relabelling leaves the model as it is,
+        because components have constants, penalties or priors of their own: ``align=False`` leaves the labels.
 
     A point estimate has no spread: ``az.summary`` gives NaN for it, with a RuntimeWarning, and ``az.loo`` needs draws.
     ``az.loo`` takes the draws for draws from the posterior. Those of a variational guide are approximate, mostly too
@@ -138,13 +143,18 @@ def to_arviz(
     >>> dict(data.posterior_predictive["x"].sizes)
     {'chain': 1, 'draw': 4, 'row': 5, 'feature': 2}
     """
-    check_flag(log_likelihood=log_likelihood, by_site=by_site, observed_data=observed_data, align=align)
+    check_flag(log_likelihood=log_likelihood, by_site=by_site, observed_data=observed_data)
+    check_flag(align=align, truncated=truncated)
+    for option, given in (("dims", dims), ("coords", coords)):
+        if given is not None and not isinstance(given, Mapping):
+            raise OptionError(f"{option}={given!r} must be a mapping, {{name: [...]}}")
     chains = read_chains(fit, rows, draws=draws, site=site)
     source = _source(chains, dims or {})
     options: Any = {"truncated": truncated, "chunk": chunk}
     aligns = align and chains.labels is not None
     scores = score(chains, source.program.observed, by_site=by_site, **options) if log_likelihood or aligns else None
     labels = _labels(source, scores, **options) if aligns and scores is not None else None
+    coords = _with_contrasts(source, coords or {})
     return to_container(
         merged(
             posterior(source, labels),
@@ -156,7 +166,7 @@ def to_arviz(
             {"fit_history": histories(chains.histories)},
         ),
         coords=coords,
-        own=_numbers(chains, posterior_predictive, coords or {}),
+        own=_numbers(chains, posterior_predictive, coords),
         parts={} if scores is None or scores.counted.all() else {"log_likelihood": {row_dim(source): scores.counted}},
     )
 
@@ -174,6 +184,8 @@ def _checked_dims(program: Program, given: Values, chosen: Dims) -> dict[str, tu
     if unknown:
         raise OptionError(f"dims= names {unknown}, but the variables are {sorted(variables)}")
     for name, names in chosen.items():
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise OptionError(f"dims= has {names!r} for {name!r}: give a list of names, one for each dimension")
         if len(names) != variables[name].dim():
             raise OptionError(
                 f"dims= has {tuple(names)} for {name!r}, whose shape is {tuple(variables[name].shape)}: give one name "
@@ -186,8 +198,21 @@ def _checked_dims(program: Program, given: Values, chosen: Dims) -> dict[str, tu
 def _labels(source: Source, scores: Scores, *, truncated: bool, chunk: int | None) -> Labels:
     chains = source.chains
     reference = chains.reference if chains.reference is not None else scores.best(chains)
-    axes = component_axes(chains, source.program, reference, source.dims)
-    return Labels(permutations(chains, reference, truncated=truncated, chunk=chunk), axes)
+    owned = owned_by_components(chains, source.program, reference, source.dims)
+    return Labels(permutations(chains, reference, truncated=truncated, chunk=chunk), owned)
+
+
+def _with_contrasts(source: Source, coords: Coords) -> Coords:
+    """Differences from a first component have the numbers of the others."""
+    components = source.chains.declaration.components
+    shapes = {**source.program.params, **source.chains.all[0].given}
+    sizes = {
+        size
+        for name, value in shapes.items()
+        for dim, size in zip(source.dims[name], value.shape, strict=True)
+        if dim == CONTRAST
+    }
+    return {CONTRAST: np.arange(1, components), **coords} if sizes == {components - 1} else coords
 
 
 def _numbers(chains: Chains, predictives: int | None, coords: Coords) -> dict[str, Coords]:

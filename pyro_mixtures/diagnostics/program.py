@@ -11,23 +11,28 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_mixtures.distributions import Components, MixtureWeights, RestrictedSupport, Selected
+from pyro_mixtures.distributions.gated_weights import GatedWeights
+from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.poutine import CandidateMessenger, Declaration
 from pyro_mixtures.poutine.params import leaf_of
 
 ROW = "row"
 COMPONENT = "component"
+CONTRAST = "contrast"  # of another component with the first, the reference: one less than components
 
 # Event dimensions by argument of the component families. A covariance has its features twice; a dimension of the
 # variable "factor" must have another name than the variable, for xarray's sake.
 _EVENT_DIMS = {
     "loc": ("feature",),
+    "mean": ("feature",),
     "scale": ("feature",),
     "scale_tril": ("feature", "feature_bis"),
     "factor": ("feature", "factor_index"),
     "noise": ("feature",),
     "probs": ("label",),
 }
+_PLACES = {"loc", "mean"}
 EVENT_NAMES = tuple({name for names in _EVENT_DIMS.values() for name in names})
 
 
@@ -125,7 +130,7 @@ def _argument_dims(
         fn = _unmasked(trace.nodes[site]["fn"])
         fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
         family = fn.family if isinstance(fn, Selected) else fn
-        if not isinstance(family, (Components, MixtureWeights)):
+        if not isinstance(family, (Components, ComponentWeights)):
             continue
         for argument, tensor in family.arguments.items():
             name = names.get(id(leaf_of(tensor)))
@@ -145,12 +150,14 @@ def _dims_of_argument(name: str, family: Any, argument: str, prefix: str) -> tup
     shape = family.arguments[argument].shape
     if isinstance(family, MixtureWeights):
         return (*default_dims(name, shape)[:-1], COMPONENT)
+    if isinstance(family, GatedWeights):
+        return (CONTRAST if family.reference else COMPONENT, *default_dims(name, shape)[1:])
     dims = list(default_dims(name, shape))
     lead = len(shape) - family.arg_constraints[argument].event_dim
     if lead and shape[lead - 1] == family.components:
         dims[lead - 1] = COMPONENT
     for i, dim in zip(range(lead, len(shape)), _EVENT_DIMS.get(argument, ()), strict=False):
-        if not dim.startswith("feature") or shape[i] == family.event_shape[-1]:
+        if not dim.startswith("feature") or (_is_over_features(family) and shape[i] == family.event_shape[-1]):
             dims[i] = prefix + dim
     return tuple(dims)
 
@@ -163,10 +170,15 @@ def _row_dims(trace, declaration: Declaration, observed: Mapping[str, Tensor]) -
         row = value.dim() - fn.event_dim + declaration.dim
         if row >= 0:
             names[row] = ROW
-        if isinstance(fn, Selected) and fn.event_dim == 1:
+        if isinstance(fn, Selected) and fn.event_dim == 1 and _is_over_features(fn.family):
             names[-1] = _prefix(site, observed) + "feature"
         dims[site] = tuple(names)
     return dims
+
+
+def _is_over_features(family: Components) -> bool:
+    """Whether components have a place among its rows; else these are outcomes, or choices."""
+    return not _PLACES.isdisjoint(family.arg_constraints)
 
 
 def _plate_dims(

@@ -48,7 +48,7 @@ class Fit:
 
     @property
     def elbo(self) -> float:
-        """The last epoch's ELBO in nats per row."""
+        """The last epoch's ELBO in nats per row; a row of weight two is two."""
         return self.history.epochs[-1].elbo if self.history.epochs else math.nan
 
 
@@ -171,7 +171,7 @@ class _Loop:
         must = phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
         self.guide.search = must or self.schedule.next()
         self.guide.reset_wins()
-        elbo = -one_pass() / self.batches.rows
+        elbo = -one_pass() / (self.batches.rows * self.guide.mean_weight)
         self._record(phase, elbo, bar)
         if self.ordered and self.guide.search and len(self.result.history) >= self.reorder:
             self.order = self.guide.row_order()

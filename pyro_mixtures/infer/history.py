@@ -11,7 +11,7 @@ class Epoch(NamedTuple):
     """One pass over the data."""
 
     phase: str  # "warm-up", "EM" or "SVI"
-    elbo: float  # nats per row, before the pass's update
+    elbo: float  # nats per row (of weight one), before the pass's update
     evaluations: int  # joint densities evaluated since the fit began
     live: int  # components that won at least one row
     reseeded: int

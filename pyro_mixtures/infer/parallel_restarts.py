@@ -180,7 +180,7 @@ def _objectives(inference: EM, guide: BlockedGuide, rows: Rows, batch_size: int 
     """Minus the ELBO of every block's last partition under the last params, in nats per row."""
     batches = plan(inference, rows, batch_size).batches
     losses = [guide.losses(*batch.args, **batch.kwargs) for batch in batches.in_order()]
-    return (torch.stack(losses).sum(0) / batches.rows).tolist()
+    return (torch.stack(losses).sum(0) / (batches.rows * guide.mean_weight)).tolist()
 
 
 class _Watch:
@@ -195,11 +195,11 @@ class _Watch:
         self.still = torch.zeros(guide.blocks, dtype=torch.int64, device="cpu")
         self.settled = torch.zeros(guide.blocks, dtype=torch.bool, device="cpu")
         self.length = torch.zeros_like(self.still)  # epochs until it settled
-        self.passes: list[tuple[Epoch, Tally, Tensor]] = []
+        self.passes: list[tuple[Epoch, Tally, Tensor, Tensor]] = []
 
     def __call__(self, fit: Fit) -> bool:
-        elbo = -self.guide.tally.loss / self.rows
-        self.passes.append((fit.history.epochs[-1], self.guide.tally, self.guide.sizes))
+        elbo = -self.guide.tally.loss / (self.rows * self.guide.mean_weight)
+        self.passes.append((fit.history.epochs[-1], self.guide.tally, self.guide.sizes, elbo))
         self.still = torch.where(elbo - self.best > self.tolerance, 0, self.still + 1)
         self.best = torch.maximum(self.best, elbo)
         self.length = torch.where(self.settled, self.length, len(self.passes))
@@ -213,9 +213,9 @@ class _Watch:
         """The epochs of one start until it settled, with its share of the evaluations."""
         return History([self._epoch(block, *one) for one in self.passes[: int(self.length[block])]])
 
-    def _epoch(self, block: int, epoch: Epoch, tally: Tally, sizes: Tensor) -> Epoch:
+    def _epoch(self, block: int, epoch: Epoch, tally: Tally, sizes: Tensor, elbo: Tensor) -> Epoch:
         return epoch._replace(
-            elbo=-float(tally.loss[block]) / self.rows,
+            elbo=float(elbo[block]),
             evaluations=epoch.evaluations // self.guide.blocks,
             live=int((sizes[block] > 0).sum()),
             reseeded=int(tally.revived[block]),

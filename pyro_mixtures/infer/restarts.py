@@ -136,10 +136,11 @@ def _trial(
 
 def _objective(inference: EM, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> float:
     """Minus the ELBO of the last partition under the last params; a fit's history ends before its last update."""
-    loss, count = 0.0, 0
+    loss = weight = 0.0
     inference.guide.eval()
     for batch in plan(inference, rows, fit_options.get("batch_size")).batches.in_order():
         posterior = inference.guide.posterior(*batch.args, **batch.kwargs)
-        loss, count = loss - float(posterior.free_energy()), count + len(posterior.index)
+        loss -= float(posterior.free_energy())
+        weight += float(posterior.row_weight.sum(dtype=torch.float64))
     inference.guide.train()
-    return loss / count
+    return loss / weight

@@ -27,7 +27,9 @@ def match(ends, columns, cost, alone):
     distance, before = np.full(rows, np.inf), np.full(rows, -1)
     settled = np.zeros(rows, np.bool_)
     for i in range(rows):
-        if u[i] < np.inf and not _augment(i, ends, columns, cost, alone, partner, owner, u, v, distance, before, settled):
+        if u[i] < np.inf and not _augment(
+            i, ends, columns, cost, alone, partner, owner, u, v, distance, before, settled
+        ):
             break
     return partner
 
@@ -88,7 +90,7 @@ def _reprice(source, length, seen, owner, u, v, distance, settled):
 
 @njit(cache=True, nogil=True)
 def _pass_on(source, column, last, partner, owner, before):
-    """Along the path every row takes the next column; its end is ``column``, or row ``last``, which gives up its own."""
+    """Every row on the path takes the next column. Its end is ``column``, or row ``last``, which gives up its own."""
     if column < 0:
         column, partner[last] = partner[last], -1
     while column >= 0:

@@ -7,8 +7,9 @@ from scipy.sparse import coo_matrix, csr_matrix, sparray, spmatrix
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError
 from pyro_mixtures.ops.numba_matching import match
+from pyro_mixtures.options import check_whole
 from pyro_mixtures.partition.matching import match_components
 
 # Up to so many components a dense matrix is matched.
@@ -19,11 +20,11 @@ def match_overlap(overlap: spmatrix | sparray, *, dense: int = _DENSE) -> np.nda
     """Permutation p (C,) of the largest total ``overlap[k, p[k]]``, for a matrix (C, C) of numbers >= 0.
 
     Exact, up to the rounding of float64, at any sparsity. Up to ``dense`` components by the Hungarian method on the
-    dense matrix. Beyond, by successive shortest paths in the sparse one (Jonker & Volgenant, "A shortest augmenting path
-    algorithm for dense and sparse linear assignment problems", Computing 38, 1987, without their row reduction, which
-    may take as many steps as the weights have different values), where a component may also stay unmatched at no gain:
-    so it need not be possible to match all. What stays unmatched has no overlap that would raise the total, and is
-    paired in its order.
+    dense matrix. Beyond, by successive shortest paths in the sparse one, where a component may also stay unmatched at
+    no gain: so it need not be possible to match all. (Jonker & Volgenant, "A shortest augmenting path algorithm for
+    dense and sparse linear assignment problems", Computing 38, 1987; without their row reduction, whose steps may be as
+    small as the least difference of two weights.) What stays unmatched has no overlap that would raise the total, and
+    is paired in its order.
 
     :raises DataError: when the matrix is not square, or holds a negative or infinite number or NaN.
 
@@ -46,13 +47,12 @@ def match_nearest(a: Tensor, b: Tensor, *, neighbors: int = 16, dense: int = _DE
     the least of all unless a pair farther apart would be in it. When no such matching is full (a crowd of components of
     ``a`` where ``b`` has few) all pairs are matched, exactly, with a dense (C, C) matrix.
 
-    :raises DataError: as :func:`match_components`. :raises OptionError: when ``neighbors`` is not positive.
+    :raises DataError: as :func:`match_components`. :raises OptionError: when ``neighbors`` is no positive whole number.
 
     >>> match_nearest(torch.tensor([[5.0], [0.1], [2.0]]), torch.tensor([[0.0], [2.5], [4.0]]), neighbors=1, dense=2)
     tensor([1, 2, 0])
     """
-    if neighbors < 1:
-        raise OptionError(f"neighbors={neighbors} must be positive")
+    check_whole(neighbors=neighbors)
     if a.shape != b.shape or a.dim() != 2 or len(a) <= max(dense, neighbors):
         return match_components(a, b)
     if not bool(a.isfinite().all()) or not bool(b.isfinite().all()):
@@ -72,7 +72,7 @@ def _check(overlap: csr_matrix) -> None:
 
 
 def _columns(cost: csr_matrix, *, alone: float) -> np.ndarray:
-    """The column (C,) of each row at the least total cost, -1 where a row stays alone; numbers not stored are no pairs."""
+    """The column (C,) of each row at the least total cost, -1 where it stays alone; only numbers stored are pairs."""
     return match(cost.indptr.astype(np.int64), cost.indices.astype(np.int64), cost.data, alone)
 
 

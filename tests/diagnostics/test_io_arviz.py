@@ -14,12 +14,15 @@ from torch.distributions import constraints
 
 from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FactorAnalyzers, MixtureWeights
+from pyro_mixtures.distributions.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.criteria import criteria
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.models.bregman import BregmanMixture
+from pyro_mixtures.models.choices import LatentClassLogit
+from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.arviz
@@ -231,12 +234,33 @@ class TestNames:
             ),
             (MixtureOfFactorAnalyzers(components=3, features=2, factors=2, tied=True), "noise", ("feature",)),
             (MixtureOfFactorAnalyzers(components=3, features=2, factors=2), "weights", ("component",)),
+            (BregmanMixture(components=3, features=2), "mean", ("component", "feature")),
+            (KMeans(components=3, features=2, spherical=True), "mean", ("component", "feature")),
         ],
     )
     def test_of_our_families(self, model, name, dims):
         data = to_arviz(FullPartition(model, components=model.components), two_clusters())
         assert data.posterior[name].dims == ("chain", "draw", *dims)
-        assert data.posterior["loc"].dims == ("chain", "draw", "component", "feature")
+        place = "loc" if "loc" in data.posterior else "mean"
+        assert data.posterior[place].dims == ("chain", "draw", "component", "feature")
+        assert data.observed_data["x"].dims == ("row", "feature")
+
+    def test_situations_and_outcomes_are_no_features(self):
+        choices = LatentClassLogit(components=2, coefficients=3)
+        rows = torch.zeros(5, 4, 2, 3), torch.ones(5, 4, 2, dtype=torch.bool), torch.zeros(5, 4).long()
+        data = to_arviz(FullPartition(choices, components=2), *rows)
+        assert data.observed_data["y"].dims == ("row", "y_dim_1")
+        assert data.posterior["theta"].dims == ("chain", "draw", "component", "theta_dim_1")
+
+        def experts(x, y):
+            weight, scale = pyro.param("weight", torch.ones(2, 4, 3)), pyro.param("scale", torch.ones(2, 4))
+            with data_plate(x):
+                z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
+                pyro.sample("y", LinearRegressions(x, weight, torch.zeros(2, 4), scale)[z], obs=y)
+
+        data = to_arviz(FullPartition(experts, components=2), torch.zeros(5, 3), torch.zeros(5, 4))
+        assert data.observed_data["y"].dims == ("row", "y_dim_1")
+        assert data.posterior["scale"].dims == ("chain", "draw", "component", "scale_dim_1")
 
     def test_shared_dimension_of_size_one_has_a_name_of_its_own(self):
         def model(x, index=None, size=None):
@@ -338,12 +362,29 @@ class TestRefusals:
             ({"dims": {"loc": ["weights", "feature"]}}, "names of variables too"),
             ({"coords": {"feature": ["a", "b", "c"]}}, "labels of shape"),
             ({"coords": {"pixel": ["a", "b"]}}, r"coords= names \['pixel'\]"),
+            ({"truncated": "x"}, "truncated='x' must be True or False"),
+            ({"dims": {"loc": "ab"}}, r"dims= has 'ab' for 'loc'"),
+            ({"dims": {"loc": ["component", 3]}}, r"dims= has \['component', 3\]"),
+            ({"dims": ["loc"]}, r"dims=\['loc'\] must be a mapping"),
+            ({"coords": ["a"]}, r"coords=\['a'\] must be a mapping"),
+            ({"coords": {"feature": "ab"}}, "labels of shape"),
         ],
     )
     def test_impossible_options(self, options, message):
         guide = FullPartition(GaussianMixture(components=3, features=2), components=3)
         with pytest.raises(OptionError, match=message):
             to_arviz(guide, two_clusters(), **options)
+
+    @pytest.mark.parametrize("name", ["chain", "draw"])
+    def test_sites_named_as_the_dims_of_draws(self, name):
+        def model(x):
+            loc = pyro.param(name, CENTERS.clone())
+            with data_plate(x):
+                z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
+                pyro.sample("x", DiagonalNormals(loc, torch.ones(2, 2))[z], obs=x)
+
+        with pytest.raises(OptionError, match=f"{name!r}.*rename it in the model"):
+            to_arviz(FullPartition(model, components=2), two_clusters())
 
     def test_no_draws(self):
         guide = FullPartition(prior_on_loc, components=2, beside=mean_field(prior_on_loc))

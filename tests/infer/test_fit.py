@@ -551,3 +551,21 @@ def test_params_may_start_from_the_rows(rows):
     fit(EM(program, FullPartition(program, components=3)), x, progress=False)
     assert pyro.param("loc").shape == (3, 2)
     fit(EM(program, FullPartition(program, components=3)), x, batch_size=50, epochs=2, progress=False)
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1.0, 50.0])
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_weights_of_rows_change_neither_when_a_fit_stops_nor_what_it_reports(x, weight, batch_size):
+    """The tolerance is in nats a row: of weight one, whatever unit the weights have."""
+
+    def weighted(x, index=None, size=None):
+        with pyro.poutine.scale(scale=weight * torch.ones(len(x))):
+            return model(x, index, size)
+
+    found = []
+    for program in ("plain", "weighted"):
+        pyro.set_rng_seed(0)
+        model = mixture(x)
+        one = model if program == "plain" else weighted
+        found.append(fit(EM(one, FullPartition(one, components=C)), x, batch_size=batch_size, progress=False).history)
+    np.testing.assert_allclose(found[1]["elbo"], found[0]["elbo"], rtol=1e-4)

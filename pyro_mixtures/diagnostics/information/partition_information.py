@@ -50,11 +50,12 @@ def partition_information(
     """I(z; feature) for each feature, I(z; x) and I(z; y), ranked and tested; and where y depends on which feature.
 
     Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend on the units of a
-    single variable; for I(z; x), and where y has several columns, they are scaled to equal spread. The second table has :func:`hypercontractivity` of (feature, y)
-    inside each part next to that over all rows, both from ``part_rows`` random rows, because coefficients of
-    different numbers of rows cannot be compared. :meth:`PartitionInformation.partial` picks dependences found in some
-    parts only. Rows without a part (labels below zero, as masked rows have) do not count. An adjusted p-value is at least (number of tests) / (rejections (permutations + 1)): with many features
-    and parts ask for more permutations.
+    single variable; for I(z; x), and where y has several columns, they are scaled to equal spread. The second table
+    has :func:`hypercontractivity` of (feature, y) inside each part next to that over all rows, both from ``part_rows``
+    random rows, because coefficients of different numbers of rows cannot be compared.
+    :meth:`PartitionInformation.partial` picks dependences found in some parts only. Rows without a part (labels below
+    zero, as masked rows have) do not count. An adjusted p-value is at least (number of tests) / (rejections
+    (permutations + 1)): with many features and parts ask for more permutations.
 
     :param partition: labels (N,), whole numbers, or responsibilities, from which labels are drawn.
     :param x: (N, D) features; :param y: (N,) or (N, m) outcome, numbers. Tensors, arrays or lists.

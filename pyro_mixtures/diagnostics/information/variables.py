@@ -27,7 +27,7 @@ def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
     """Values (n,) or (n, d) of a variable that varies, on the CPU."""
     array = _as_array(values, name)
     _check_shape(array.shape, name)
-    _check_finite(_known(array).reshape(len(array), -1).all(1), name)
+    _check_finite(np.all(_known(array).reshape(len(array), -1), axis=1), name)
     if nominal:
         points = _numbered(array, name).astype(np.float64)[:, None]
     elif array.dtype.kind in "biuf":

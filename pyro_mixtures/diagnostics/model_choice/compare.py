@@ -68,7 +68,7 @@ def compare_fits(
         pass over the rows for each component that goes.
     :param starts: fresh starts beside growth, the likeliest of which goes on (see
         :func:`~pyro_mixtures.infer.best_of.best_of`) and competes with it. What has nothing to grow from has one at
-        least.
+        least; so has a guide that does not split components, ``HardPartition``.
     :param start: ``start(model, *rows)`` sets the params of a fresh model, as ``lambda model, x:
         model.start_at(seed_rows(x, model.components))``; by default they stay as ``build`` made them.
     :param truncated: score with each fit's guide, a lower bound, instead of the sum over all components.

@@ -106,7 +106,8 @@ class Path:
 
     def _first(self, size: int, seed: int, before: Member | None) -> Member:
         grown = None if before is None else self._grown(size, seed, before)
-        if grown is not None and not self.plan.starts:
+        # A guide that finds rows for empty components itself does not split others: what has grown is the fit before.
+        if grown is not None and not self.plan.starts and not grown.fit.guide.revives:
             return grown
         return _likelier(grown, self._fresh(size, seed, max(1, self.plan.starts)))
 

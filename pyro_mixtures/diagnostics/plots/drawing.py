@@ -31,21 +31,21 @@ def figure(size: tuple[float, float], *, layout: Any = "constrained") -> Figure:
     return Figure(figsize=size, dpi=150, layout=layout)
 
 
-def to_array(values: Array) -> np.ndarray:
+def to_array(values: Array, name: str = "the array") -> np.ndarray:
     """A tensor, array or list of numbers as float64 on the CPU."""
     if isinstance(values, Tensor):
         if values.layout is not torch.strided:
-            raise DataError(f"a tensor to draw must be dense, not {values.layout}: give its to_dense()")
+            raise DataError(f"{name} must be dense, not {values.layout}: give its to_dense()")
         return values.detach().cpu().double().numpy()
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"an array of numbers is needed: {error}") from error
+        raise DataError(f"{name} must hold numbers: {error}") from error
 
 
 def to_finite(name: str, values: Array) -> np.ndarray:
     """The same, without NaN and infinity."""
-    array = to_array(values)
+    array = to_array(values, name)
     if not np.isfinite(array).all():
         raise DataError(f"{name} holds NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}")
     return array

@@ -56,7 +56,7 @@ def plot_history(history: History, *, against: str = "epochs", full: int | None 
 def _plot_phases(ax: Axes, x: np.ndarray, y: np.ndarray, phase: np.ndarray) -> None:
     """One line a stretch of a phase, joined to that before it; its own epochs are marked while they are few."""
     marker = "o" if len(x) <= 40 else None
-    colors = dict(_COLORS)
+    colors: dict[str, Any] = dict(_COLORS)
     for inside in np.split(np.arange(len(x)), np.flatnonzero(phase[1:] != phase[:-1]) + 1):
         name, joined = str(phase[inside[0]]), int(inside[0] > 0)
         points = np.arange(inside[0] - joined, inside[-1] + 1)

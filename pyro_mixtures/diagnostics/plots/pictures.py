@@ -11,6 +11,8 @@ from pyro_mixtures.options import check_whole
 
 # Parts that get a bar with a number, rows that get one; sizes further apart are drawn on a logarithmic axis.
 _NUMBERED, _NUMBERED_ROWS, _FAR_APART = 40, 40, 100
+# Digits that fit side by side below the picture.
+_DIGITS = 80
 # A component is shown where it has at least this share of a row.
 _SHARE, _ROUNDING = 0.01, 1e-3
 
@@ -118,7 +120,8 @@ def _table(components: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.nd
 def _number(axis, numbers: np.ndarray, most: int) -> None:
     """Write all ``numbers`` beside the axis while they are few, else some of them."""
     if len(numbers) <= most:
-        axis.set_ticks(range(len(numbers)), numbers, fontsize=7)
+        crowded = axis.axis_name == "x" and sum(len(str(number)) for number in numbers) > _DIGITS
+        axis.set_ticks(range(len(numbers)), numbers, fontsize=7, rotation=90 if crowded else 0)
         return
     axis.set_major_locator(MaxNLocator(10, integer=True))
     axis.set_major_formatter(lambda at, _: str(numbers[int(at)]) if 0 <= at < len(numbers) else "")

@@ -204,11 +204,13 @@ def _add_dependences(page: Page, information: PartitionInformation) -> None:
     tested = all(line.adjusted is not None for line in every)
     partial = information.partial() if tested else []
     order = sorted(every, key=lambda line: (line not in partial, -_excess(line)))
-    first = f"first the {len(partial)} found in some parts only (adjusted p at most 0.05), then " if tested else ""
-    caption = (
-        f"{min(_LINES, len(every))} of {len(every)} dependences of the outcome on a feature: {first}by inside - overall"
+    first = f"{len(partial) or 'none'} found in some parts only (adjusted p at most 0.05)" if tested else "not tested"
+    page.text(
+        "How the outcome depends on a feature: hypercontractivity coefficients inside a part and over all rows, "
+        f"{first}{', these first' if partial else ''}; the largest inside - overall at the top."
     )
-    page.table(order[:_LINES], header=Dependence._fields, caption=caption)
+    shown = order[:_LINES]
+    page.table(shown, header=Dependence._fields, caption=f"{len(shown)} of {len(every)} dependences")
 
 
 def _excess(line: Dependence) -> float:

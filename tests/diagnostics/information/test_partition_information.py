@@ -239,7 +239,7 @@ def test_picture(found):
     assert len(own.get_yticks()) == 2
     with pytest.raises(OptionError, match="count=0"):
         plot_information(found, count=0)
-    with pytest.raises(OptionError, match="count=2.5"):
+    with pytest.raises(OptionError, match=r"count=2\.5"):
         plot_information(found, count=2.5)
 
 

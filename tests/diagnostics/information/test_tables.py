@@ -128,5 +128,5 @@ def test_bad_tables(joint, message):
 def test_bad_options():
     with pytest.raises(OptionError, match="steps=0"):
         hypercontractivity_of_table(torch.eye(2), steps=0)
-    with pytest.raises(OptionError, match="starts=2.5"):
+    with pytest.raises(OptionError, match=r"starts=2\.5"):
         hypercontractivity_of_table(torch.eye(2), starts=2.5)
