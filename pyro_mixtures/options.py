@@ -4,6 +4,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 from pyro_mixtures.errors import OptionError
 
 
@@ -53,6 +55,15 @@ def check_finite(**options: Any) -> None:
             raise OptionError(f"{name}={value!r} must be a number, a float")
         if not math.isfinite(value):
             raise OptionError(f"{name}={value} must be a finite number")
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse what is no source of randomness.
+
+    :raises OptionError: for anything but a ``torch.Generator`` on the CPU, or None.
+    """
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        raise OptionError(f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own")
 
 
 def check_flag(**options: Any) -> None:

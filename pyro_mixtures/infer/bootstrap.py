@@ -18,7 +18,7 @@ from pyro_mixtures.infer.fit import Fit, fit
 from pyro_mixtures.infer.placed import Placed, State, store_without
 from pyro_mixtures.infer.starts import PlantedGuide
 from pyro_mixtures.infer.trials import inference_of, random_state_kept
-from pyro_mixtures.options import check_whole
+from pyro_mixtures.options import check_generator, check_whole
 
 Build = Callable[[], EM | tuple[Callable, EM]]
 
@@ -106,15 +106,6 @@ def bootstrap(
             if refits[-1].fit.interrupted:
                 break
     return Bootstrap(first, tuple(refits))
-
-
-def check_generator(generator: Any) -> None:
-    """Refuse what is no source of randomness.
-
-    :raises OptionError: for anything but a ``torch.Generator`` on the CPU, or None.
-    """
-    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
-        raise OptionError(f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own")
 
 
 def check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:

@@ -1,6 +1,6 @@
 """Growing a mixture: fit few components, split the largest, go on with more."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -53,7 +53,8 @@ def grow(
     :param fit_options: for :func:`~pyro_mixtures.infer.fit`, of every stage.
     :returns: the stages' fits. The params of the last are in place in Pyro's store; models that are modules hold their
         own.
-    :raises OptionError: for sizes that do not increase, an ``EM`` that does not re-seed, or params that do not grow.
+    :raises OptionError: for sizes that do not increase, an ``EM`` that does not re-seed, a guide that fills empty
+        parts itself (``HardPartition``), or params that do not grow.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture
@@ -79,6 +80,7 @@ def grow(
                     start(inference.model)
                 if len(sizes) > 1:
                     _check_splits(inference)
+                    _check_growth(inference)
                 found = fit(inference, *rows, progress=progress, **fit_options)
             stages.append(Stage(found, params, store))
             if found.interrupted:
@@ -89,6 +91,8 @@ def grow(
 
 def checked_sizes(components: Sequence[int]) -> list[int]:
     """Numbers of components, refused unless they increase."""
+    if not isinstance(components, Iterable):
+        raise OptionError(f"components={components!r}: give several numbers of components, as range(1, 9)")
     sizes = list(components)
     for size in sizes:
         check_whole(components=size)
@@ -100,6 +104,14 @@ def checked_sizes(components: Sequence[int]) -> list[int]:
 def _check_splits(inference: EM) -> None:
     if inference.dead != "reseed":
         raise OptionError(f"dead={inference.dead!r}: growth splits components by re-seeding, EM(dead='reseed')")
+
+
+def _check_growth(inference: EM) -> None:
+    if inference.guide.revives:
+        raise OptionError(
+            f"{type(inference.guide).__name__} fills empty parts by itself, so that EM splits none and new ones stay "
+            "empty: use fit_restarts for each number of parts"
+        )
 
 
 def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:

@@ -204,7 +204,7 @@ class TestDenoised:
             plot_denoised(*images, **options)
 
 
-@pytest.mark.parametrize("title", ["$1", "in $ {a $", "cost_$__$ in %", "a$b$c"])
+@pytest.mark.parametrize("title", ["in $ {a $", "a$b$c"])
 def test_titles_are_no_mathematics(title):
     """Matplotlib would read what stands between two dollars as TeX, and fail or lose them."""
     clean = np.full((4, 4), 0.5)

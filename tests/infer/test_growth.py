@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence
 from pyro_mixtures.infer.growth import grow
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
@@ -74,7 +74,7 @@ def test_the_first_stage_starts_where_it_is_told(x):
     assert first.model.loc.tolist() == [[7.0, 7.0]] * 2
 
 
-@pytest.mark.parametrize("sizes", [[], [2, 2], [3, 2], [0, 1], [1.5, 2]])
+@pytest.mark.parametrize("sizes", [[], [2, 2], [3, 2], [0, 1], [1.5, 2], 3, None])
 def test_sizes_that_do_not_increase_are_refused(x, sizes):
     with pytest.raises(OptionError, match="components="):
         grow(builder(), x, components=sizes, progress=False)
@@ -83,6 +83,8 @@ def test_sizes_that_do_not_increase_are_refused(x, sizes):
 def test_growth_needs_reseeding_and_weights(x):
     with pytest.raises(OptionError, match="reseed"):
         grow(builder(dead="keep"), x, components=[1, 2], progress=False)
+    with pytest.raises(OptionError, match="fit_restarts"):  # its new parts would stay empty, and nobody be told
+        grow(builder(lambda model, components: HardPartition(model, components=components)), x, components=[1, 2])
 
     class Equal(GaussianMixture):
         def __init__(self, *, components, features):

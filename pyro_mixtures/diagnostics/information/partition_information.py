@@ -2,36 +2,22 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.diagnostics.information.hypercontractivity import FEWEST, hypercontractivity
+from pyro_mixtures.diagnostics.information.labelled_rows import LabelledRows, read_rows
 from pyro_mixtures.diagnostics.information.mutual_information import mutual_information
 from pyro_mixtures.diagnostics.information.permutation import Generator, benjamini_hochberg
 from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
 from pyro_mixtures.diagnostics.information.variables import Array, as_columns, near_one, varying
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.scoring import Responsibilities
 from pyro_mixtures.options import check_whole
 
 _STEPS, _STARTS = 50, 5  # of the many coefficients: half as many as for a single one
-
-
-class _Data(NamedTuple):
-    """Rows of labels, features and outcome that belong together."""
-
-    labels: Tensor  # (N,)
-    x: Tensor  # (N, D)
-    y: Tensor | None  # (N, m)
-    names: Sequence[str]
-
-    def take(self, rows: Tensor) -> "_Data":
-        rows = rows.to(self.x.device)
-        return self._replace(labels=self.labels[rows], x=self.x[rows], y=None if self.y is None else self.y[rows])
 
 
 def partition_information(
@@ -80,59 +66,11 @@ def partition_information(
     check_whole(neighbors=neighbors, rows=rows, parts=parts)
     check_whole(least=FEWEST, part_rows=part_rows)
     check_whole(least=0, permutations=permutations)
-    data = _read(partition, x, y, names, generator)
+    data = read_rows(partition, x, y, names, generator)
     sample = data.take(_draw(len(data.x), rows, generator))
     known = _knowledge(sample, neighbors, permutations, generator)
     local = [] if data.y is None else _dependences(data, part_rows, parts, permutations, generator)
     return PartitionInformation(known, local, _entropy(sample.labels), len(sample.x))
-
-
-def _read(
-    partition: Array | Responsibilities, x: Array, y: Array | None, names: Sequence[str] | None, generator: Generator
-) -> _Data:
-    """The rows that have a part."""
-    features = as_rows(x)
-    if features.dim() != 2:
-        raise DataError(f"x has shape {tuple(features.shape)}: give the features of N rows, (N, D)")
-    labels = _labels(partition, generator).to(features.device)
-    features, outcome = as_columns(features, "x"), None if y is None else as_columns(y, "y").to(features.device)
-    if labels.shape != (len(features),) or (outcome is not None and len(outcome) != len(features)):
-        shape = None if outcome is None else tuple(outcome.shape)
-        raise DataError(f"labels {tuple(labels.shape)} and y {shape} for {len(features)} rows")
-    some = (labels >= 0).nonzero()[:, 0]
-    if not len(some):
-        raise DataError("no row has a part: all labels are below zero")
-    return _Data(labels, features, outcome, _names(names, features.shape[1])).take(some)
-
-
-def _labels(partition: Array | Responsibilities, generator: Generator) -> Tensor:
-    given = _drawn(partition, generator) if isinstance(partition, Responsibilities) else as_rows(partition).detach()
-    labels = given.long()
-    if not bool((labels == given).all()):
-        raise DataError("labels of a partition are whole numbers: give the number of each row's part")
-    return labels
-
-
-def _names(names: Sequence[str] | None, features: int) -> list[str]:
-    found = [f"x{d}" for d in range(features)] if names is None else [str(name) for name in names]
-    if len(found) != features:
-        raise OptionError(f"{len(found)} names for {features} features")
-    for d, name in enumerate(found):
-        if name in found[:d]:
-            raise OptionError(f"two features have the name {name!r}: give each another")
-    return found
-
-
-def _drawn(given: Responsibilities, generator: Generator) -> Tensor:
-    """A label (N,) of each row in proportion to its responsibilities."""
-    components, probs = as_rows(given.components), as_rows(given.probs).detach().cpu()
-    if components.dim() != 2 or components.shape != probs.shape:
-        raise DataError(f"components {tuple(components.shape)} and probs {tuple(probs.shape)}: give (N, S) of both")
-    wrong = ~((probs >= 0).all(1) & (probs.sum(1) > 0) & probs.isfinite().all(1))
-    if bool(wrong.any()):
-        raise DataError(f"row {int(wrong.int().argmax())} of the responsibilities holds no weights, some above zero")
-    at = torch.multinomial(probs, 1, generator=generator)
-    return components.gather(1, at.to(components.device))[:, 0]
 
 
 def _draw(n: int, rows: int, generator: Generator) -> Tensor:
@@ -145,7 +83,7 @@ def _entropy(labels: Tensor) -> float:
     return float(-(share * share.log()).sum())
 
 
-def _knowledge(sample: _Data, neighbors: int, permutations: int, generator: Generator) -> list[Knowledge]:
+def _knowledge(sample: LabelledRows, neighbors: int, permutations: int, generator: Generator) -> list[Knowledge]:
     variables = [(name, "feature", sample.x[:, d]) for d, name in enumerate(sample.names)]
     drawn = f", among the {len(sample.x)} rows drawn,"
     if bool((sample.labels == sample.labels[0]).all()):
@@ -176,7 +114,9 @@ def _spread(values: Tensor) -> Tensor:
     return values / values.std(0)
 
 
-def _dependences(data: _Data, part_rows: int, parts: int, permutations: int, generator: Generator) -> list[Dependence]:
+def _dependences(
+    data: LabelledRows, part_rows: int, parts: int, permutations: int, generator: Generator
+) -> list[Dependence]:
     everyone = data.take(_draw(len(data.x), part_rows, generator))
     overall = [_coefficient(everyone, d, 0, generator)[0] for d in range(len(data.names))]
     lines = []
@@ -202,7 +142,7 @@ def _largest(labels: Tensor, part_rows: int, parts: int) -> list[tuple[int, int]
     ]
 
 
-def _coefficient(rows: _Data, d: int, permutations: int, generator: Generator) -> tuple[float, float | None]:
+def _coefficient(rows: LabelledRows, d: int, permutations: int, generator: Generator) -> tuple[float, float | None]:
     """Of feature d and the outcome, with its p-value; NaN where one of them does not vary."""
     assert rows.y is not None
     x, y = rows.x[:, d], varying(rows.y)

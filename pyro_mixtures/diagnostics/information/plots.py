@@ -45,7 +45,9 @@ def plot_information(
     written = _written(result, labels or {})
     shown = result.knowledge[:count]
     if ax is None:
-        ax = Figure(figsize=(7.5, 1.3 + 0.28 * len(shown)), dpi=150, layout="constrained").subplots()
+        longest = max(len(written[line.name]) for line in shown)
+        size = (max(7.5, 5.5 + 0.1 * longest), 1.3 + 0.28 * len(shown))  # inches, of which the bars get about half
+        ax = Figure(figsize=size, dpi=150, layout="constrained").subplots()
     bars = ax.barh(range(len(shown)), [line.nats for line in shown], color=[_COLORS[line.kind] for line in shown])
     for bar, line in zip(bars, shown, strict=True):
         bar.set_alpha(1.0 if _found(line, level) else _PALE)

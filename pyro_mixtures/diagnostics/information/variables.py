@@ -41,7 +41,7 @@ def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
 def as_columns(values: Array, name: str) -> Tensor:
     """Numbers (n, d) of a variable each of whose columns varies; on their own device, of 32 or 64 bits.
 
-    Integers become float64: float32 holds none of nine digits, so rows close in time would become ties.
+    Integers become float64: float32 rounds those above 2^24, which would make ties of times or numbers of rows.
     """
     found = as_rows(values).detach()
     _check_shape(tuple(found.shape), name)

@@ -1,6 +1,6 @@
 """Model choice: families of mixtures over numbers of components, fitted and compared in one call."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
 from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer.bootstrap import check_generator
 from pyro_mixtures.infer.growth import checked_sizes
 from pyro_mixtures.infer.trials import random_state_kept
-from pyro_mixtures.options import check_flag, check_whole
+from pyro_mixtures.options import check_flag, check_generator, check_whole
 
 
 def compare_fits(
@@ -102,8 +101,6 @@ def compare_fits(
     _check_builds(builds)
     if start is not None and not callable(start):
         raise OptionError(f"start={start!r}: give a function start(model, *rows) that sets the params of a fresh model")
-    if not isinstance(components, Iterable):
-        raise OptionError(f"components={components!r}: give several numbers of components, as range(1, 9)")
     sizes = checked_sizes(components)
     _check_criterion(criterion, heldout=heldout is not None, folds=folds, draws=draws)
     tensors = Batches(rows).tensors

@@ -80,10 +80,13 @@ def report(
         state, summary = report_of(
             fit, tensors, source, sample=sample, others=others, outliers=outliers, batch_size=batch_size
         )
+        some = state.known[:: max(1, -(-len(state.known) // _ROWS))]
+        found = _places(fit, state, some, tensors, image_shape)
         _add_fit(page, fit, state, tensors)
         _add_partition(page, summary)
         _add_responsibilities(page, fit, state, tensors, sample, source)
-        _add_components(page, fit, state, summary, tensors, image_shape)
+        if found is not None:
+            _add_components(page, fit, found, state.labels[some], summary, image_shape)
         if gate is not None:
             _add_gate(page, gate, state, tensors[0])
     if information is not None:
@@ -140,27 +143,31 @@ def _add_responsibilities(
     page.picture(plot_responsibilities(found, numbers=some), caption)
 
 
-def _add_components(
-    page: Page,
-    fit: Fit,
-    state: FittedRows,
-    summary: PartitionReport,
-    rows: tuple[Tensor, ...],
-    image_shape: tuple[int, ...] | None,
-) -> None:
-    some = state.known[:: max(1, -(-len(state.known) // _ROWS))]
+def _places(
+    fit: Fit, state: FittedRows, some: Tensor, rows: tuple[Tensor, ...], image_shape: tuple[int, ...] | None
+) -> FittedComponents | None:
+    """Components among ``some`` rows, where there is something to draw of them."""
     part = (tensor[some.to(tensor.device)] for tensor in rows)
     found = fitted_components(fit, *part, given=state.point.values)
     if found is None and image_shape is not None:
         raise OptionError(f"image_shape={image_shape}, but no observed site has components with a place: leave it out")
-    if found is None or (image_shape is None and found.loc.shape[1] == 1):
-        return
+    return found if found is None or image_shape is not None or found.loc.shape[1] > 1 else None
+
+
+def _add_components(
+    page: Page,
+    fit: Fit,
+    found: FittedComponents,
+    labels: Tensor,
+    summary: PartitionReport,
+    image_shape: tuple[int, ...] | None,
+) -> None:
     page.heading("Components")
     if image_shape is not None:
         sheet = plot_image_sheet(found.loc, shape=image_shape, order=summary.sizes, count=_IMAGES)
         page.picture(sheet, "Means of the components as images, those with most rows first.")
     if found.loc.shape[1] > 1:
-        _add_ellipses(page, found, state.labels[some], summary)
+        _add_ellipses(page, found, labels, summary)
         _add_graph(page, fit, found, summary)
 
 

@@ -36,7 +36,9 @@ def point_of(fit: Fit, rows: Sequence[Tensor], seed: int = 0) -> Point:
     guide = fit.guide
     with _seeded(seed, rows), pyro.poutine.block(), torch.no_grad():
         names = guide.read(*some_rows(rows, guide.components)).latent
-        drawn = guide.latent_values(*rows)  # also the first call of an autoguide, which needs one
+        guide.latent_values(*rows)  # an autoguide's first call sets it up, from random numbers of its own
+        pyro.set_rng_seed(seed)
+        drawn = guide.latent_values(*rows)
         median = _median(guide.beside, rows) if isinstance(guide, _Beside) else {}
     known = set(names) <= median.keys()
     values = median if known else drawn

@@ -206,13 +206,16 @@ def test_names_are_drawn_as_they_are():
 
 def test_long_names_leave_room():
     names = [f"{'very ' * 24}long {which}" for which in ("a", "b")]
-    result = PartitionInformation([Knowledge(name, "feature", 0.5, None, None) for name in names], [], 0.7, 100)
-    ax = plot_information(result)
-    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    lines = [Knowledge(name, "feature", 0.5, 0.2, 0.2) for name in names]
+    lines += [Knowledge("x", "all features", 0.5, 0.01, 0.01), Knowledge("y", "outcome", 0.5, 0.01, 0.01)]
+    ax = plot_information(PartitionInformation(lines, [], 0.7, 100))
+    ax.figure.savefig(io.BytesIO(), format="png")
     shown = [tick.get_text() for tick in ax.get_yticklabels()]
     assert max(map(len, shown)) <= 40
-    assert [label[-6:] for label in shown] == ["long a", "long b"]
+    assert [label[-6:] for label in shown[:2]] == ["long a", "long b"]
     assert ax.get_position().width > 0.5
+    for text in (ax.get_legend(), ax.xaxis.label, ax.title):
+        assert text.get_window_extent().x1 <= ax.figure.bbox.x1
 
 
 def test_labels_and_legend_of_the_picture(found):
