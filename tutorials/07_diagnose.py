@@ -128,6 +128,7 @@ def main(out: Path, restarts: int, steps: int, permutations: int) -> dict:
         tumours.malignant,
         names=FEATURES,
         permutations=permutations,
+        part_rows=int(torch.bincount(labels).min()),  # all rows of the smallest part, as many of the others
         generator=torch.Generator().manual_seed(0),
     )
     page = out / "report.html"
@@ -423,6 +424,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/diagnose"), help="where to write (runs/diagnose)")
     parser.add_argument("--restarts", type=int, default=4, help="chains (4)")
     parser.add_argument("--steps", type=int, default=500, help="gradient steps of each posterior (500)")
-    parser.add_argument("--permutations", type=int, default=199, help="of every test (199)")
+    parser.add_argument("--permutations", type=int, default=99, help="of every test (99)")
     options = parser.parse_args()
     main(options.out, options.restarts, options.steps, options.permutations)

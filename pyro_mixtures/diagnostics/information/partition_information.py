@@ -17,6 +17,7 @@ from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.scoring import Responsibilities
 from pyro_mixtures.options import check_whole
 
+_SETS = 4  # of rows, at most, whose coefficients over all parts are averaged
 _STEPS, _STARTS = 50, 5  # of the many coefficients: half as many as for a single one
 
 
@@ -38,7 +39,8 @@ def partition_information(
     Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend on the units of a
     single variable; for I(z; x), and where y has several columns, they are scaled to equal spread. The second table
     has :func:`hypercontractivity` of (feature, y) inside each part next to that over all rows, both from ``part_rows``
-    random rows, because coefficients of different numbers of rows cannot be compared.
+    random rows, because coefficients of different numbers of rows cannot be compared (over all rows it is the mean of
+    up to four such sets: so ``part_rows`` as large as the smallest part that matters gives the steadiest answers).
     :meth:`PartitionInformation.partial` picks dependences found in some parts only. Rows without a part (labels below
     zero, as masked rows have) do not count. An adjusted p-value is at least (number of tests) / (rejections
     (permutations + 1)): with many features and parts ask for more permutations.
@@ -117,8 +119,9 @@ def _spread(values: Tensor) -> Tensor:
 def _dependences(
     data: LabelledRows, part_rows: int, parts: int, permutations: int, generator: Generator
 ) -> list[Dependence]:
-    everyone = data.take(_draw(len(data.x), part_rows, generator))
-    overall = [_coefficient(everyone, d, 0, generator)[0] for d in range(len(data.names))]
+    order = torch.randperm(len(data.x), generator=generator, device="cpu")
+    sets = [data.take(some) for some in order.split(part_rows)[: max(1, min(_SETS, len(order) // part_rows))]]
+    overall = [_mean([_coefficient(rows, d, 0, generator)[0] for rows in sets]) for d in range(len(data.names))]
     lines = []
     for part, size in _largest(data.labels, part_rows, parts):
         members = (data.labels == part).nonzero()[:, 0].cpu()
@@ -129,6 +132,12 @@ def _dependences(
     adjusted = _adjusted([line.p_value for line in lines])
     lines = [line._replace(adjusted=q) for line, q in zip(lines, adjusted, strict=True)]
     return sorted(lines, key=lambda line: (data.names.index(line.feature), line.part))
+
+
+def _mean(coefficients: list[float]) -> float:
+    """Of those that are not NaN."""
+    found = [value for value in coefficients if not np.isnan(value)]
+    return float(np.mean(found)) if found else np.nan
 
 
 def _largest(labels: Tensor, part_rows: int, parts: int) -> list[tuple[int, int]]:
