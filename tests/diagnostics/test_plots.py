@@ -119,11 +119,16 @@ class TestImageSheet:
         assert ax.get_images()[0].get_array().shape == (5, 5, 3)
         draw(ax)
 
+    @pytest.mark.parametrize(("images", "lines", "columns"), [(18, 3, 6), (400, 20, 20), (2, 1, 2)])
+    def test_a_sheet_is_twice_as_wide_as_high(self, images, lines, columns):
+        sheet = plot_image_sheet(np.ones((images, 4)), shape=(2, 2)).get_images()[0].get_array()
+        assert sheet.shape == (3 * lines - 1, 3 * columns - 1)
+
     def test_count_and_title(self):
         ax = Figure().subplots()
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), count=4, ax=ax) is ax
         assert ax.get_title() == "4 of 9 component means"
-        assert ax.get_images()[0].get_array().shape == (2, 11)
+        assert ax.get_images()[0].get_array().shape == (5, 8)  # three in a line, and one
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), title="Means").get_title() == "Means"
         order = [-np.inf, 0, *range(7)]  # log weights: a dropped component is the last
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), order=order).get_title() == "9 component means"

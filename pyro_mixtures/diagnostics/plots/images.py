@@ -22,7 +22,7 @@ def plot_image_sheet(
     *,
     shape: tuple[int, ...] = (8, 8),
     order: Array | None = None,
-    columns: int = 20,
+    columns: int | None = None,
     count: int | None = None,
     contrast: str = "shared",
     title: str | None = None,
@@ -33,7 +33,7 @@ def plot_image_sheet(
     :param images: (C, D), one flattened image a row.
     :param shape: (height, width) or (height, width, 3) of an image, D numbers.
     :param order: (C,) numbers, highest first: the components' weights, say. None keeps the order of the rows.
-    :param columns: images in a line of the sheet.
+    :param columns: images in a line of the sheet; None makes it twice as wide as high, up to 20.
     :param count: show only so many.
     :param contrast: ``"shared"``, one scale for all (from the 1st to the 99th percentile), or ``"each"``, every image
         from its own darkest to its own brightest number.
@@ -46,11 +46,13 @@ def plot_image_sheet(
     """
     if contrast not in _CONTRASTS:
         raise OptionError(f"unknown contrast={contrast!r}; choose one of {_CONTRASTS}")
-    check_whole(columns=columns, **({} if count is None else {"count": count}))
+    check_whole(**{name: value for name, value in {"columns": columns, "count": count}.items() if value is not None})
     stack = _ordered(_stack(images, shape), order)
     shown = stack[: count or len(stack)]
     low, high = np.percentile(stack, [1, 99])
-    sheet = _sheet(_stretched(shown) if contrast == "each" else shown, columns)
+    sheet = _sheet(
+        _stretched(shown) if contrast == "each" else shown, columns or min(20, math.ceil((2 * len(shown)) ** 0.5))
+    )
     if ax is None:
         ax = figure((9, 8.4 * sheet.shape[0] / sheet.shape[1] + 0.4), layout="compressed").subplots()
     if contrast == "each":

@@ -117,6 +117,6 @@ def _is_number(cell: Any) -> bool:
 
 
 def _shown(cell: Any) -> str:
-    if cell is None:
+    if cell is None or cell != cell:
         return "-"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
