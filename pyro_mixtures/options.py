@@ -1,4 +1,4 @@
-"""Checks of numeric options: each error names the option, what was given, and what is possible."""
+"""Checks of options: each error names the option, what was given, and what is possible."""
 
 import math
 from numbers import Integral, Real
