@@ -69,7 +69,7 @@ class PartitionReport:
         lines = [
             ("partition", f"{self.rows} rows in {len(live)} of {len(self.sizes)} components"),
             ("sizes", f"largest {live.max()}, median {np.median(live):.10g}, smallest {live.min()}"),
-            ("dead components", f"{_some(self.dead.tolist())}; {changed}"),
+            ("dead components", f"{'number ' * bool(len(self.dead))}{_some(self.dead.tolist())}; {changed}"),
             ("entropy of q", f"{self.entropy:.4g} nats a row"),
             ("truncation gap", _of_gap(self.gap)),
         ]

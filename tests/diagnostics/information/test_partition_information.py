@@ -17,6 +17,7 @@ from pyro_mixtures.diagnostics.information import (
     partition_information,
     plot_information,
 )
+from pyro_mixtures.diagnostics.information.hypercontractivity import hypercontractivity
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring import Responsibilities
 
@@ -36,6 +37,19 @@ def mixture(seed=0):
     x[:, 0] += 3 * z
     y = 2 * z * x[:, 1] + torch.randn(N, generator=g, device="cpu")
     return z, x, y
+
+
+@pytest.mark.parametrize(("part_rows", "sets"), [(50, 4), (150, 4), (250, 2), (300, 2)])
+def test_dependences_over_all_rows_are_the_mean_of_sets_as_large_as_those_inside(part_rows, sets):
+    z, x, y = mixture()
+    found = partition_information(z, x[:, :1], y, permutations=0, part_rows=part_rows, generator=generator(3))
+    g = generator(3)
+    torch.randperm(N, generator=g)  # the rows for mutual information
+    some = torch.randperm(N, generator=g).split(part_rows)[:sets]
+    options = {"steps": 50, "starts": 5, "generator": g}
+    expected = [hypercontractivity(x[rows, 0], y[rows], **options).coefficient for rows in some]
+    (overall,) = {line.overall for line in found.dependences}
+    assert overall == pytest.approx(sum(expected) / sets, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
