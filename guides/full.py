@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.poutine import Posterior, exact_posterior
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
-from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.guides.hard_blocks import Blocks, Tally
 from pyro_mixtures.guides.hard_costs import SCORES, FewestRows, Gains, paid
 from pyro_mixtures.partition.assignment import METHODS, assign

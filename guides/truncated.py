@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import OptionError, PartitionError
-from pyro_mixtures.guides.base import PartitionGuide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
 from pyro_mixtures.partition import CandidateSets, NeighborGraph

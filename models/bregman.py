@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, MixtureWeights
-from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.squared_distances import Mahalanobis, SquaredEuclidean
+from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
+from pyro_mixtures.distributions.normal.squared_distances import Mahalanobis, SquaredEuclidean
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models.base import RowMixture, weighted

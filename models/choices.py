@@ -10,7 +10,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.choices import ChoiceLogits
+from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.models.base import MixtureProgram, check_row_weight, check_tensor, weighted

@@ -6,8 +6,8 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
-from pyro_mixtures.distributions.support_vectors import SupportVectorMachines, check_options
+from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines, check_options
 from pyro_mixtures.models.base import ConditionalMixture
 from pyro_mixtures.options import check_number, check_whole
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.squared_distances import Cosines, SquaredEuclidean
+from pyro_mixtures.distributions.normal.squared_distances import Cosines, SquaredEuclidean
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.models.bregman import MeanMixture
 from pyro_mixtures.options import check_flag

@@ -7,7 +7,7 @@ from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pyro_mixtures.distributions.pseudo_likelihoods import Loss, PseudoLikelihoods, descent_of, loss_named
+from pyro_mixtures.distributions.regression.pseudo_likelihoods import Loss, PseudoLikelihoods, descent_of, loss_named
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.models.base import ConditionalMixture
 from pyro_mixtures.options import check_whole

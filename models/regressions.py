@@ -7,7 +7,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.models.base import ConditionalMixture
 from pyro_mixtures.options import check_number, check_whole
 

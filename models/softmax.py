@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.softmax_components import SoftmaxComponents
+from pyro_mixtures.distributions.logit.softmax_components import SoftmaxComponents
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.models.base import MixtureProgram, weighted
 from pyro_mixtures.poutine import data_plate

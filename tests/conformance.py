@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.predict import sample
+from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.models import Mixture
 from pyro_mixtures.ops import use_backend
 

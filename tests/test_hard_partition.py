@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition

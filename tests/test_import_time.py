@@ -47,5 +47,5 @@ def test_imports_bring_no_heavy_library():
 def test_imports_compile_no_kernel():
     found = in_a_new_process([*PACKAGES, "pyro_mixtures.diagnostics"], KERNELS)
     kernels = dict(zip(found[::2], found[1::2], strict=True))
-    assert "pyro_mixtures.ops.numba_pairs.pair_log_density" in kernels
+    assert "pyro_mixtures.ops.kernels.numba_pairs.pair_log_density" in kernels
     assert {name: number for name, number in kernels.items() if number != "0"} == {}

@@ -13,7 +13,7 @@ from pyro_mixtures.data.choices import choices_from_long
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence, fit, responsibilities
-from pyro_mixtures.infer.predict import sample
+from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.models.choices import LatentClassLogit
 from tests.conformance import assert_near, exact_loss
 

@@ -12,7 +12,7 @@ from pyro.optim import SGD, Adam
 from torch.nn.functional import huber_loss
 
 from pyro_mixtures.diagnostics import to_arviz
-from pyro_mixtures.distributions.pseudo_likelihoods import LOSSES, PseudoLikelihoods, loss_named
+from pyro_mixtures.distributions.regression.pseudo_likelihoods import LOSSES, PseudoLikelihoods, loss_named
 from pyro_mixtures.errors import (
     ClosedFormError,
     DataError,

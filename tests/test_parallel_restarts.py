@@ -14,8 +14,8 @@ from pyro_mixtures.errors import ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.restarts import RestartsResult, fit_restarts
-from pyro_mixtures.infer.routing import compare_routing
+from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
+from pyro_mixtures.infer.experts.routing import compare_routing
 from pyro_mixtures.models import GaussianMixture, MixtureOfModules, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate

@@ -53,7 +53,7 @@ from pyro_mixtures.diagnostics import (
     report,
     to_arviz,
 )
-from pyro_mixtures.diagnostics.information import Dependence, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information import Dependence, PartitionInformation
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import Fit
 from pyro_mixtures.models import GaussianMixture

@@ -1,17 +1,11 @@
 """Looking at fits: ArviZ data, and plots."""
 
 from pyro_mixtures.diagnostics.alignment import align, relabel
-from pyro_mixtures.diagnostics.information import (
-    hypercontractivity,
-    hypercontractivity_of_table,
-    mutual_information,
-    partition_information,
-    plot_information,
-)
-from pyro_mixtures.diagnostics.io_arviz import to_arviz
+from pyro_mixtures.diagnostics.arviz_io.to_arviz import to_arviz
 from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
 from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
 from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
+from pyro_mixtures.diagnostics.partition_information import partition_information, plot_information
 from pyro_mixtures.diagnostics.plots import (
     plot_denoised,
     plot_ellipses,
@@ -34,9 +28,6 @@ __all__ = [
     "agreement",
     "align",
     "compare_fits",
-    "hypercontractivity",
-    "hypercontractivity_of_table",
-    "mutual_information",
     "partition_information",
     "partition_report",
     "plot_comparison",

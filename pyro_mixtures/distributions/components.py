@@ -7,12 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_mixtures.distributions.floors import floors
 from pyro_mixtures.distributions.indexing import flat_index
 from pyro_mixtures.distributions.shapes import broadcast
-from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
-from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_moments
 
 _VALID = "_pyro_mixtures_valid"
 
@@ -234,90 +231,6 @@ class Selected(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         return self.family.mean_at(self._expanded_index())
-
-
-class QuadraticComponents(Components):
-    """Families whose log density is the quadratic pair kernel of :mod:`pyro_mixtures.ops.quadratic`."""
-
-    has_rsample = True
-    location = "loc"
-    on_kernels = True
-    loc: Tensor
-    _kernel: Quadratic | None = None
-
-    @abstractmethod
-    def _make_kernel(self) -> Quadratic:
-        """The kernel's arguments, batch dimensions flattened; differentiable in the family's arguments."""
-
-    def kernel(self) -> Quadratic:
-        """The kernel's arguments; made once where no gradients are recorded."""
-        if torch.is_grad_enabled() and any(argument.requires_grad for argument in self.arguments.values()):
-            return self._make_kernel()
-        if self._kernel is None:
-            with torch.no_grad():
-                self._kernel = self._make_kernel()
-        return self._kernel
-
-    def moment_projection(self) -> Tensor:
-        """P (C, R, D) of the moments that the M-step needs: the kernel's own projection, unless stated otherwise."""
-        return self.kernel().projection
-
-    def part(self, some: slice) -> "QuadraticComponents":
-        part: Any = super().part(some)
-        if self._kernel is not None:
-            k = self._kernel
-            part._kernel = Quadratic(k.loc[some], k.precision[some], k.projection[some], k.offset[some], k.sign)
-        return part
-
-    def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
-            return self._gathered_log_prob(index, value)
-        x, pairs = self._pairs(value, index)
-        return pair_log_density(x, self.kernel(), pairs).reshape(index.shape)
-
-    def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
-        """The kernel's formula by plain torch indexing: slower, and traceable."""
-        kernel, c = self.kernel(), index.clamp_min(0)
-        diff = match_dtype(value, self.loc) - kernel.loc[c]
-        projected = (kernel.projection[c] @ diff.unsqueeze(-1)).squeeze(-1)
-        total = (kernel.precision[c] * diff.square()).sum(-1) + kernel.sign * projected.square().sum(-1)
-        return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
-
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: NormalStatistics | None = None
-    ) -> NormalStatistics:
-        x, pairs = self._pairs(value, index)
-        loc = self.flat(self.loc, 1)
-        before = None if into is None else Moments(*into[1:])
-        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs, before)
-        return NormalStatistics(loc, *moments)
-
-    def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Mean (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,): about one deviation away.
-
-        The row itself would be further from all other rows than they from each other, where features are many.
-        """
-        loc = self.flat(self.loc, 1)[component]
-        return loc + (row - loc) / len(row) ** 0.5
-
-    def floor(self, sums: NormalStatistics, fraction: float) -> Tensor:
-        return floors(sums, fraction)
-
-    def mean_at(self, index: Tensor) -> Tensor:
-        return self.flat(self.loc, 1)[index]
-
-    def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
-        """Distinct rows (N, D), and the pairs of them with the components ``index``."""
-        shape, components = value.shape[:-1], self.batch_shape.numel()
-        # Bytes are widened by the kernels, row by row.
-        x = (value if value.dtype == torch.uint8 else match_dtype(value, self.loc)).reshape(
-            shape.numel(), value.shape[-1]
-        )
-        lead = index.dim() - len(shape)
-        if index.shape[lead:] == shape:
-            return x, Pairs(index.reshape(index.shape[:lead].numel(), len(x)), components)
-        rows = torch.arange(len(x), device=x.device).reshape(shape).expand(index.shape)
-        return x, Pairs(index.reshape(1, -1), components, rows.reshape(-1))
 
 
 def match_dtype(value: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer
-from pyro_mixtures.ops.softmax_regression import SoftmaxRows, minimize
+from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows, minimize
 from pyro_mixtures.options import check_number
 
 # Probabilities of rows under all components alive at once.

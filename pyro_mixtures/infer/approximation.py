@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.distributions import Selected
-from pyro_mixtures.distributions.components import QuadraticComponents
+from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, PartitionError
-from pyro_mixtures.infer.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.labels import Partition, labels_of
 from pyro_mixtures.options import check_finite, check_whole
 from pyro_mixtures.poutine import Declaration, log_joint, read_declaration
 

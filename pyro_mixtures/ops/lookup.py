@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops import numba_search
+from pyro_mixtures.ops.kernels import numba_search
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.memory import empty
-from pyro_mixtures.ops.threads import for_each, pieces
+from pyro_mixtures.ops.kernels.threads import for_each, pieces
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.ops.small import inner, mix, scaled_transpose
-from pyro_mixtures.ops.threads import for_each
+from pyro_mixtures.ops.kernels.threads import for_each
 
 # Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
 _ELEMENTS = 1 << 18

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops import numba_pairs
+from pyro_mixtures.ops.kernels import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_mixtures.ops import numba_pairs
+from pyro_mixtures.ops.kernels import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
-from pyro_mixtures.ops.simd import VECTOR_BYTES
-from pyro_mixtures.ops.threads import for_each, threads
+from pyro_mixtures.ops.kernels.simd import VECTOR_BYTES
+from pyro_mixtures.ops.kernels.threads import for_each, threads
 from pyro_mixtures.ops.tiles import tiles
 
 # The numba path works through blocks of rows that fit the second-level cache, with some pairs for each component.

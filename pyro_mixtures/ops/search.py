@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.ops import numba_search
+from pyro_mixtures.ops.kernels import numba_search
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs
-from pyro_mixtures.ops.threads import for_each, pieces
+from pyro_mixtures.ops.kernels.threads import for_each, pieces
 
 # Components worth a thread's scratch memory.
 _LEAST_COMPONENTS = 32

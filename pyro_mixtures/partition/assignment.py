@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.ops import numba_transport
+from pyro_mixtures.ops.kernels import numba_transport
 
 METHODS = ("optimal", "greedy")
 

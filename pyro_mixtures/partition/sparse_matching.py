@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
-from pyro_mixtures.ops.numba_matching import match
+from pyro_mixtures.ops.kernels.numba_matching import match
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.partition.matching import match_components
 

@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ModelError
-from pyro_mixtures.ops.threads import kernels_first
+from pyro_mixtures.ops.kernels.threads import kernels_first
 
 
 class Declaration(NamedTuple):

@@ -13,8 +13,8 @@ from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNo
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence, fit, reconstruct, responsibilities
-from pyro_mixtures.infer.gates import fit_gate
-from pyro_mixtures.infer.routing import expert_predictions, fit_combiner
+from pyro_mixtures.infer.experts.gates import fit_gate
+from pyro_mixtures.infer.experts.routing import expert_predictions, fit_combiner
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs

@@ -32,9 +32,9 @@ from pyro.infer import TraceEnum_ELBO
 from pyro_mixtures.data.choices import ChoiceTable, choices_from_long, choices_from_wide
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.best_of import best_of
-from pyro_mixtures.infer.criteria import criteria
-from pyro_mixtures.infer.observed_information import observed_information
+from pyro_mixtures.infer.restarts.best_of import best_of
+from pyro_mixtures.infer.uncertainty.criteria import criteria
+from pyro_mixtures.infer.uncertainty.observed_information import observed_information
 from pyro_mixtures.models.choices import LatentClassLogit
 from tests.benchmarks.harness import Report, parser
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 
-from pyro_mixtures.diagnostics.information import hypercontractivity, mutual_information
+from pyro_mixtures.information import hypercontractivity, mutual_information
 from tests.benchmarks import harness
 
 N = 100_000

@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 from pyro_mixtures.errors import MomentWarning
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.best_of import best_of
-from pyro_mixtures.infer.growth import grow
+from pyro_mixtures.infer.restarts.best_of import best_of
+from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.init.softmax_starts import SoftmaxStart, start_softmax
 from pyro_mixtures.models.softmax import SoftmaxMixture
 from pyro_mixtures.partition.matching import matched_errors

@@ -11,8 +11,8 @@ from torch.distributions import constraints
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence, fit
-from pyro_mixtures.infer.bootstrap import bootstrap
-from pyro_mixtures.infer.placed import Placed, store_without
+from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
+from pyro_mixtures.infer.restarts.placed import Placed, store_without
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 

@@ -17,7 +17,7 @@ from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWe
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence, fit
-from pyro_mixtures.infer.bootstrap import bootstrap
+from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.choices import LatentClassLogit

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information.report import Dependence, Knowledge, PartitionInformation
 from pyro_mixtures.diagnostics.reports.html import report
 from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import partition_report

@@ -14,11 +14,11 @@ from torch.distributions import constraints
 
 from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FactorAnalyzers, MixtureWeights
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.criteria import criteria
+from pyro_mixtures.infer.uncertainty.criteria import criteria
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.choices import LatentClassLogit

@@ -16,12 +16,12 @@ from pyro_mixtures.diagnostics.model_choice.loo import psis
 from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
-from pyro_mixtures.diagnostics.model_choice.shrink import losses
+from pyro_mixtures.infer.restarts.pruning import losses
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence
-from pyro_mixtures.infer.criteria import Criteria
+from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate

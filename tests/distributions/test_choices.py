@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_mixtures.distributions.choices import ChoiceLogits
+from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.ops import choices as choice_ops
 from pyro_mixtures.ops import tiles

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch import distributions as stock
 
 from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.bregman import MeanStatistics
-from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
+from pyro_mixtures.distributions.exponential.bregman import MeanStatistics
+from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
+from pyro_mixtures.distributions.normal.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import use_backend
 from tests.conformance import TOLERANCE, assert_near

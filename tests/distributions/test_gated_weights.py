@@ -17,9 +17,9 @@ from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit, responsibilities
-from pyro_mixtures.infer.predict import sample
+from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.ops import softmax_regression
-from pyro_mixtures.ops.softmax_regression import SoftmaxRows, minimize
+from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows, minimize
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")

@@ -10,7 +10,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
-from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM

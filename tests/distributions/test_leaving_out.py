@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_mixtures.distributions.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
-from pyro_mixtures.distributions.leaving_out import leaving
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
-from pyro_mixtures.distributions.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
-from pyro_mixtures.distributions.support_vectors import SupportVectorMachines
+from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
+from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.normal.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
+from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions, RegressionStatistics
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions, RegressionStatistics
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit

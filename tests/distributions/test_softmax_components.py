@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Categoricals, MixtureWeights
-from pyro_mixtures.distributions import softmax_components as module
-from pyro_mixtures.distributions.softmax_components import SoftmaxComponents
+from pyro_mixtures.distributions.logit import softmax_components as module
+from pyro_mixtures.distributions.logit.softmax_components import SoftmaxComponents
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.models.base import MixtureProgram
 from pyro_mixtures.models.softmax import SoftmaxMixture

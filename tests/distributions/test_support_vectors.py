@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
 from pyro_mixtures.distributions import refits
-from pyro_mixtures.distributions.support_vectors import LOSSES, SOLVERS, SupportVectorMachines
+from pyro_mixtures.distributions.regression.support_vectors import LOSSES, SOLVERS, SupportVectorMachines
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import Dropout, Linear, Parameter, Sequential, Tanh
 
 from pyro_mixtures.distributions import warm_starts
-from pyro_mixtures.distributions.pseudo_likelihoods import PseudoLikelihoods
+from pyro_mixtures.distributions.regression.pseudo_likelihoods import PseudoLikelihoods
 from pyro_mixtures.errors import ClosedFormError, NumericalError, OptionError
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")

@@ -12,7 +12,7 @@ from pyro import distributions as dist
 from torch import nn
 
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM

@@ -7,7 +7,7 @@ import torch
 from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, evidence, fit
-from pyro_mixtures.infer.best_of import best_of
+from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.models import GaussianMixture
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")

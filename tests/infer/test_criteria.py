@@ -14,7 +14,7 @@ from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.criteria import criteria
+from pyro_mixtures.infer.uncertainty.criteria import criteria
 from pyro_mixtures.models import GaussianMixture, KMeans, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 

@@ -7,7 +7,7 @@ import torch
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, evidence
-from pyro_mixtures.infer.growth import grow
+from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")

@@ -25,8 +25,8 @@ from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.exact_likelihood import ExactLikelihood
-from pyro_mixtures.infer.observed_information import _differences, observed_information, standard_errors
+from pyro_mixtures.infer.uncertainty.exact_likelihood import ExactLikelihood
+from pyro_mixtures.infer.uncertainty.observed_information import _differences, observed_information, standard_errors
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pyro_mixtures.distributions.gated_weights import GatedWeights
-from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
-from pyro_mixtures.distributions.support_vectors import SupportVectorMachines
+from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, assign, evidence, fit, responsibilities

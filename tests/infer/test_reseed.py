@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions.conditional import nudge
-from pyro_mixtures.distributions.support_vectors import SupportVectorMachines
+from pyro_mixtures.distributions.regression.conditional import nudge
+from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.reseed import Pauses, Split
+from pyro_mixtures.infer.em.reseed import Pauses, Split
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.choices import LatentClassLogit
 from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs

@@ -13,7 +13,7 @@ from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM, evidence
-from pyro_mixtures.infer.restarts import fit_restarts
+from pyro_mixtures.infer.restarts.hard import fit_restarts
 from pyro_mixtures.init.labels import METHODS
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans

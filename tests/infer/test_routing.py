@@ -15,12 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import DataError, ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.gates import Gate, Standard, fit_gate
-from pyro_mixtures.infer.routing import (
+from pyro_mixtures.infer.experts.gates import Gate, Standard, fit_gate
+from pyro_mixtures.infer.experts.routing import (
     accuracy,
     chosen,
     compare_routing,
@@ -111,8 +111,8 @@ def test_two_parts_have_half_the_penalty_of_one_weight_vector():
 def test_gate_looks_at_rows_in_chunks(monkeypatch):
     x, labels = labelled(100, 3, 4)
     whole = fit_gate(x, labels, 4).log_prob(x)
-    monkeypatch.setattr("pyro_mixtures.infer.gates._NUMBERS", 64)
-    monkeypatch.setattr("pyro_mixtures.infer.gates._ROWS", 7)
+    monkeypatch.setattr("pyro_mixtures.infer.experts.gates._NUMBERS", 64)
+    monkeypatch.setattr("pyro_mixtures.infer.experts.gates._ROWS", 7)
     torch.testing.assert_close(fit_gate(x, labels, 4).log_prob(x), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -219,7 +219,7 @@ def test_gate_refuses_what_it_cannot_use():
 
 def test_a_gate_that_does_not_converge_says_so(monkeypatch):
     x, labels = labelled(50, 3, 3)
-    monkeypatch.setattr("pyro_mixtures.infer.gates._STEPS", 1)
+    monkeypatch.setattr("pyro_mixtures.infer.experts.gates._STEPS", 1)
     with pytest.warns(RuntimeWarning, match="before convergence"):
         fit_gate(x, labels, 3)
 
@@ -389,7 +389,7 @@ def test_combiner_looks_at_rows_in_chunks_and_bears_collinear_experts(monkeypatc
     predictions, y = randn(50, 3), randn(50, seed=1)
     predictions = torch.cat([predictions, predictions], 1)
     whole = fit_combiner(predictions, y, 0.0)(predictions)
-    monkeypatch.setattr("pyro_mixtures.infer.combiners._NUMBERS", 30)
+    monkeypatch.setattr("pyro_mixtures.infer.experts.combiners._NUMBERS", 30)
     torch.testing.assert_close(fit_combiner(predictions, y, 0.0)(predictions), whole)
     design = np.c_[predictions.numpy(), np.ones(50)]
     np.testing.assert_allclose(whole.numpy(), design @ np.linalg.lstsq(design, y.numpy(), rcond=None)[0], atol=1e-9)

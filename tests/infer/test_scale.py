@@ -43,7 +43,7 @@ def family(request):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Fits take the fewest rows a batch, and believe that no parameters stay in a cache."""
-    fitting = sys.modules["pyro_mixtures.infer.batching"]
+    fitting = sys.modules["pyro_mixtures.infer.em.batching"]
     monkeypatch.setattr(fitting, "_BATCH_BYTES", 1)
     monkeypatch.setattr(fitting, "_CACHED_BYTES", 0)
 
@@ -90,7 +90,7 @@ def winners(em):
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize("partition", ["exact", "truncated"])
 def test_fits_are_the_same_bits_on_any_number_of_threads(family, partition, dtype, monkeypatch):
-    monkeypatch.setattr(sys.modules["pyro_mixtures.infer.m_step"], "_NUMBERS_A_PART", 64)  # several parts of components
+    monkeypatch.setattr(sys.modules["pyro_mixtures.infer.em.m_step"], "_NUMBERS_A_PART", 64)  # several parts of components
     x, found = clusters(1500, 5, components=40).to(dtype), []
     for threads in (1, 2):
         torch.set_num_threads(threads)

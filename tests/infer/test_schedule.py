@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_mixtures.infer.schedule import SearchSchedule
+from pyro_mixtures.infer.em.schedule import SearchSchedule
 
 
 def run(schedule, gains, tolerance=0.1):

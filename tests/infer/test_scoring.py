@@ -361,7 +361,7 @@ def test_no_array_of_rows_by_components_is_made(use, guided):
 
 
 def test_default_chunks_bound_the_pairs(monkeypatch):
-    monkeypatch.setattr("pyro_mixtures.infer.scoring._EXACT_PAIRS", 1000)
+    monkeypatch.setattr("pyro_mixtures.infer.scoring.posteriors._EXACT_PAIRS", 1000)
     model, x = mixture(components=100), rows(600)
     with LargestTensor() as seen:
         evidence(model, x)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pyro_mixtures.distributions.generalized_regressions import LogisticRegressions, PoissonRegressions
-from pyro_mixtures.ops.newton import expand
-from pyro_mixtures.ops.softmax_regression import SoftmaxRows
-from pyro_mixtures.ops.softmax_regression import minimize as minimize_softmax
+from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.ops.optimize.newton import expand
+from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows
+from pyro_mixtures.ops.optimize.softmax_regression import minimize as minimize_softmax
 
 F64 = torch.float64
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, F64])

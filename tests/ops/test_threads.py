@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mixtures.ops.threads import for_each, kernels_first, pieces, threads
+from pyro_mixtures.ops.kernels.threads import for_each, kernels_first, pieces, threads
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 # Long enough for any machine: only what hangs waits for so long.

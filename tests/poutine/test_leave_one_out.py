@@ -8,8 +8,8 @@ import torch
 from pyro.optim import SGD
 
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.linear_regressions import LinearRegressions
-from pyro_mixtures.distributions.squared_distances import SquaredEuclidean
+from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
+from pyro_mixtures.distributions.normal.squared_distances import SquaredEuclidean
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM

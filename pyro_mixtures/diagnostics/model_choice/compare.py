@@ -8,13 +8,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.model_choice.fits import Build, Plan, Start
+from pyro_mixtures.infer.restarts.path import Build, Plan, Start
 from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
 from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer.growth import checked_sizes
-from pyro_mixtures.infer.trials import random_state_kept
+from pyro_mixtures.infer.restarts.growth import checked_sizes
+from pyro_mixtures.infer.restarts.trials import random_state_kept
 from pyro_mixtures.options import check_flag, check_generator, check_whole
 
 
@@ -41,7 +41,7 @@ def compare_fits(
     ``criterion``    chooses
     ===============  ================================================================================================
     ``"bic"``        the smallest ``p log n - 2 log L``; ``"aic"`` and ``"icl"`` likewise: see
-                     :func:`~pyro_mixtures.infer.criteria.criteria`
+                     :func:`~pyro_mixtures.infer.uncertainty.criteria.criteria`
     ``"heldout"``    by the log evidence of ``heldout`` rows, or of all rows by ``folds``, each row scored by the fit
                      that has not seen its fold. Exact at any number of components
     ``"loo"``        by PSIS-LOO, from ``draws`` refits to resampled rows, which start at the fit, see
@@ -61,12 +61,12 @@ def compare_fits(
     :param folds: K of K-fold cross-validation: every fit is made K times more, from its first start on.
     :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without. Rows must have weights of one.
     :param warm_start: each fit grows from that of the number of components before (as
-        :func:`~pyro_mixtures.infer.growth.grow` does; the likeliest of three short ones goes on), and then competes,
+        :func:`~pyro_mixtures.infer.restarts.growth.grow` does; the likeliest of three short ones goes on), and then competes,
         from the largest back to the smallest, with the one after without the components that its rows miss least; what
         this mends grows and shrinks once more. It needs re-seeding and weights that are a simplex param, and one exact
         pass over the rows for each component that goes.
     :param starts: fresh starts beside growth, the likeliest of which goes on (see
-        :func:`~pyro_mixtures.infer.best_of.best_of`) and competes with it. What has nothing to grow from has one at
+        :func:`~pyro_mixtures.infer.restarts.best_of.best_of`) and competes with it. What has nothing to grow from has one at
         least; so has a guide that does not split components, ``HardPartition``.
     :param start: ``start(model, *rows)`` sets the params of a fresh model, as ``lambda model, x:
         model.start_at(seed_rows(x, model.components))``; by default they stay as ``build`` made them.
@@ -74,7 +74,7 @@ def compare_fits(
     :param chunk: rows evaluated at once.
     :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
     :param progress: show a bar of the fits with the best so far.
-    :param fit_options: for :func:`~pyro_mixtures.infer.fit`, of every fit.
+    :param fit_options: for :func:`~pyro_mixtures.infer.em.fit`, of every fit.
     :returns: the scores. The params of the best are in place in Pyro's store, which otherwise holds what it held.
     :raises OptionError: for impossible options, or a criterion that they do not compute, or more folds than rows.
     :raises DataError: when held out rows do not fit the rows. :raises ModelError: for draws of rows that have weights.

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pyro_mixtures.diagnostics.datasets import SAMPLE_DIMS, Variable, to_container
-from pyro_mixtures.diagnostics.model_choice.fits import Member, Path
+from pyro_mixtures.diagnostics.arviz_io.datasets import SAMPLE_DIMS, Variable, to_container
+from pyro_mixtures.infer.restarts.path import Member, Path
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 
 

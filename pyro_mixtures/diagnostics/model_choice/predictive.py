@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyro_mixtures.diagnostics.model_choice.fits import Member, Rows
-from pyro_mixtures.infer.scoring import posteriors
+from pyro_mixtures.infer.restarts.path import Member, Rows
+from pyro_mixtures.infer.scoring.posteriors import posteriors
 
 
 class Predictive(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.model_choice.fits import Rows
+from pyro_mixtures.infer.restarts.path import Rows
 from pyro_mixtures.errors import DataError, OptionError
 
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_mixtures.diagnostics.model_choice.fits import Member
+from pyro_mixtures.infer.restarts.path import Member
 from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.diagnostics.model_choice.table import columns, table
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer.criteria import Criteria
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.placed import Placed
-from pyro_mixtures.infer.trials import put_in_place
+from pyro_mixtures.infer.uncertainty.criteria import Criteria
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.restarts.placed import Placed
+from pyro_mixtures.infer.restarts.trials import put_in_place
 from pyro_mixtures.options import check_number
 
 INFORMATION = ("bic", "aic", "icl")

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_mixtures.diagnostics.model_choice.fits import Build, Member, Path, Plan, Rows, Tick
+from pyro_mixtures.infer.restarts.path import Build, Member, Path, Plan, Rows, Tick
 from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, leave_one_out
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 from pyro_mixtures.diagnostics.model_choice.rows import folds_of
 from pyro_mixtures.diagnostics.model_choice.score import Score
-from pyro_mixtures.infer.bootstrap import check_unweighted
-from pyro_mixtures.infer.criteria import Criteria, criteria
-from pyro_mixtures.infer.trials import inference_of, own_params
+from pyro_mixtures.infer.uncertainty.bootstrap import check_unweighted
+from pyro_mixtures.infer.uncertainty.criteria import Criteria, criteria
+from pyro_mixtures.infer.restarts.trials import inference_of, own_params
 
 
 class Scorer:

@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array, to_finite, to_numbers
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer.scoring import Responsibilities
+from pyro_mixtures.infer.scoring.posteriors import Responsibilities
 from pyro_mixtures.options import check_whole
 
 # Parts that get a bar with a number, rows that get one; sizes further apart are drawn on a logarithmic axis.

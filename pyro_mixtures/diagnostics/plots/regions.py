@@ -13,7 +13,7 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, to_finite, to_numbers
 from pyro_mixtures.diagnostics.plots.places import draw_labelled, write_number
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer.gates import Gate
+from pyro_mixtures.infer.experts.gates import Gate
 from pyro_mixtures.options import check_whole
 
 # Rows drawn, at most; and how far beyond them the picture goes, as a share of their range.

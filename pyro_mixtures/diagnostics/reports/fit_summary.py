@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import pyro_mixtures
-from pyro_mixtures.diagnostics.program import read_program
+from pyro_mixtures.diagnostics.arviz_io.program import read_program
 from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.history import Epoch
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.em.history import Epoch
 
 _SIMPLE = (bool, int, float, str, frozenset, type(None))
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
 from pyro_mixtures.diagnostics.reports.point import point_of
 from pyro_mixtures.distributions import Components, Selected
-from pyro_mixtures.distributions.components import QuadraticComponents
-from pyro_mixtures.infer.fit import Fit
+from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
+from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.poutine import CandidateMessenger
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pyro_mixtures.diagnostics.reports.point import Point, point_of
 from pyro_mixtures.errors import ModelError, OptionError
-from pyro_mixtures.infer.batching import plan
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.labels import Partition
+from pyro_mixtures.infer.em.batching import plan
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.experts.labels import Partition
 from pyro_mixtures.poutine import Posterior, ReuseMessenger
 
 
@@ -33,7 +33,7 @@ class FittedRows(NamedTuple):
 def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: int = 0) -> FittedRows:
     """One pass of the fit's guide over the ``rows`` that it was fitted to, without searching or moving any.
 
-    :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.fit`.
+    :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.em.fit`.
     :param seed: of the model's other latent sites, where their guide has no median.
     :raises OptionError: for a guide of several partitions side by side.
     :raises PartitionError: when the guide holds the state of another number of rows.

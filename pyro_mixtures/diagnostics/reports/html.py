@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.diagnostics.information.plots import plot_information
-from pyro_mixtures.diagnostics.information.report import Dependence, Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information.plots import plot_information
+from pyro_mixtures.diagnostics.partition_information.report import Dependence, Knowledge, PartitionInformation
 from pyro_mixtures.diagnostics.plots.history import plot_history
 from pyro_mixtures.diagnostics.plots.images import plot_image_sheet
 from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
@@ -24,9 +24,9 @@ from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import Other, PartitionReport, report_of
 from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.gates import Gate
-from pyro_mixtures.infer.scoring import responsibilities
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.experts.gates import Gate
+from pyro_mixtures.infer.scoring.posteriors import responsibilities
 
 # What a picture or table shows at most: rows, ellipses, components of the graph, images, lines, components of a row.
 _ROWS, _ELLIPSES, _NODES, _IMAGES, _LINES, _TOP = 3000, 60, 2000, 400, 20, 8
@@ -56,7 +56,7 @@ def report(
         :func:`~pyro_mixtures.diagnostics.reports.partition_report.partition_report`.
     :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds the sheet of means.
     :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its regions.
-    :param information: of :func:`~pyro_mixtures.diagnostics.information.partition_information`: adds what the
+    :param information: of :func:`~pyro_mixtures.diagnostics.partition_information.partition_information`: adds what the
         partition knows, and dependences: first those found in some parts only, if tests were made, then those that are
         highest inside a part compared with all rows.
     :returns: the partition report.

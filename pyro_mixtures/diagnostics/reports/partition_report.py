@@ -14,8 +14,8 @@ from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_row
 from pyro_mixtures.diagnostics.reports.neighbor_recall import NeighborRecall, WithGraph, neighbor_recall
 from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.scoring import posteriors
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior
 
@@ -109,7 +109,7 @@ def partition_report(
     :param others: fits of the same rows from other starts, or their labels (N,), negative for none. Fits of plain
         programs whose params have the same names cannot stand side by side in Pyro's store: give labels of these.
     :param outliers: how many rows of lowest evidence to name.
-    :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.fit`.
+    :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.em.fit`.
     :param generator: the only source of randomness, on the CPU: picks the sample, and the draw of other latent sites.
         By default a copy of torch's global one, which stays as it is.
     :raises OptionError: for numbers out of range, what is no fit, or a guide of several partitions side by side.

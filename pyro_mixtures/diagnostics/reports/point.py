@@ -10,8 +10,8 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from pyro_mixtures.data.rows import some_rows
-from pyro_mixtures.infer.fit import Fit
-from pyro_mixtures.infer.trials import random_state_kept
+from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.restarts.trials import random_state_kept
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from pyro_mixtures.diagnostics.information import hypercontractivity
+from pyro_mixtures.information import hypercontractivity
 from pyro_mixtures.errors import DataError, OptionError
 
 
@@ -137,7 +137,7 @@ def test_integers_are_exact():
 
 PEAK = """
 import torch
-from pyro_mixtures.diagnostics import hypercontractivity
+from pyro_mixtures.information import hypercontractivity
 from tests.benchmarks.harness import peak_memory
 x, y = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
 options = dict(steps=3, starts=3, permutations={permutations})

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from pyro_mixtures.diagnostics.information import mutual_information
+from pyro_mixtures.information import mutual_information
 from pyro_mixtures.errors import DataError, OptionError
 
 

@@ -9,17 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.information import (
+from pyro_mixtures.diagnostics.partition_information import (
     Dependence,
     Knowledge,
     PartitionInformation,
-    mutual_information,
     partition_information,
     plot_information,
 )
-from pyro_mixtures.diagnostics.information.hypercontractivity import hypercontractivity
+from pyro_mixtures.information import hypercontractivity, mutual_information
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer.scoring import Responsibilities
+from pyro_mixtures.infer.scoring.posteriors import Responsibilities
 
 N = 600
 NAMES = ["shifted", "slope", "noise"]

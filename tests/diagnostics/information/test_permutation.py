@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from pyro_mixtures.diagnostics.information.permutation import benjamini_hochberg, p_value
+from pyro_mixtures.information.permutation import benjamini_hochberg, p_value
 from pyro_mixtures.errors import DataError
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.information import hypercontractivity_of_table, tables
+from pyro_mixtures.information import hypercontractivity_of_table, tables
 from pyro_mixtures.errors import DataError, OptionError
 
 

@@ -1,0 +1,1 @@
+"""Exponential families by their means, and categorical components."""

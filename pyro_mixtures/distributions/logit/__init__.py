@@ -1,0 +1,1 @@
+"""Softmax components over items, and multinomial logits of choices."""

@@ -1,0 +1,1 @@
+"""Gates, predictions of experts, and routing of new rows to them."""

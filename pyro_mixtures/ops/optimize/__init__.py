@@ -1,0 +1,1 @@
+"""Newton's method for many small convex problems at once."""
