@@ -1,8 +1,8 @@
 """Strategies for q(z): exact, truncated to a few candidates a row, or a hard partition."""
 
-from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.guides.full import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.guides.truncated import TruncatedPartition
+from pyro_mixtures.infer.guide import PartitionGuide
 
 __all__ = ["FullPartition", "HardPartition", "PartitionGuide", "TruncatedPartition"]

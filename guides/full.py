@@ -26,15 +26,19 @@ class FullPartition(PartitionGuide):
     def _e_step(
         self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
     ) -> Posterior:
-        posterior = exact_posterior(model, self._declared(), args, kwargs, given)
+        posterior = exact_posterior(model, self._known_structure(), args, kwargs, given)
         if self.training:
             self._check_rows(posterior.size)
         return posterior
 
-    def unseen(
-        self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
+    def posterior_of_new_rows(
+        self,
+        *args,
+        model: Callable | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        **kwargs,
     ) -> Posterior:
         """q(z) of any rows: the exact posterior needs no state."""
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
-        return exact_posterior(model or self.model, self._declared(), args, kwargs, values)
+        return exact_posterior(model or self.model, self._known_structure(), args, kwargs, values)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
-from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.guides.hard_blocks import Blocks, Tally
 from pyro_mixtures.guides.hard_costs import SCORES, FewestRows, Gains, paid
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.partition.assignment import METHODS, assign
-from pyro_mixtures.partition.revival import WorstRows, rows_for_empty
+from pyro_mixtures.partition.reseeding import WorstRows, rows_for_empty
 from pyro_mixtures.poutine import Joint, Posterior, log_joint
 from pyro_mixtures.poutine.joint import Propose
 
@@ -30,7 +30,7 @@ class HardPartition(PartitionGuide):
         that a row has on its own part. ``"modular_bound"``: the literal modular bound, for study alone: elsewhere the
         loss of the row by itself over ``alpha``, which does not depend on the part.
     :param alpha: factor of the leave-one-out gain, in (0, 1].
-    :param capacity: most rows of a part; ``least``: fewest. Both need all rows in one call.
+    :param capacity: most rows of a part; ``min_size``: fewest. Both need all rows in one call.
     :param assignment: under such bounds ``"optimal"`` (a transportation problem) or ``"greedy"`` filling, which may
         raise the objective.
     :param blocks: R partitions side by side, each into K = C / R parts by components of its own: the model's first K
@@ -41,15 +41,15 @@ class HardPartition(PartitionGuide):
     Rows stay where they are where nothing is better. Masked rows have no part. A part that becomes empty takes the
     worst rows of the part that has the worst one, half of it and ``capacity`` at most, which cannot raise the
     objective: where fewer would move than the family needs to be fitted, or the other parts have no room, it stays
-    empty. (``least`` keeps parts from becoming so. Where weights are learned, m of n rows that get a part of their own
+    empty. (``min_size`` keeps parts from becoming so. Where weights are learned, m of n rows that get a part of their own
     raise the prior's share of the objective, :math:`-\sum_k n_k \log(n_k / N)`, by
     :math:`n \log n - m \log m - (n - m) \log(n - m) > 0`, and all that is known of their losses is that they do not
     rise: there parts stay empty.)
 
     With several blocks ``labels`` are (R, N), from 0 to K - 1 in each, ``sizes`` (R, K), and every row is in R parts
     with weight one each. A block's weights are R times the model's, which each have 1 / R of its sum: constant ones
-    must, learned ones do. Losses of EM, ``objective``, ``moved`` and ``revived`` are sums over blocks, ``tally`` has
-    those of each; ``wins`` counts for the first. Stock SVI averages over blocks.
+    must, learned ones do. Losses of EM, ``objective``, ``moved`` and ``reseeded`` are sums over blocks, ``tally`` has
+    those of each; ``rows_won`` counts for the first. Stock SVI averages over blocks.
 
     Sangani et al., "Discrete Continuous Optimization Framework for Simultaneous Clustering and Training in Mixture
     Models", ICML 2023; the leave-one-out rule and its closed forms are derived here.
@@ -60,14 +60,14 @@ class HardPartition(PartitionGuide):
     >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
     >>> model = GaussianMixture(components=2, features=2)
     >>> guide = HardPartition(model, components=2)
-    >>> guide.plant(torch.arange(100) // 50)
+    >>> guide.set_labels(torch.arange(100) // 50)
     >>> em = EM(model, guide)
     >>> loss = em.step(x)
     >>> guide.sizes.tolist()
     [50, 50]
     """
 
-    revives = True
+    reseeds = True
     blocks = 1
 
     def __init__(
@@ -78,29 +78,47 @@ class HardPartition(PartitionGuide):
         score: str = "loss",
         alpha: float = 1.0,
         capacity: int | None = None,
-        least: int = 0,
+        min_size: int = 0,
         assignment: str = "optimal",
         blocks: int = 1,
         site: str = "z",
-        beside: Callable | None = None,
+        global_guide: Callable | None = None,
     ):
-        super().__init__(model, components=components, site=site, beside=beside)
+        super().__init__(model, components=components, site=site, global_guide=global_guide)
         if blocks < 1 or components % blocks:
-            raise OptionError(f"blocks={blocks} of equal size do not make up components={components}")
+            raise OptionError(
+                f"blocks={blocks} of equal size do not make up components={components}"
+            )
         if score not in SCORES:
             raise OptionError(f"unknown score {score!r}; choose one of {SCORES}")
         if assignment not in METHODS:
             raise OptionError(f"unknown assignment {assignment!r}; choose one of {METHODS}")
         if not 0 < alpha <= 1:
             raise OptionError(f"alpha={alpha} must lie in (0, 1]")
-        if least < 0 or (capacity is not None and capacity < max(1, least)):
-            raise OptionError(f"capacity={capacity} and least={least}: give 0 <= least <= capacity")
-        self.blocks, self._blocks, self.tally = blocks, Blocks(blocks, components // blocks), Tally.zero(blocks)
-        self.score, self.alpha, self.capacity, self.least, self.assignment = score, alpha, capacity, least, assignment
-        self.labels: Tensor | None = None  # (N,) int32, or (R, N) in R blocks; -1 where a row was not seen yet
+        if min_size < 0 or (capacity is not None and capacity < max(1, min_size)):
+            raise OptionError(
+                f"capacity={capacity} and min_size={min_size}: give 0 <= min_size <= capacity"
+            )
+        self.blocks, self._blocks, self.tally = (
+            blocks,
+            Blocks(blocks, components // blocks),
+            Tally.zero(blocks),
+        )
+        self.score, self.alpha, self.capacity, self.min_size, self.assignment = (
+            score,
+            alpha,
+            capacity,
+            min_size,
+            assignment,
+        )
+        self.labels: Tensor | None = (
+            None  # (N,) int32, or (R, N) in R blocks; -1 where a row was not seen yet
+        )
         self._held = torch.zeros(blocks, dtype=torch.bool, device="cpu")  # blocks whose rows stay
         self._planted = False  # whether the labels are to be fitted before they are changed
-        self._moves: Tensor | None = None  # (R, N) int32, empty parts that rows are to be moved to, -1 elsewhere
+        self._moves: Tensor | None = (
+            None  # (R, N) int32, empty parts that rows are to be moved to, -1 elsewhere
+        )
         self._worst = WorstRows(keep=components)
         self._fewest = 1  # rows that a part needs to be fitted
         self._statistics: Mapping[str, Any] | None = None  # of the partition that the params fit
@@ -115,24 +133,32 @@ class HardPartition(PartitionGuide):
         parts = self._blocks.numbered(labels)[labels >= 0]
         return torch.bincount(parts.long(), minlength=self.components).reshape(shape)
 
-    def part_sizes(self) -> tuple[int, ...]:
+    def cluster_sizes(self) -> tuple[int, ...]:
         return tuple(self.sizes.flatten().tolist())
 
     @property
     def needs_all_rows(self) -> bool:
-        return self.capacity is not None or self.least > 0
+        return self.capacity is not None or self.min_size > 0
 
-    def plant(self, labels: Tensor) -> None:
+    def set_labels(self, labels: Tensor) -> None:
         """Start from ``labels`` (N,), or (R, N): the next EM step fits the parts as they are, before any row moves.
 
         Gradient steps of stock SVI fit them until :meth:`release`.
         """
         shape = "(N,)" if self.blocks == 1 else f"({self.blocks}, N)"
         if not isinstance(labels, Tensor):
-            raise PartitionError(f"labels must be a tensor of integers {shape}, not a {type(labels).__name__}")
-        fits = labels.dim() == 1 if self.blocks == 1 else labels.dim() == 2 and len(labels) == self.blocks
+            raise PartitionError(
+                f"labels must be a tensor of integers {shape}, not a {type(labels).__name__}"
+            )
+        fits = (
+            labels.dim() == 1
+            if self.blocks == 1
+            else labels.dim() == 2 and len(labels) == self.blocks
+        )
         if not fits or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise PartitionError(f"labels must be integers {shape}, not {labels.dtype} {tuple(labels.shape)}")
+            raise PartitionError(
+                f"labels must be integers {shape}, not {labels.dtype} {tuple(labels.shape)}"
+            )
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= self._blocks.parts):
             raise PartitionError(f"labels hold numbers outside [0, {self._blocks.parts})")
         self.labels, self._planted = labels.to("cpu", torch.int32, copy=True).contiguous(), True
@@ -149,25 +175,31 @@ class HardPartition(PartitionGuide):
         if self._moves is not None:
             self._moves[self._held] = -1
 
-    def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
+    def record_statistics(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
         """Told by EM that the params now fit the partition; finds rows for empty parts, moved in the next step."""
         # Scores that look at losses alone need none: they may be views of params, and as large.
         self._statistics = None if self.score == "loss" else statistics
         self._planted, self._moves = False, None
-        if self.labels is not None and not self.least and not learned_weights:
-            self._revive(self.labels.reshape(self.blocks, -1))
+        if self.labels is not None and not self.min_size and not learned_weights:
+            self._reseed(self.labels.reshape(self.blocks, -1))
         self._worst.clear()
 
-    def _revive(self, labels: Tensor) -> None:
+    def _reseed(self, labels: Tensor) -> None:
         """Promise rows to the empty parts of each block."""
         for block, worst in enumerate(self._worst.in_order()):
-            moves = rows_for_empty(labels[block], worst, self._blocks.parts, fewest=self._fewest, most=self.capacity)
+            moves = rows_for_empty(
+                labels[block],
+                worst,
+                self._blocks.parts,
+                fewest=self._fewest,
+                capacity=self.capacity,
+            )
             if moves is None or self._held[block]:
                 continue
             if self._moves is None:
                 self._moves = torch.full_like(labels, -1)
             self._moves[block] = moves
-            self.tally.revived[block] += len(moves[moves >= 0].unique())
+            self.tally.reseeded[block] += len(moves[moves >= 0].unique())
 
     def _e_step(
         self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
@@ -176,7 +208,7 @@ class HardPartition(PartitionGuide):
             return self._as_it_stands(model, args, kwargs, given)[0]
         gains = self._gains()
         handled = model if gains is None else gains.watch(model)
-        joint = self._joint(handled, self._everyone, args, kwargs, given)
+        joint = self._joint(handled, self._all_components, args, kwargs, given)
         labels, rows = self._labels_for(joint.size), joint.index.to("cpu")
         before = labels[:, rows].long()
         moves = None if self._moves is None else self._moves[:, rows].long()
@@ -186,20 +218,26 @@ class HardPartition(PartitionGuide):
             joint = joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
             stay = stay | (moves >= 0)
         best = now = self._assign(joint, gains, before, stay)
-        if moves is not None:  # such rows count where they were: they cost no more where they are fitted by themselves
+        if (
+            moves is not None
+        ):  # such rows count where they were: they cost no more where they are fitted by themselves
             now = torch.where(moves >= 0, moves, best)
         if joint.mask is not None:  # such rows belong to no part
             now = torch.where(joint.mask.to("cpu"), now, before)
         labels[:, rows] = now.to(labels.dtype)
         self.tally.moved += (now != before).sum(1)
-        posterior, evidence = self._counted(joint, self._slots(best, joint))
-        self._worst.add(torch.where(posterior.row_weight > 0, -evidence, -torch.inf), joint.index)
+        posterior, log_evidence = self._counted(joint, self._slots(best, joint))
+        self._worst.add(
+            torch.where(posterior.row_weight > 0, -log_evidence, -torch.inf), joint.index
+        )
         return posterior._replace(candidates=self._slots(now.clamp_min(0), joint))
 
-    def _joint(self, model: Callable, propose: Propose, args: tuple, kwargs: Mapping[str, Any], given: Any) -> Joint:
+    def _joint(
+        self, model: Callable, propose: Propose, args: tuple, kwargs: Mapping[str, Any], given: Any
+    ) -> Joint:
         """Log joints of rows and components, every block's weights relative to their sum, 1 / R."""
-        reader = FewestRows(self._declared())
-        joint = log_joint(reader(model), self._declared(), propose, args, kwargs, given)
+        reader = FewestRows(self._known_structure())
+        joint = log_joint(reader(model), self._known_structure(), propose, args, kwargs, given)
         self._fewest = reader.rows
         if self.blocks == 1:
             return joint
@@ -216,7 +254,7 @@ class HardPartition(PartitionGuide):
         if self._statistics is None or self.labels is None:
             return None
         labels = self.labels.reshape(self.blocks, -1)
-        return Gains(self._declared(), self._statistics, labels, self._blocks, self.score)
+        return Gains(self._known_structure(), self._statistics, labels, self._blocks, self.score)
 
     def _assign(self, joint: Joint, gains: Gains | None, before: Tensor, stay: Tensor) -> Tensor:
         """The rows' parts (R, B), on the CPU: those ``before`` of rows that ``stay`` (R, B)."""
@@ -234,7 +272,12 @@ class HardPartition(PartitionGuide):
         for block, table in enumerate(self._blocks.each(cost.to("cpu"))):
             some = free[block]
             if bool(some.any()):
-                rows = assign(table.T[some], most=self.capacity, least=self.least, method=self.assignment)
+                rows = assign(
+                    table.T[some],
+                    capacity=self.capacity,
+                    min_size=self.min_size,
+                    method=self.assignment,
+                )
                 best[block, some] = rows
         return best
 
@@ -246,7 +289,7 @@ class HardPartition(PartitionGuide):
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
             known = self._known(index, size)
             return (
-                self._everyone(index, size, device)
+                self._all_components(index, size, device)
                 if bool((known < 0).any())
                 else self._blocks.numbered(known).to(device)
             )
@@ -262,13 +305,13 @@ class HardPartition(PartitionGuide):
 
     def _counted(self, joint: Joint, slots: Tensor) -> tuple[Posterior, Tensor]:
         """q on the candidates in places ``slots`` (R, B), and every block's evidence (R, B); added to the tally."""
-        posterior, evidence = _posterior(joint, slots)
+        posterior, log_evidence = _posterior(joint, slots)
         if self.training:
             log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, slots)
             weight = posterior.row_weight
-            self.tally.loss += _total(weight, -evidence)
+            self.tally.loss += _total(weight, -log_evidence)
             self.tally.objective += _total(weight, -log_density)
-        return posterior, evidence
+        return posterior, log_evidence
 
     def _known(self, index: Tensor, size: int) -> Tensor:
         """Labels (R, B) of the rows ``index``, on the CPU, -1 for unseen ones; where there are none, none are made."""
@@ -284,13 +327,17 @@ class HardPartition(PartitionGuide):
         self.eval()
         try:
             given = self.latent_values(*args, **kwargs)
-            posterior, evidence = self._as_it_stands(self.model, args, kwargs, given)
+            posterior, log_evidence = self._as_it_stands(self.model, args, kwargs, given)
         finally:
             self.train(training)
-        return _total(posterior.row_weight, -evidence)
+        return _total(posterior.row_weight, -log_evidence)
 
-    def unseen(
-        self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs
+    def posterior_of_new_rows(
+        self,
+        *args,
+        model: Callable | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        **kwargs,
     ) -> Posterior:
         """Each row in the component of largest joint density, whatever the parts' sizes.
 
@@ -302,11 +349,13 @@ class HardPartition(PartitionGuide):
             )
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
-        joint = log_joint(model or self.model, self._declared(), self._everyone, args, kwargs, values)
+        joint = log_joint(
+            model or self.model, self._known_structure(), self._all_components, args, kwargs, values
+        )
         return _posterior(joint, joint.log_joint.argmax(0, keepdim=True))[0]
 
-    def reset_wins(self) -> None:
-        super().reset_wins()
+    def reset_counts(self) -> None:
+        super().reset_counts()
         self.tally = Tally.zero(self.blocks)
 
     @property
@@ -318,8 +367,8 @@ class HardPartition(PartitionGuide):
         return int(self.tally.moved.sum())
 
     @property
-    def revived(self) -> int:
-        return int(self.tally.revived.sum())
+    def reseeded(self) -> int:
+        return int(self.tally.reseeded.sum())
 
     def get_extra_state(self):
         return None if self.labels is None else {"labels": self.labels, "planted": self._planted}
@@ -330,11 +379,16 @@ class HardPartition(PartitionGuide):
         if state is None:
             return
         if "labels" not in state:
-            raise PartitionError(f"this is the state {sorted(state)} of another guide, not that of a HardPartition")
-        self.plant(state["labels"].clamp_min(0))
-        self.labels, self._planted = state["labels"].to("cpu", torch.int32, copy=True), state["planted"]
+            raise PartitionError(
+                f"this is the state {sorted(state)} of another guide, not that of a HardPartition"
+            )
+        self.set_labels(state["labels"].clamp_min(0))
+        self.labels, self._planted = (
+            state["labels"].to("cpu", torch.int32, copy=True),
+            state["planted"],
+        )
 
-    def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
+    def _all_components(self, index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(self.components, device=device).unsqueeze(-1)
 
     def _labels_for(self, size: int) -> Tensor:
@@ -353,11 +407,17 @@ class HardPartition(PartitionGuide):
     def _check_size(self, size: int) -> None:
         parts = self._blocks.parts
         if parts > size:
-            raise DataError(f"{parts} components for {size} rows: give more rows, or fewer components")
+            raise DataError(
+                f"{parts} components for {size} rows: give more rows, or fewer components"
+            )
         if self.capacity is not None and self.capacity * parts < size:
-            raise DataError(f"{parts} parts of at most capacity={self.capacity} rows do not hold {size} rows")
-        if self.least * parts > size:
-            raise DataError(f"{size} rows are too few for {parts} parts of at least least={self.least}")
+            raise DataError(
+                f"{parts} parts of at most capacity={self.capacity} rows do not hold {size} rows"
+            )
+        if self.min_size * parts > size:
+            raise DataError(
+                f"{size} rows are too few for {parts} parts of at least min_size={self.min_size}"
+            )
 
 
 def _seen(table: Tensor, mask: Tensor | None) -> Tensor:
@@ -372,10 +432,12 @@ def _total(weight: Tensor, loss: Tensor) -> Tensor:
 
 def _posterior(joint: Joint, slots: Tensor) -> tuple[Posterior, Tensor]:
     """q of weight one on each of the candidates in places ``slots`` (R, B), and their evidence (R, B)."""
-    evidence = joint.log_joint.gather(0, slots)
+    log_evidence = joint.log_joint.gather(0, slots)
     candidates = joint.candidates.expand(joint.log_joint.shape).gather(0, slots)
     if joint.mask is not None:
-        evidence = torch.where(joint.mask, evidence, 0.0)
+        log_evidence = torch.where(joint.mask, log_evidence, 0.0)
     given = (joint.index, joint.size, joint.scale, joint.mask)
-    log_prob, evaluations = torch.zeros_like(evidence), joint.log_joint.numel()
-    return Posterior(candidates, log_prob, evidence.sum(0), *given, evaluations, best_first=True), evidence
+    log_prob, evaluations = torch.zeros_like(log_evidence), joint.log_joint.numel()
+    return Posterior(
+        candidates, log_prob, log_evidence.sum(0), *given, evaluations, best_first=True
+    ), log_evidence

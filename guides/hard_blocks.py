@@ -55,7 +55,7 @@ class Blocks:
             raise OptionError(
                 f"block {block} has {float(shares[block, row]) / self.count:.3g} of the weights' sum, not 1 / "
                 f"{self.count}: blocks need weights that are equal and constant, or params of the closed-form M-step "
-                "(no gate, no dead='drop')"
+                "(no gate, no empty='drop')"
             )
 
 
@@ -66,10 +66,15 @@ class Tally:
     loss: Tensor  # minus the ELBO, in nats
     objective: Tensor  # the losses of the rows where they are, without the prior of z
     moved: Tensor  # rows that changed their part
-    revived: Tensor  # empty parts that rows were found for
+    reseeded: Tensor  # empty parts that rows were found for
 
     @classmethod
     def zero(cls, blocks: int) -> "Tally":
         """Nothing yet."""
         real, whole = torch.float64, torch.int64
-        return cls(*(torch.zeros(blocks, dtype=dtype, device="cpu") for dtype in (real, real, whole, whole)))
+        return cls(
+            *(
+                torch.zeros(blocks, dtype=dtype, device="cpu")
+                for dtype in (real, real, whole, whole)
+            )
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.guides.hard_blocks import Blocks
-from pyro_mixtures.poutine import Declaration, Joint
+from pyro_mixtures.poutine import Joint, ProgramStructure
 from pyro_mixtures.poutine.leave_one_out import LeaveOneOutMessenger
 
 SCORES = ("loss", "leave_one_out", "modular_bound")
@@ -20,12 +20,12 @@ SCORES = ("loss", "leave_one_out", "modular_bound")
 class FewestRows(Messenger):
     """Reads how many rows a part needs to be fitted: after a run ``rows`` is the most that any site asks for."""
 
-    def __init__(self, declaration: Declaration):
+    def __init__(self, structure: ProgramStructure):
         super().__init__()
-        self.declaration, self.rows = declaration, 1
+        self.structure, self.rows = structure, 1
 
     def _pyro_post_sample(self, msg) -> None:
-        if msg["name"] in self.declaration.observed:
+        if msg["name"] in self.structure.observed:
             fn = msg["fn"].base_dist if isinstance(msg["fn"], MaskedDistribution) else msg["fn"]
             # Of stock distributions low-rank normals ask for most: two more than their rank.
             own = fn.family.min_rows if isinstance(fn, Selected) else fn.event_shape.numel() + 2
@@ -38,12 +38,20 @@ class Gains:
     :param statistics: by site, of the partition ``labels`` (R, N) of local numbers, -1 for rows without a part.
     """
 
-    def __init__(self, d: Declaration, statistics: Mapping[str, Any], labels: Tensor, blocks: Blocks, score: str):
+    def __init__(
+        self,
+        d: ProgramStructure,
+        statistics: Mapping[str, Any],
+        labels: Tensor,
+        blocks: Blocks,
+        score: str,
+    ):
         numbers = torch.where(labels >= 0, blocks.numbered(labels), -1)
         alone = score == "modular_bound"
         # Losses of rows by themselves belong to all components: one of the messengers collects them.
         self.messengers = [
-            LeaveOneOutMessenger(d, statistics, own, alone and block == 0) for block, own in enumerate(numbers)
+            LeaveOneOutMessenger(d, statistics, own, alone and block == 0)
+            for block, own in enumerate(numbers)
         ]
 
     def watch(self, model: Callable) -> Callable:

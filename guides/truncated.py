@@ -51,17 +51,22 @@ class TruncatedPartition(PartitionGuide):
         neighbors: int = 15,
         explore: int = 1,
         site: str = "z",
-        beside: Callable | None = None,
+        global_guide: Callable | None = None,
         seed: int | None = None,
     ):
-        super().__init__(model, components=components, site=site, beside=beside)
+        super().__init__(model, components=components, site=site, global_guide=global_guide)
         if not 1 <= candidates <= components:
             raise OptionError(f"candidates={candidates} must lie in [1, components={components}]")
         if not 1 <= neighbors <= components:
             raise OptionError(f"neighbors={neighbors} must lie in [1, components={components}]")
         if explore < 0:
             raise OptionError(f"explore={explore} must not be negative")
-        self.candidates, self.neighbors, self.explore, self.seed = candidates, neighbors, explore, seed
+        self.candidates, self.neighbors, self.explore, self.seed = (
+            candidates,
+            neighbors,
+            explore,
+            seed,
+        )
         self.sets: CandidateSets | None = None
         self.graph: NeighborGraph | None = None
         self._generator: torch.Generator | None = None
@@ -78,7 +83,7 @@ class TruncatedPartition(PartitionGuide):
                 return known.T.long()
             return self._search(known, self._graph(), self.explore, self._random_numbers())
 
-        joint = log_joint(model, self._declared(), propose, args, kwargs, given)
+        joint = log_joint(model, self._known_structure(), propose, args, kwargs, given)
         posterior = self._best(joint)
         if self.training:
             self._sets_for(joint.size).write(joint.index, posterior.candidates.T)
@@ -86,7 +91,7 @@ class TruncatedPartition(PartitionGuide):
             self._observe(joint, posterior.candidates[0])
         return posterior
 
-    def unseen(
+    def posterior_of_new_rows(
         self,
         *args,
         model: Callable | None = None,
@@ -115,11 +120,15 @@ class TruncatedPartition(PartitionGuide):
             if sets is None:
                 sets = self._random_sets(size, generator)
                 return self._survey(sets.read(index).to(device), graph)
-            return self._search(sets.read(index).to(device), graph, max(self.explore, self.candidates), generator)
+            return self._search(
+                sets.read(index).to(device), graph, max(self.explore, self.candidates), generator
+            )
 
         for _ in range(rounds):
             same_rows = None if posterior is None else posterior.index
-            joint = log_joint(handled, self._declared(), propose, args, kwargs, values, same_rows)
+            joint = log_joint(
+                handled, self._known_structure(), propose, args, kwargs, values, same_rows
+            )
             posterior = self._best(joint)
             evaluations += posterior.evaluations
             assert sets is not None
@@ -132,20 +141,23 @@ class TruncatedPartition(PartitionGuide):
         return posterior._replace(evaluations=evaluations)
 
     @property
-    def slots(self) -> int:
+    def evaluations_per_row(self) -> int:
         return self.candidates * self.neighbors + self.explore
 
     def row_order(self) -> Tensor | None:
         """Rows by their winning component, components so that neighbours in the graph follow each other."""
         if self.sets is None or self.graph is None:
             return None
-        place = self.graph.tour()
+        place = self.graph.component_order()
         return Pairs(place[self.sets.table[:, 0].long()].unsqueeze(0), self.components).sorted.order
 
-    def plant(self, index: Tensor, components: Tensor, *, size: int) -> None:
+    def add_candidates(self, index: Tensor, components: Tensor, *, size: int) -> None:
         """Tell the rows ``index`` (K,) of ``size`` that ``components`` (K,) are among their candidates (seeds, say)."""
         sets = self._sets_for(size)
-        for name, numbers, bound in (("index", index, size), ("components", components, self.components)):
+        for name, numbers, bound in (
+            ("index", index, size),
+            ("components", components, self.components),
+        ):
             if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= bound):
                 raise PartitionError(f"{name} holds numbers outside [0, {bound})")
         known = sets.read(index)
@@ -154,17 +166,19 @@ class TruncatedPartition(PartitionGuide):
         known[missing, -1:] = planted[missing]
         sets.write(index, known)
 
-    def dropped(self, components: Tensor) -> None:
+    def drop_components(self, components: Tensor) -> None:
         """Give rows that have lost all their candidates a live one."""
         if self.sets is None:
             return
         gone = components.to("cpu")
         lost = gone[self.sets.table.long()].all(-1).nonzero()[:, 0]
         live = (~gone).nonzero()[:, 0]
-        pick = torch.randint(len(live), (len(lost),), generator=self._random_numbers(), device="cpu")
+        pick = torch.randint(
+            len(live), (len(lost),), generator=self._random_numbers(), device="cpu"
+        )
         self.sets.table[lost, 0] = live[pick].to(self.sets.table.dtype)
 
-    def reseeded(self, component: int, like: int) -> None:
+    def reseed_component(self, component: int, like: int) -> None:
         """Give a component that EM split off ``like`` its neighbourhood."""
         if self.graph is not None:
             self.graph.replace(component, like)
@@ -206,7 +220,9 @@ class TruncatedPartition(PartitionGuide):
         self._graph()
 
     def _random_sets(self, rows: int, generator: torch.Generator) -> CandidateSets:
-        return CandidateSets(rows=rows, components=self.components, candidates=self.candidates, generator=generator)
+        return CandidateSets(
+            rows=rows, components=self.components, candidates=self.candidates, generator=generator
+        )
 
     def _random_numbers(self) -> torch.Generator:
         if self._generator is None:
@@ -217,9 +233,13 @@ class TruncatedPartition(PartitionGuide):
     def _survey(self, known: Tensor, graph: NeighborGraph) -> Tensor:
         """What to evaluate for rows of which nothing is known: landmarks of the graph beside the random ``known``."""
         marks = graph.landmarks(4 * self.candidates * self.neighbors).to(known.device)
-        return search_space(known, graph.neighbors[:, :1].to(known.device), marks.expand(len(known), -1))
+        return search_space(
+            known, graph.neighbors[:, :1].to(known.device), marks.expand(len(known), -1)
+        )
 
-    def _search(self, known: Tensor, graph: NeighborGraph, explore: int, generator: torch.Generator) -> Tensor:
+    def _search(
+        self, known: Tensor, graph: NeighborGraph, explore: int, generator: torch.Generator
+    ) -> Tensor:
         random = torch.randint(
             self.components,
             (len(known), explore),
@@ -235,7 +255,9 @@ class TruncatedPartition(PartitionGuide):
         return self.graph
 
     def _new_graph(self, generator: torch.Generator) -> NeighborGraph:
-        return NeighborGraph(components=self.components, neighbors=self.neighbors, generator=generator)
+        return NeighborGraph(
+            components=self.components, neighbors=self.neighbors, generator=generator
+        )
 
     def _best(self, joint: Joint) -> Posterior:
         """Keep each row's C' best candidates."""

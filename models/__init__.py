@@ -3,11 +3,15 @@
 from pyro_mixtures.models.base import ConditionalMixture, Mixture, MixtureProgram
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.choices import LatentClassLogit
-from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs
+from pyro_mixtures.models.classifiers import (
+    MixtureOfLogisticRegressions,
+    MixtureOfPoissonRegressions,
+    MixtureOfSVMs,
+)
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
 from pyro_mixtures.models.kmeans import KMeans
-from pyro_mixtures.models.modules import MixtureOfModules
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.models.softmax import SoftmaxMixture
 
@@ -18,9 +22,9 @@ __all__ = [
     "KMeans",
     "LatentClassLogit",
     "Mixture",
+    "MixtureOfExperts",
     "MixtureOfFactorAnalyzers",
     "MixtureOfLogisticRegressions",
-    "MixtureOfModules",
     "MixtureOfPoissonRegressions",
     "MixtureOfRegressions",
     "MixtureOfSVMs",

@@ -56,7 +56,9 @@ class MixtureProgram(PyroModule):
         """
         own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
         stored = dict(pyro.get_param_store().named_parameters())
-        shared = sorted(name for name, leaf in own.items() if name in stored and stored[name] is not leaf)
+        shared = sorted(
+            name for name, leaf in own.items() if name in stored and stored[name] is not leaf
+        )
         if shared and not pyro.settings.get("module_local_params"):
             warnings.warn(
                 f"this model takes the values of {shared} from Pyro's param store, where another model of the process "
@@ -87,7 +89,9 @@ class RowMixture(MixtureProgram):
         :raises DataError: when the seeds have another number of components or features.
         """
         if seeds.loc.shape != (self.components, self.features):
-            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}")
+            raise DataError(
+                f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}"
+            )
         with torch.no_grad():
             self.weights = torch.full_like(self.weights, 1.0 / self.components)
             self.place(seeds)
@@ -114,7 +118,9 @@ class Mixture(RowMixture):
         self.loc = seeds.loc.to(self.loc, copy=True)
         self.set_variance(seeds.variance.to(self.loc))
 
-    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
         """The program: rows ``x`` (B, D) observed, or ``size`` rows drawn when ``x`` is None.
 
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
@@ -133,28 +139,41 @@ class ConditionalMixture(MixtureProgram):
 
     A family adds the experts' params and states how they make the components of a batch of covariates.
 
-    :param closeness: None, or what a row pays for its distance from its expert's place (param ``loc`` (C, P)):
-        ``closeness |x - loc[z]|^2 / P``, for standardised covariates about that much. Experts then own regions, where
+    :param input_density: None, or what a row pays for its distance from its expert's place (param ``loc`` (C, P)):
+        ``input_density |x - loc[z]|^2 / P``, for standardised covariates about that much. Experts then own regions, where
         a gate can find them again; without it a partition may be one that only the outcomes tell apart. In the program
         it is a second observed site, ``x ~ Normal(loc[z], constant)``.
     """
 
     loc: Any
 
-    def __init__(self, *, components: int, features: int, equal_weights: bool = False, closeness: float | None = None):
+    def __init__(
+        self,
+        *,
+        components: int,
+        features: int,
+        equal_weights: bool = False,
+        input_density: float | None = None,
+    ):
         super().__init__(components=components, features=features, equal_weights=equal_weights)
-        self.closeness = closeness
-        if closeness is not None:
-            check_number(positive=True, closeness=closeness)
+        self.input_density = input_density
+        if input_density is not None:
+            check_number(positive=True, input_density=input_density)
             self.loc = PyroParam(torch.randn(components, features))
-            self.register_buffer("spread", torch.full((components,), (features / (2 * closeness)) ** 0.5))
+            self.register_buffer(
+                "spread", torch.full((components,), (features / (2 * input_density)) ** 0.5)
+            )
 
     @abstractmethod
     def component_distributions(self, x: Tensor) -> Components:
         """The C distributions of the outcome given covariates ``x`` (B, P)."""
 
     def forward(
-        self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, size: int | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
         """The program: outcomes ``y`` (B, ...) of rows with covariates ``x`` (B, P) observed, or drawn when None.
 
@@ -169,10 +188,12 @@ class ConditionalMixture(MixtureProgram):
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
         if y is not None and y.shape[1:] != components.event_shape:
             wanted = ", ".join(map(str, ("N", *components.event_shape)))
-            raise DataError(f"outcomes must be ({wanted}{',' * (wanted == 'N')}), not {tuple(y.shape)}")
+            raise DataError(
+                f"outcomes must be ({wanted}{',' * (wanted == 'N')}), not {tuple(y.shape)}"
+            )
         with data_plate(x, index, size):
             z = pyro.sample("z", weights)
-            if self.closeness is not None:
+            if self.input_density is not None:
                 pyro.sample("x", IsotropicNormals(self.loc, self.spread)[z], obs=x)
             return pyro.sample("y", components[z], obs=y)
 
@@ -180,8 +201,14 @@ class ConditionalMixture(MixtureProgram):
 def check_tensor(name: str, value: Any) -> None:
     """Programs take tensors alone; the strategies of :mod:`pyro_mixtures.infer` take arrays too."""
     if not isinstance(value, Tensor) or not value.dim():
-        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
-        raise DataError(f"{name} must be a tensor (N, ...), not {given}: give torch.as_tensor({name})")
+        given = (
+            f"a tensor {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"{type(value).__name__}"
+        )
+        raise DataError(
+            f"{name} must be a tensor (N, ...), not {given}: give torch.as_tensor({name})"
+        )
 
 
 def check_row_weight(row_weight: Tensor, rows: int) -> None:
@@ -193,14 +220,20 @@ def check_row_weight(row_weight: Tensor, rows: int) -> None:
     """
     check_tensor("row_weight", row_weight)
     if row_weight.shape != (rows,):
-        raise DataError(f"row_weight {tuple(row_weight.shape)} for {rows} rows: give one weight for each row")
+        raise DataError(
+            f"row_weight {tuple(row_weight.shape)} for {rows} rows: give one weight for each row"
+        )
     wrong = ~(row_weight.isfinite() & (row_weight >= 0))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        raise DataError(f"row_weight of row {row} is {row_weight[row].item()}: weights are finite, and zero or more")
+        raise DataError(
+            f"row_weight of row {row} is {row_weight[row].item()}: weights are finite, and zero or more"
+        )
 
 
-def weighted(row_weight: Tensor | None, rows: int, *, dtype: torch.dtype | None = None) -> AbstractContextManager[None]:
+def weighted(
+    row_weight: Tensor | None, rows: int, *, dtype: torch.dtype | None = None
+) -> AbstractContextManager[None]:
     """Context of sites whose rows count ``row_weight`` (rows,) times; None stands for once, zero for not at all.
 
     Weights are checked at once, before the context is entered, and cast to ``dtype``.

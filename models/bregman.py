@@ -10,8 +10,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, MixtureWeights
-from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.normal.squared_distances import Mahalanobis, SquaredEuclidean
+from pyro_mixtures.distributions.exponential.exponential_families import (
+    Bernoullis,
+    Exponentials,
+    Multinomials,
+    Poissons,
+)
+from pyro_mixtures.distributions.normal.unit_normals import KnownPrecisionNormals, UnitNormals
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models.base import RowMixture, weighted
@@ -20,8 +25,8 @@ from pyro_mixtures.poutine import data_plate
 
 # Families of one param, by the names of their divergences.
 DIVERGENCES: dict[str, Any] = {
-    "squared": SquaredEuclidean,
-    "mahalanobis": Mahalanobis,
+    "squared": UnitNormals,
+    "mahalanobis": KnownPrecisionNormals,
     "kl": Poissons,
     "logistic": Bernoullis,
     "itakura_saito": Exponentials,
@@ -109,15 +114,26 @@ class BregmanMixture(MeanMixture):
         equal_weights: bool = False,
     ):
         if divergence not in tuple(DIVERGENCES):
-            raise OptionError(f"unknown divergence {divergence!r}; choose one of {tuple(DIVERGENCES)}")
+            raise OptionError(
+                f"unknown divergence {divergence!r}; choose one of {tuple(DIVERGENCES)}"
+            )
         if (precision is None) == (divergence == "mahalanobis"):
-            raise OptionError(f"divergence={divergence!r}: give precision= with 'mahalanobis', and only then")
+            raise OptionError(
+                f"divergence={divergence!r}: give precision= with 'mahalanobis', and only then"
+            )
         check_whole(total=total)
         if total != 1 and divergence != "multinomial":
-            raise OptionError(f"total={total} has a meaning for divergence='multinomial' only, not for {divergence!r}")
+            raise OptionError(
+                f"total={total} has a meaning for divergence='multinomial' only, not for {divergence!r}"
+            )
         family = DIVERGENCES[divergence]
-        super().__init__(family, components=components, features=features, equal_weights=equal_weights)
-        self.divergence, self._options = divergence, {"total": total} if divergence == "multinomial" else {}
+        super().__init__(
+            family, components=components, features=features, equal_weights=equal_weights
+        )
+        self.divergence, self._options = (
+            divergence,
+            {"total": total} if divergence == "multinomial" else {},
+        )
         if precision is not None:
             self.register_buffer("precision", _checked_precision(precision, features))
 
@@ -137,5 +153,7 @@ def _checked_precision(precision: Tensor, features: int) -> Tensor:
         given, wanted = (precision.dtype, tuple(precision.shape)), (features, features)
         raise OptionError(f"precision is {given}: give floating-point numbers {wanted}")
     if not bool(constraints.positive_definite.check(precision)):
-        raise OptionError("precision must be symmetric and positive definite: the inverse of a covariance")
+        raise OptionError(
+            "precision must be symmetric and positive definite: the inverse of a covariance"
+        )
     return precision.clone()

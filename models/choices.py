@@ -10,8 +10,8 @@ from pyro.nn import PyroParam
 from torch import Tensor
 
 from pyro_mixtures.distributions import MixtureWeights
-from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.distributions.gated_weights import GatedWeights
+from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.models.base import MixtureProgram, check_row_weight, check_tensor, weighted
 from pyro_mixtures.options import check_number, check_whole
@@ -53,7 +53,9 @@ class LatentClassLogit(MixtureProgram):
         gate_ridge: float = 0.0,
     ):
         names = _names("coefficients", coefficients)
-        super().__init__(components=components, features=len(names), equal_weights=covariates is not None)
+        super().__init__(
+            components=components, features=len(names), equal_weights=covariates is not None
+        )
         check_number(ridge=ridge, gate_ridge=gate_ridge)
         self.coefficients, self.ridge, self.gate_ridge = names, ridge, gate_ridge
         self.covariates = () if covariates is None else _names("covariates", covariates)
@@ -72,7 +74,9 @@ class LatentClassLogit(MixtureProgram):
         """The distribution of the choosers' classes, given ``covariates`` (B, Q) if the model has any."""
         given = 0 if covariates is None else covariates.shape[-1]
         if given != len(self.covariates):
-            raise DataError(f"{given} covariates for a model with {len(self.covariates)}: {list(self.covariates)}")
+            raise DataError(
+                f"{given} covariates for a model with {len(self.covariates)}: {list(self.covariates)}"
+            )
         if covariates is None or not given:
             return MixtureWeights(self.weights)
         return GatedWeights(covariates, self.gate_weight, self.gate_bias, ridge=self.gate_ridge)
@@ -95,7 +99,10 @@ class LatentClassLogit(MixtureProgram):
         check_tensor("design", design)
         counted = weighted(row_weight, len(design))
         self._warn_if_shared()
-        logits, classes = self.component_distributions(design, available), self.class_distribution(covariates)
+        logits, classes = (
+            self.component_distributions(design, available),
+            self.class_distribution(covariates),
+        )
         if chosen is None:
             _check_covariates(covariates)
         with data_plate(design, index, size), counted:
@@ -134,20 +141,29 @@ class LatentClassLogit(MixtureProgram):
         common = ChoiceLogits(design, available, zero, ridge=self.ridge)
         wrong = (weight > 0) & ~common.finite().all(-1)
         if bool(wrong.any()):
-            raise DataError(f"row {int(wrong.nonzero()[0])} of the design holds NaN or infinity: give it no weight")
+            raise DataError(
+                f"row {int(wrong.nonzero()[0])} of the design holds NaN or infinity: give it no weight"
+            )
         everyone = torch.zeros(1, len(chosen), dtype=torch.int64, device=chosen.device)
         choosers = common.statistics_at(everyone, chosen, weight.unsqueeze(0))
         best = common.maximize(choosers, frozenset({"theta"}), floor=None)["theta"]
-        noise = torch.randn(self.theta.shape, generator=generator, dtype=zero.dtype, device="cpu").to(zero.device)
+        noise = torch.randn(
+            self.theta.shape, generator=generator, dtype=zero.dtype, device="cpu"
+        ).to(zero.device)
         with torch.no_grad():
             self.theta = best + spread * common.spread(choosers) * noise
             if self.covariates:
-                self.gate_weight, self.gate_bias = torch.zeros_like(self.gate_weight), torch.zeros_like(self.gate_bias)
+                self.gate_weight, self.gate_bias = (
+                    torch.zeros_like(self.gate_weight),
+                    torch.zeros_like(self.gate_bias),
+                )
             else:
                 self.weights = torch.full_like(self.weights, 1.0 / self.components)
 
     @torch.no_grad()
-    def probabilities(self, design: Tensor, available: Tensor, covariates: Tensor | None = None) -> Tensor:
+    def probabilities(
+        self, design: Tensor, available: Tensor, covariates: Tensor | None = None
+    ) -> Tensor:
         """Probabilities (B, T, J) that choosers of unknown class choose the alternatives: the classes' average."""
         if covariates is not None:
             _check_rows(design, covariates)
@@ -166,7 +182,11 @@ def _check_choices(design: Tensor, available: Tensor, chosen: Tensor) -> None:
     """Refuse choices that are not (B, T), one for each situation, and of at least one."""
     check_tensor("design", design)
     check_tensor("chosen", chosen)
-    if chosen.shape != design.shape[:2] or chosen.shape != available.shape[:2] or not chosen.numel():
+    if (
+        chosen.shape != design.shape[:2]
+        or chosen.shape != available.shape[:2]
+        or not chosen.numel()
+    ):
         raise DataError(
             f"choices are {tuple(chosen.shape)}, the design {tuple(design.shape)}: give (B, T) and (B, T, J, L), "
             "of one situation or more"
@@ -175,14 +195,18 @@ def _check_choices(design: Tensor, available: Tensor, chosen: Tensor) -> None:
 
 def _check_rows(design: Tensor, covariates: Tensor) -> None:
     if len(covariates) != len(design):
-        raise DataError(f"{len(covariates)} rows of covariates for {len(design)} choosers: give each chooser one")
+        raise DataError(
+            f"{len(covariates)} rows of covariates for {len(design)} choosers: give each chooser one"
+        )
 
 
 def _check_covariates(covariates: Tensor | None) -> None:
     """Refuse covariates that no class can be drawn from."""
     if covariates is not None and not bool(covariates.isfinite().all()):
         row = int((~covariates.isfinite()).any(-1).nonzero()[0])
-        raise DataError(f"row {row} of the covariates holds NaN or infinity: no class can be drawn from it")
+        raise DataError(
+            f"row {row} of the covariates holds NaN or infinity: no class can be drawn from it"
+        )
 
 
 def _names(option: str, given: Any) -> tuple[str, ...]:

@@ -6,8 +6,14 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
-from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines, check_options
+from pyro_mixtures.distributions.regression.generalized_regressions import (
+    LogisticRegressions,
+    PoissonRegressions,
+)
+from pyro_mixtures.distributions.regression.support_vectors import (
+    SupportVectorMachines,
+    check_options,
+)
 from pyro_mixtures.models.base import ConditionalMixture
 from pyro_mixtures.options import check_number, check_whole
 
@@ -25,9 +31,14 @@ class _MixtureOfGeneralizedRegressions(ConditionalMixture):
         features: int,
         ridge: float = 0.0,
         equal_weights: bool = False,
-        closeness: float | None = None,
+        input_density: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
+        super().__init__(
+            components=components,
+            features=features,
+            equal_weights=equal_weights,
+            input_density=input_density,
+        )
         check_number(ridge=ridge)
         self.ridge = ridge
         self.weight = PyroParam(0.1 * torch.randn(components, features))
@@ -41,7 +52,7 @@ class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
     :param features: P, covariates of a row.
     :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often separable: make it positive.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param closeness: what distance from an expert's place costs; see :class:`ConditionalMixture`.
+    :param input_density: what distance from an expert's place costs; see :class:`ConditionalMixture`.
 
     >>> model = MixtureOfLogisticRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -76,7 +87,7 @@ class MixtureOfSVMs(ConditionalMixture):
     :param features: P, covariates of a row.
     :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one against the rest.
     :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and ``solver``.
-    :param closeness: what distance from a machine's place costs; see :class:`ConditionalMixture`. Without it a part of
+    :param input_density: what distance from a machine's place costs; see :class:`ConditionalMixture`. Without it a part of
         one class costs next to nothing, wherever its rows are.
 
     >>> model = MixtureOfSVMs(components=3, features=5)
@@ -97,9 +108,14 @@ class MixtureOfSVMs(ConditionalMixture):
         loss: str = "squared_hinge",
         solver: str = "newton",
         equal_weights: bool = True,
-        closeness: float | None = None,
+        input_density: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
+        super().__init__(
+            components=components,
+            features=features,
+            equal_weights=equal_weights,
+            input_density=input_density,
+        )
         check_number(positive=True, ridge=ridge)
         check_options(ridge=ridge, loss=loss, solver=solver)
         check_whole(least=2, classes=classes)
@@ -109,4 +125,6 @@ class MixtureOfSVMs(ConditionalMixture):
         self.bias = PyroParam(0.1 * torch.randn(shape))
 
     def component_distributions(self, x: Tensor) -> SupportVectorMachines:
-        return SupportVectorMachines(x, self.weight, self.bias, ridge=self.ridge, loss=self.loss, solver=self.solver)
+        return SupportVectorMachines(
+            x, self.weight, self.bias, ridge=self.ridge, loss=self.loss, solver=self.solver
+        )

@@ -33,7 +33,9 @@ class GaussianMixture(Mixture):
     scale: Any
     scale_tril: Any
 
-    def __init__(self, *, components: int, features: int, covariance: str = "diagonal", tied: bool = False):
+    def __init__(
+        self, *, components: int, features: int, covariance: str = "diagonal", tied: bool = False
+    ):
         super().__init__(components=components, features=features)
         if covariance not in COVARIANCES:
             raise OptionError(f"unknown covariance {covariance!r}; choose one of {COVARIANCES}")

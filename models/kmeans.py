@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.normal.squared_distances import Cosines, SquaredEuclidean
+from pyro_mixtures.distributions.normal.unit_normals import DirectionalNormals, UnitNormals
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.models.bregman import MeanMixture
 from pyro_mixtures.options import check_flag
@@ -38,7 +38,7 @@ class KMeans(MeanMixture):
 
     def __init__(self, *, components: int, features: int, spherical: bool = False):
         check_flag(spherical=spherical)
-        family = Cosines if spherical else SquaredEuclidean
+        family = DirectionalNormals if spherical else UnitNormals
         super().__init__(family, components=components, features=features, equal_weights=True)
         self.spherical = spherical
 
@@ -52,5 +52,7 @@ class KMeans(MeanMixture):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if bool((length == 0).any()):
             row = int((length == 0).nonzero()[0, 0])
-            raise DataError(f"row {row} is all zeros and has no direction: remove such rows, or use spherical=False")
+            raise DataError(
+                f"row {row} is all zeros and has no direction: remove such rows, or use spherical=False"
+            )
         return x / length

@@ -22,7 +22,7 @@ class MixtureOfRegressions(ConditionalMixture):
     :param scale: None for a standard deviation of each component and output, learned from the data; or one number,
         constant: squared error.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param closeness: what distance from an expert's place costs; see :class:`ConditionalMixture`.
+    :param input_density: what distance from an expert's place costs; see :class:`ConditionalMixture`.
 
     Coefficients start as small random numbers: start hard partitions from labels or several restarts.
 
@@ -44,9 +44,14 @@ class MixtureOfRegressions(ConditionalMixture):
         ridge: float = 0.0,
         scale: float | None = None,
         equal_weights: bool = False,
-        closeness: float | None = None,
+        input_density: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
+        super().__init__(
+            components=components,
+            features=features,
+            equal_weights=equal_weights,
+            input_density=input_density,
+        )
         if outputs is not None:
             check_whole(outputs=outputs)
         if scale is not None:

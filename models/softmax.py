@@ -54,8 +54,12 @@ class SoftmaxMixture(MixtureProgram):
     ):
         features = _checked(as_rows(features))
         if components > len(features):
-            raise OptionError(f"components={components} for {len(features)} items: there are no more to tell apart")
-        super().__init__(components=components, features=features.shape[1], equal_weights=equal_weights)
+            raise OptionError(
+                f"components={components} for {len(features)} items: there are no more to tell apart"
+            )
+        super().__init__(
+            components=components, features=features.shape[1], equal_weights=equal_weights
+        )
         self._options: Any = {"ridge": ridge, "solver": solver, "steps": steps}
         wide = features.double()
         deviation = wide.std(0, correction=0)
@@ -79,8 +83,14 @@ class SoftmaxMixture(MixtureProgram):
             raise DataError(f"theta {tuple(theta.shape)} must be {shape} finite numbers")
         if weights is None:
             weights = torch.full(shape[:1], 1.0 / self.components, device=theta.device)
-        if weights.shape != shape[:1] or not bool(((weights >= 0) & weights.isfinite()).all()) or not weights.sum() > 0:
-            raise DataError(f"weights {tuple(weights.shape)} must be {shape[:1]} numbers, not negative, with a sum")
+        if (
+            weights.shape != shape[:1]
+            or not bool(((weights >= 0) & weights.isfinite()).all())
+            or not weights.sum() > 0
+        ):
+            raise DataError(
+                f"weights {tuple(weights.shape)} must be {shape[:1]} numbers, not negative, with a sum"
+            )
         shares = (weights / weights.sum()).to(self.weights)
         if self.equal_weights and not torch.allclose(shares, self.weights):
             raise DataError("this model's weights are constant and equal: start it at theta alone")
@@ -116,9 +126,13 @@ def _checked(features: Tensor) -> Tensor:
     """Features (p, L) that tell items apart, floating."""
     features = features if features.is_floating_point() else features.to(torch.get_default_dtype())
     if features.dim() != 2 or len(features) < 2 or not features.shape[1]:
-        raise DataError(f"features {tuple(features.shape)} must be (p, L): of at least two items, at least one feature")
+        raise DataError(
+            f"features {tuple(features.shape)} must be (p, L): of at least two items, at least one feature"
+        )
     if not bool(features.isfinite().all()):
-        raise DataError(f"features of item {int((~features.isfinite()).any(-1).nonzero()[0])} are not finite")
+        raise DataError(
+            f"features of item {int((~features.isfinite()).any(-1).nonzero()[0])} are not finite"
+        )
     constant = (features == features[0]).all(0).nonzero()[:, 0]
     if len(constant):
         raise DataError(

@@ -33,7 +33,7 @@ def check_number(*, positive: bool = False, **options: Any) -> None:
 
     :raises OptionError: which names the first such option.
 
-    >>> check_number(ridge=0, closeness=0.5)
+    >>> check_number(ridge=0, input_density=0.5)
     >>> check_number(positive=True, scale=float("nan"))
     Traceback (most recent call last):
     ...
@@ -42,7 +42,9 @@ def check_number(*, positive: bool = False, **options: Any) -> None:
     for name, value in options.items():
         check_finite(**{name: value})
         if value < 0 or (positive and value == 0):
-            raise OptionError(f"{name}={value} must {'be positive' if positive else 'not be negative'}")
+            raise OptionError(
+                f"{name}={value} must {'be positive' if positive else 'not be negative'}"
+            )
 
 
 def check_finite(**options: Any) -> None:
@@ -62,8 +64,12 @@ def check_generator(generator: Any) -> None:
 
     :raises OptionError: for anything but a ``torch.Generator`` on the CPU, or None.
     """
-    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
-        raise OptionError(f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own")
+    if generator is not None and not (
+        isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    ):
+        raise OptionError(
+            f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own"
+        )
 
 
 def check_flag(**options: Any) -> None:

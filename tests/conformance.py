@@ -29,13 +29,17 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     expected = expected.detach().to(actual)
     finite = expected.isfinite()
     size = float(expected[finite].abs().max()) if bool(finite.any()) else 1.0
-    torch.testing.assert_close(actual.detach(), expected, rtol=tolerance, atol=tolerance * max(size, 1e-300))
+    torch.testing.assert_close(
+        actual.detach(), expected, rtol=tolerance, atol=tolerance * max(size, 1e-300)
+    )
 
 
 def cpu_rows(rows: int, features: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     """Rows spread a little wider than the components of :meth:`FamilyConformance.arguments`."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return (2 * torch.randn(rows, features, generator=generator, dtype=torch.float64, device="cpu")).to(dtype)
+    return (
+        2 * torch.randn(rows, features, generator=generator, dtype=torch.float64, device="cpu")
+    ).to(dtype)
 
 
 @contextmanager
@@ -49,7 +53,9 @@ def one_thread():
 
 def exact_loss(model: Callable, *args, **kwargs) -> float:
     """Minus the evidence by stock Pyro: the model enumerated, an empty guide."""
-    return TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(model), lambda *_, **__: None, *args, **kwargs)
+    return TraceEnum_ELBO(max_plate_nesting=1).loss(
+        config_enumerate(model), lambda *_, **__: None, *args, **kwargs
+    )
 
 
 @pytest.mark.usefixtures("on_one_thread")
@@ -58,7 +64,9 @@ class FamilyConformance:
 
     family: type[Components]
 
-    def arguments(self, components: int, features: int, lead: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    def arguments(
+        self, components: int, features: int, lead: tuple[int, ...] = ()
+    ) -> dict[str, Tensor]:
         """Some valid arguments in float64 by name, batch shape (*lead, C)."""
         raise NotImplementedError
 
@@ -85,19 +93,25 @@ class FamilyConformance:
         with use_backend(request.param):
             yield
 
-    def build(self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()) -> Components:
+    def build(
+        self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()
+    ) -> Components:
         """The family with leaf arguments of ``dtype``, the same at every call."""
         torch.manual_seed(0)
         with torch.device("cpu"):
             given = self.arguments(components, FEATURES, lead)
-        return self.family(**{name: value.to(dtype).requires_grad_() for name, value in given.items()})
+        return self.family(
+            **{name: value.to(dtype).requires_grad_() for name, value in given.items()}
+        )
 
     def oracle_of(self, family: Components) -> tuple[dist.TorchDistribution, list[Tensor]]:
         """The oracle in float64 with leaf arguments of the same values, and these."""
         leaves = [value.detach().double().requires_grad_() for value in family.arguments.values()]
         return self.oracle(*leaves), leaves
 
-    def mixture(self, components: int = 5, dtype=torch.float64, features: int = FEATURES) -> Mixture:
+    def mixture(
+        self, components: int = 5, dtype=torch.float64, features: int = FEATURES
+    ) -> Mixture:
         """A mixture whose components and weights all differ, the same at every call."""
         torch.manual_seed(0)
         with torch.device("cpu"), torch.no_grad():
@@ -155,7 +169,9 @@ class FamilyConformance:
         normals, leaves = self.oracle_of(family)
         z = torch.randint(3, (4, 1, 7), device="cpu")
         expected = normals.log_prob(x.double().unsqueeze(-2))  # (P, B, C)
-        expected = expected.expand(4, 2, 7, 3).gather(-1, z.expand(4, 2, 7).unsqueeze(-1)).squeeze(-1)
+        expected = (
+            expected.expand(4, 2, 7, 3).gather(-1, z.expand(4, 2, 7).unsqueeze(-1)).squeeze(-1)
+        )
         actual = family[z].log_prob(x)
         assert_near(actual, expected, TOLERANCE[dtype])
         actual.square().sum().backward()
@@ -195,7 +211,11 @@ class FamilyConformance:
         value = trace.nodes["x"]["value"]
         assert value.shape == (3, 4, FEATURES)
         normals, _ = self.oracle_of(family)
-        expected = normals.log_prob(value.unsqueeze(-2)).gather(-1, z.expand(3, 4).unsqueeze(-1)).squeeze(-1)
+        expected = (
+            normals.log_prob(value.unsqueeze(-2))
+            .gather(-1, z.expand(3, 4).unsqueeze(-1))
+            .squeeze(-1)
+        )
         assert_near(trace.nodes["x"]["log_prob"], expected, 1e-10)
 
     def test_has_no_support_to_enumerate(self):
@@ -207,7 +227,10 @@ class FamilyConformance:
     def test_draws_have_the_moments_of_the_oracle(self, method):
         family, n = self.build(3), 20_000
         normals, _ = self.oracle_of(family)
-        mean, variance = normals.mean.expand(3, FEATURES).detach(), normals.variance.expand(3, FEATURES).detach()
+        mean, variance = (
+            normals.mean.expand(3, FEATURES).detach(),
+            normals.variance.expand(3, FEATURES).detach(),
+        )
         draws = getattr(family[torch.arange(3)], method)((n,)).detach()
         z_score = (draws.mean(0) - mean) / (variance / n).sqrt()
         assert z_score.abs().max() < 5
@@ -243,7 +266,9 @@ class FamilyConformance:
         given = {name: value.detach() for name, value in self.build().arguments.items()}
         for name, value in given.items():
             with pytest.raises(ValueError, match=name):
-                self.family(**{**given, name: torch.full_like(value, torch.nan)}, validate_args=True)
+                self.family(
+                    **{**given, name: torch.full_like(value, torch.nan)}, validate_args=True
+                )
             if name not in ("loc", "factor"):
                 with pytest.raises(ValueError, match=name):
                     self.family(**{**given, name: -value}, validate_args=True)
@@ -265,7 +290,9 @@ class FamilyConformance:
     @pytest.mark.meta
     def test_training_loss_is_that_of_the_best_of_each_search_space(self, dtype, backend):
         model, x = self.mixture(9, dtype), cpu_rows(ROWS, FEATURES, dtype)
-        guide = TruncatedPartition(model, components=9, candidates=2, neighbors=3, explore=0, seed=3)
+        guide = TruncatedPartition(
+            model, components=9, candidates=2, neighbors=3, explore=0, seed=3
+        )
         guide.eval().posterior(x)  # allocates the random start without a search
         known, graph = guide.sets.table.tolist(), guide.graph.neighbors.tolist()
         joint = self.brute_log_joint(model, x).detach()
@@ -292,7 +319,9 @@ class FamilyConformance:
         wide = copy.deepcopy(model).double()
         expected = -self.brute_log_joint(wide, x).gather(1, stored.long()).logsumexp(-1).sum()
         assert loss.item() == pytest.approx(expected.item(), rel=TOLERANCE[dtype])
-        for mine, theirs in zip(grads, torch.autograd.grad(expected, list(wide.parameters())), strict=True):
+        for mine, theirs in zip(
+            grads, torch.autograd.grad(expected, list(wide.parameters())), strict=True
+        ):
             assert_near(mine, theirs, TOLERANCE[dtype])
         assert torch.equal(guide.sets.table, stored)
 
@@ -309,7 +338,9 @@ class FamilyConformance:
     def test_one_em_step_gives_the_textbook_parameters(self, dtype, backend):
         model, x = self.mixture(3, dtype), cpu_rows(ROWS, FEATURES, dtype)
         q = self.brute_log_joint(model, x).softmax(-1).detach()
-        old = [value.detach().double() for value in model.component_distributions().arguments.values()]
+        old = [
+            value.detach().double() for value in model.component_distributions().arguments.values()
+        ]
         each = [self.maximizer(x.double(), q[:, c], *(value[c] for value in old)) for c in range(3)]
         EM(model, self.exact_guide(model), variance_floor=0.0).step(x)
         tolerance = 20 * TOLERANCE[dtype]  # solves lose a little
@@ -323,8 +354,10 @@ class FamilyConformance:
         model, x = self.mixture(6, dtype), cpu_rows(150, FEATURES, dtype)
         guide = FullPartition(model, components=6)
         if explore is not None:
-            guide = TruncatedPartition(model, components=6, candidates=2, neighbors=3, explore=explore, seed=0)
-        em = EM(model, guide, dead="keep")
+            guide = TruncatedPartition(
+                model, components=6, candidates=2, neighbors=3, explore=explore, seed=0
+            )
+        em = EM(model, guide, empty="keep")
         losses = torch.tensor([em.step(x) for _ in range(10)], dtype=torch.float64)
         assert losses[-1] < losses[0]
         rises = losses.diff().clamp_min(0) / losses[0].abs()
@@ -336,15 +369,22 @@ class FamilyConformance:
         for size in (ROWS, 16):
             pyro.clear_param_store()
             model = self.mixture(6, dtype)
-            guide = TruncatedPartition(model, components=6, candidates=2, neighbors=3, explore=0, seed=0)
-            em, losses = EM(model, guide, dead="keep"), []
+            guide = TruncatedPartition(
+                model, components=6, candidates=2, neighbors=3, explore=0, seed=0
+            )
+            em, losses = EM(model, guide, empty="keep"), []
             for _ in range(3):
                 parts = torch.arange(ROWS).split(size)
                 losses.append(sum(em.accumulate(x[part], index=part, size=ROWS) for part in parts))
                 em.maximize()
             sets = guide.sets.table.sort(-1).values
             outcomes.append(
-                (torch.tensor(losses, dtype=dtype), *model.state_dict().values(), sets, guide.graph.neighbors)
+                (
+                    torch.tensor(losses, dtype=dtype),
+                    *model.state_dict().values(),
+                    sets,
+                    guide.graph.neighbors,
+                )
             )
         rtol, atol = (1e-3, 1e-4) if dtype == torch.float32 else (1e-9, 1e-10)
         for whole, in_parts in zip(*outcomes, strict=True):
@@ -385,7 +425,9 @@ class FamilyConformance:
         for _ in range(3):
             em.step(x)
         before = em.evaluate_loss(x)
-        torch.save({"model": model.state_dict(), "guide": guide.state_dict()}, tmp_path / "state.pt")
+        torch.save(
+            {"model": model.state_dict(), "guide": guide.state_dict()}, tmp_path / "state.pt"
+        )
         pyro.clear_param_store()
         model, guide = pair()
         state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -413,11 +455,15 @@ class FamilyConformance:
         for device in ("cpu", "cuda"):
             pyro.clear_param_store()
             model, rows = self.mixture(6).to(device), x.double().to(device)
-            guide = TruncatedPartition(model, components=6, candidates=2, neighbors=3, explore=0, seed=0)
-            em = EM(model, guide, dead="keep")
+            guide = TruncatedPartition(
+                model, components=6, candidates=2, neighbors=3, explore=0, seed=0
+            )
+            em = EM(model, guide, empty="keep")
             steps = [em.step(rows) for _ in range(4)]
             assert {value.device.type for value in model.parameters()} == {device}
-            grads = torch.autograd.grad(TraceEnum_ELBO().differentiable_loss(model, guide, rows), [*model.parameters()])
+            grads = torch.autograd.grad(
+                TraceEnum_ELBO().differentiable_loss(model, guide, rows), [*model.parameters()]
+            )
             found.append((torch.tensor(steps), *(grad.cpu() for grad in grads)))
         for host, accelerator in zip(*found, strict=True):
             torch.testing.assert_close(accelerator, host, rtol=1e-8, atol=1e-8)
@@ -426,7 +472,9 @@ class FamilyConformance:
     def test_cuda_density_equals_the_oracle(self, dtype):
         family, x = self.build(dtype=dtype), cpu_rows(ROWS, FEATURES, dtype)
         normals, _ = self.oracle_of(family)
-        moved = self.family(**{name: value.detach().cuda() for name, value in family.arguments.items()})
+        moved = self.family(
+            **{name: value.detach().cuda() for name, value in family.arguments.items()}
+        )
         z = torch.randint(5, (3, ROWS))
         expected = normals.log_prob(x.double().unsqueeze(-2)).gather(-1, z.T).T
         actual = moved[z.cuda()].log_prob(x.cuda())

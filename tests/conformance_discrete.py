@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.errors import DataError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, responsibilities, sample
+from pyro_mixtures.infer import EM, log_evidence, responsibilities, sample
 from tests.conformance import TOLERANCE, assert_near, exact_loss
 
 ITEMS = 12
@@ -56,7 +56,9 @@ class DiscreteConformance:
     def dtype(self, request) -> torch.dtype:
         return request.param
 
-    def build(self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()) -> Components:
+    def build(
+        self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()
+    ) -> Components:
         torch.manual_seed(0)
         with torch.device("cpu"):
             return self.make(self.values(components, lead).to(dtype).requires_grad_())
@@ -85,7 +87,9 @@ class DiscreteConformance:
         return model.weights.double().log() + table[:, items].T
 
     def truncated(self, model: Any, components: int) -> TruncatedPartition:
-        return TruncatedPartition(model, components=components, candidates=2, neighbors=3, explore=1, seed=0)
+        return TruncatedPartition(
+            model, components=components, candidates=2, neighbors=3, explore=1, seed=0
+        )
 
     # Densities.
 
@@ -110,7 +114,9 @@ class DiscreteConformance:
             weight = torch.randn(full.shape, generator=generator, dtype=torch.float64, device="cpu")
             (weight * expected)[full >= 0].sum().backward()
             (weight.to(dtype) * actual)[full >= 0].sum().backward()
-            assert_near(self.tangent(family, self.value_of(family).grad), leaf.grad, 10 * TOLERANCE[dtype])
+            assert_near(
+                self.tangent(family, self.value_of(family).grad), leaf.grad, 10 * TOLERANCE[dtype]
+            )
 
     def tangent(self, family: Components, gradient: Tensor) -> Tensor:
         """The part of a gradient that the brute-force table also has."""
@@ -174,7 +180,10 @@ class DiscreteConformance:
         z = torch.tensor([2, 0], device="cpu")
         with torch.device("cpu"):
             draws = family[z].sample((n,))
-        found = torch.stack([torch.bincount(draws[:, i], minlength=ITEMS) for i in range(2)]).double() / n
+        found = (
+            torch.stack([torch.bincount(draws[:, i], minlength=ITEMS) for i in range(2)]).double()
+            / n
+        )
         probs = self.table_of(family)[0].detach().exp()[z]
         assert ((found - probs) / (probs * (1 - probs) / n).sqrt()).abs().max() < 5
 
@@ -201,7 +210,7 @@ class DiscreteConformance:
             exact_loss(model, items),
         ):
             assert loss == pytest.approx(-float(each.sum()), rel=10 * TOLERANCE[dtype])
-        assert_near(evidence(model, items), each, 10 * TOLERANCE[dtype])
+        assert_near(log_evidence(model, items), each, 10 * TOLERANCE[dtype])
         q = responsibilities(model, items, top=5)
         expected = self.log_joint(model, items).softmax(-1).detach()
         dense = torch.zeros_like(expected).scatter(1, q.components, q.probs.double())
@@ -219,12 +228,16 @@ class DiscreteConformance:
         wide = copy.deepcopy(model).double()
         expected = -self.log_joint(wide, items).gather(1, stored.long()).logsumexp(-1).sum()
         assert loss.item() == pytest.approx(expected.item(), rel=10 * TOLERANCE[dtype])
-        for mine, theirs in zip(grads, torch.autograd.grad(expected, list(wide.parameters())), strict=True):
+        for mine, theirs in zip(
+            grads, torch.autograd.grad(expected, list(wide.parameters())), strict=True
+        ):
             assert_near(mine, theirs, 10 * TOLERANCE[dtype])
 
     def test_svi_lowers_the_truncated_loss(self):
         model, items = self.mixture(9, torch.float32), outcomes()
-        svi = SVI(model, self.truncated(model, 9), Adam({"lr": 0.05}), TraceEnum_ELBO(max_plate_nesting=1))
+        svi = SVI(
+            model, self.truncated(model, 9), Adam({"lr": 0.05}), TraceEnum_ELBO(max_plate_nesting=1)
+        )
         losses = [svi.step(items) for _ in range(20)]
         assert losses[-1] < losses[0] - 1
 
@@ -248,7 +261,7 @@ class DiscreteConformance:
         model, items = self.mixture(6, dtype), outcomes(150)
         make = {"full": FullPartition, "hard": HardPartition}.get(kind)
         guide = self.truncated(model, 6) if make is None else make(model, components=6)
-        em = EM(model, guide, dead="keep")
+        em = EM(model, guide, empty="keep")
         losses = torch.tensor([em.step(items) for _ in range(6)], dtype=torch.float64, device="cpu")
         assert losses[-1] < losses[0]
         rises = losses.diff().clamp_min(0) / losses[0].abs()
@@ -259,7 +272,7 @@ class DiscreteConformance:
         for size in (ROWS, 16):
             pyro.clear_param_store()
             model = self.mixture(6, dtype)
-            em = EM(model, self.truncated(model, 6), dead="keep")
+            em = EM(model, self.truncated(model, 6), empty="keep")
             em.guide.explore = 0
             for _ in range(3):
                 for part in torch.arange(ROWS).split(size):
@@ -267,11 +280,18 @@ class DiscreteConformance:
                 em.maximize()
             found.append(list(model.state_dict().values()))
         for whole, in_parts in zip(*found, strict=True):
-            torch.testing.assert_close(in_parts, whole, rtol=1e-2, atol=2e-3 if dtype == torch.float32 else 1e-6)
+            torch.testing.assert_close(
+                in_parts, whole, rtol=1e-2, atol=2e-3 if dtype == torch.float32 else 1e-6
+            )
 
     def test_stepwise_em_raises_the_evidence(self):
         model, items = self.mixture(3), outcomes(400)
-        em = EM(model, FullPartition(model, components=3), step_size=lambda t: (t + 2) ** -0.6, dead="keep")
+        em = EM(
+            model,
+            FullPartition(model, components=3),
+            step_size=lambda t: (t + 2) ** -0.6,
+            empty="keep",
+        )
         before = em.evaluate_loss(items)
         for part in torch.arange(400).split(100):
             em.step(items[part], index=part, size=400)
@@ -288,7 +308,10 @@ class DiscreteConformance:
         for _ in range(3):
             em.step(items)
         before = em.evaluate_loss(items)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "state.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in model.state_dict().items()},
+            tmp_path / "state.safetensors",
+        )
         pyro.clear_param_store()
         other = self.model(6).double()
         other.load_state_dict(load_file(tmp_path / "state.safetensors"))

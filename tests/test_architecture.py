@@ -36,18 +36,29 @@ def imports(path: Path) -> set[str]:
 
 def imported_rooms(path: Path) -> set[str]:
     parts = [name.split(".") for name in imports(path)]
-    return {name[1] for name in parts if name[0] == "pyro_mixtures" and len(name) > 1 and name[1] in rooms()}
+    return {
+        name[1]
+        for name in parts
+        if name[0] == "pyro_mixtures" and len(name) > 1 and name[1] in rooms()
+    }
 
 
 def test_every_folder_is_a_room_of_the_table():
-    inside = {path.name for path in (ROOT / "pyro_mixtures").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    inside = {
+        path.name
+        for path in (ROOT / "pyro_mixtures").iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
     assert inside <= set(rooms())
     assert {"models", "guides", "tutorials", "errors"} <= set(rooms())
 
 
 def test_every_package_is_installed():
     """An editable install would not notice what a wheel lacks."""
-    inside = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "pyro_mixtures").rglob("__init__.py")}
+    inside = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "pyro_mixtures").rglob("__init__.py")
+    }
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert inside | {"pyro_mixtures.guides", "pyro_mixtures.models"} == set(stated)
 

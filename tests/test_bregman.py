@@ -38,13 +38,17 @@ def make(divergence: str, components: int = 3, **options) -> BregmanMixture:
     given = {"precision": PRECISION} if divergence == "mahalanobis" else {}
     given |= {"total": 40} if divergence == "multinomial" else {}
     torch.manual_seed(0)
-    model = BregmanMixture(components=components, features=FEATURES, divergence=divergence, **given, **options)
+    model = BregmanMixture(
+        components=components, features=FEATURES, divergence=divergence, **given, **options
+    )
     return model.double()
 
 
 def truth(divergence: str) -> Tensor:
     means = MEANS.double()
-    return {"logistic": means / 9, "multinomial": means / means.sum(-1, keepdim=True)}.get(divergence, means)
+    return {"logistic": means / 9, "multinomial": means / means.sum(-1, keepdim=True)}.get(
+        divergence, means
+    )
 
 
 def draw(divergence: str, rows: int = 300) -> Tensor:
@@ -65,7 +69,9 @@ def losses_of(divergence: str, x: Tensor, mean: Tensor) -> Tensor:
     """Bregman divergences (N, C) of the rows from the means, by their definitions."""
     x = x.unsqueeze(-2)
     if divergence in ("squared", "mahalanobis"):
-        precision = PRECISION.double() if divergence == "mahalanobis" else torch.eye(FEATURES).double()
+        precision = (
+            PRECISION.double() if divergence == "mahalanobis" else torch.eye(FEATURES).double()
+        )
         return 0.5 * torch.einsum("nci,ij,ncj->nc", x - mean, precision, x - mean)
     if divergence == "logistic":
         return torch.nn.functional.softplus(-(2 * x - 1) * mean.logit()).sum(-1)
@@ -124,7 +130,7 @@ def test_leave_one_out_finds_no_worse_partition_than_lloyd():
         for score in scores:
             guide = HardPartition(model, components=12, score=score)
             if labels is not None:
-                guide.plant(labels)
+                guide.set_labels(labels)
             em = EM(model, guide)
             objective = []
             for _ in range(25):
@@ -162,16 +168,27 @@ def test_k_means_equals_scikit_learn(components, dtype):
     start, index = kmeans_plusplus(x.numpy(), components, random_state=0)
     # Rows of integers are equally far from two others now and then, and ties are nobody's to decide.
     start = start + 0.01 * np.random.default_rng(0).standard_normal(start.shape)
-    peer = Peer(components, init=start, n_init=1, algorithm="lloyd", tol=0, max_iter=500).fit(x.numpy())
+    peer = Peer(components, init=start, n_init=1, algorithm="lloyd", tol=0, max_iter=500).fit(
+        x.numpy()
+    )
     model = KMeans(components=components, features=64).to(dtype)
     model.start_at(Seeds(torch.from_numpy(index), torch.from_numpy(start), x.var(0)))
     guide = HardPartition(model, components=components)
-    result = fit(EM(model, guide), x.to(dtype), epochs=500, tolerance=0.0, progress=False, callbacks=[nothing_moves])
+    result = fit(
+        EM(model, guide),
+        x.to(dtype),
+        epochs=500,
+        tolerance=0.0,
+        progress=False,
+        callbacks=[nothing_moves],
+    )
     assert guide.moved == 0
     assert int(guide.sizes.min()) > 0
     assert sum(epoch.reseeded for epoch in result.history.epochs) == 0
     assert torch.equal(guide.labels.long(), torch.from_numpy(peer.labels_).long())
-    assert inertia(x, model.mean.detach(), guide.labels.long()) == pytest.approx(peer.inertia_, rel=1e-6)
+    assert inertia(x, model.mean.detach(), guide.labels.long()) == pytest.approx(
+        peer.inertia_, rel=1e-6
+    )
     constant = len(x) * (math.log(components) + 32 * math.log(2 * math.pi))
     assert -2 * (result.elbo * len(x) + constant) == pytest.approx(peer.inertia_, rel=1e-4)
 
@@ -206,7 +223,9 @@ def test_spherical_k_means_refuses_rows_without_a_direction():
 
 def test_far_rows_are_clustered_as_near_ones():
     """Squares of 10^9 have no digits left for the distances; the rows are exact at either place."""
-    x = (512 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))).round().double() / 64
+    x = (
+        512 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    ).round().double() / 64
     found = []
     for offset in (0.0, 1e9):
         model = KMeans(components=5, features=3).double()
@@ -229,7 +248,7 @@ def test_soft_clustering_never_lowers_the_free_energy(divergence, kind):
     guide = FullPartition(model, components=6)
     if kind == "truncated":
         guide = TruncatedPartition(model, components=6, candidates=2, neighbors=3, seed=0)
-    em = EM(model, guide, dead="keep")
+    em = EM(model, guide, empty="keep")
     losses = torch.tensor([em.step(x) for _ in range(12)])
     assert (losses.diff() < 1e-9 * losses[0].abs()).all()
     assert losses[-1] < losses[0]
@@ -259,22 +278,32 @@ def test_untruncated_loss_is_minus_the_evidence(divergence, dtype):
     model.start_at(seeds(x, 3))
     x = x.to(dtype)
     family = model.component_distributions()
-    expected = -float((family.log_prob(x.unsqueeze(-2)) + model.weights.log()).logsumexp(-1).sum().detach())
+    expected = -float(
+        (family.log_prob(x.unsqueeze(-2)) + model.weights.log()).logsumexp(-1).sum().detach()
+    )
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    assert elbo.loss(model, FullPartition(model, components=3), x) == pytest.approx(expected, rel=tolerance)
+    assert elbo.loss(model, FullPartition(model, components=3), x) == pytest.approx(
+        expected, rel=tolerance
+    )
     assert exact_loss(model, x) == pytest.approx(expected, rel=tolerance)
-    assert EM(model, FullPartition(model, components=3)).evaluate_loss(x) == pytest.approx(expected, rel=tolerance)
+    assert EM(model, FullPartition(model, components=3)).evaluate_loss(x) == pytest.approx(
+        expected, rel=tolerance
+    )
 
 
 def test_stock_gradients_reach_the_params(divergence):
     x, model = draw(divergence, 60), make(divergence)
     model.start_at(seeds(x, 3))
-    guided = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, FullPartition(model, components=3), x)
+    guided = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        model, FullPartition(model, components=3), x
+    )
     enumerated = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
         config_enumerate(model), lambda *_, **__: None, x
     )
-    mine, theirs = (torch.autograd.grad(loss, list(model.parameters())) for loss in (guided, enumerated))
+    mine, theirs = (
+        torch.autograd.grad(loss, list(model.parameters())) for loss in (guided, enumerated)
+    )
     for one, other in zip(mine, theirs, strict=True):
         assert one.abs().max() > 0
         assert_near(one, other, 1e-9)
@@ -310,7 +339,10 @@ def test_steps_take_their_device_from_the_rows(divergence):
     with torch.device("cpu"):
         x, model = draw(divergence, 60), make(divergence)
         model.start_at(seeds(x, 3))
-    full, hard = FullPartition(model, components=3), HardPartition(model, components=3, score="leave_one_out")
+    full, hard = (
+        FullPartition(model, components=3),
+        HardPartition(model, components=3, score="leave_one_out"),
+    )
     for guide in (full, hard):
         em = EM(model, guide)
         losses = [em.step(x) for _ in range(3)]
@@ -329,7 +361,9 @@ def test_a_row_of_weight_two_counts_as_two(divergence, kind):
     for rows in ((x, weight.double()), (x.repeat_interleave(weight.long(), 0),)):
         model = make(divergence)
         model.start_at(seeds(x, 3))
-        result = fit(EM(model, kind(model, components=3)), *rows, epochs=4, batch_size=64, progress=False)
+        result = fit(
+            EM(model, kind(model, components=3)), *rows, epochs=4, batch_size=64, progress=False
+        )
         found.append(torch.cat([model.mean.detach().flatten(), model.weights.detach()]))
         assert len(result.history) == 4
         pyro.clear_param_store()
@@ -381,7 +415,11 @@ def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypat
     splits = spied_splits(monkeypatch)
     torch.manual_seed(0)
     rates = 0.2 + 20 * torch.rand(6, 3).double()
-    x, seen, rises = torch.poisson(rates[torch.randint(6, (200,))]) + (divergence == "itakura_saito"), 0, 0
+    x, seen, rises = (
+        torch.poisson(rates[torch.randint(6, (200,))]) + (divergence == "itakura_saito"),
+        0,
+        0,
+    )
     with pyro.settings.context(module_local_params=True):
         model = BregmanMixture(components=16, features=3, divergence=divergence).double()
         model.start_at(seeds(x, 16))
@@ -394,13 +432,18 @@ def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypat
         em = EM(model, guide)
         for _ in range(25):
             kept = copy.deepcopy(em)
-            kept.dead = "keep"
+            kept.empty = "keep"
             before, _ = em.step(x), kept.step(x)
             if not splits[-1]:
                 continue
-            joint = (kept.model.component_distributions().log_prob(x.unsqueeze(1)) + kept.model.weights.log()).detach()
+            joint = (
+                kept.model.component_distributions().log_prob(x.unsqueeze(1))
+                + kept.model.weights.log()
+            ).detach()
             if kind == "truncated":
-                left_out = torch.ones_like(joint, dtype=torch.bool).scatter_(1, guide.sets.table.long(), value=False)
+                left_out = torch.ones_like(joint, dtype=torch.bool).scatter_(
+                    1, guide.sets.table.long(), value=False
+                )
                 joint = joint.masked_fill(left_out, -torch.inf)
             q, lost = joint.softmax(-1), torch.zeros(len(x)).double()
             for split in splits[-1]:

@@ -18,7 +18,9 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 def module_names() -> list[str]:
     packages = (pyro_mixtures, pyro_mixtures.models, pyro_mixtures.guides)
-    return sorted({m.name for p in packages for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")})
+    return sorted(
+        {m.name for p in packages for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")}
+    )
 
 
 @pytest.mark.parametrize("name", module_names())
@@ -30,6 +32,8 @@ def test_docstrings(name):
 
 
 def test_readme():
-    failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS)
+    failed, tried = doctest.testfile(
+        str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS
+    )
     assert tried
     assert not failed

@@ -3,7 +3,12 @@
 import torch
 from pyro import distributions as dist
 
-from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNormals, IsotropicNormals
+from pyro_mixtures.distributions import (
+    DiagonalNormals,
+    FactorAnalyzers,
+    FullNormals,
+    IsotropicNormals,
+)
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from tests.conformance import FamilyConformance
 
@@ -37,7 +42,10 @@ class TestDiagonalNormals(FamilyConformance):
     family = DiagonalNormals
 
     def arguments(self, components, features, lead=()):
-        return {"loc": _f64(*lead, components, features), "scale": _positive(*lead, components, features)}
+        return {
+            "loc": _f64(*lead, components, features),
+            "scale": _positive(*lead, components, features),
+        }
 
     def oracle(self, loc, scale):
         return dist.Normal(loc, scale).to_event(1)
@@ -55,7 +63,10 @@ class TestFullNormals(FamilyConformance):
 
     def arguments(self, components, features, lead=()):
         tril = 0.5 * _f64(*lead, components, features, features).tril(-1)
-        return {"loc": _f64(*lead, components, features), "scale_tril": tril + _positive(*tril.shape[:-1]).diag_embed()}
+        return {
+            "loc": _f64(*lead, components, features),
+            "scale_tril": tril + _positive(*tril.shape[:-1]).diag_embed(),
+        }
 
     def oracle(self, loc, scale_tril):
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)

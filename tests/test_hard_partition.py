@@ -20,8 +20,13 @@ from pyro_mixtures.distributions.regression.linear_regressions import LinearRegr
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition
-from pyro_mixtures.infer import EM, assign, evidence, fit
-from pyro_mixtures.models import BregmanMixture, GaussianMixture, KMeans, MixtureOfLogisticRegressions
+from pyro_mixtures.infer import EM, assign, fit, log_evidence
+from pyro_mixtures.models import (
+    BregmanMixture,
+    GaussianMixture,
+    KMeans,
+    MixtureOfLogisticRegressions,
+)
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import TOLERANCE
@@ -39,7 +44,9 @@ def dtype(request) -> torch.dtype:
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
-def rows_of(dtype=torch.float64, rows: int = N, seed: int = 0, noise: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+def rows_of(
+    dtype=torch.float64, rows: int = N, seed: int = 0, noise: float = 0.3
+) -> tuple[Tensor, Tensor, Tensor]:
     """Covariates, outcomes, and the regression that each row was drawn from."""
     draw = torch.Generator("cpu").manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu")  # noqa: E731
@@ -54,7 +61,9 @@ def mixture(dtype=torch.float64, seed: int = 0, **options) -> MixtureOfRegressio
     pyro.clear_param_store()
     torch.manual_seed(seed)
     with torch.device("cpu"):
-        model = MixtureOfRegressions(components=K, features=P, scale=1.0, equal_weights=True, **options)
+        model = MixtureOfRegressions(
+            components=K, features=P, scale=1.0, equal_weights=True, **options
+        )
         with torch.no_grad():
             model.weight, model.bias = torch.randn_like(model.weight), torch.randn_like(model.bias)
             model = model.to(dtype)
@@ -62,17 +71,26 @@ def mixture(dtype=torch.float64, seed: int = 0, **options) -> MixtureOfRegressio
     return model
 
 
-def started(labels: Tensor | None = None, dtype=torch.float64, seed: int = 0, dead: str = "keep", ridge=0.0, **options):
+def started(
+    labels: Tensor | None = None,
+    dtype=torch.float64,
+    seed: int = 0,
+    empty: str = "keep",
+    ridge=0.0,
+    **options,
+):
     """A model, its guide and EM."""
     model = mixture(dtype, seed, ridge=ridge)
     guide = HardPartition(model, components=K, **options)
     if labels is not None:
-        guide.plant(labels)
-    return model, guide, EM(model, guide, dead=dead)
+        guide.set_labels(labels)
+    return model, guide, EM(model, guide, empty=empty)
 
 
 def random_labels(seed: int, rows: int = N) -> Tensor:
-    return torch.randint(K, (rows,), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return torch.randint(
+        K, (rows,), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    )
 
 
 def losses(model: MixtureOfRegressions, x: Tensor, y: Tensor) -> Tensor:
@@ -106,11 +124,15 @@ def test_one_step_is_the_cheapest_component_and_its_refit(ridge, dtype):
     model, guide, em = started(dtype=dtype, ridge=ridge)
     cost = losses(model, x, y)
     loss = em.step(x, y)
-    assert loss == pytest.approx(float(cost.min(1).values.sum()) + N * CONSTANT, rel=TOLERANCE[dtype])
+    assert loss == pytest.approx(
+        float(cost.min(1).values.sum()) + N * CONSTANT, rel=TOLERANCE[dtype]
+    )
     assert torch.equal(guide.labels.long(), cost.argmin(1))
     assert guide.sizes.tolist() == torch.bincount(cost.argmin(1), minlength=K).tolist()
     fitted = losses(model, x, y).gather(1, guide.labels.long().unsqueeze(-1)).sum()
-    assert float(fitted) == pytest.approx(objective(x, y, guide.labels, ridge), rel=100 * TOLERANCE[dtype])
+    assert float(fitted) == pytest.approx(
+        objective(x, y, guide.labels, ridge), rel=100 * TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
@@ -133,7 +155,9 @@ def test_a_scored_step_is_that_of_brute_force(score, alpha):
         gain = least(x[part], y[part], 0.1) - least(x[rest], y[rest], 0.1)
         cost[i, k] = alpha * (gain + own + prior)
     em.step(x, y)
-    paid = cost.gather(1, guide.labels.long().unsqueeze(-1))[:, 0]  # other parts of the literal bound cost all the same
+    paid = cost.gather(1, guide.labels.long().unsqueeze(-1))[
+        :, 0
+    ]  # other parts of the literal bound cost all the same
     torch.testing.assert_close(paid, cost.min(1).values, rtol=1e-9, atol=0)
     assert guide.moved == int((guide.labels != labels).sum())
 
@@ -209,21 +233,23 @@ def test_two_empty_parts_are_filled_without_a_rise():
     model, guide, em = started(torch.zeros(300, dtype=torch.int64))
     away(model, 1, 2)
     found = [em.step(x, y) for _ in range(10)]
-    assert guide.revived == 2
+    assert guide.reseeded == 2
     assert bool((guide.sizes > 0).all())
     assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(found[1:])), found
 
 
 def test_reviving_and_reseeding_do_not_stand_in_each_others_way():
-    """With dead="reseed", the default, EM gives an empty part the params of another before it gets rows."""
+    """With empty="reseed", the default, EM gives an empty part the params of another before it gets rows."""
     x, y, truth = rows_of(rows=300, noise=0.05)
     model = mixture(outputs=1)
     away(model, 0)
     guide = HardPartition(model, components=K)
-    guide.plant(truth.clamp_min(1))
+    guide.set_labels(truth.clamp_min(1))
     done = fit(EM(model, guide), x, y.unsqueeze(-1), progress=False, tolerance=1e-9)
     assert bool((guide.sizes > 50).all())
-    assert done.elbo * 300 == pytest.approx(-objective(x, y, guide.labels) - 300 * CONSTANT, rel=1e-6)
+    assert done.elbo * 300 == pytest.approx(
+        -objective(x, y, guide.labels) - 300 * CONSTANT, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("capacity", [None, 14, 20])
@@ -234,10 +260,12 @@ def test_parts_are_filled_with_rows_enough_to_be_fitted(capacity):
         pyro.clear_param_store()
         torch.manual_seed(seed)
         with torch.device("cpu"):
-            model = MixtureOfRegressions(components=5, features=P, scale=1.0, equal_weights=True).double()
+            model = MixtureOfRegressions(
+                components=5, features=P, scale=1.0, equal_weights=True
+            ).double()
         away(model, 3, 4)
         guide = HardPartition(model, components=5, capacity=capacity)
-        done = fit(EM(model, guide, dead="keep"), x, y, progress=False, tolerance=0, epochs=25)
+        done = fit(EM(model, guide, empty="keep"), x, y, progress=False, tolerance=0, epochs=25)
         elbo = done.history["elbo"]
         assert bool((elbo[1:] >= elbo[:-1] - 1e-9).all()), elbo.tolist()
         assert int(done.history["reseeded"].sum()) >= 2
@@ -253,7 +281,9 @@ def test_empty_parts_take_no_more_rows_than_the_capacity_and_wait_for_room():
         model, guide, em = started(torch.arange(N) % 2, capacity=capacity)
         away(model, 2)
         found = [em.step(x, y) for _ in range(3)]
-        assert guide.revived == int(filled)  # two parts of 44 do not hold 90 rows: the third cannot be closed
+        assert guide.reseeded == int(
+            filled
+        )  # two parts of 44 do not hold 90 rows: the third cannot be closed
         assert 0 < int(guide.sizes[2]) <= capacity
         assert int(guide.sizes.max()) <= capacity
         assert not filled or found[2] <= found[1] + 1e-9
@@ -261,7 +291,12 @@ def test_empty_parts_take_no_more_rows_than_the_capacity_and_wait_for_room():
 
 def test_bounds_on_sizes_are_kept():
     x, y, _ = rows_of()
-    for options in ({"capacity": 32}, {"least": 28}, {"capacity": 31, "least": 29}, {"capacity": 30}):
+    for options in (
+        {"capacity": 32},
+        {"least": 28},
+        {"capacity": 31, "least": 29},
+        {"capacity": 30},
+    ):
         for assignment in ("optimal", "greedy"):
             _, guide, em = started(assignment=assignment, **options)
             for _ in range(3):
@@ -290,7 +325,7 @@ def test_bounds_need_all_rows_and_room():
     with pytest.raises(DataError, match="do not hold 90 rows"):
         started(capacity=29)[2].step(x, y)
     with pytest.raises(DataError, match="too few"):
-        started(least=31)[2].step(x, y)
+        started(min_size=31)[2].step(x, y)
 
 
 # Minibatches, masks, row weights.
@@ -303,9 +338,18 @@ def test_minibatches_are_the_full_batch(score, dtype):
     for size in (None, 16):
         model, guide, em = started(random_labels(5), dtype, score=score, ridge=0.01)
         done = fit(em, x, y, batch_size=size, epochs=8, patience=20, progress=False)
-        found.append((torch.tensor(done.history["elbo"]), guide.labels, model.weight.detach(), model.bias.detach()))
+        found.append(
+            (
+                torch.tensor(done.history["elbo"]),
+                guide.labels,
+                model.weight.detach(),
+                model.bias.detach(),
+            )
+        )
     for whole, parts in zip(*found, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=2e3 * TOLERANCE[dtype], atol=2e3 * TOLERANCE[dtype])
+        torch.testing.assert_close(
+            parts, whole, rtol=2e3 * TOLERANCE[dtype], atol=2e3 * TOLERANCE[dtype]
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"score": "leave_one_out"}, {"capacity": 30}])
@@ -320,7 +364,7 @@ def test_masked_rows_have_no_part(options):
             return plain(x, y)
 
     guide = HardPartition(masked, components=K, **options)
-    em = EM(masked, guide, dead="keep")
+    em = EM(masked, guide, empty="keep")
     broken = torch.where(mask, y, torch.nan)
     with_mask = [em.step(x, broken, mask) for _ in range(4)]
     labels, weight = guide.labels[mask].clone(), plain.weight.detach().clone()
@@ -350,7 +394,7 @@ def test_a_row_of_weight_two_is_two_rows():
     plain = mixture(ridge=0.1)
     program = weighted(plain)
     guide = HardPartition(program, components=K)
-    em = EM(program, guide, dead="keep")
+    em = EM(program, guide, empty="keep")
     by_weight = [em.step(x, y, times.double()) for _ in range(5)]
     labels, weight = guide.labels.clone(), plain.weight.detach().clone()
     model, guide, em = started(ridge=0.1)
@@ -365,7 +409,7 @@ def test_leave_one_out_gains_of_rows_of_weight_two_are_twice_those_of_one():
     x, y, _ = rows_of()
     program = weighted(mixture())
     guide = HardPartition(program, components=K, score="leave_one_out")
-    em = EM(program, guide, dead="keep")
+    em = EM(program, guide, empty="keep")
     twice = [em.step(x, y, torch.full((N,), 2.0)) for _ in range(4)]
     labels = guide.labels.clone()
     _, guide, em = started(score="leave_one_out")
@@ -400,7 +444,9 @@ def test_rows_never_seen_take_their_cheapest_component():
     new_x, new_y, _ = rows_of(seed=9, rows=40)
     cost = losses(model, new_x, new_y)
     assert torch.equal(assign(model, new_x, new_y, guide=guide), cost.argmin(1))
-    torch.testing.assert_close(evidence(model, new_x, new_y, guide=guide, chunk=7), -cost.min(1).values - CONSTANT)
+    torch.testing.assert_close(
+        log_evidence(model, new_x, new_y, guide=guide, chunk=7), -cost.min(1).values - CONSTANT
+    )
     assert len(guide.labels) == N
 
 
@@ -459,9 +505,14 @@ def test_impossible_options_are_refused():
         with pytest.raises(OptionError, match=next(iter(options))):
             HardPartition(mixture(), components=K, **options)
     guide = HardPartition(mixture(), components=K)
-    for labels in (torch.zeros(3), torch.zeros(3, 1).long(), torch.tensor([0, 3]), torch.tensor([-1, 0])):
+    for labels in (
+        torch.zeros(3),
+        torch.zeros(3, 1).long(),
+        torch.tensor([0, 3]),
+        torch.tensor([-1, 0]),
+    ):
         with pytest.raises(PartitionError, match="labels"):
-            guide.plant(labels)
+            guide.set_labels(labels)
 
 
 def test_planted_labels_of_other_data_are_refused():
@@ -480,7 +531,7 @@ def test_sites_that_do_not_know_their_gains_are_refused():
             pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
 
     guide = HardPartition(program, components=K, score="leave_one_out")
-    em, x = EM(program, guide, dead="keep"), rows_of(torch.float32)[1]
+    em, x = EM(program, guide, empty="keep"), rows_of(torch.float32)[1]
     em.step(x)
     with pytest.raises(ClosedFormError, match="score='loss'"):
         em.step(x)
@@ -500,7 +551,7 @@ def test_classification_em_of_a_gaussian_mixture_is_brute_force():
             model.loc = 3.0 * torch.randn(K, P, dtype=torch.float64)
     loc, scale, weights = (t.detach().clone() for t in (model.loc, model.scale, model.weights))
     guide = HardPartition(model, components=K)
-    em = EM(model, guide, dead="keep", variance_floor=0.0)
+    em = EM(model, guide, empty="keep", variance_floor=0.0)
     for _ in range(5):
         joint = weights.log() + dist.Normal(loc, scale).log_prob(x.unsqueeze(1)).sum(-1)
         labels = joint.argmax(1)
@@ -550,10 +601,16 @@ def test_a_program_with_two_observations_adds_up_their_losses_and_gains():
     given = [torch.nn.Parameter(torch.randn(K, P, dtype=torch.float64)) for _ in range(2)]
 
     def program(x, y, second, seen):
-        weights = [pyro.param(f"weight{i}", lambda i=i: given[i].detach().clone()) for i in range(2)]
-        biases = [pyro.param(f"bias{i}", lambda: torch.zeros(K, dtype=torch.float64)) for i in range(2)]
+        weights = [
+            pyro.param(f"weight{i}", lambda i=i: given[i].detach().clone()) for i in range(2)
+        ]
+        biases = [
+            pyro.param(f"bias{i}", lambda: torch.zeros(K, dtype=torch.float64)) for i in range(2)
+        ]
         one = torch.ones(K, dtype=torch.float64)
-        first, other = (LinearRegressions(x, w, b, one) for w, b in zip(weights, biases, strict=True))
+        first, other = (
+            LinearRegressions(x, w, b, one) for w, b in zip(weights, biases, strict=True)
+        )
         with data_plate(x):
             z = pyro.sample("z", MixtureWeights(one / K))
             pyro.sample("y", first[z], obs=y)
@@ -562,8 +619,8 @@ def test_a_program_with_two_observations_adds_up_their_losses_and_gains():
 
     guide = HardPartition(program, components=K, score="leave_one_out")
     labels = random_labels(6)
-    guide.plant(labels)
-    em = EM(program, guide, dead="keep")
+    guide.set_labels(labels)
+    em = EM(program, guide, empty="keep")
     em.step(x, y, torch.where(seen, second, 1e6), seen)
     own = 0.5 * math.log(2 * math.pi)
     cost = torch.full((N, K), math.log(K), dtype=torch.float64)
@@ -586,7 +643,7 @@ def test_labels_are_those_of_fitted_parts_while_an_empty_one_waits_for_rows():
     away(model, 2)
     em.step(x, y)
     em.step(x, y)
-    assert guide.revived == 1
+    assert guide.reseeded == 1
     assert int(guide.sizes[2]) == 0
     assert math.isfinite(em.evaluate_loss(x, y))
     copied = HardPartition(model, components=3)
@@ -613,7 +670,9 @@ def test_filling_empty_parts_never_raises_the_objective(seed):
     model = BregmanMixture(components=8, features=2, divergence="kl", equal_weights=True).double()
     with torch.no_grad():
         model.mean[4:] = 300.0
-    done = fit(EM(model, HardPartition(model, components=8)), x.double(), progress=False, tolerance=0)
+    done = fit(
+        EM(model, HardPartition(model, components=8)), x.double(), progress=False, tolerance=0
+    )
     objective = done.history["objective"]
     assert bool((objective[1:] <= objective[:-1] + 1e-9).all()), objective.tolist()
 
@@ -624,7 +683,9 @@ def test_filling_empty_parts_never_raises_the_objective(seed):
 def test_closeness_is_what_a_row_pays_for_its_distance():
     x, y, _ = rows_of(rows=40)
     torch.manual_seed(0)
-    near = MixtureOfRegressions(components=3, features=x.shape[1], equal_weights=True, closeness=0.7).to(x.dtype)
+    near = MixtureOfRegressions(
+        components=3, features=x.shape[1], equal_weights=True, input_density=0.7
+    ).to(x.dtype)
     free = MixtureOfRegressions(components=3, features=x.shape[1], equal_weights=True).to(x.dtype)
     with torch.no_grad():
         free.weight, free.bias = near.weight.clone(), near.bias.clone()
@@ -632,7 +693,7 @@ def test_closeness_is_what_a_row_pays_for_its_distance():
     for model in (near, free):
         pyro.clear_param_store()
         posterior = FullPartition(model, components=3).posterior(x, y)
-        log_joint.append(posterior.log_prob + posterior.evidence)
+        log_joint.append(posterior.log_prob + posterior.log_evidence)
     paid = log_joint[1] - log_joint[0]
     expected = 0.7 * (x - near.loc.detach().unsqueeze(1)).square().mean(-1)
     torch.testing.assert_close(paid - paid[:1], expected - expected[:1])
@@ -642,17 +703,19 @@ def test_places_part_experts_that_outcomes_do_not():
     """Two regions with the same line: without places nothing says where they part."""
     x = torch.cat([torch.randn(60, 2) - 4, torch.randn(60, 2) + 4])
     y = x.sum(-1) + 0.1 * torch.randn(120)
-    model = MixtureOfRegressions(components=2, features=2, scale=1.0, equal_weights=True, closeness=1.0)
+    model = MixtureOfRegressions(
+        components=2, features=2, scale=1.0, equal_weights=True, input_density=1.0
+    )
     guide = HardPartition(model, components=2)
-    guide.plant(torch.arange(120) % 10 // 9)
+    guide.set_labels(torch.arange(120) % 10 // 9)
     fit(EM(model, guide), x, y, progress=False)
     found = guide.labels[:60].float().mean(), guide.labels[60:].float().mean()
     assert sorted(map(float, found)) == [0.0, 1.0]
 
 
 def test_closeness_must_be_positive():
-    with pytest.raises(OptionError, match=r"closeness=0\.0 must be positive"):
-        MixtureOfRegressions(components=2, features=2, closeness=0.0)
+    with pytest.raises(OptionError, match=r"input_density=0\.0 must be positive"):
+        MixtureOfRegressions(components=2, features=2, input_density=0.0)
 
 
 def test_history_tells_objective_sizes_and_moves():
@@ -662,7 +725,9 @@ def test_history_tells_objective_sizes_and_moves():
     objective = done.history["objective"]
     assert bool((objective[1:] <= objective[:-1] + 1e-9).all())
     # Equal, constant weights: the ELBO differs by their logarithm.
-    torch.testing.assert_close(torch.tensor(-objective / 90 - math.log(3)), torch.tensor(done.history["elbo"]))
+    torch.testing.assert_close(
+        torch.tensor(-objective / 90 - math.log(3)), torch.tensor(done.history["elbo"])
+    )
     assert done.history["sizes"].sum(1).tolist() == [90] * len(done.history)
     assert done.history["sizes"][-1].tolist() == guide.sizes.tolist()
     assert done.history["moved"][0] == 0
@@ -695,11 +760,13 @@ def test_covariates_that_are_not_finite_are_named(bad):
         EM(model, HardPartition(model, components=2)).step(x, y)
 
 
-@pytest.mark.parametrize("labels", [[0, 1], torch.tensor([True, False]), torch.zeros(3), torch.zeros(2, 2).long()])
+@pytest.mark.parametrize(
+    "labels", [[0, 1], torch.tensor([True, False]), torch.zeros(3), torch.zeros(2, 2).long()]
+)
 def test_labels_must_be_integers_of_rows(labels):
     model = GaussianMixture(components=2, features=2)
     with pytest.raises(PartitionError, match="labels must be"):
-        HardPartition(model, components=2).plant(labels)
+        HardPartition(model, components=2).set_labels(labels)
 
 
 @pytest.mark.parametrize("score", ["loss", "leave_one_out"])

@@ -7,7 +7,17 @@ PACKAGES = [
     "pyro_mixtures",
     *(
         f"pyro_mixtures.{name}"
-        for name in ("data", "distributions", "guides", "infer", "init", "models", "ops", "partition", "poutine")
+        for name in (
+            "data",
+            "distributions",
+            "guides",
+            "infer",
+            "init",
+            "models",
+            "ops",
+            "partition",
+            "poutine",
+        )
     ),
 ]
 HEAVY = ("sklearn", "skimage", "matplotlib", "arviz")
@@ -33,7 +43,9 @@ for name, module in sorted(sys.modules.items()):
 def in_a_new_process(packages, report):
     """What ``report`` prints after the imports, split at white space."""
     script = SCRIPT.format(packages=packages, report=report)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment, minimize
 from pyro_mixtures.data.choices import choices_from_long
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit, responsibilities
+from pyro_mixtures.infer import EM, fit, log_evidence, responsibilities
 from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.models.choices import LatentClassLogit
 from tests.conformance import assert_near, exact_loss
@@ -41,7 +41,9 @@ def planted(rows=N, seed=0, **options):
     """A model whose classes differ, and choices drawn from it: its arguments, and the classes."""
     model = build(seed=seed, **options)
     with torch.no_grad():
-        model.theta = 2.0 * torch.tensor([[1.0, -1.0, 0.5], [-1.0, 0.2, 1.0]], device="cpu").double()
+        model.theta = (
+            2.0 * torch.tensor([[1.0, -1.0, 0.5], [-1.0, 0.2, 1.0]], device="cpu").double()
+        )
         if options:
             model.gate_weight = torch.tensor([[1.0, -1.5]], device="cpu").double()
             model.gate_bias = torch.tensor([0.3], device="cpu").double()
@@ -58,8 +60,12 @@ def planted(rows=N, seed=0, **options):
 
 def brute_log_joint(model, design, available, chosen, covariates=None):
     """log p(c, y) (N, C), differentiable."""
-    utility = torch.einsum("ntjl,cl->ntcj", design, model.theta).masked_fill(~available.unsqueeze(2), -torch.inf)
-    each = utility.gather(-1, chosen.clamp_min(0)[..., None, None].expand(-1, -1, model.components, 1)).squeeze(-1)
+    utility = torch.einsum("ntjl,cl->ntcj", design, model.theta).masked_fill(
+        ~available.unsqueeze(2), -torch.inf
+    )
+    each = utility.gather(
+        -1, chosen.clamp_min(0)[..., None, None].expand(-1, -1, model.components, 1)
+    ).squeeze(-1)
     each = torch.where((chosen >= 0).unsqueeze(-1), each - utility.logsumexp(-1), 0.0)
     prior = model.weights.log() if covariates is None else None
     if prior is None:
@@ -72,7 +78,9 @@ def guides(model):
     c = model.components
     return {
         "full": FullPartition(model, components=c),
-        "truncated": TruncatedPartition(model, components=c, candidates=c, neighbors=c, explore=0, seed=0),
+        "truncated": TruncatedPartition(
+            model, components=c, candidates=c, neighbors=c, explore=0, seed=0
+        ),
     }
 
 
@@ -81,11 +89,15 @@ def guides(model):
 def test_evidence_loss_and_gradients_equal_brute_force(options, kind):
     model, rows, _ = planted(**options)
     expected = brute_log_joint(model, *rows)
-    assert_near(evidence(model, *rows), expected.logsumexp(-1), 1e-10)
-    assert exact_loss(model, *rows) == pytest.approx(-expected.logsumexp(-1).sum().item(), rel=1e-10)
+    assert_near(log_evidence(model, *rows), expected.logsumexp(-1), 1e-10)
+    assert exact_loss(model, *rows) == pytest.approx(
+        -expected.logsumexp(-1).sum().item(), rel=1e-10
+    )
     found = responsibilities(model, *rows, top=C)
     assert_near(found.probs.gather(1, found.components.argsort(1)), expected.softmax(-1), 1e-8)
-    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, guides(model)[kind], *rows)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        model, guides(model)[kind], *rows
+    )
     mine = torch.autograd.grad(loss, [*model.parameters()])
     theirs = torch.autograd.grad(-expected.logsumexp(-1).sum(), [*model.parameters()])
     for ours, reference in zip(mine, theirs, strict=True):
@@ -94,7 +106,9 @@ def test_evidence_loss_and_gradients_equal_brute_force(options, kind):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"covariates": 2}, {"ridge": 0.01}], ids=["weights", "gate", "ridge"])
+@pytest.mark.parametrize(
+    "options", [{}, {"covariates": 2}, {"ridge": 0.01}], ids=["weights", "gate", "ridge"]
+)
 @pytest.mark.parametrize("guide_class", [FullPartition, TruncatedPartition, HardPartition])
 def test_em_is_monotone(dtype, options, guide_class):
     _, rows, _ = planted(**({"covariates": 2} if "covariates" in options else {}))
@@ -102,8 +116,10 @@ def test_em_is_monotone(dtype, options, guide_class):
     model = build(3, **options).to(dtype)
     rows = tuple(row.to(dtype) if row.is_floating_point() else row for row in rows)
     model.start(*rows, generator=torch.Generator("cpu").manual_seed(1))
-    extra = {"candidates": 2, "neighbors": 2, "seed": 0} if guide_class is TruncatedPartition else {}
-    em = EM(model, guide_class(model, components=3, **extra), dead="keep")
+    extra = (
+        {"candidates": 2, "neighbors": 2, "seed": 0} if guide_class is TruncatedPartition else {}
+    )
+    em = EM(model, guide_class(model, components=3, **extra), empty="keep")
     losses = torch.tensor([em.step(*rows) for _ in range(8)], dtype=torch.float64, device="cpu")
     tolerance = 1e-6 if dtype == torch.float32 else 1e-10
     assert (losses.diff() <= tolerance * losses[0].abs()).all(), losses.tolist()
@@ -127,7 +143,7 @@ def test_one_class_is_the_conditional_logit():
 
     peer = minimize(loss, np.zeros(L), options={"gtol": 1e-6})
     assert_near(model.theta[0], torch.tensor(peer.x), 1e-4)
-    assert -evidence(model, *rows).sum().item() == pytest.approx(peer.fun, rel=1e-9)
+    assert -log_evidence(model, *rows).sum().item() == pytest.approx(peer.fun, rel=1e-9)
 
 
 def test_mode_choices_of_travellers_have_the_coefficients_that_statsmodels_finds():
@@ -136,13 +152,20 @@ def test_mode_choices_of_travellers_have_the_coefficients_that_statsmodels_finds
     conditional = pytest.importorskip("statsmodels.discrete.conditional_models")
     lines = modechoice.load_pandas().data
     keys = {"chooser": "individual", "alternative": "mode", "chosen": "choice"}
-    table = choices_from_long(lines, **keys, generic=["ttme", "invc", "invt", "gc"], dtype=torch.float64)
+    table = choices_from_long(
+        lines, **keys, generic=["ttme", "invc", "invt", "gc"], dtype=torch.float64
+    )
     model = LatentClassLogit(components=1, coefficients=table.coefficients).double()
     EM(model, FullPartition(model, components=1)).step(*table.rows)
-    chosen, flat = torch.nn.functional.one_hot(table.chosen[:, 0], 4).reshape(-1), table.design.flatten(0, 2)
-    peer = conditional.ConditionalLogit(chosen.numpy(), flat.numpy(), groups=np.repeat(np.arange(210), 4))
+    chosen, flat = (
+        torch.nn.functional.one_hot(table.chosen[:, 0], 4).reshape(-1),
+        table.design.flatten(0, 2),
+    )
+    peer = conditional.ConditionalLogit(
+        chosen.numpy(), flat.numpy(), groups=np.repeat(np.arange(210), 4)
+    )
     found = peer.fit(disp=False, method="bfgs", maxiter=500)
-    assert evidence(model, *table.rows).sum().item() == pytest.approx(found.llf, rel=1e-6)
+    assert log_evidence(model, *table.rows).sum().item() == pytest.approx(found.llf, rel=1e-6)
     assert_near(model.theta[0], torch.tensor(found.params), 1e-4)
 
 
@@ -153,7 +176,7 @@ def best_fit(rows, starts=4, steps=60, **options):
         pyro.clear_param_store()
         model = build(seed=seed, **options)
         model.start(*rows, generator=torch.Generator().manual_seed(seed))
-        em = EM(model, FullPartition(model, components=C), dead="keep")
+        em = EM(model, FullPartition(model, components=C), empty="keep")
         for _ in range(steps):
             loss = em.step(*rows)
         found.append((loss, seed, model))
@@ -163,15 +186,19 @@ def best_fit(rows, starts=4, steps=60, **options):
 @pytest.mark.parametrize("options", [{}, {"covariates": 2}], ids=["weights", "gate"])
 def test_planted_classes_are_recovered(options):
     truth, rows, z = planted(800, **options)
-    wanted, likelihood = truth.theta.detach().clone(), evidence(truth, *rows).sum()
+    wanted, likelihood = truth.theta.detach().clone(), log_evidence(truth, *rows).sum()
     if options:
-        wanted_gate = torch.cat([truth.gate_weight.detach(), truth.gate_bias.detach().unsqueeze(-1)], -1)
+        wanted_gate = torch.cat(
+            [truth.gate_weight.detach(), truth.gate_bias.detach().unsqueeze(-1)], -1
+        )
     model = best_fit(rows, 2, 30, **options)
     away = torch.cdist(wanted, model.theta.detach())
     _, match = linear_sum_assignment(away.numpy())
     assert (model.theta[match] - wanted).abs().max() < 0.5
-    assert evidence(model, *rows).sum() > likelihood
-    assert (responsibilities(model, *rows, top=1).components[:, 0] == torch.tensor(match)[z]).double().mean() > 0.9
+    assert log_evidence(model, *rows).sum() > likelihood
+    assert (
+        responsibilities(model, *rows, top=1).components[:, 0] == torch.tensor(match)[z]
+    ).double().mean() > 0.9
     if options:
         gate = torch.cat([model.gate_weight.detach(), model.gate_bias.detach().unsqueeze(-1)], -1)
         assert ((gate if match[0] == 0 else -gate) - wanted_gate).abs().max() < 0.7
@@ -196,7 +223,7 @@ def test_padding_and_order_of_situations_change_nothing():
     for rows in ((x, a, y), wide):
         pyro.clear_param_store()
         model = build()
-        em = EM(model, FullPartition(model, components=C), dead="keep")
+        em = EM(model, FullPartition(model, components=C), empty="keep")
         losses = [em.step(*rows) for _ in range(3)]
         found.append(torch.cat([torch.tensor(losses).double(), model.theta.detach().flatten()]))
     assert_near(found[1], found[0], 1e-10)
@@ -210,7 +237,7 @@ def test_weight_of_a_chooser_is_that_of_as_many():
     for given in ((*rows, None, weight), repeated):
         pyro.clear_param_store()
         model = build()
-        em = EM(model, FullPartition(model, components=C), dead="keep")
+        em = EM(model, FullPartition(model, components=C), empty="keep")
         losses = [em.step(*given) for _ in range(3)]
         found.append(torch.cat([torch.tensor(losses).double(), model.theta.detach().flatten()]))
     assert_near(found[1], found[0], 1e-8)
@@ -223,12 +250,18 @@ def test_batches_make_the_step_of_all_rows(options):
     for size in (N, 40):
         pyro.clear_param_store()
         model = build(**options)
-        em = EM(model, FullPartition(model, components=C), dead="keep")
+        em = EM(model, FullPartition(model, components=C), empty="keep")
         for _ in range(2):
             parts = torch.arange(N).split(size)
-            loss = sum(em.accumulate(*(row[part] for row in rows), index=part, size=N) for part in parts)
+            loss = sum(
+                em.accumulate(*(row[part] for row in rows), index=part, size=N) for part in parts
+            )
             em.maximize()
-        found.append(torch.cat([torch.tensor([loss]).double(), *(p.detach().flatten() for p in model.parameters())]))
+        found.append(
+            torch.cat(
+                [torch.tensor([loss]).double(), *(p.detach().flatten() for p in model.parameters())]
+            )
+        )
     assert_near(found[1], found[0], 1e-6)
 
 
@@ -237,7 +270,12 @@ def test_svi_lowers_the_loss():
     pyro.clear_param_store()
     model = build(covariates=2)
     model.start(*rows, generator=torch.Generator().manual_seed(0))
-    svi = SVI(model, FullPartition(model, components=C), Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
+    svi = SVI(
+        model,
+        FullPartition(model, components=C),
+        Adam({"lr": 0.1}),
+        TraceEnum_ELBO(max_plate_nesting=1),
+    )
     losses = [svi.step(*rows) for _ in range(15)]
     assert losses[-1] < losses[0] - 5
 
@@ -252,7 +290,7 @@ def test_masked_choosers_may_hold_anything():
         pyro.clear_param_store()
         model = build()
         program = model if mask is None else pyro.poutine.mask(model, mask)
-        EM(program, FullPartition(program, components=C), dead="keep").step(*rows)
+        EM(program, FullPartition(program, components=C), empty="keep").step(*rows)
         found.append(model.theta.detach().clone())
     assert_near(found[1], found[0], 1e-10)
 
@@ -281,9 +319,14 @@ def test_covariates_of_nobody_may_hold_anything(value):
     for rows in (masked_covariates(value), masked_covariates(0.0)):
         pyro.clear_param_store()
         model = build(covariates=2)
-        em = EM(model, FullPartition(model, components=C), dead="keep")
+        em = EM(model, FullPartition(model, components=C), empty="keep")
         losses = [em.step(*rows) for _ in range(2)]
-        svi = SVI(model, FullPartition(model, components=C), Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
+        svi = SVI(
+            model,
+            FullPartition(model, components=C),
+            Adam({"lr": 0.1}),
+            TraceEnum_ELBO(max_plate_nesting=1),
+        )
         losses += [svi.step(*rows) for _ in range(2)]
         params = [p.detach().flatten() for p in model.parameters()]
         found.append(torch.cat([torch.tensor(losses).double(), *params]))
@@ -329,11 +372,11 @@ def test_batches_of_nobody_are_no_error():
     weight = (torch.arange(N) >= 50).double()
     pyro.clear_param_store()
     model = build()
-    em = EM(model, FullPartition(model, components=C), dead="keep")
+    em = EM(model, FullPartition(model, components=C), empty="keep")
     found = fit(em, *rows, rows[0].new_zeros(N, 0), weight, batch_size=25, epochs=2, progress=False)
     assert np.isfinite(found.elbo)
     # Scores call the program with some of the rows.
-    parts = evidence(model, *rows, rows[0].new_zeros(N, 0), weight, chunk=25)
+    parts = log_evidence(model, *rows, rows[0].new_zeros(N, 0), weight, chunk=25)
     assert parts[50:].isfinite().all()
 
 
@@ -397,7 +440,9 @@ def test_probabilities_average_those_of_the_classes():
         for j in range(J):
             one = torch.where(a[:, :1, j], j, -1)
             log_joint = brute_log_joint(model, x[:, :1], a[:, :1], one, *u)
-            assert_near(found[:, 0, j], torch.where(a[:, 0, j], log_joint.logsumexp(-1).exp(), 0.0), 1e-10)
+            assert_near(
+                found[:, 0, j], torch.where(a[:, 0, j], log_joint.logsumexp(-1).exp(), 0.0), 1e-10
+            )
 
 
 def test_tables_are_the_programs_arguments():
@@ -405,11 +450,19 @@ def test_tables_are_the_programs_arguments():
     table = pd.DataFrame({"id": np.repeat(np.arange(30), 3), "mode": ["a", "b", "c"] * 30})
     table["cost"], table["age"] = random.random(90), np.repeat(random.random(30), 3)
     table["taken"], table["weight"] = np.tile([1, 0, 0], 30), np.repeat(random.random(30), 3)
-    for options in ({}, {"covariates": ["age"]}, {"weight": "weight"}, {"covariates": ["age"], "weight": "weight"}):
+    for options in (
+        {},
+        {"covariates": ["age"]},
+        {"weight": "weight"},
+        {"covariates": ["age"], "weight": "weight"},
+    ):
         pyro.clear_param_store()
         keys = {"chooser": "id", "alternative": "mode", "chosen": "taken", "generic": ["cost"]}
         choices = choices_from_long(table, **keys, **options)
-        given = {"coefficients": choices.coefficients, "covariates": choices.covariate_names or None}
+        given = {
+            "coefficients": choices.coefficients,
+            "covariates": choices.covariate_names or None,
+        }
         model = LatentClassLogit(components=2, **given, ridge=0.1, gate_ridge=0.1)
         model.start(*choices.rows)
         em = EM(model, FullPartition(model, components=2))

@@ -14,9 +14,9 @@ from pyro_mixtures.errors import ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
 from pyro_mixtures.infer.experts.routing import compare_routing
-from pyro_mixtures.models import GaussianMixture, MixtureOfModules, MixtureOfRegressions
+from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
+from pyro_mixtures.models import GaussianMixture, MixtureOfExperts, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import TOLERANCE
@@ -47,7 +47,9 @@ def kmeans(**options):
     return build
 
 
-def regressions(dtype=torch.float64, equal=True, scale: float | None = 1.0, ridge=0.0, dead="keep", **options):
+def regressions(
+    dtype=torch.float64, equal=True, scale: float | None = 1.0, ridge=0.0, empty="keep", **options
+):
     def build(blocks=1):
         with torch.device("cpu"):
             model = MixtureOfRegressions(
@@ -55,16 +57,24 @@ def regressions(dtype=torch.float64, equal=True, scale: float | None = 1.0, ridg
             ).to(dtype)
             if equal:
                 model.weights.fill_(1 / (K * blocks))  # not rounded to float32
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks, **options), dead=dead)
+        return EM(
+            model,
+            HardPartition(model, components=K * blocks, blocks=blocks, **options),
+            empty=empty,
+        )
 
     return build
 
 
-def both(build, *rows: Tensor, starts=3, seed=1, **options) -> tuple[RestartsResult, RestartsResult]:
+def both(
+    build, *rows: Tensor, starts=3, seed=1, **options
+) -> tuple[RestartsResult, RestartsResult]:
     """One by one, and all at once."""
     options = {"progress": False, "epochs": 8, **options}
     found = [
-        fit_restarts(build, *rows, starts=starts, parallel=parallel, generator=generator(seed), **options)
+        fit_restarts(
+            build, *rows, starts=starts, parallel=parallel, generator=generator(seed), **options
+        )
         for parallel in (False, True)
     ]
     return found[0], found[1]
@@ -126,7 +136,11 @@ def test_empty_parts_are_revived_in_every_block():
             em.model.bias = torch.full_like(em.model.bias, 1e3)
         return em
 
-    starts = [torch.zeros(N, dtype=torch.int64), torch.ones(N, dtype=torch.int64), torch.arange(N) % 2]
+    starts = [
+        torch.zeros(N, dtype=torch.int64),
+        torch.ones(N, dtype=torch.int64),
+        torch.arange(N) % 2,
+    ]
     alone, together = both(build, x, y, starts=starts)
     np.testing.assert_allclose(together.objectives, alone.objectives)
     assert torch.equal(together.labels, alone.labels)
@@ -145,7 +159,7 @@ def test_masked_rows_have_no_part_in_any_block():
             with pyro.poutine.mask(mask=seen):
                 return plain(x, y)
 
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), dead="keep")
+        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), empty="keep")
 
     alone, together = both(build, x, torch.where(seen, y, torch.nan), seen)
     assert_same(alone, together)
@@ -159,11 +173,18 @@ def test_gradient_steps_train_every_start_for_itself():
         def model(x, y):
             slope = pyro.param("slope", lambda: torch.randn(K * blocks, P, dtype=torch.float64))
             with data_plate(x):
-                z = pyro.sample("z", MixtureWeights(torch.full((K * blocks,), 1 / (K * blocks), dtype=torch.float64)))
+                z = pyro.sample(
+                    "z",
+                    MixtureWeights(
+                        torch.full((K * blocks,), 1 / (K * blocks), dtype=torch.float64)
+                    ),
+                )
                 pyro.sample("y", pyro.distributions.Normal((x * slope[z]).sum(-1), 1.0), obs=y)
 
         guide = HardPartition(model, components=K * blocks, blocks=blocks)
-        return EM(model, guide, gradient=pyro.optim.Adam({"lr": 0.1}), gradient_steps=5, dead="keep")
+        return EM(
+            model, guide, gradient=pyro.optim.Adam({"lr": 0.1}), gradient_steps=5, empty="keep"
+        )
 
     alone, together = both(build, x, y, epochs=4, patience=10)
     assert_same(alone, together)
@@ -179,7 +200,9 @@ def test_the_best_belongs_to_a_model_of_one_block():
     assert best.guide.blocks == 1
     assert best.guide.components == K
     for name in ("weight", "bias", "scale", "weights"):
-        torch.testing.assert_close(getattr(best.model, name).detach(), getattr(one.model, name).detach())
+        torch.testing.assert_close(
+            getattr(best.model, name).detach(), getattr(one.model, name).detach()
+        )
         torch.testing.assert_close(pyro.param(name).detach(), getattr(best.model, name).detach())
     assert torch.equal(best.guide.labels.long(), together.labels)
     # The fit can go on: it has settled.
@@ -195,13 +218,17 @@ def test_the_best_belongs_to_a_model_of_one_block():
 def test_its_history_is_that_of_its_start():
     alone, together = both(regressions(equal=False), *rows_of())
     for column in ("elbo", "objective", "moved", "sizes", "live", "evaluations", "reseeded"):
-        np.testing.assert_allclose(together.best.history[column], alone.best.history[column], err_msg=column)
+        np.testing.assert_allclose(
+            together.best.history[column], alone.best.history[column], err_msg=column
+        )
 
 
 def test_starts_that_have_settled_stay_as_they_are():
     """The first start is at rest when the second one begins to move."""
     x, y = rows_of()
-    rest = fit_restarts(regressions(), x, y, starts=6, progress=False, generator=generator(), tolerance=0)
+    rest = fit_restarts(
+        regressions(), x, y, starts=6, progress=False, generator=generator(), tolerance=0
+    )
     moved = []
     build = regressions()
     found = fit_restarts(
@@ -225,7 +252,9 @@ def test_an_interruption_leaves_what_was_reached():
     def interrupt(fit):
         raise KeyboardInterrupt
 
-    found = fit_restarts(regressions(), *rows_of(), starts=3, parallel=True, progress=False, callbacks=[interrupt])
+    found = fit_restarts(
+        regressions(), *rows_of(), starts=3, parallel=True, progress=False, callbacks=[interrupt]
+    )
     assert found.best.interrupted
     assert not found.best.converged
     assert len(found.best.history) == 1
@@ -235,7 +264,14 @@ def test_an_interruption_leaves_what_was_reached():
 
 def test_nothing_else_in_the_store_changes():
     mine, before = pyro.param("mine", torch.ones(2)), torch.get_rng_state()
-    fit_restarts(kmeans(), rows_of(torch.float32)[0], starts=2, parallel=True, progress=False, generator=generator())
+    fit_restarts(
+        kmeans(),
+        rows_of(torch.float32)[0],
+        starts=2,
+        parallel=True,
+        progress=False,
+        generator=generator(),
+    )
     assert set(pyro.get_param_store()) == {"mine", "mean"}
     assert pyro.param("mine") is mine
     assert pyro.param("mean").shape == (K, P)
@@ -255,9 +291,9 @@ def test_a_step_of_blocks_is_a_step_of_each():
     x, y = rows_of()
     labels = torch.randint(K, (4, N), generator=generator(), device="cpu")
     whole, loss = regressions(equal=False)(4), 0.0
-    whole.guide.plant(labels)
+    whole.guide.set_labels(labels)
     whole.step(x, y)  # fits the planted parts; its loss is that of the params before
-    whole.guide.reset_wins()
+    whole.guide.reset_counts()
     losses = [whole.step(x, y) for _ in range(3)]
     sizes, objective = whole.guide.sizes, whole.guide.objective
     left = whole.guide.losses(x, y)
@@ -265,9 +301,9 @@ def test_a_step_of_blocks_is_a_step_of_each():
     for block in range(4):
         pyro.clear_param_store()
         one = regressions(equal=False)()
-        one.guide.plant(labels[block])
+        one.guide.set_labels(labels[block])
         one.step(x, y)
-        one.guide.reset_wins()
+        one.guide.reset_counts()
         steps = [one.step(x, y) for _ in range(3)]
         loss += steps[-1]
         objective -= one.guide.objective
@@ -282,9 +318,9 @@ def test_a_step_of_blocks_is_a_step_of_each():
 def test_stock_svi_has_the_mean_of_the_blocks():
     x, y = rows_of()
     em = regressions(equal=False)(3)
-    em.guide.plant(torch.randint(K, (3, N), generator=generator(), device="cpu"))
+    em.guide.set_labels(torch.randint(K, (3, N), generator=generator(), device="cpu"))
     em.step(x, y)
-    em.guide.plant(em.guide.labels)  # no row moves
+    em.guide.set_labels(em.guide.labels)  # no row moves
     loss = TraceEnum_ELBO(max_plate_nesting=1).loss(em.model, em.guide, x, y)
     assert loss == pytest.approx(float(em.guide.losses(x, y).mean()), rel=1e-10)
 
@@ -292,7 +328,7 @@ def test_stock_svi_has_the_mean_of_the_blocks():
 def test_a_saved_fit_of_blocks_goes_on():
     x, y = rows_of()
     em = regressions()(2)
-    em.guide.plant(torch.randint(K, (2, N), generator=generator(), device="cpu"))
+    em.guide.set_labels(torch.randint(K, (2, N), generator=generator(), device="cpu"))
     em.step(x, y)
     state = em.guide.state_dict()
     other = HardPartition(em.model, components=2 * K, blocks=2)
@@ -311,9 +347,9 @@ def test_blocks_that_are_impossible_are_refused():
     guide = HardPartition(model, components=6, blocks=2)
     for labels in (torch.zeros(5).long(), torch.zeros(3, 5).long(), torch.full((2, 5), 3)):
         with pytest.raises(PartitionError, match="labels"):
-            guide.plant(labels)
+            guide.set_labels(labels)
     with pytest.raises(OptionError, match="blocks=2 are as many mixtures"):
-        guide.unseen(torch.zeros(4, P))
+        guide.posterior_of_new_rows(torch.zeros(4, P))
 
 
 # What would couple the starts.
@@ -330,7 +366,8 @@ def test_blocks_that_do_not_arrive_are_refused():
         return EM(model, HardPartition(model, components=K))
 
     with pytest.raises(
-        ModelError, match=r"build\(blocks=2\) made a guide of blocks=1 and components=3, not of 2 and 6"
+        ModelError,
+        match=r"build\(blocks=2\) made a guide of blocks=1 and components=3, not of 2 and 6",
     ):
         fit_restarts(few, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False)
 
@@ -347,7 +384,10 @@ def test_other_guides_are_refused():
 def test_params_that_components_share_are_refused():
     def build(blocks=1):
         def model(x):
-            loc, scale = pyro.param("loc", torch.randn(K * blocks, P)), pyro.param("noise", torch.ones(P))
+            loc, scale = (
+                pyro.param("loc", torch.randn(K * blocks, P)),
+                pyro.param("noise", torch.ones(P)),
+            )
             with data_plate(x):
                 z = pyro.sample("z", MixtureWeights(torch.full((K * blocks,), 1 / (K * blocks))))
                 pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
@@ -360,7 +400,9 @@ def test_params_that_components_share_are_refused():
 
 def test_params_of_modules_are_refused():
     def build(blocks=1):
-        model = MixtureOfModules(lambda: nn.Linear(P, 1), components=K * blocks, features=P, loss="squared")
+        model = MixtureOfExperts(
+            lambda: nn.Linear(P, 1), components=K * blocks, features=P, loss="squared"
+        )
         guide = HardPartition(model, components=K * blocks, blocks=blocks)
         return EM(model, guide, gradient=pyro.optim.Adam({"lr": 0.1}))
 
@@ -369,8 +411,8 @@ def test_params_of_modules_are_refused():
 
 
 def test_dropped_components_would_couple_the_starts():
-    with pytest.raises(OptionError, match="dead='drop' shares"):
-        fit_restarts(regressions(dead="drop"), *rows_of(), starts=2, parallel=True, progress=False)
+    with pytest.raises(OptionError, match="empty='drop' shares"):
+        fit_restarts(regressions(empty="drop"), *rows_of(), starts=2, parallel=True, progress=False)
 
 
 @pytest.mark.parametrize("mask", [None, torch.arange(N) > 3])
@@ -378,7 +420,11 @@ def test_weights_that_would_couple_the_blocks_are_refused(mask):
     def model(x):
         with data_plate(x), pyro.poutine.mask(mask=True if mask is None else mask):
             z = pyro.sample("z", MixtureWeights(torch.tensor([0.1, 0.2, 0.3, 0.4])))
-            pyro.sample("x", DiagonalNormals(pyro.param("loc", torch.randn(4, P)), torch.ones(4, P))[z], obs=x)
+            pyro.sample(
+                "x",
+                DiagonalNormals(pyro.param("loc", torch.randn(4, P)), torch.ones(4, P))[z],
+                obs=x,
+            )
 
     with pytest.raises(OptionError, match=r"block 0 has 0\.3 of the weights' sum, not 1 / 2"):
         EM(model, HardPartition(model, components=4, blocks=2)).step(rows_of(torch.float32)[0])
@@ -386,19 +432,27 @@ def test_weights_that_would_couple_the_blocks_are_refused(mask):
 
 def test_labels_of_other_rows_are_refused():
     with pytest.raises(PartitionError, match=f"labels of 5 rows, but the data have {N}"):
-        fit_restarts(kmeans(), rows_of(torch.float32)[0], starts=[torch.zeros(5).long()], parallel=True, progress=False)
+        fit_restarts(
+            kmeans(),
+            rows_of(torch.float32)[0],
+            starts=[torch.zeros(5).long()],
+            parallel=True,
+            progress=False,
+        )
 
 
 def test_a_model_of_an_earlier_start_is_refused():
     em = kmeans()()
     with pytest.raises(OptionError, match="make them inside build"):
-        fit_restarts(lambda blocks=1: em, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False)
+        fit_restarts(
+            lambda blocks=1: em, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False
+        )
 
 
 def test_weights_of_gaussians_come_back_with_sum_one():
     def build(blocks=1):
         model = GaussianMixture(components=K * blocks, features=P).double()
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), dead="keep")
+        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), empty="keep")
 
     alone, together = both(build, rows_of()[0])
     assert_same(alone, together)

@@ -14,9 +14,11 @@ def fitted(x, weight, guide_class, divergence):
     pyro.clear_param_store()
     torch.manual_seed(0)
     model = BregmanMixture(components=2, features=2, divergence=divergence).to(x.dtype)
-    em = EM(model, guide_class(model, components=2), dead="keep")
+    em = EM(model, guide_class(model, components=2), empty="keep")
     losses = [em.step(x, weight) for _ in range(3)]
-    return torch.cat([torch.tensor(losses, dtype=torch.float64), model.mean.detach().flatten().double()])
+    return torch.cat(
+        [torch.tensor(losses, dtype=torch.float64), model.mean.detach().flatten().double()]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -26,7 +28,9 @@ def test_rows_of_weight_zero_are_nobodys(dtype, divergence, guide_class):
     x = torch.tensor([[0.0, 4.0], [1.0, 2.0], [9.0, 9.0], [7.0, 1.0], [6.0, 2.0]], dtype=dtype)
     weight = torch.tensor([1.0, 2.0, 0.0, 1.0, 3.0], dtype=dtype)
     kept = weight > 0
-    found, expected = (fitted(*rows, guide_class, divergence) for rows in ((x, weight), (x[kept], weight[kept])))
+    found, expected = (
+        fitted(*rows, guide_class, divergence) for rows in ((x, weight), (x[kept], weight[kept]))
+    )
     torch.testing.assert_close(found, expected)
 
 

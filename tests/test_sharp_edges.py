@@ -5,7 +5,14 @@ import pytest
 import torch
 from pyro import distributions as dist
 from pyro import poutine
-from pyro.infer import SVI, JitTraceEnum_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer import (
+    SVI,
+    JitTraceEnum_ELBO,
+    Predictive,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    infer_discrete,
+)
 from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch.distributions import constraints
@@ -47,7 +54,9 @@ def no_guide(*args, **kwargs):
 def mixture_params():
     weights = pyro.param("weights", lambda: WEIGHTS.clone(), constraint=constraints.simplex)
     loc = pyro.param("loc", lambda: LOC.clone())
-    scale = pyro.param("scale", lambda: torch.ones(C, D, device="cpu"), constraint=constraints.positive)
+    scale = pyro.param(
+        "scale", lambda: torch.ones(C, D, device="cpu"), constraint=constraints.positive
+    )
     return weights, loc, scale
 
 
@@ -79,7 +88,7 @@ def frozen_guide(strategy, model, *args, table=None):
 
 def params_after_em(model, guide, *args):
     pyro.clear_param_store()
-    EM(model, guide, dead="keep").step(*args)
+    EM(model, guide, empty="keep").step(*args)
     return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
 
@@ -97,7 +106,9 @@ class LargestTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.numel = max(
+                    self.numel, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         return out
 
 
@@ -119,7 +130,9 @@ def test_edge_01_log_prob_builds_nothing_larger_than_its_values(argument):
 
 @pytest.mark.parametrize("argument", ["probs", "logits"])
 def test_edge_01_stock_categorical_builds_all_components_of_every_value(argument):
-    largest, _, everything = largest_of_log_prob(lambda tensor: dist.Categorical(**{argument: tensor}))
+    largest, _, everything = largest_of_log_prob(
+        lambda tensor: dist.Categorical(**{argument: tensor})
+    )
     assert largest >= everything
 
 
@@ -156,29 +169,42 @@ def masked_rows():
 @pytest.mark.meta
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_02_masked_rows_contribute_nothing(strategy):
-    x, mask, everyone = masked_rows()
+    x, mask, all_components = masked_rows()
     guide = frozen_guide(strategy, masked, x, mask)
     table = guide.sets.table[mask] if strategy is TruncatedPartition else None
-    alone = frozen_guide(strategy, masked, x[mask], everyone, table=table)
-    assert_close(ELBO.loss(masked, guide, x, mask), ELBO.loss(masked, alone, x[mask], everyone), rtol=1e-6, atol=0)
-    losses = [EM(masked, g).evaluate_loss(*a) for g, a in ((guide, (x, mask)), (alone, (x[mask], everyone)))]
+    alone = frozen_guide(strategy, masked, x[mask], all_components, table=table)
+    assert_close(
+        ELBO.loss(masked, guide, x, mask),
+        ELBO.loss(masked, alone, x[mask], all_components),
+        rtol=1e-6,
+        atol=0,
+    )
+    losses = [
+        EM(masked, g).evaluate_loss(*a)
+        for g, a in ((guide, (x, mask)), (alone, (x[mask], all_components)))
+    ]
     assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
-    assert_close(params_after_em(masked, guide, x, mask), params_after_em(masked, alone, x[mask], everyone))
+    assert_close(
+        params_after_em(masked, guide, x, mask),
+        params_after_em(masked, alone, x[mask], all_components),
+    )
 
 
 @pytest.mark.meta
 def test_edge_02_masked_rows_that_hold_nan_are_ignored_or_refused():
-    x, mask, everyone = masked_rows()
+    x, mask, all_components = masked_rows()
     spoiled = torch.where(mask.unsqueeze(-1), x, torch.nan)
     guide = frozen_guide(FullPartition, masked, x, mask)
     try:
-        assert_close(EM(masked, guide).evaluate_loss(spoiled, mask), exact_loss(x[mask]), rtol=1e-6, atol=0)
+        assert_close(
+            EM(masked, guide).evaluate_loss(spoiled, mask), exact_loss(x[mask]), rtol=1e-6, atol=0
+        )
         after = params_after_em(masked, guide, spoiled, mask)
     except MixtureError as error:
         assert "nan" in str(error)  # noqa: PT017
         return
-    alone = frozen_guide(FullPartition, masked, x[mask], everyone)
-    assert_close(after, params_after_em(masked, alone, x[mask], everyone))
+    alone = frozen_guide(FullPartition, masked, x[mask], all_components)
+    assert_close(after, params_after_em(masked, alone, x[mask], all_components))
 
 
 def prior_of_sets(table):
@@ -187,10 +213,14 @@ def prior_of_sets(table):
 
 @pytest.mark.meta
 def test_edge_02_masking_only_x_leaves_the_prior_of_the_candidates():
-    x, mask, everyone = masked_rows()
+    x, mask, all_components = masked_rows()
     guide = frozen_guide(TruncatedPartition, masked, x, mask, True)
-    alone = frozen_guide(TruncatedPartition, masked, x[mask], everyone, table=guide.sets.table[mask])
-    left = ELBO.loss(masked, guide, x, mask, True) - ELBO.loss(masked, alone, x[mask], everyone)
+    alone = frozen_guide(
+        TruncatedPartition, masked, x[mask], all_components, table=guide.sets.table[mask]
+    )
+    left = ELBO.loss(masked, guide, x, mask, True) - ELBO.loss(
+        masked, alone, x[mask], all_components
+    )
     bias = -prior_of_sets(guide.sets.table[~mask])
     assert bias > 0.1
     assert_close(left, bias, rtol=1e-4, atol=0)
@@ -199,7 +229,9 @@ def test_edge_02_masking_only_x_leaves_the_prior_of_the_candidates():
 @pytest.mark.meta
 def test_edge_02_truncate_of_a_program_that_masks_only_x_leaves_the_prior_of_the_candidates():
     x, mask, _ = masked_rows()
-    sets = CandidateSets(rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)).table.long()
+    sets = CandidateSets(
+        rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)
+    ).table.long()
     loss = ELBO.loss(truncate(masked, "z", sets), no_guide, x, mask, True)
     alone = -float(log_joint(x).gather(-1, sets).logsumexp(-1)[mask].sum())
     assert_close(loss - alone, -prior_of_sets(sets[~mask]), rtol=1e-4, atol=0)
@@ -208,9 +240,13 @@ def test_edge_02_truncate_of_a_program_that_masks_only_x_leaves_the_prior_of_the
 @pytest.mark.meta
 def test_edge_02_truncate_of_a_program_that_masks_z_and_x_counts_masked_rows_as_nothing():
     x, mask, _ = masked_rows()
-    sets = CandidateSets(rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)).table.long()
+    sets = CandidateSets(
+        rows=N, components=C, candidates=2, generator=torch.Generator(CPU).manual_seed(0)
+    ).table.long()
     loss = ELBO.loss(truncate(masked, "z", sets), no_guide, x, mask)
-    assert_close(loss, -float(log_joint(x).gather(-1, sets).logsumexp(-1)[mask].sum()), rtol=1e-6, atol=0)
+    assert_close(
+        loss, -float(log_joint(x).gather(-1, sets).logsumexp(-1)[mask].sum()), rtol=1e-6, atol=0
+    )
 
 
 # ---------------------------------------------------------------- 3: row weights
@@ -226,15 +262,22 @@ def weighted(x, row_weight):
 def gradients(model, guide, *args):
     pyro.clear_param_store()
     ELBO.loss_and_grads(model, guide, *args)
-    return {name: value.unconstrained().grad.clone() for name, value in pyro.get_param_store().items()}
+    return {
+        name: value.unconstrained().grad.clone() for name, value in pyro.get_param_store().items()
+    }
 
 
 @pytest.mark.meta
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_03_row_of_weight_two_counts_twice_and_of_weight_zero_not_at_all(strategy, zeros):
-    row_weight = torch.tensor([2.0, 0, 1, 1, 2, 0, 1, 2, 1, 1, 0, 1] if zeros else [2.0, 1, 1] * 4, device="cpu")
-    x, copies = draw_rows(), torch.repeat_interleave(torch.arange(N, device="cpu"), row_weight.long())
+    row_weight = torch.tensor(
+        [2.0, 0, 1, 1, 2, 0, 1, 2, 1, 1, 0, 1] if zeros else [2.0, 1, 1] * 4, device="cpu"
+    )
+    x, copies = (
+        draw_rows(),
+        torch.repeat_interleave(torch.arange(N, device="cpu"), row_weight.long()),
+    )
     ones = torch.ones(len(copies), device="cpu")
     # Pyro's validation asks for positive scales; without it a scale of zero means what it says.
     with pyro.validation_enabled(not zeros):
@@ -247,13 +290,20 @@ def test_edge_03_row_of_weight_two_counts_twice_and_of_weight_zero_not_at_all(st
         theirs = gradients(weighted, repeated, x[copies], ones)
         assert_close(gradients(weighted, guide, x, row_weight), theirs, rtol=1e-4, atol=1e-4)
         after = params_after_em(weighted, guide, x, row_weight)
-        assert_close(after, params_after_em(weighted, repeated, x[copies], ones), rtol=1e-5, atol=1e-5)
+        assert_close(
+            after, params_after_em(weighted, repeated, x[copies], ones), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_edge_03_model_side_enumeration_refuses_row_weights():
     sets = torch.arange(3, device="cpu").expand(N, 3)
     with pytest.raises(ValueError, match=r"scalar poutine\.scale"):
-        ELBO.loss(truncate(weighted, "z", sets), no_guide, draw_rows(), torch.full((N,), 2.0, device="cpu"))
+        ELBO.loss(
+            truncate(weighted, "z", sets),
+            no_guide,
+            draw_rows(),
+            torch.full((N,), 2.0, device="cpu"),
+        )
 
 
 # ---------------------------------------------------------------- 4: duplicates and padding
@@ -279,7 +329,9 @@ def test_edge_04_truncate_refuses_duplicate_candidates():
 
 
 def test_edge_04_unchecked_duplicates_would_count_twice():
-    twice = RestrictedSupport(MixtureWeights(WEIGHTS), torch.tensor([[2, 2]], device="cpu"), validate_args=False)
+    twice = RestrictedSupport(
+        MixtureWeights(WEIGHTS), torch.tensor([[2, 2]], device="cpu"), validate_args=False
+    )
     assert_close(twice.log_prob(twice.enumerate_support()).logsumexp(0).exp(), 2 * WEIGHTS[2:3])
 
 
@@ -401,9 +453,9 @@ INDEX = torch.tensor([3, 11, 7, 2, 0], device="cpu")
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition])
 def test_edge_06_autonormal_beside_leaves_the_minibatch_as_it_was_given(strategy):
     x = draw_rows()
-    beside = AutoNormal(poutine.block(with_prior, hide=["z"]))
+    global_guide = AutoNormal(poutine.block(with_prior, hide=["z"]))
     options = {"candidates": C, "neighbors": 3} if strategy is TruncatedPartition else {}
-    guide = strategy(with_prior, components=C, beside=beside, **options)
+    guide = strategy(with_prior, components=C, global_guide=global_guide, **options)
     drawn = []
 
     def recorded(*args, **kwargs):
@@ -413,11 +465,11 @@ def test_edge_06_autonormal_beside_leaves_the_minibatch_as_it_was_given(strategy
 
     guide(x)
     found = ELBO.loss(with_prior, recorded, x[INDEX], index=INDEX, size=N)
-    q = dist.Normal(beside.locs.loc, beside.scales.loc)
+    q = dist.Normal(global_guide.locs.loc, global_guide.scales.loc)
     prior = (q.log_prob(drawn[-1]) - dist.Normal(LOC, 1.0).log_prob(drawn[-1])).sum()
     rows = exact_loss(x[INDEX], loc=drawn[-1]) * N / len(INDEX)
     assert_close(found, float(prior.detach()) + rows, rtol=1e-5, atol=0)
-    assert sorted(beside.plates) == ["components"]
+    assert sorted(global_guide.plates) == ["components"]
 
 
 @pytest.mark.meta
@@ -429,7 +481,7 @@ def test_edge_06_svi_with_a_prior_learns_from_minibatches():
         candidates=2,
         neighbors=3,
         seed=0,
-        beside=AutoNormal(poutine.block(with_prior, hide=["z"]), init_scale=0.01),
+        global_guide=AutoNormal(poutine.block(with_prior, hide=["z"]), init_scale=0.01),
     )
     svi = SVI(with_prior, guide, pyro.optim.Adam({"lr": 0.2}), ELBO)
     first = svi.evaluate_loss(x)
@@ -446,7 +498,11 @@ def test_edge_06_stock_autonormal_that_opens_the_data_plate_overrides_the_miniba
         with pyro.plate("data", N, subsample=index) as rows:
             seen.append(rows)
             shift = pyro.sample("shift", dist.Normal(torch.zeros((), device="cpu"), 1.0))
-            pyro.sample("x", dist.Normal(shift.unsqueeze(-1), 1.0).expand([len(index), D]).to_event(1), obs=x[index])
+            pyro.sample(
+                "x",
+                dist.Normal(shift.unsqueeze(-1), 1.0).expand([len(index), D]).to_event(1),
+                obs=x[index],
+            )
 
     def rows_scored(**options):
         guide = AutoNormal(model, **options)
@@ -470,9 +526,9 @@ def data_plate_of(x, index=None, size=None):
 def test_edge_06_latent_of_every_row_works_beside(create_plates, strategy):
     """With all rows as Pyro's autoguide comes; with minibatches by its create_plates=."""
     x, model = draw_rows(), PerRow()
-    beside = AutoNormal(poutine.block(model, hide=["z"]), create_plates=create_plates)
+    global_guide = AutoNormal(poutine.block(model, hide=["z"]), create_plates=create_plates)
     options = {"candidates": 2, "neighbors": 3} if strategy is TruncatedPartition else {}
-    guide = strategy(model, components=C, beside=beside, **options)
+    guide = strategy(model, components=C, global_guide=global_guide, **options)
     index = torch.arange(N, device="cpu") if create_plates is None else INDEX
     batch = {} if create_plates is None else {"index": INDEX, "size": N}
     SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), ELBO).step(x[index], **batch)
@@ -481,7 +537,9 @@ def test_edge_06_latent_of_every_row_works_beside(create_plates, strategy):
 
 def test_edge_06_autoguide_that_overrides_the_minibatch_is_refused_with_the_remedy():
     x, model = draw_rows(), PerRow()
-    guide = FullPartition(model, components=C, beside=AutoNormal(poutine.block(model, hide=["z"])))
+    guide = FullPartition(
+        model, components=C, global_guide=AutoNormal(poutine.block(model, hide=["z"]))
+    )
     with pytest.raises(ModelError, match="create_plates"):
         ELBO.loss(model, guide, x[INDEX], index=INDEX, size=N)
 
@@ -519,16 +577,16 @@ def batched(style, select):
 
 def vectorised_loss(model, x, particles):
     """The loss of vectorised particles, and what it must be for the means that were drawn."""
-    beside, drawn = AutoNormal(poutine.block(model, hide=["z"])), []
-    beside(x)
+    global_guide, drawn = AutoNormal(poutine.block(model, hide=["z"])), []
+    global_guide(x)
 
     def guide(x):
-        drawn.append(beside(x)["loc"].detach())
+        drawn.append(global_guide(x)["loc"].detach())
 
     elbo = TraceEnum_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     found = elbo.loss(model, guide, x)
     loc = drawn[-1].reshape(particles, C, D)
-    q = dist.Normal(beside.locs.loc.detach(), beside.scales.loc.detach())
+    q = dist.Normal(global_guide.locs.loc.detach(), global_guide.scales.loc.detach())
     prior = (q.log_prob(loc) - dist.Normal(LOC, 1.0).log_prob(loc)).sum((1, 2))
     each = [float(p) + exact_loss(x, loc=one, scale=0.5) for p, one in zip(prior, loc, strict=True)]
     return found, sum(each) / particles
@@ -579,7 +637,9 @@ def predicted(style, draws, rows, unsqueeze=False):
         return DiagonalNormals(loc.unsqueeze(-3) if unsqueeze else loc, scale)[z]
 
     loc = 5 * torch.randn(draws, C, D, device="cpu")
-    predictive = Predictive(batched(style, select), {"loc": loc}, return_sites=["z", "x"], parallel=True)
+    predictive = Predictive(
+        batched(style, select), {"loc": loc}, return_sites=["z", "x"], parallel=True
+    )
     found = predictive(None, rows)
     assert found["z"].shape == (draws, rows)
     means = Vindex(loc.unsqueeze(-3))[..., found["z"], :]
@@ -611,9 +671,9 @@ def test_edge_07_guides_under_vectorised_particles_are_right_or_refused(strategy
     """As many particles as candidates is the treacherous case: candidate s would be scored under particle s."""
     model = batched("event", lambda loc, z: FAMILIES["diagonal"](loc)[z])
     x, drawn = draw_rows(7), []
-    beside = AutoNormal(poutine.block(model, hide=["z"]), init_scale=1.0)
+    global_guide = AutoNormal(poutine.block(model, hide=["z"]), init_scale=1.0)
     options = {"candidates": C, "neighbors": C} if strategy is TruncatedPartition else {}
-    guide = strategy(model, components=C, beside=beside, **options)
+    guide = strategy(model, components=C, global_guide=global_guide, **options)
     guide(x)
 
     def recorded(x):
@@ -626,7 +686,7 @@ def test_edge_07_guides_under_vectorised_particles_are_right_or_refused(strategy
         assert "vectorize_particles" in str(error)  # noqa: PT017
         return
     loc = drawn[-1].reshape(particles, C, D)
-    q = dist.Normal(beside.locs.loc.detach(), beside.scales.loc.detach())
+    q = dist.Normal(global_guide.locs.loc.detach(), global_guide.scales.loc.detach())
     prior = (q.log_prob(loc) - dist.Normal(LOC, 1.0).log_prob(loc)).sum((1, 2))
     each = [float(p) + exact_loss(x, loc=one, scale=0.5) for p, one in zip(prior, loc, strict=True)]
     assert_close(found, sum(each) / particles, rtol=1e-4, atol=0)
@@ -661,7 +721,11 @@ def test_edge_08_predictive_draws_components_from_the_prior():
 @pytest.mark.parametrize("truncated", [False, True])
 def test_edge_08_assign_and_responsibilities_give_the_posterior(truncated):
     model, x, truth = apart()
-    guide = TruncatedPartition(model, components=C, candidates=2, neighbors=C, seed=0) if truncated else None
+    guide = (
+        TruncatedPartition(model, components=C, candidates=2, neighbors=C, seed=0)
+        if truncated
+        else None
+    )
     assert torch.equal(assign(model, x, guide=guide), truth)
     found = responsibilities(model, x, top=1, guide=guide)
     assert torch.equal(found.components[:, 0], truth)
@@ -681,7 +745,9 @@ def enumerated(weights, select):
 
 
 STOCK = enumerated(dist.Categorical(WEIGHTS), lambda z: dist.Normal(LOC[z], 1.0).to_event(1))
-OURS = enumerated(MixtureWeights(WEIGHTS), lambda z: DiagonalNormals(LOC, torch.ones(D, device="cpu"))[z])
+OURS = enumerated(
+    MixtureWeights(WEIGHTS), lambda z: DiagonalNormals(LOC, torch.ones(D, device="cpu"))[z]
+)
 
 
 def table_of(found, components=C):
@@ -705,9 +771,15 @@ def test_edge_09_mixture_weights_work_with_compute_marginals_and_sample_posterio
     marginal = ELBO.compute_marginals(OURS, no_guide, x)["z"]
     assert_close(marginal.log_prob(marginal.enumerate_support()).T.exp(), log_joint(x).softmax(-1))
     best = infer_discrete(OURS, first_available_dim=-2, temperature=0)
-    assert torch.equal(poutine.trace(best).get_trace(x).nodes["z"]["value"], log_joint(x).argmax(-1))
+    assert torch.equal(
+        poutine.trace(best).get_trace(x).nodes["z"]["value"], log_joint(x).argmax(-1)
+    )
     copies = x[:1].expand(2000, D)
-    draws = poutine.trace(infer_discrete(OURS, first_available_dim=-2)).get_trace(copies).nodes["z"]["value"]
+    draws = (
+        poutine.trace(infer_discrete(OURS, first_available_dim=-2))
+        .get_trace(copies)
+        .nodes["z"]["value"]
+    )
     shares = torch.bincount(draws, minlength=C) / len(draws)
     assert_close(shares, log_joint(x[:1]).softmax(-1)[0], rtol=0, atol=0.04)
 
@@ -780,7 +852,11 @@ def test_edge_10_jit_takes_new_candidates_from_its_arguments(weights, select):
 
 
 def test_edge_10_jit_keeps_candidates_that_are_not_arguments():
-    program, x, attribute = jit_program(MixtureWeights, stock_select), draw_rows(), {"sets": SETS[0]}
+    program, x, attribute = (
+        jit_program(MixtureWeights, stock_select),
+        draw_rows(),
+        {"sets": SETS[0]},
+    )
     jit = JitTraceEnum_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)
 
     def model(x):
@@ -844,7 +920,9 @@ def test_edge_11_block_that_hides_z_of_a_guide_is_refused(strategy):
 @pytest.mark.meta
 def test_edge_11_block_that_hides_z_and_not_the_sites_beside_is_refused():
     x = draw_rows()
-    guide = FullPartition(with_prior, components=C, beside=AutoNormal(poutine.block(with_prior, hide=["z"])))
+    guide = FullPartition(
+        with_prior, components=C, global_guide=AutoNormal(poutine.block(with_prior, hide=["z"]))
+    )
     guide(x)
     with pytest.raises(ModelError, match=HIDDEN):
         poutine.trace(poutine.block(guide, hide=["z", "data"])).get_trace(x)
@@ -858,7 +936,12 @@ def test_edge_11_block_of_everything_is_a_dry_run_and_passes(strategy):
         assert frozen_guide(strategy, plain, x)(x)["z"].shape == (N,)
         truncate(plain, "z", sets)(x)
     # Pyro's own dry run, which looks for the deepest plate.
-    assert_close(TraceEnum_ELBO().loss(plain, FullPartition(plain, components=C), x), exact_loss(x), rtol=1e-5, atol=0)
+    assert_close(
+        TraceEnum_ELBO().loss(plain, FullPartition(plain, components=C), x),
+        exact_loss(x),
+        rtol=1e-5,
+        atol=0,
+    )
 
 
 # ---------------------------------------------------------------- 12: plate expansion
@@ -909,7 +992,8 @@ def test_edge_12_restricted_supports_stay_themselves_in_a_plate():
         assert fn.batch_shape == (N,)
         assert torch.equal(fn.enumerate_support(), sets.T)
         assert_close(
-            fn.log_prob(fn.enumerate_support())[:, :2].exp(), torch.tensor([[0.1, 0.15], [0.3, 0.0]], device="cpu")
+            fn.log_prob(fn.enumerate_support())[:, :2].exp(),
+            torch.tensor([[0.1, 0.15], [0.3, 0.0]], device="cpu"),
         )
 
 

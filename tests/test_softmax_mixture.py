@@ -35,7 +35,9 @@ def like(truth: SoftmaxMixture, components: int | None = None, **options) -> Sof
     pyro.clear_param_store()
     torch.manual_seed(1)
     with torch.device("cpu"):
-        return SoftmaxMixture(components=components or truth.components, features=truth.item_features, **options)
+        return SoftmaxMixture(
+            components=components or truth.components, features=truth.item_features, **options
+        )
 
 
 def worst_atom(model: SoftmaxMixture, truth: SoftmaxMixture) -> float:
@@ -96,8 +98,10 @@ def test_truncated_em_is_monotone_and_near_exact_em(dtype, solver):
         model.start_at(truth.theta.detach() + 0.1)
         guide = FullPartition(model, components=20)
         if truncated:
-            guide = TruncatedPartition(model, components=20, candidates=5, neighbors=6, explore=0, seed=0)
-        em = EM(model, guide, dead="keep")
+            guide = TruncatedPartition(
+                model, components=20, candidates=5, neighbors=6, explore=0, seed=0
+            )
+        em = EM(model, guide, empty="keep")
         losses = torch.tensor([em.step(items, counts) for _ in range(12)], dtype=F64)
         assert (losses.diff() <= 1e-6 * losses[0]).all(), losses
         final.append(EM(model, FullPartition(model, components=20)).evaluate_loss(items, counts))
@@ -111,7 +115,14 @@ def test_fits_in_batches_give_the_fit_of_all_rows():
     found = []
     for size in (None, 64):
         model = like(truth)
-        fit(EM(model, FullPartition(model, components=3)), items, counts, epochs=5, batch_size=size, progress=False)
+        fit(
+            EM(model, FullPartition(model, components=3)),
+            items,
+            counts,
+            epochs=5,
+            batch_size=size,
+            progress=False,
+        )
         found.append(model.theta.detach())
     torch.testing.assert_close(*found)
 
@@ -139,7 +150,9 @@ def test_features_are_centred_and_dtypes_follow_them():
     x = torch.randn(20, 3, dtype=F64) + 1e4
     model = SoftmaxMixture(components=2, features=x)
     assert {t.dtype for t in model.state_dict().values()} == {F64}
-    torch.testing.assert_close(model.item_features.mean(0), torch.zeros(3, dtype=F64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        model.item_features.mean(0), torch.zeros(3, dtype=F64), rtol=0, atol=1e-10
+    )
     single = SoftmaxMixture(components=2, features=x.float())
     assert {t.dtype for t in single.state_dict().values()} == {torch.float32}
     assert SoftmaxMixture(components=2, features=[[1, 0], [0, 1], [1, 1]]).theta.shape == (2, 2)
@@ -220,7 +233,11 @@ def test_items_never_drawn_count_for_nothing(kind):
         model = like(truth)
         em = EM(model, FullPartition(model, components=3))
         losses = [em.step(*rows) for _ in range(4)]
-        found.append(torch.cat([torch.tensor(losses, dtype=F64, device="cpu"), model.theta.detach().flatten()]))
+        found.append(
+            torch.cat(
+                [torch.tensor(losses, dtype=F64, device="cpu"), model.theta.detach().flatten()]
+            )
+        )
     torch.testing.assert_close(found[1], found[0])
 
 
@@ -237,7 +254,9 @@ def test_items_never_drawn_count_for_nothing(kind):
 def test_weights_that_cannot_be_are_refused(weight, message):
     model = SoftmaxMixture(components=2, features=torch.randn(5, 2))
     with pytest.raises(DataError, match=message):
-        EM(model, FullPartition(model, components=2)).step(torch.tensor([0, 4, 1]), torch.tensor(weight))
+        EM(model, FullPartition(model, components=2)).step(
+            torch.tensor([0, 4, 1]), torch.tensor(weight)
+        )
 
 
 def test_draws_are_counted():

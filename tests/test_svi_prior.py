@@ -42,12 +42,16 @@ def test_ten_components_are_recovered_under_a_prior_and_loo_runs(data):
     # Seeding may hit one component twice: take the tightest of twenty.
     starts = [seed_rows(x, C).loc for _ in range(10)]
     start = min(starts, key=lambda loc: float(torch.cdist(x, loc).amin(-1).square().sum()))
-    beside = AutoNormal(poutine.block(model, hide=["z"]), init_loc_fn=init_to_value(values={"loc": start}))
-    guide = TruncatedPartition(model, components=C, candidates=3, neighbors=5, beside=beside)
+    global_guide = AutoNormal(
+        poutine.block(model, hide=["z"]), init_loc_fn=init_to_value(values={"loc": start})
+    )
+    guide = TruncatedPartition(
+        model, components=C, candidates=3, neighbors=5, global_guide=global_guide
+    )
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), TraceEnum_ELBO())
     fitted = fit(svi, x, epochs=250, tolerance=0.0, patience=250, progress=False)
 
-    found = beside.median()["loc"]
+    found = global_guide.median()["loc"]
     distance = torch.cdist(found, truth)
     order = linear_sum_assignment(distance.detach().numpy())
     assert distance[order].max() < 0.1

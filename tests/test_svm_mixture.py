@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 def test_four_lines_solve_exclusive_or():
     split = split_of("xor", 0)  # 5% of the labels are turned
-    found = mixture(split, 0, closeness=0.5)
+    found = mixture(split, 0, input_density=0.5)
     assert linear(split, 1e-3) < 0.6
     assert found["softmax mixed"] > 0.9
     assert found["centre"] > 0.9
@@ -27,11 +27,13 @@ def test_partition_with_centres_lowers_the_joint_objective():
     """Two observed sites under one z: the loss of the labels and the distance of the covariates."""
     x, y = make_moons(200, noise=0.2, random_state=0)
     rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
-    model = MixtureOfSVMs(components=COMPONENTS, closeness=0.5, features=2)
+    model = MixtureOfSVMs(components=COMPONENTS, input_density=0.5, features=2)
     guide = HardPartition(model, components=COMPONENTS)
-    em = EM(model, guide, dead="keep")
-    guide.plant(torch.arange(200) % COMPONENTS)
-    losses = torch.tensor([em.step(rows, labels) for _ in range(8)])[1:]  # the first one comes before any fit
+    em = EM(model, guide, empty="keep")
+    guide.set_labels(torch.arange(200) % COMPONENTS)
+    losses = torch.tensor([em.step(rows, labels) for _ in range(8)])[
+        1:
+    ]  # the first one comes before any fit
     assert (losses.diff() <= 1e-4 * losses[0].abs()).all()
     assert losses[-1] < losses[0]
 
@@ -42,7 +44,9 @@ def test_mixture_is_near_the_rbf_svm(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gates between parts of few rows
         found = [one_split(name, seed) for seed in range(3)]
-    mine, rbf, one = (np.mean([f[of] for f in found]) for of in ("joint, softmax mixed", "RBF SVM", "linear SVM"))
+    mine, rbf, one = (
+        np.mean([f[of] for f in found]) for of in ("joint, softmax mixed", "RBF SVM", "linear SVM")
+    )
     assert mine > rbf - 0.025
     assert mine > one - 0.02
     if name in ("moons", "xor"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from skimage import data, metrics, restoration
 from torch import Tensor
 
-from pyro_mixtures import EM, evidence, fit, reconstruct, seed_rows
+from pyro_mixtures import EM, fit, log_evidence, reconstruct, seed_rows
 from pyro_mixtures.data import average_patches, extract_patches
 from pyro_mixtures.diagnostics import plot_denoised, plot_history, plot_image_sheet, to_arviz
 from pyro_mixtures.guides import TruncatedPartition
@@ -56,8 +56,8 @@ def main(out: Path, epochs: int) -> dict:
     report = {
         **quality(clean, noisy, denoised),
         **cost(fitted, len(rows)),
-        "evidence_heldout": float(evidence(model, unseen).mean()),
-        "evidence_heldout_truncated": float(evidence(model, unseen, guide=guide).mean()),
+        "evidence_heldout": float(log_evidence(model, unseen).mean()),
+        "evidence_heldout_truncated": float(log_evidence(model, unseen, guide=guide).mean()),
         "denoise_seconds": denoise_seconds,
     }
     write(out, clean, noisy, denoised, fitted, unseen, report)
@@ -77,7 +77,10 @@ def quality(clean: np.ndarray, noisy: Tensor, denoised: Tensor) -> dict[str, flo
         noisy.numpy(), sigma=NOISE, h=0.6 * NOISE, patch_size=5, patch_distance=6, fast_mode=True
     )
     pictures = {"psnr_noisy": noisy.numpy(), "psnr_nlm": peer, "psnr": denoised.numpy()}
-    return {name: metrics.peak_signal_noise_ratio(clean, p, data_range=1) for name, p in pictures.items()}
+    return {
+        name: metrics.peak_signal_noise_ratio(clean, p, data_range=1)
+        for name, p in pictures.items()
+    }
 
 
 def cost(fitted: Fit, rows: int) -> dict:
@@ -93,7 +96,9 @@ def cost(fitted: Fit, rows: int) -> dict:
     }
 
 
-def write(out: Path, clean, noisy: Tensor, denoised: Tensor, fitted: Fit, unseen: Tensor, report: dict) -> None:
+def write(
+    out: Path, clean, noisy: Tensor, denoised: Tensor, fitted: Fit, unseen: Tensor, report: dict
+) -> None:
     """Pictures, the ArviZ file, the parameters and the figures."""
     out.mkdir(parents=True, exist_ok=True)
     panels = plot_denoised(noisy.numpy(), denoised.numpy(), clean)
@@ -105,26 +110,41 @@ def write(out: Path, clean, noisy: Tensor, denoised: Tensor, fitted: Fit, unseen
     curves = plot_history(fitted.history, full=len(extract_patches(noisy, PATCH)) * COMPONENTS)
     curves[0].figure.savefig(out / "history.png", dpi=110)
     to_arviz(fitted, unseen, observed_data=False).to_netcdf(out / "fit.nc")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out / "params.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        out / "params.safetensors",
+    )
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def tell(report: dict, out: Path) -> None:
     """The figures, for people."""
     share = report["evaluations"] / report["evaluations_full"]
-    print(f"PSNR  noisy {report['psnr_noisy']:.2f} dB   non-local means {report['psnr_nlm']:.2f} dB", end="   ")
+    print(
+        f"PSNR  noisy {report['psnr_noisy']:.2f} dB   non-local means {report['psnr_nlm']:.2f} dB",
+        end="   ",
+    )
     print(f"mixture of factor analyzers {report['psnr']:.2f} dB")
-    print(f"joint densities evaluated   {report['evaluations']:.3g} of {report['evaluations_full']:.3g} ({share:.1%})")
-    print(f"held-out evidence           {report['evidence_heldout']:.3f} nats a patch, all components", end="; ")
+    print(
+        f"joint densities evaluated   {report['evaluations']:.3g} of {report['evaluations_full']:.3g} ({share:.1%})"
+    )
+    print(
+        f"held-out evidence           {report['evidence_heldout']:.3f} nats a patch, all components",
+        end="; ",
+    )
     print(f"{report['evidence_heldout_truncated']:.3f} truncated to 3")
     print(f"live components             {report['components_live']} of {COMPONENTS}")
-    print(f"time                        fit {report['fit_seconds']:.0f} s, denoise {report['denoise_seconds']:.0f} s")
+    print(
+        f"time                        fit {report['fit_seconds']:.0f} s, denoise {report['denoise_seconds']:.0f} s"
+    )
     print(f"pictures and files in       {out}/")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write (runs/demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="where to write (runs/demo)"
+    )
     parser.add_argument("--epochs", type=int, default=25, help="at most so many EM steps (25)")
     options = parser.parse_args()
     main(options.out, options.epochs)

@@ -23,14 +23,17 @@ from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 from skimage import data
 from torch import Tensor
 
-from pyro_mixtures import EM, evidence, fit, seed_rows
+from pyro_mixtures import EM, fit, log_evidence, seed_rows
 from pyro_mixtures.data import extract_patches
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.models import MixtureOfFactorAnalyzers
 
 NOISE = 4 / 255
 PATCH, FACTORS = 8, 2
-SMALLEST, TIMED_EXACT = 50, 200  # components of the first fit, and up to which a pass of exact EM is timed
+SMALLEST, TIMED_EXACT = (
+    50,
+    200,
+)  # components of the first fit, and up to which a pass of exact EM is timed
 BLUE, GREY = "#0072B2", "#555555"
 
 
@@ -48,7 +51,11 @@ def main(out: Path, rows: int, most: int) -> dict:
     fits = [measure(train, unseen, components) for components in sizes]
 
     # 4. A straight line on logarithmic axes is a power of C; its slope is the exponent.
-    report = {"rows": rows, "fits": fits, **{f"exponent_{y}": exponent(fits, y) for y in ("evaluations", "seconds")}}
+    report = {
+        "rows": rows,
+        "fits": fits,
+        **{f"exponent_{y}": exponent(fits, y) for y in ("evaluations", "seconds")},
+    }
     write(out, report)
     tell(report, out)
     return report
@@ -68,7 +75,9 @@ def declare(train: Tensor, components: int) -> MixtureOfFactorAnalyzers:
     """The mixture, its means at spread-out rows."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    model = MixtureOfFactorAnalyzers(components=components, features=train.shape[1], factors=FACTORS)
+    model = MixtureOfFactorAnalyzers(
+        components=components, features=train.shape[1], factors=FACTORS
+    )
     model.start_at(seed_rows(train, components))
     return model
 
@@ -100,10 +109,11 @@ def exact_pass(train: Tensor, components: int) -> float:
 def measure(train: Tensor, unseen: Tensor, components: int) -> dict:
     """One fit, beside what exact EM would take for as many passes."""
     model, figures = converge(train, components)
-    heldout = float(evidence(model, unseen).mean())
+    heldout = float(log_evidence(model, unseen).mean())
     exact = figures["passes"] * exact_pass(train, components) if components <= TIMED_EXACT else None
     print(
-        f"{components:5d} components: {figures['seconds']:5.1f} s, {figures['evaluations']:.3g} densities", flush=True
+        f"{components:5d} components: {figures['seconds']:5.1f} s, {figures['evaluations']:.3g} densities",
+        flush=True,
     )
     return {
         **figures,
@@ -115,7 +125,9 @@ def measure(train: Tensor, unseen: Tensor, components: int) -> dict:
 
 def exponent(fits: list[dict], y: str) -> float:
     """Slope of log y over log C, by least squares; 1 is linear growth, 0 none."""
-    return float(np.polyfit(np.log([f["components"] for f in fits]), np.log([f[y] for f in fits]), 1)[0])
+    return float(
+        np.polyfit(np.log([f["components"] for f in fits]), np.log([f[y] for f in fits]), 1)[0]
+    )
 
 
 def write(out: Path, report: dict) -> None:
@@ -155,20 +167,33 @@ def draw(ax: Axes, report: dict, y: str, title: str) -> None:
 def tell(report: dict, out: Path) -> None:
     """The figures, for people."""
     print(f"\n{report['rows']} rows; densities and seconds until convergence")
-    print(f"{'C':>6}{'densities':>12}{'exact EM':>12}{'share':>8}{'passes':>8}{'seconds':>9}{'held-out evidence':>19}")
+    print(
+        f"{'C':>6}{'densities':>12}{'exact EM':>12}{'share':>8}{'passes':>8}{'seconds':>9}{'held-out evidence':>19}"
+    )
     for f in report["fits"]:
         share = f["evaluations"] / f["evaluations_exact"]
-        print(f"{f['components']:6d}{f['evaluations']:12.3g}{f['evaluations_exact']:12.3g}{share:8.1%}", end="")
+        print(
+            f"{f['components']:6d}{f['evaluations']:12.3g}{f['evaluations_exact']:12.3g}{share:8.1%}",
+            end="",
+        )
         print(f"{f['passes']:8d}{f['seconds']:9.1f}{f['evidence_heldout']:19.3f}")
     print(f"densities grow as C^{report['exponent_evaluations']:.2f}", end=", ")
-    print(f"seconds as C^{report['exponent_seconds']:.2f}; exact EM's as C^1 for a given number of passes")
+    print(
+        f"seconds as C^{report['exponent_seconds']:.2f}; exact EM's as C^1 for a given number of passes"
+    )
     print(f"picture and figures in {out}/")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="where to write (runs/scaling)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/scaling"), help="where to write (runs/scaling)"
+    )
     parser.add_argument("--rows", type=int, default=30_000, help="rows N to fit (30000)")
-    parser.add_argument("--most", type=int, default=1600, help="largest number of components (1600)")
+    parser.add_argument(
+        "--most", type=int, default=1600, help="largest number of components (1600)"
+    )
     options = parser.parse_args()
     main(options.out, options.rows, options.most)

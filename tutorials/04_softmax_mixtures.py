@@ -39,7 +39,13 @@ from pyro_mixtures import EM, responsibilities, sample
 from pyro_mixtures.data import ChoiceTable, choices_from_wide, count_items
 from pyro_mixtures.errors import MomentWarning
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import Criteria, ObservedInformation, best_of, criteria, observed_information
+from pyro_mixtures.infer import (
+    Criteria,
+    ObservedInformation,
+    best_of,
+    criteria,
+    observed_information,
+)
 from pyro_mixtures.init import SoftmaxStart, start_softmax, starts_softmax
 from pyro_mixtures.models import LatentClassLogit, SoftmaxMixture
 from pyro_mixtures.partition.matching import match_components, matched_errors
@@ -135,7 +141,9 @@ def plant(seed: int) -> Problem:
     """A softmax mixture over normal features, atoms in random directions; the model itself draws."""
     pyro.set_rng_seed(seed)
     features = torch.randn(ITEMS, FEATURES, dtype=torch.float64)
-    theta = LENGTH * torch.nn.functional.normalize(torch.randn(ATOMS, FEATURES, dtype=torch.float64), dim=-1)
+    theta = LENGTH * torch.nn.functional.normalize(
+        torch.randn(ATOMS, FEATURES, dtype=torch.float64), dim=-1
+    )
     weights = torch.tensor([0.4, 0.35, 0.25], dtype=torch.float64)
     with pyro.get_param_store().scope():
         model = SoftmaxMixture(components=ATOMS, features=features)
@@ -187,11 +195,13 @@ def climb(problem: Problem, starts: list[SoftmaxStart]) -> Found:
     def build() -> EM:
         model = declare(problem)
         # Few components: all of them are evaluated for every item, and none dies that would have to be replaced.
-        return EM(model, FullPartition(model, components=ATOMS), dead="keep")
+        return EM(model, FullPartition(model, components=ATOMS), empty="keep")
 
     # Models of the same names would share their params: each fit has a store of its own.
     with pyro.get_param_store().scope():
-        return judge(problem, best_of(build, *rows_of(problem), starts=starts, **PATIENT).best.model)
+        return judge(
+            problem, best_of(build, *rows_of(problem), starts=starts, **PATIENT).best.model
+        )
 
 
 def declare(problem: Problem) -> SoftmaxMixture:
@@ -209,7 +219,9 @@ def judge(problem: Problem, model: Any) -> Found:
     order = match_components(theta, problem.theta)
     errors = matched_errors(theta, problem.theta, weights, problem.weights)
     likelihood = criteria(model, *rows_of(problem)).log_likelihood
-    return Found(theta[order], weights[order], float(errors.worst), float(errors.weights), likelihood)
+    return Found(
+        theta[order], weights[order], float(errors.worst), float(errors.weights), likelihood
+    )
 
 
 def follow(problems: list[Problem], find: Callable[[Problem], Found]) -> list[list[float]]:
@@ -233,14 +245,18 @@ def find_survey(given: Path | None) -> Path | None:
         for file in sorted(folder.rglob("swissmetro.csv*")):
             return file
     if given is not None:
-        raise SystemExit(f"no swissmetro.csv or swissmetro.csv.gz in {given}; the head of this file says how to get it")
+        raise SystemExit(
+            f"no swissmetro.csv or swissmetro.csv.gz in {given}; the head of this file says how to get it"
+        )
     return None
 
 
 def installed(package: str) -> list[Path]:
     """Folders of a package, which is found and not imported: this one would take TensorFlow."""
     spec = importlib.util.find_spec(package)
-    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    return (
+        [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    )
 
 
 def read_survey(file: Path) -> pd.DataFrame:
@@ -249,9 +265,13 @@ def read_survey(file: Path) -> pd.DataFrame:
     lines = lines[lines["PURPOSE"].isin([1, 3]) & (lines["CHOICE"] != 0)]
     pays = lines["GA"] == 0  # the others have an annual pass for all trains
     columns = {f"{mode}_TIME": lines[f"{mode}_TT"] / 100 for mode in MODES}
-    columns |= {f"{mode}_COST": lines[f"{mode}_CO"] * (pays if mode != "CAR" else 1) / 100 for mode in MODES}
+    columns |= {
+        f"{mode}_COST": lines[f"{mode}_CO"] * (pays if mode != "CAR" else 1) / 100 for mode in MODES
+    }
     chosen = lines["CHOICE"].map(dict(enumerate(MODES, 1)))
-    return pd.DataFrame({"ID": lines["ID"], "GA": lines["GA"], "CAR": lines["CAR_AV"], "CHOSEN": chosen, **columns})
+    return pd.DataFrame(
+        {"ID": lines["ID"], "GA": lines["GA"], "CAR": lines["CAR_AV"], "CHOSEN": chosen, **columns}
+    )
 
 
 def draw_lines(travellers: int = 752, answers: int = 9) -> pd.DataFrame:
@@ -259,7 +279,9 @@ def draw_lines(travellers: int = 752, answers: int = 9) -> pd.DataFrame:
     rng, size = np.random.default_rng(0), travellers * answers
     trip = np.repeat(rng.lognormal(0.4, 0.4, size=travellers), answers)
     one = {"GA": rng.random(travellers) < 0.13, "CAR": rng.random(travellers) < 0.83}
-    lines = pd.DataFrame({name: np.repeat(values, answers).astype(int) for name, values in one.items()})
+    lines = pd.DataFrame(
+        {name: np.repeat(values, answers).astype(int) for name, values in one.items()}
+    )
     for mode, time, cost in (("TRAIN", 1.0, 0.6), ("SM", 0.5, 0.75), ("CAR", 0.8, 0.5)):
         lines[f"{mode}_TIME"] = time * trip * rng.uniform(0.7, 1.4, size=size)
         lines[f"{mode}_COST"] = cost * trip * rng.uniform(0.5, 1.8, size=size)
@@ -289,11 +311,18 @@ def draw_choices(table: ChoiceTable, lines: pd.DataFrame) -> ChoiceTable:
     """What planted classes choose: the declaration draws, too."""
     pyro.set_rng_seed(0)
     with pyro.get_param_store().scope(), torch.no_grad():
-        model = LatentClassLogit(components=3, coefficients=table.coefficients, covariates=["pass"]).double()
-        model.theta, model.gate_bias = table.design.new_tensor(PLANTED), table.design.new_tensor(PLANTED_BIAS)
+        model = LatentClassLogit(
+            components=3, coefficients=table.coefficients, covariates=["pass"]
+        ).double()
+        model.theta, model.gate_bias = (
+            table.design.new_tensor(PLANTED),
+            table.design.new_tensor(PLANTED_BIAS),
+        )
         model.gate_weight = table.design.new_tensor(PLANTED_PASS)
         covariates = passes(table, lines).unsqueeze(-1)
-        return table._replace(chosen=sample(model, table.design, table.available, None, covariates)["y"])
+        return table._replace(
+            chosen=sample(model, table.design, table.available, None, covariates)["y"]
+        )
 
 
 def passes(table: ChoiceTable, lines: pd.DataFrame) -> Tensor:
@@ -307,7 +336,7 @@ def classes_of(table: ChoiceTable, count: int) -> Classes:
 
     def build() -> EM:
         model = LatentClassLogit(components=count, coefficients=table.coefficients).double()
-        return EM(model, FullPartition(model, components=count), dead="keep")
+        return EM(model, FullPartition(model, components=count), empty="keep")
 
     pyro.set_rng_seed(0)
     starts = [lambda model: model.start(*table.rows)] * TRIALS
@@ -387,10 +416,14 @@ def write(
         title(ax, name, remark)
         draw(ax)
     figure.savefig(out / "softmax_mixtures.png")
-    (out / "report.json").write_text(json.dumps(report, indent=2, default=torch.Tensor.tolist) + "\n")
+    (out / "report.json").write_text(
+        json.dumps(report, indent=2, default=torch.Tensor.tolist) + "\n"
+    )
 
 
-def panels_of_items(shown: Problem, found: dict[str, Found], errors: dict[str, list[list[float]]]) -> list[Panel]:
+def panels_of_items(
+    shown: Problem, found: dict[str, Found], errors: dict[str, list[list[float]]]
+) -> list[Panel]:
     """The first row."""
     best = f"EM, best of {STARTS}"
     both = {"moments alone": found["moments alone"], f"{best} starts": found[best]}
@@ -423,7 +456,11 @@ def panels_of_choices(fits: list[Classes], report: dict) -> list[Panel]:
             lambda ax: draw_coefficients(ax, fits[-1]),
         ),
         ("What they chose", "parts of the answers of each class", lambda ax: draw_chosen(ax, last)),
-        ("What an hour is worth to them", "time against cost; 95% intervals", lambda ax: draw_values(ax, fits)),
+        (
+            "What an hour is worth to them",
+            "time against cost; 95% intervals",
+            lambda ax: draw_values(ax, fits),
+        ),
     ]
 
 
@@ -445,7 +482,9 @@ def draw_items(ax: Axes, problem: Problem, found: Found) -> None:
     colors = (by / by.sum(-1, keepdim=True)).numpy() @ rgb
     never, order = (counts == 0).numpy(), counts.argsort(descending=True).numpy()
     ax.scatter(*places[never].T, s=3, color="#CCCCCC", linewidths=0)
-    ax.scatter(*places[order].T, s=0.9 * counts[order].numpy(), c=colors[order], alpha=0.75, linewidths=0)
+    ax.scatter(
+        *places[order].T, s=0.9 * counts[order].numpy(), c=colors[order], alpha=0.75, linewidths=0
+    )
     ax.scatter(*atoms.T, marker="X", s=150, c=COLORS, edgecolors="white", linewidths=1.5, zorder=3)
     ax.set(xlabel=f"{ITEMS:,} items in the plane of the atoms (X)", aspect="equal")
     ax.set_adjustable("datalim")
@@ -453,11 +492,21 @@ def draw_items(ax: Axes, problem: Problem, found: Found) -> None:
 
 def draw_atoms(ax: Axes, truth: Tensor, found: dict[str, Found]) -> None:
     """Estimated against planted coordinates."""
-    reach = 1.1 * max(float(truth.abs().max()), *(float(each.theta.abs().max()) for each in found.values()))
+    reach = 1.1 * max(
+        float(truth.abs().max()), *(float(each.theta.abs().max()) for each in found.values())
+    )
     ax.plot([-reach, reach], [-reach, reach], color="#CCCCCC", lw=1, zorder=0)
     hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.2}
-    for (name, each), style in zip(found.items(), (hollow, {"color": BLUE, "linewidths": 0}), strict=True):
-        ax.scatter(truth.flatten(), each.theta.flatten(), s=42, label=f"{name}: off by up to {each.worst:.2f}", **style)
+    for (name, each), style in zip(
+        found.items(), (hollow, {"color": BLUE, "linewidths": 0}), strict=True
+    ):
+        ax.scatter(
+            truth.flatten(),
+            each.theta.flatten(),
+            s=42,
+            label=f"{name}: off by up to {each.worst:.2f}",
+            **style,
+        )
     ax.set(xlabel="planted", ylabel="estimated", xlim=(-reach, reach), ylim=(-reach, reach))
     ax.legend(frameon=False, loc="upper left", handletextpad=0.1, borderpad=0, fontsize=9.5)
 
@@ -485,13 +534,22 @@ def draw_rates(ax: Axes, errors: dict[str, list[list[float]]]) -> None:
 def dot(ax: Axes, x: float, y: float, error: float, name: str, color: str) -> None:
     """An estimate with its 95% interval, and the class by its letter."""
     ax.errorbar(x, y, xerr=1.96 * error, fmt="o", color=color, ms=12, lw=2)
-    ax.text(x, y, name, color="white", ha="center", va="center_baseline", fontsize=8, fontweight="bold")
+    ax.text(
+        x, y, name, color="white", ha="center", va="center_baseline", fontsize=8, fontweight="bold"
+    )
 
 
 def draw_coefficients(ax: Axes, fitted: Classes) -> None:
     """Coefficients of the classes with their intervals; to the left, what puts them off."""
-    lines = ["100 minutes\nlonger", "100 francs\ndearer", "train, not\nSwissmetro", "car, not\nSwissmetro"]
-    for c, (theta, error) in enumerate(zip(fitted.theta.tolist(), fitted.errors.tolist(), strict=True)):
+    lines = [
+        "100 minutes\nlonger",
+        "100 francs\ndearer",
+        "train, not\nSwissmetro",
+        "car, not\nSwissmetro",
+    ]
+    for c, (theta, error) in enumerate(
+        zip(fitted.theta.tolist(), fitted.errors.tolist(), strict=True)
+    ):
         for line in range(len(lines)):
             dot(ax, theta[line], line + 0.25 * (c - 1), error[line], LETTERS[c], COLORS[c])
     ax.axvline(0, color="#CCCCCC", lw=1, zorder=0)
@@ -505,14 +563,37 @@ def draw_chosen(ax: Axes, figures: dict) -> None:
     chosen = np.array(figures["chosen"])
     middle = chosen.cumsum(1) - chosen / 2
     for j, (mode, tint) in enumerate(zip(MODES.values(), TINTS, strict=True)):
-        ax.barh(range(len(chosen)), chosen[:, j], left=middle[:, j] - chosen[:, j] / 2, color=tint, height=0.5)
-        ax.text(max(middle[0, j], 0.06), -0.32, mode, ha="center", va="bottom", fontsize=9.5, color="#555555")
+        ax.barh(
+            range(len(chosen)),
+            chosen[:, j],
+            left=middle[:, j] - chosen[:, j] / 2,
+            color=tint,
+            height=0.5,
+        )
+        ax.text(
+            max(middle[0, j], 0.06),
+            -0.32,
+            mode,
+            ha="center",
+            va="bottom",
+            fontsize=9.5,
+            color="#555555",
+        )
         for c, part in enumerate(chosen[:, j]):
             if part >= 0.08:
-                ax.text(middle[c, j], c, f"{part:.0%}", ha="center", va="center", fontsize=9.5, color=INK)
+                ax.text(
+                    middle[c, j],
+                    c,
+                    f"{part:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=9.5,
+                    color=INK,
+                )
     each = zip(LETTERS, figures["shares"], figures["passes"], strict=False)
     ax.set_yticks(
-        range(len(chosen)), [f"{name}: {share:.0%}\n{held:.0%} of them\nwith a pass" for name, share, held in each]
+        range(len(chosen)),
+        [f"{name}: {share:.0%}\n{held:.0%} of them\nwith a pass" for name, share, held in each],
     )
     ax.set(ylim=(len(chosen) - 0.6, -0.6), xlim=(0, 1))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -530,18 +611,40 @@ def draw_values(ax: Axes, fits: list[Classes]) -> None:
     for fitted in fits:
         count = len(fitted.share)
         name = f"{count} {'class' if count == 1 else 'classes'}: BIC {fitted.criteria.bic:,.0f}"
-        ax.text(0.02, line, name, transform=ax.get_yaxis_transform(), fontsize=9.5, color="#555555", va="center")
+        ax.text(
+            0.02,
+            line,
+            name,
+            transform=ax.get_yaxis_transform(),
+            fontsize=9.5,
+            color="#555555",
+            va="center",
+        )
         for c, value in enumerate(fitted.values):
             line += 1
             ticks[line] = f"{fitted.share[c]:.0%}"
             color = COLORS[c] if count == len(COLORS) else "#555555"
             if value is None:
-                ax.text(4, line, "cost without clear effect", color=color, fontsize=9.5, va="center")
+                ax.text(
+                    4, line, "cost without clear effect", color=color, fontsize=9.5, va="center"
+                )
             else:
-                dot(ax, value.francs, line, value.error, LETTERS[c] if count == len(COLORS) else "", color)
+                dot(
+                    ax,
+                    value.francs,
+                    line,
+                    value.error,
+                    LETTERS[c] if count == len(COLORS) else "",
+                    color,
+                )
         line += 1.2
     ax.set_yticks([*ticks], [*ticks.values()])
-    ax.set(xlabel="francs per hour", ylabel="share of the class", xlim=(0, None), ylim=(line - 0.6, -0.6))
+    ax.set(
+        xlabel="francs per hour",
+        ylabel="share of the class",
+        xlim=(0, None),
+        ylim=(line - 0.6, -0.6),
+    )
 
 
 def tell(report: dict, table: ChoiceTable, out: Path) -> None:
@@ -572,23 +675,40 @@ def tell_classes(each: dict, table: ChoiceTable) -> None:
         f"\n{count} {'class' if count == 1 else 'classes'}: log likelihood {each['log_likelihood']:.3f}, {criteria}",
         end="; ",
     )
-    print(f"{each['starts_near_the_best']} of {TRIALS} starts within a nat of the best in ten steps")
+    print(
+        f"{each['starts_near_the_best']} of {TRIALS} starts within a nat of the best in ten steps"
+    )
     names = [*(name.removeprefix("constant:") for name in table.coefficients), "francs an hour"]
     chose = "/".join(MODES[mode] for mode in table.alternatives)
-    print(f"{'share':>8}" + "".join(f"{name:>16}" for name in names) + f"   chose {chose}, have a pass")
+    print(
+        f"{'share':>8}"
+        + "".join(f"{name:>16}" for name in names)
+        + f"   chose {chose}, have a pass"
+    )
     for c, share in enumerate(each["shares"]):
         pairs = [*zip(each["theta"][c], each["standard_errors"][c], strict=True)]
         cells = "".join(f"{value:>9.2f} ({error:.2f})" for value, error in pairs)
         value = each["value_of_an_hour"][c]
         worth = "-" if value is None else f"{value.francs:.0f} ({value.error:.0f})"
-        print(f"{share:8.1%}{cells}{worth:>16}   {'/'.join(f'{part:.0%}' for part in each['chosen'][c])}", end=", ")
+        print(
+            f"{share:8.1%}{cells}{worth:>16}   {'/'.join(f'{part:.0%}' for part in each['chosen'][c])}",
+            end=", ",
+        )
         print(f"{each['passes'][c]:.0%}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/softmax_mixtures"), help="where to write")
-    parser.add_argument("--swissmetro", type=Path, help="the survey's table, or a folder that holds it")
-    parser.add_argument("--repeats", type=int, default=4, help="problems of which errors are followed (4)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/softmax_mixtures"), help="where to write"
+    )
+    parser.add_argument(
+        "--swissmetro", type=Path, help="the survey's table, or a folder that holds it"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=4, help="problems of which errors are followed (4)"
+    )
     options = parser.parse_args()
     main(options.out, options.swissmetro, options.repeats)

@@ -118,7 +118,11 @@ def main(out: Path, restarts: int, steps: int, permutations: int) -> dict:
     scrambled = draws_of(chains, x, align=False, log_likelihood=False)
 
     # 3. The same question to PSIS-LOO.
-    others = {count: draws_of([restart(x, count, seed=0, steps=steps)], x) for count in (parts - 1, parts + 1) if count}
+    others = {
+        count: draws_of([restart(x, count, seed=0, steps=steps)], x)
+        for count in (parts - 1, parts + 1)
+        if count
+    }
     leaving = leave_out({parts: data, **others})
 
     # 4. What the parts know, and 5. the page.
@@ -128,7 +132,9 @@ def main(out: Path, restarts: int, steps: int, permutations: int) -> dict:
         tumours.malignant,
         names=FEATURES,
         permutations=permutations,
-        part_rows=int(torch.bincount(labels).min()),  # all rows of the smallest part, as many of the others
+        part_rows=int(
+            torch.bincount(labels).min()
+        ),  # all rows of the smallest part, as many of the others
         generator=torch.Generator().manual_seed(0),
     )
     page = out / "report.html"
@@ -155,7 +161,9 @@ def read() -> Tumours:
     measured = table.data[:, columns]
     shapes = np.log(measured)
     x = (shapes - shapes.mean(0)) / shapes.std(0)
-    return Tumours(torch.tensor(x, dtype=torch.float32), torch.tensor(table.target == 0).float(), measured)
+    return Tumours(
+        torch.tensor(x, dtype=torch.float32), torch.tensor(table.target == 0).float(), measured
+    )
 
 
 def declare(family: str) -> Callable[[int], EM]:
@@ -176,7 +184,9 @@ def with_priors(components: int) -> Callable:
         weights = pyro.sample("weights", dist.Dirichlet(torch.full((components,), 2.0)))
         loc = pyro.sample("loc", dist.Normal(none, 2.0).to_event(2))
         scale = pyro.sample("scale", dist.LogNormal(none - 0.5, 0.7).to_event(2))
-        correlation = pyro.sample("correlation", dist.LKJCholesky(len(FEATURES)).expand([components]).to_event(1))
+        correlation = pyro.sample(
+            "correlation", dist.LKJCholesky(len(FEATURES)).expand([components]).to_event(1)
+        )
         with data_plate(x, index, size):
             z = pyro.sample("z", MixtureWeights(weights))
             pyro.sample("x", FullNormals(loc, scale.unsqueeze(-1) * correlation)[z], obs=x)
@@ -195,11 +205,16 @@ def restart(x: Tensor, components: int, *, seed: int, steps: int) -> Restart:
     with pyro.get_param_store().scope() as state:
         model = with_priors(components)
         about = init_to_value(values=values_of(em.model))
-        beside = AutoMultivariateNormal(poutine.block(model, hide=["z"]), init_loc_fn=about, init_scale=0.03)
-        guide = FullPartition(model, components=components, beside=beside)
+        global_guide = AutoMultivariateNormal(
+            poutine.block(model, hide=["z"]), init_loc_fn=about, init_scale=0.03
+        )
+        guide = FullPartition(model, components=components, global_guide=global_guide)
         # The steps get a fiftieth as long in the end: what is left of their noise would look like disagreement.
         svi = SVI(
-            model, guide, ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)}), TraceEnum_ELBO(max_plate_nesting=1)
+            model,
+            guide,
+            ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)}),
+            TraceEnum_ELBO(max_plate_nesting=1),
         )
         bayes = fit(svi, x, epochs=steps, patience=steps, progress=False)
     return Restart(start, bayes, state)
@@ -210,7 +225,12 @@ def values_of(model: GaussianMixture) -> dict[str, Tensor]:
     with torch.no_grad():
         scale = covariances(model).diagonal(dim1=-2, dim2=-1).sqrt()
         correlation = model.scale_tril / scale.unsqueeze(-1)
-        return {"weights": +model.weights, "loc": +model.loc, "scale": scale, "correlation": correlation}
+        return {
+            "weights": +model.weights,
+            "loc": +model.loc,
+            "scale": scale,
+            "correlation": correlation,
+        }
 
 
 def covariances(model: GaussianMixture) -> Tensor:
@@ -228,8 +248,12 @@ def draws_of(chains: list[Restart], x: Tensor, **options: bool) -> Any:
 def leave_out(posteriors: dict[int, Any]) -> dict[int, Leaving]:
     """Of several numbers of parts; ArviZ takes draws for those of a posterior, here a normal one fitted to it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # the picture shows it
-        found = {str(count): az.loo(data, pointwise=True) for count, data in sorted(posteriors.items())}
+        warnings.filterwarnings(
+            "ignore", message="Estimated shape parameter of Pareto"
+        )  # the picture shows it
+        found = {
+            str(count): az.loo(data, pointwise=True) for count, data in sorted(posteriors.items())
+        }
         table = az.compare(found)
     return {
         int(count): Leaving(
@@ -256,14 +280,22 @@ def figures_of(
     second = choice.best_by("heldout", errors=0)
     ahead = second.predictive("heldout")
     return {
-        "chosen": {name: [choice.best_by(name).family, choice.best_by(name).components] for name in choice.criteria()},
+        "chosen": {
+            name: [choice.best_by(name).family, choice.best_by(name).components]
+            for name in choice.criteria()
+        },
         "largest_heldout": second.components,
         "ahead": ahead.total - choice.best.value("heldout"),
         "ahead_error": ahead.error_against(choice.best.predictive("heldout")),
         "r_hat": worst_r_hat(data),
         "r_hat_as_they_come": worst_r_hat(scrambled),
-        "loo": {n: [one.behind, one.error, int((one.k > one.good).sum())] for n, one in leaving.items()},
-        "malignant": [float(tumours.malignant[labels == part].mean()) for part in range(choice.best.components)],
+        "loo": {
+            n: [one.behind, one.error, int((one.k > one.good).sum())] for n, one in leaving.items()
+        },
+        "malignant": [
+            float(tumours.malignant[labels == part].mean())
+            for part in range(choice.best.components)
+        ],
         "knows": {line.name: line.nats for line in information.knowledge},
         "entropy": information.entropy,
         "partial": [line._asdict() for line in information.partial()],
@@ -273,7 +305,9 @@ def figures_of(
 
 def worst_r_hat(data: Any) -> float:
     """Of weights and means: near 1 where chains agree."""
-    return float(az.summary(data, var_names=["weights", "loc"], round_to="none")["r_hat"].astype(float).max())
+    return float(
+        az.summary(data, var_names=["weights", "loc"], round_to="none")["r_hat"].astype(float).max()
+    )
 
 
 def draw(
@@ -302,7 +336,15 @@ def draw(
 def title(ax: Axes, name: str, remark: str) -> None:
     """A bold name, and below it what to see."""
     ax.set_title(name, loc="left", fontweight="bold", color=INK, pad=24)
-    below = ax.annotate(remark, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color="#555555", size=9.5)
+    below = ax.annotate(
+        remark,
+        (0, 1),
+        (0, 8),
+        "axes fraction",
+        textcoords="offset points",
+        color="#555555",
+        size=9.5,
+    )
     below.set_in_layout(False)  # it would take its room from the axes
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -312,14 +354,18 @@ def draw_choice(ax: Axes, choice: Comparison) -> None:
     plot_comparison(choice, ax=ax)
     ax.legend(frameon=False, loc="lower right")
     ax.set(xlabel="parts", ylabel="log evidence of rows not seen (nats)")
-    title(ax, "How many parts?", "cross-validated; bars: standard error of the difference to the best")
+    title(
+        ax, "How many parts?", "cross-validated; bars: standard error of the difference to the best"
+    )
 
 
 def draw_parts(ax: Axes, tumours: Tumours, best: Fit, labels: Tensor) -> None:
     """Rows in their parts' colours, and the parts as ellipses."""
     model: Any = best.model
     plot_ellipses(model.loc, covariances(model), rows=tumours.x, labels=labels, ax=ax)
-    share = [f"{tumours.malignant[labels == k].mean():.0%} of part {k}" for k in range(model.components)]
+    share = [
+        f"{tumours.malignant[labels == k].mean():.0%} of part {k}" for k in range(model.components)
+    ]
     title(ax, "The parts", "lines at two deviations; malignant: " + ", ".join(share))
 
 
@@ -333,7 +379,15 @@ def draw_chains(ax: Axes, data: Any, best: Fit) -> None:
             at = np.arange(features) + 0.14 * (chain - (chains - 1) / 2)
             ax.hlines(at, low[chain, part], high[chain, part], color=COLORS[part], lw=1.6)
             ax.plot(middle[chain, part], at, "o", color=COLORS[part], ms=3)
-        ax.text(middle[0, part, 0], -0.45, f"part {part}", color=COLORS[part], ha="center", va="bottom", weight="bold")
+        ax.text(
+            middle[0, part, 0],
+            -0.45,
+            f"part {part}",
+            color=COLORS[part],
+            ha="center",
+            va="bottom",
+            weight="bold",
+        )
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set_yticks(range(features), FEATURES)
     ax.set_ylim(features - 0.5, -0.85)
@@ -373,10 +427,16 @@ def draw_knowledge(ax: Axes, information: PartitionInformation) -> None:
     """Bars of mutual information."""
     plot_information(information, ax, labels={"x": "all features", "y": "diagnosis"}, legend=False)
     ax.set_xlabel(f"information (nats); dashed: all there is, {information.entropy:.2f}")
-    title(ax, "What the parts know", "of each feature, of all together, and of the diagnosis, never seen")
+    title(
+        ax,
+        "What the parts know",
+        "of each feature, of all together, and of the diagnosis, never seen",
+    )
 
 
-def draw_dependence(ax: Axes, tumours: Tumours, labels: Tensor, information: PartitionInformation) -> None:
+def draw_dependence(
+    ax: Axes, tumours: Tumours, labels: Tensor, information: PartitionInformation
+) -> None:
     """The most hidden feature of benign and of malignant tumours, in each part."""
     rng, names, lines = np.random.default_rng(0), [], most_hidden(information)
     feature = lines[0].feature
@@ -390,10 +450,21 @@ def draw_dependence(ax: Axes, tumours: Tumours, labels: Tensor, information: Par
             ax.vlines(np.median(some), at - 0.38, at + 0.38, color=INK, lw=2)
             names.append((at, f"{kind}\n({len(some)})"))
         found = f"part {line.part}: coefficient {line.inside:.2f}, p {line.adjusted:.2g}"
-        ax.text(0.01, 2.8 * band - 0.45, found, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
+        ax.text(
+            0.01,
+            2.8 * band - 0.45,
+            found,
+            transform=ax.get_yaxis_transform(),
+            va="bottom",
+            size=9.5,
+        )
     ax.set_yticks(*zip(*names, strict=True))
     ax.set(xlabel=f"{feature}, as measured", ylim=(2.8 * len(lines) - 1.3, -1.0))
-    title(ax, f"Where {feature} matters", f"bars: medians; the coefficient over all rows is {lines[0].overall:.2f}")
+    title(
+        ax,
+        f"Where {feature} matters",
+        f"bars: medians; the coefficient over all rows is {lines[0].overall:.2f}",
+    )
 
 
 def most_hidden(information: PartitionInformation) -> list[Dependence]:
@@ -409,21 +480,36 @@ def tell(figures: dict, summary: PartitionReport, page: Path) -> None:
     print(f"restarts as chains: largest r-hat {figures['r_hat']:.2f}", end=", ")
     print(f"{figures['r_hat_as_they_come']:.1f} with their labels as they come")
     for count, (behind, error, bad) in figures["loo"].items():
-        standing = "ahead of all" if behind == 0 else f"{behind:.0f} (error {error:.0f}) nats behind"
-        print(f"PSIS-LOO, {count} part{'s' * (count > 1)}: {standing}; {bad} rows with a Pareto k too large")
+        standing = (
+            "ahead of all" if behind == 0 else f"{behind:.0f} (error {error:.0f}) nats behind"
+        )
+        print(
+            f"PSIS-LOO, {count} part{'s' * (count > 1)}: {standing}; {bad} rows with a Pareto k too large"
+        )
     share = " and ".join(f"{share:.0%}" for share in figures["malignant"])
-    print(f"malignant in the parts: {share}; they know {figures['knows']['y']:.2f} nats of the diagnosis")
+    print(
+        f"malignant in the parts: {share}; they know {figures['knows']['y']:.2f} nats of the diagnosis"
+    )
     for line in figures["partial"]:
-        print(f"{line['feature']} tells the diagnosis in part {line['part']}, not found elsewhere:", end=" ")
+        print(
+            f"{line['feature']} tells the diagnosis in part {line['part']}, not found elsewhere:",
+            end=" ",
+        )
         print(f"coefficient {line['inside']:.2f} there, {line['overall']:.2f} overall")
     print(f"\n{summary}\n\npage, picture and figures in {page.parent}/")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/diagnose"), help="where to write (runs/diagnose)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/diagnose"), help="where to write (runs/diagnose)"
+    )
     parser.add_argument("--restarts", type=int, default=4, help="chains (4)")
-    parser.add_argument("--steps", type=int, default=500, help="gradient steps of each posterior (500)")
+    parser.add_argument(
+        "--steps", type=int, default=500, help="gradient steps of each posterior (500)"
+    )
     parser.add_argument("--permutations", type=int, default=99, help="of every test (99)")
     options = parser.parse_args()
     main(options.out, options.restarts, options.steps, options.permutations)

@@ -25,7 +25,9 @@ def frame_of(table: Any, names: Sequence[str | None]) -> Any:
         raise DataError(f"the table has no columns {missing}; it has {list(frame)}")
     twice = [name for name in names if name is not None and list(frame).count(name) > 1]
     if twice:
-        raise DataError(f"the table has several columns {twice[0]!r}: rename them, or leave them out")
+        raise DataError(
+            f"the table has several columns {twice[0]!r}: rename them, or leave them out"
+        )
     if not len(frame):
         raise DataError("the table has no lines")
     return frame
@@ -36,7 +38,9 @@ def available_lines(frame: Any, available: str, taken: np.ndarray) -> Any:
     open_ = flags(frame, available)
     wrong = taken & ~open_
     if wrong.any():
-        raise DataError(f"line {frame.index[wrong][0]} is chosen, but not available: column {available!r} is 0")
+        raise DataError(
+            f"line {frame.index[wrong][0]} is chosen, but not available: column {available!r} is 0"
+        )
     return frame[open_]
 
 
@@ -53,7 +57,9 @@ def flags(frame: Any, name: str) -> np.ndarray:
     values = keys(frame, name)
     wrong = ~np.isin(values, (0, 1))
     if wrong.any():
-        raise DataError(f"column {name!r} holds {values[wrong][0]!r} in line {frame.index[wrong][0]}: give 0 or 1")
+        raise DataError(
+            f"column {name!r} holds {values[wrong][0]!r} in line {frame.index[wrong][0]}: give 0 or 1"
+        )
     return values.astype(bool)
 
 
@@ -104,7 +110,9 @@ class Lines(NamedTuple):
         differ = own[self.chooser] != values
         if differ.any():
             label = _plain(self.choosers[self.chooser[int(differ.argmax())]])
-            raise DataError(f"column {name!r} has several values for chooser {label!r}: it must have one a chooser")
+            raise DataError(
+                f"column {name!r} has several values for chooser {label!r}: it must have one a chooser"
+            )
         return own
 
     def chosen(self, flag: np.ndarray) -> np.ndarray:
@@ -115,13 +123,17 @@ class Lines(NamedTuple):
         if wrong.any():
             line = int(wrong.argmax())
             found = int(count[self.chooser[line], self.situation[line]])
-            raise DataError(f"{self.name(line)}: {found} available alternatives are chosen, not exactly one")
+            raise DataError(
+                f"{self.name(line)}: {found} available alternatives are chosen, not exactly one"
+            )
         out = np.full(self.shape[:2], -1)
         out[self.chooser[flag], self.situation[flag]] = self.alternative[flag]
         return out
 
 
-def lines_of(who: np.ndarray, when: np.ndarray, which: np.ndarray, alternatives: Sequence[Any] | None) -> Lines:
+def lines_of(
+    who: np.ndarray, when: np.ndarray, which: np.ndarray, alternatives: Sequence[Any] | None
+) -> Lines:
     """Lines from their labels (n,); each alternative once in a situation."""
     pd = pandas()
     labels = _sorted(which) if alternatives is None else list(alternatives)
@@ -136,7 +148,9 @@ def lines_of(who: np.ndarray, when: np.ndarray, which: np.ndarray, alternatives:
     situation, firsts = pd.factorize(chooser.astype(np.int64) * len(moments) + moment)
     within = pd.Series(firsts // len(moments)).groupby(firsts // len(moments)).cumcount().to_numpy()
     lines = Lines(chooser, within[situation], alternative, np.asarray(choosers), when, labels)
-    twice = pd.Series(situation.astype(np.int64) * len(labels) + alternative).duplicated().to_numpy()
+    twice = (
+        pd.Series(situation.astype(np.int64) * len(labels) + alternative).duplicated().to_numpy()
+    )
     if twice.any():
         line = int(twice.argmax())
         raise DataError(f"{lines.name(line)} lists alternative {_plain(which[line])!r} twice")
@@ -147,7 +161,9 @@ def _sorted(which: np.ndarray) -> list[Any]:
     try:
         return sorted({_plain(label): None for label in which})
     except TypeError as error:
-        raise DataError("the alternatives' labels cannot be sorted: give alternatives=, in order") from error
+        raise DataError(
+            "the alternatives' labels cannot be sorted: give alternatives=, in order"
+        ) from error
 
 
 def _plain(label: Any) -> Any:

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.data.choice_design import Lines, available_lines, design_of, flags, frame_of, keys, lines_of, pandas
+from pyro_mixtures.data.choice_design import (
+    Lines,
+    available_lines,
+    design_of,
+    flags,
+    frame_of,
+    keys,
+    lines_of,
+    pandas,
+)
 from pyro_mixtures.errors import DataError, OptionError
 
 
@@ -84,11 +93,23 @@ def choices_from_long(
     ChoiceTable(2 choosers, 2 choices, alternatives ['bus', 'car'], coefficients ['cost', 'constant:car'])
     """
     if chooser is None and situation is None:
-        raise OptionError("give chooser=, the column that tells choosers apart, or situation=, or both")
+        raise OptionError(
+            "give chooser=, the column that tells choosers apart, or situation=, or both"
+        )
     kind = dtype or torch.get_default_dtype()
     if not kind.is_floating_point:
         raise OptionError(f"dtype={kind}: give a floating-point dtype")
-    given = (chooser, situation, alternative, chosen, available, weight, *generic, *specific, *covariates)
+    given = (
+        chooser,
+        situation,
+        alternative,
+        chosen,
+        available,
+        weight,
+        *generic,
+        *specific,
+        *covariates,
+    )
     frame = frame_of(table, given)
     _check_distinct(generic, specific)
     if available is not None:
@@ -153,25 +174,48 @@ def choices_from_wide(
     tensor([[1., 0.],
             [3., 1.]])
     """
-    available, shared = dict(available or {}), [name for name in specific if name not in _attributes(alternatives)]
-    generic = [name for name in _attributes(alternatives) if name not in specific] if generic is None else generic
-    _check_wide(alternatives, available, [*generic, *specific], shared, [*covariates, *([weight] if weight else [])])
+    available, shared = (
+        dict(available or {}),
+        [name for name in specific if name not in _attributes(alternatives)],
+    )
+    generic = (
+        [name for name in _attributes(alternatives) if name not in specific]
+        if generic is None
+        else generic
+    )
+    _check_wide(
+        alternatives,
+        available,
+        [*generic, *specific],
+        shared,
+        [*covariates, *([weight] if weight else [])],
+    )
     columns = [c for each in alternatives.values() for c in each.values() if isinstance(c, str)]
-    frame = frame_of(table, (chosen, chooser, weight, *columns, *available.values(), *covariates, *shared))
+    frame = frame_of(
+        table, (chosen, chooser, weight, *columns, *available.values(), *covariates, *shared)
+    )
     choice = keys(frame, chosen)
     unknown = [value for value in choice if value not in alternatives]
     if unknown:
-        raise DataError(f"column {chosen!r} holds {unknown[0]!r}, which is none of the alternatives {[*alternatives]}")
+        raise DataError(
+            f"column {chosen!r} holds {unknown[0]!r}, which is none of the alternatives {[*alternatives]}"
+        )
     kept = [*dict.fromkeys([*shared, *covariates, *([weight] if weight else [])])]
     long = []
     for label, each in alternatives.items():
         part = frame[kept].copy()
         for name in (*generic, *(name for name in specific if name not in shared)):
             part[name] = frame[each[name]] if isinstance(each[name], str) else each[name]
-        part[_LINE], part[_ALTERNATIVE], part[_CHOSEN] = np.arange(len(frame)), label, choice == label
+        part[_LINE], part[_ALTERNATIVE], part[_CHOSEN] = (
+            np.arange(len(frame)),
+            label,
+            choice == label,
+        )
         part[_CHOOSER] = part[_LINE] if chooser is None else keys(frame, chooser)
         long.append(
-            part.loc[available_lines(frame, available[label], choice == label).index] if label in available else part
+            part.loc[available_lines(frame, available[label], choice == label).index]
+            if label in available
+            else part
         )
     return choices_from_long(
         pandas().concat(long).sort_values(_LINE, kind="stable"),
@@ -199,7 +243,9 @@ def _check_distinct(generic: Sequence[str], specific: Sequence[str]) -> None:
     names = [*generic, *specific]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise OptionError(f"{twice[0]!r} is given twice under generic= and specific=: give every name once")
+        raise OptionError(
+            f"{twice[0]!r} is given twice under generic= and specific=: give every name once"
+        )
 
 
 def _attributes(alternatives: Mapping[Any, Mapping[str, Any]]) -> list[str]:
@@ -217,14 +263,20 @@ def _check_wide(
     """Every alternative states every attribute that is not ``shared``, and names mean one thing."""
     strangers = [label for label in available if label not in alternatives]
     if len(alternatives) < 2 or strangers:
-        raise OptionError(f"available= names {strangers}; the alternatives, two or more, are {list(alternatives)}")
+        raise OptionError(
+            f"available= names {strangers}; the alternatives, two or more, are {list(alternatives)}"
+        )
     for label, each in alternatives.items():
         missing = [name for name in wanted if name not in each and name not in shared]
         if missing:
-            raise OptionError(f"alternative {label!r} has no {missing}: name their columns, or give a number, 0 say")
+            raise OptionError(
+                f"alternative {label!r} has no {missing}: name their columns, or give a number, 0 say"
+            )
     twofold = [name for name in others if name in wanted and name not in shared]
     if twofold:
-        raise OptionError(f"{twofold} are attributes of alternatives and columns of choosers: rename the attributes")
+        raise OptionError(
+            f"{twofold} are attributes of alternatives and columns of choosers: rename the attributes"
+        )
 
 
 def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:

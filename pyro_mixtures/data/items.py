@@ -20,8 +20,15 @@ def count_items(draws: Any) -> tuple[Tensor, Tensor]:
     (tensor([1, 4]), tensor([1, 2]))
     """
     draws = as_rows(draws)
-    if draws.dim() != 1 or draws.is_floating_point() or draws.is_complex() or draws.dtype == torch.bool:
-        raise DataError(f"draws are {draws.dtype} {tuple(draws.shape)}, but must be item numbers: integers (N,)")
+    if (
+        draws.dim() != 1
+        or draws.is_floating_point()
+        or draws.is_complex()
+        or draws.dtype == torch.bool
+    ):
+        raise DataError(
+            f"draws are {draws.dtype} {tuple(draws.shape)}, but must be item numbers: integers (N,)"
+        )
     if len(draws) and int(draws.min()) < 0:
         raise DataError(f"draws hold the item {int(draws.min())}: items are numbered from zero")
     items, counts = torch.unique(draws, return_counts=True)

@@ -17,12 +17,16 @@ def extract_patches(image: Tensor, size: int) -> Tensor:
     """
     image = _with_channels(image)
     if size < 1 or size > min(image.shape[:2]):
-        raise DataError(f"patches of {size} x {size} do not fit an image of {image.shape[0]} x {image.shape[1]}")
+        raise DataError(
+            f"patches of {size} x {size} do not fit an image of {image.shape[0]} x {image.shape[1]}"
+        )
     windows = image.unfold(0, size, 1).unfold(1, size, 1)  # (rows, columns, channels, size, size)
     return windows.permute(0, 1, 3, 4, 2).reshape(-1, size * size * image.shape[2])
 
 
-def average_patches(patches: Tensor, shape: tuple[int, ...], *, weight: Tensor | None = None) -> Tensor:
+def average_patches(
+    patches: Tensor, shape: tuple[int, ...], *, weight: Tensor | None = None
+) -> Tensor:
     """The image of ``shape`` (H, W) or (H, W, channels) whose pixels are the means of all patches that cover them.
 
     :param patches: rows as :func:`extract_patches` orders them.
@@ -37,7 +41,9 @@ def average_patches(patches: Tensor, shape: tuple[int, ...], *, weight: Tensor |
     size = round((patches.shape[1] / channels) ** 0.5)
     rows, columns = height - size + 1, width - size + 1
     if size * size * channels != patches.shape[1] or rows * columns != len(patches):
-        raise DataError(f"patches {tuple(patches.shape)} are not those of an image of shape {tuple(shape)}")
+        raise DataError(
+            f"patches {tuple(patches.shape)} are not those of an image of shape {tuple(shape)}"
+        )
     grid = patches.reshape(rows, columns, size, size, channels)
     weights = patches.new_ones(rows, columns) if weight is None else weight.reshape(rows, columns)
     total, cover = patches.new_zeros(height, width, channels), patches.new_zeros(height, width, 1)

@@ -120,7 +120,9 @@ def as_rows(data: Any) -> Tensor:
     else:
         with warnings.catch_warnings():
             # Of read-only arrays (memory maps) torch warns that they are not writable; rows are only ever read.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="The given NumPy array is not writable", category=UserWarning
+            )
             tensor = torch.from_numpy(_as_array(data))
     if tensor.layout is not torch.strided:
         raise DataError(f"rows must be dense, not {tensor.layout}: give x.to_dense()")
@@ -129,13 +131,17 @@ def as_rows(data: Any) -> Tensor:
     return tensor
 
 
-def as_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a program, those that are numpy arrays as tensors; the others as they are.
 
     >>> as_arguments([np.zeros(2, dtype=np.float32), 3], {})
     ((tensor([0., 0.]), 3), {})
     """
-    return tuple(map(_as_argument, args)), {name: _as_argument(value) for name, value in kwargs.items()}
+    return tuple(map(_as_argument, args)), {
+        name: _as_argument(value) for name, value in kwargs.items()
+    }
 
 
 def _as_argument(value: Any) -> Any:

@@ -48,7 +48,9 @@ def align(
     [[0, 1, 2], [1, 2, 0]]
     """
     if isinstance(fits, Responsibilities) or not isinstance(fits, Sequence | Tensor):
-        raise OptionError(f"fits is a {type(fits).__name__}: give a list, of one fit too, or a tensor (R, C, P)")
+        raise OptionError(
+            f"fits is a {type(fits).__name__}: give a list, of one fit too, or a tensor (R, C, P)"
+        )
     if not len(fits):
         raise OptionError("no fits were given: align needs at least one")
     check_whole(neighbors=neighbors)
@@ -56,7 +58,9 @@ def align(
     for aspect in (first, *fits):
         if not isinstance(aspect, Responsibilities | Tensor):
             kind = type(aspect).__name__
-            raise DataError(f"a {kind} says nothing of a fit: give Responsibilities, or parameters as a tensor (C, P)")
+            raise DataError(
+                f"a {kind} says nothing of a fit: give Responsibilities, or parameters as a tensor (C, P)"
+            )
     if isinstance(first, Responsibilities):
         return torch.stack([_by_rows(fit, first, components) for fit in fits])
     return torch.stack([_by_parameters(fit, first, neighbors) for fit in fits])
@@ -83,7 +87,9 @@ def relabel(
         if not isinstance(value, Tensor):
             raise DataError(f"param {name!r} is a {type(value).__name__}: give tensors")
         if not -value.dim() <= where < value.dim() or value.shape[where] != len(order):
-            raise DataError(f"param {name!r} {tuple(value.shape)} has no {len(order)} components in dimension {where}")
+            raise DataError(
+                f"param {name!r} {tuple(value.shape)} has no {len(order)} components in dimension {where}"
+            )
         moved[name] = value.index_select(where, order.to(value.device))
     return moved
 
@@ -108,16 +114,22 @@ def permutation_of(overlaps: csr_matrix) -> Tensor:
 
 def _by_rows(found: Aspect, reference: Responsibilities, components: int | None) -> Tensor:
     if components is None:
-        raise OptionError("components=None: with responsibilities say how many components there are")
+        raise OptionError(
+            "components=None: with responsibilities say how many components there are"
+        )
     check_whole(components=components)
     if not isinstance(found, Responsibilities):
-        raise DataError(f"{type(found).__name__} cannot be aligned with responsibilities: give the same of every fit")
+        raise DataError(
+            f"{type(found).__name__} cannot be aligned with responsibilities: give the same of every fit"
+        )
     return permutation_of(overlap(found, reference, components))
 
 
 def _by_parameters(found: Aspect, reference: Tensor, neighbors: int) -> Tensor:
     if isinstance(found, Responsibilities):
-        raise DataError("responsibilities cannot be aligned with parameters: give the same of every fit")
+        raise DataError(
+            "responsibilities cannot be aligned with parameters: give the same of every fit"
+        )
     return match_nearest(found, reference, neighbors=neighbors).cpu()
 
 
@@ -129,7 +141,9 @@ def _sparse(found: Responsibilities, components: int) -> csr_matrix:
         raise DataError("responsibilities must be finite and not negative")
     used = probs > 0
     if used.any() and not (numbers[used].min() >= 0 and numbers[used].max() < components):
-        raise DataError(f"responsibilities name components outside [0, {components}): check components=")
+        raise DataError(
+            f"responsibilities name components outside [0, {components}): check components="
+        )
     ends = np.concatenate([[0], used.sum(1).cumsum()])
     return csr_matrix((probs[used], numbers[used], ends), shape=(len(numbers), components))
 
@@ -137,7 +151,9 @@ def _sparse(found: Responsibilities, components: int) -> csr_matrix:
 def _dimension(dim: int | Mapping[str, int], name: str) -> int:
     if isinstance(dim, Mapping):
         if name not in dim:
-            raise OptionError(f"dim= says nothing of {name!r}: give each param its dimension that counts components")
+            raise OptionError(
+                f"dim= says nothing of {name!r}: give each param its dimension that counts components"
+            )
         dim = dim[name]
     if isinstance(dim, bool) or not isinstance(dim, Integral):
         raise OptionError(
@@ -148,9 +164,17 @@ def _dimension(dim: int | Mapping[str, int], name: str) -> int:
 
 def _check_permutation(permutation: Tensor) -> None:
     if not isinstance(permutation, Tensor):
-        raise DataError(f"permutation is a {type(permutation).__name__}: give a tensor (C,), a row of align's")
+        raise DataError(
+            f"permutation is a {type(permutation).__name__}: give a tensor (C,), a row of align's"
+        )
     whole = not permutation.is_floating_point() and permutation.dtype != torch.bool
     numbers = torch.arange(permutation.numel(), device="cpu")
-    if permutation.dim() != 1 or not whole or not torch.equal(permutation.cpu().sort().values.long(), numbers):
+    if (
+        permutation.dim() != 1
+        or not whole
+        or not torch.equal(permutation.cpu().sort().values.long(), numbers)
+    ):
         given = f"{permutation.dtype} {tuple(permutation.shape)}"
-        raise DataError(f"permutation {given} must hold each of 0, ..., C - 1 once, whole numbers: a row of align's")
+        raise DataError(
+            f"permutation {given} must hold each of 0, ..., C - 1 once, whole numbers: a row of align's"
+        )

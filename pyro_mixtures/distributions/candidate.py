@@ -30,7 +30,9 @@ class CandidateCategorical(TorchDistribution):
 
     def __init__(self, candidates: Tensor, logits: Tensor, *, validate_args=None):
         if candidates.shape[-1] != logits.shape[-1]:
-            raise PartitionError(f"{candidates.shape[-1]} candidates a row but {logits.shape[-1]} logits")
+            raise PartitionError(
+                f"{candidates.shape[-1]} candidates a row but {logits.shape[-1]} logits"
+            )
         self.shared = candidates.dim() == 1
         if self.shared:
             candidates, order = candidates.sort()
@@ -45,7 +47,9 @@ class CandidateCategorical(TorchDistribution):
         new = self._get_checked_instance(CandidateCategorical, _instance)
         batch_shape = torch.Size(batch_shape)
         new.shared = self.shared
-        new.candidates = self.candidates if self.shared else self.candidates.expand(*batch_shape, -1)
+        new.candidates = (
+            self.candidates if self.shared else self.candidates.expand(*batch_shape, -1)
+        )
         new.log_weights = self.log_weights.expand(*batch_shape, -1)
         super(CandidateCategorical, new).__init__(batch_shape, torch.Size(), validate_args=False)
         return new
@@ -65,7 +69,9 @@ class CandidateCategorical(TorchDistribution):
     def _shared_log_prob(self, value: Tensor) -> Tensor:
         """One gather from the (S, *batch) table: nothing of size (values, *batch, S)."""
         shape = broadcast(value.shape, self.batch_shape)
-        slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(len(self.candidates) - 1)
+        slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(
+            len(self.candidates) - 1
+        )
         known = self.candidates[slot] == value
         flat = slot.expand(shape).reshape(-1, *self.batch_shape)
         found = self.log_weights.movedim(-1, 0).gather(0, flat)
@@ -73,7 +79,9 @@ class CandidateCategorical(TorchDistribution):
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         with torch.no_grad():
-            slot = torch.distributions.Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
+            slot = torch.distributions.Categorical(
+                logits=self.log_weights, validate_args=False
+            ).sample(sample_shape)
             table = self.candidates.expand(*slot.shape, -1)
             return table.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
 
@@ -96,7 +104,12 @@ class RestrictedSupport(TorchDistribution):
     has_enumerate_support = True
 
     def __init__(
-        self, base: TorchDistribution, candidates: Tensor, *, mask: Tensor | bool | None = None, validate_args=None
+        self,
+        base: TorchDistribution,
+        candidates: Tensor,
+        *,
+        mask: Tensor | bool | None = None,
+        validate_args=None,
     ):
         if validate_args is not False:
             check_distinct(candidates)
@@ -121,7 +134,9 @@ class RestrictedSupport(TorchDistribution):
         if self.row_mask is None:
             return found
         total = self._base_log_prob(self.enumerate_support()).logsumexp(0)
-        return torch.where(torch.as_tensor(self.row_mask, device=found.device), found, found - total)
+        return torch.where(
+            torch.as_tensor(self.row_mask, device=found.device), found, found - total
+        )
 
     def _base_log_prob(self, value: Tensor) -> Tensor:
         if getattr(self.base, "accepts_padding", False):
@@ -137,9 +152,9 @@ class RestrictedSupport(TorchDistribution):
         """Draws from the base distribution given that the value is a candidate."""
         with torch.no_grad():
             logits = self.log_prob(self.enumerate_support()).movedim(0, -1)
-            return CandidateCategorical(self.candidates.expand(logits.shape), logits, validate_args=False).sample(
-                sample_shape
-            )
+            return CandidateCategorical(
+                self.candidates.expand(logits.shape), logits, validate_args=False
+            ).sample(sample_shape)
 
 
 def check_distinct(candidates: Tensor) -> None:
@@ -149,4 +164,6 @@ def check_distinct(candidates: Tensor) -> None:
     if bool(repeated.any()):
         row = int(repeated.reshape(-1, repeated.shape[-1]).any(-1).nonzero()[0])
         given = candidates.reshape(-1, candidates.shape[-1])[row].tolist()
-        raise PartitionError(f"candidate set {row} lists a component twice: {given}; pad with -1 instead")
+        raise PartitionError(
+            f"candidate set {row} lists a component twice: {given}; pad with -1 instead"
+        )

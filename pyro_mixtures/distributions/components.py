@@ -22,12 +22,16 @@ class Components(TorchDistribution):
     """
 
     argument_names: tuple[str, ...]
-    location: str | None = None  # the argument that places a component among the rows, for split_loc()
+    location: str | None = (
+        None  # the argument that places a component among the rows, for split_loc()
+    )
     on_kernels = False  # whether the kernels of this package do nearly all of the work, on the CPU
     maximizes_in_parts = True  # whether maximize() may be given some of the components at a time
     leaves_one_out = False  # whether leave_one_out_at() exists
 
-    def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args: bool | None = None):
+    def __init__(
+        self, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args: bool | None = None
+    ):
         if validate_args is not False and self._validated():
             validate_args = False
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -40,7 +44,9 @@ class Components(TorchDistribution):
 
         Looking at every number of very large parameters again, in every run of a program, would cost as much as a step.
         """
-        return all(t.__dict__.get(_VALID) == (type(self), t._version) for t in self.arguments.values())
+        return all(
+            t.__dict__.get(_VALID) == (type(self), t._version) for t in self.arguments.values()
+        )
 
     def __getitem__(self, z: Tensor) -> "Selected":
         """The distribution of rows whose component is ``z`` (...); nothing is gathered until it is evaluated."""
@@ -120,7 +126,9 @@ class Components(TorchDistribution):
         """What :meth:`leave_one_out_at` has to know of the partition ``index`` (B,), -1 outside, all its rows given."""
         return self.finish(self.statistics_at(index, value, weight))
 
-    def leave_one_out_at(self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None) -> Tensor:
+    def leave_one_out_at(
+        self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         r"""What each row (B,) adds to the minimal loss of its part ``index``, f(S) - f(S \ i); loss is -log density.
 
         :param statistics: of the partition that ``index`` belongs to, all its rows included.
@@ -149,11 +157,16 @@ class Components(TorchDistribution):
         raise self._does_not_state("the loss of a row by itself")
 
     def _does_not_state(self, what: str) -> ClosedFormError:
-        return ClosedFormError(f"{type(self).__name__} does not state {what}: use a family that does")
+        return ClosedFormError(
+            f"{type(self).__name__} does not state {what}: use a family that does"
+        )
 
     def part(self, some: slice) -> "Components":
         """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""
-        arguments: Any = {name: value[some] if self.is_own(name) else value for name, value in self.arguments.items()}
+        arguments: Any = {
+            name: value[some] if self.is_own(name) else value
+            for name, value in self.arguments.items()
+        }
         return self.of(arguments)
 
     def of(self, arguments: dict[str, Any]) -> "Components":
@@ -203,9 +216,13 @@ class Selected(TorchDistribution):
     def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
         """Sums over the rows under responsibilities ``weight`` (batch shape), added to ``into``; see ``finish``."""
         if self.family.batch_shape[:-1].numel() != 1:
-            raise ClosedFormError("closed-form statistics need one set of parameters, not a batch of them")
+            raise ClosedFormError(
+                "closed-form statistics need one set of parameters, not a batch of them"
+            )
         shape = broadcast(self._rows_shape(value), self.batch_shape)
-        return self.family.statistics_at(self.flat_index().expand(shape), value, weight.expand(shape), into)
+        return self.family.statistics_at(
+            self.flat_index().expand(shape), value, weight.expand(shape), into
+        )
 
     def _rows_shape(self, value: Tensor) -> torch.Size:
         event = self.event_shape
@@ -221,7 +238,9 @@ class Selected(TorchDistribution):
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
         if not self.has_rsample:
-            raise NotImplementedError(f"{type(self.family).__name__} has no reparameterised sampler")
+            raise NotImplementedError(
+                f"{type(self.family).__name__} has no reparameterised sampler"
+            )
         return self.family.sample_at(self._expanded_index(sample_shape))
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
@@ -250,7 +269,9 @@ def check_floating(name: str, *arguments: Tensor) -> None:
         if not argument.is_floating_point():
             raise OptionError(f"{name} needs floating-point parameters, not {argument.dtype}")
         if argument.device.type == "cpu" and argument.dtype in (torch.float16, torch.bfloat16):
-            raise OptionError(f"{name} in {argument.dtype} on the CPU is not supported: use float32 or float64")
+            raise OptionError(
+                f"{name} in {argument.dtype} on the CPU is not supported: use float32 or float64"
+            )
 
 
 def batch_shape_of(*shapes: torch.Size) -> torch.Size:

@@ -29,7 +29,10 @@ class GateStatistics(KeptRows):
     fitted = "a gate is"
 
     def __init__(self, sums: Tensor, *batches: tuple[Tensor, Tensor]):
-        self.sums, self.batches = sums, batches  # (C, Q + 1) float64; designs (B, Q + 1) and row weights (B,)
+        self.sums, self.batches = (
+            sums,
+            batches,
+        )  # (C, Q + 1) float64; designs (B, Q + 1) and row weights (B,)
 
     def __add__(self, other: "GateStatistics") -> "GateStatistics":
         return GateStatistics(self.sums + other.sums, *self.batches, *other.batches)
@@ -94,7 +97,11 @@ class GatedWeights(ComponentWeights):
         check_floating(type(self).__name__, weight, bias)
         if covariates.dim() != 2:
             raise DataError(f"covariates must be (B, Q), not {tuple(covariates.shape)}")
-        if weight.dim() != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != covariates.shape[1]:
+        if (
+            weight.dim() != 2
+            or bias.shape != weight.shape[:1]
+            or weight.shape[1] != covariates.shape[1]
+        ):
             raise OptionError(
                 f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} for {covariates.shape[1]} covariates: give "
                 f"({'C - 1' if reference else 'C'}, {covariates.shape[1]}) and ({'C - 1' if reference else 'C'},)"
@@ -112,7 +119,9 @@ class GatedWeights(ComponentWeights):
                 "in the last dimension (dim=-1)"
             )
         new = self._get_checked_instance(GatedWeights, _instance)
-        new.__dict__.update(self.arguments, covariates=self.covariates, ridge=self.ridge, reference=self.reference)
+        new.__dict__.update(
+            self.arguments, covariates=self.covariates, ridge=self.ridge, reference=self.reference
+        )
         super(GatedWeights, new).__init__(shape, torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -165,7 +174,11 @@ class GatedWeights(ComponentWeights):
             parts = zip(design.split(size), z.expand(-1, len(design)).split(size, 1), strict=True)
             found = torch.cat([_Remade.apply(x, coefficients, c) for x, c in parts], -1)
         found = torch.where(finite | (z < 0), found, torch.nan)
-        return found.reshape(shape) - self.ridge * self.weight.square().sum() if self.ridge else found.reshape(shape)
+        return (
+            found.reshape(shape) - self.ridge * self.weight.square().sum()
+            if self.ridge
+            else found.reshape(shape)
+        )
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
@@ -175,9 +188,13 @@ class GatedWeights(ComponentWeights):
         with torch.no_grad():
             parts = self._finite_design()[0].split(max(1, _NUMBERS // self.components))
             probs = ((x @ self.coefficients.T).softmax(-1) for x in parts)
-            return torch.cat([p.multinomial(draws, replacement=True) for p in probs]).T.reshape(shape)
+            return torch.cat([p.multinomial(draws, replacement=True) for p in probs]).T.reshape(
+                shape
+            )
 
-    def statistics(self, value: Tensor, weight: Tensor, into: GateStatistics | None = None) -> GateStatistics:
+    def statistics(
+        self, value: Tensor, weight: Tensor, into: GateStatistics | None = None
+    ) -> GateStatistics:
         """The rows, and sums of their covariates under responsibilities ``weight`` (..., B)."""
         design = self.design()
         if weight.shape[-1] != len(design):
@@ -191,7 +208,9 @@ class GatedWeights(ComponentWeights):
         seen = total > 0  # other rows may hold anything, NaN included
         design, q = design[seen], q[:, seen]
         z = z.expand(-1, len(design)) if z.shape[1] == 1 else z[:, seen]
-        found = GateStatistics(_weighted_sums(q, design, Pairs(z, self.components)), (design, total[seen]))
+        found = GateStatistics(
+            _weighted_sums(q, design, Pairs(z, self.components)), (design, total[seen])
+        )
         return found if into is None else into + found
 
     def maximize(
@@ -205,7 +224,9 @@ class GatedWeights(ComponentWeights):
         if not free:
             return {}
         if free != {"weight", "bias"}:
-            raise ClosedFormError("weight and bias of a gate are fitted together only: free or freeze both, or use SVI")
+            raise ClosedFormError(
+                "weight and bias of a gate are fitted together only: free or freeze both, or use SVI"
+            )
         start = self.coefficients.detach().double()
         some = statistics.counts > 0
         some[: int(self.reference)] = True
@@ -221,7 +242,7 @@ class GatedWeights(ComponentWeights):
     def _without(self, found: Tensor, dropped: Tensor) -> Tensor:
         if self.reference and bool(dropped[0]):
             raise ClosedFormError(
-                "component 0 has too few rows, but is the gate's reference and cannot be dropped: use dead='reseed' or "
+                "component 0 has too few rows, but is the gate's reference and cannot be dropped: use empty='reseed' or "
                 "'keep', or GatedWeights(reference=False)"
             )
         found[dropped, :-1], found[dropped, -1] = 0.0, -torch.inf
@@ -230,7 +251,9 @@ class GatedWeights(ComponentWeights):
     def halve(self, values: dict[str, Tensor], component: int, like: int) -> None:
         if not values:
             return
-        found = GatedWeights(self.covariates, **self._only(values), reference=self.reference).coefficients.double()
+        found = GatedWeights(
+            self.covariates, **self._only(values), reference=self.reference
+        ).coefficients.double()
         found[like, -1] -= math.log(2)
         found[component] = found[like]
         values.update(self._as_arguments(found - found[:1] if self.reference else found))
@@ -245,10 +268,12 @@ class GatedWeights(ComponentWeights):
 
 def _weighted_sums(q: Tensor, design: Tensor, pairs: Pairs) -> Tensor:
     """Sums (C, Q + 1) in float64 of ``q x`` over each component's pairs, ``q`` (S, B)."""
-    if not pairs.everyone:
+    if not pairs.all_pairs:
         return pair_outer(q.reshape(-1, 1), design, pairs).squeeze(1)
     size = max(1, _NUMBERS // pairs.components)
-    parts = [a.double() @ x.double() for a, x in zip(q.split(size, 1), design.split(size), strict=True)]
+    parts = [
+        a.double() @ x.double() for a, x in zip(q.split(size, 1), design.split(size), strict=True)
+    ]
     return torch.stack(parts).sum(0)
 
 
@@ -273,7 +298,12 @@ class _Remade(torch.autograd.Function):
         design, coefficients, z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         with torch.enable_grad():
-            x, theta = design.detach().requires_grad_(needs[0]), coefficients.detach().requires_grad_(needs[1])
+            x, theta = (
+                design.detach().requires_grad_(needs[0]),
+                coefficients.detach().requires_grad_(needs[1]),
+            )
             out = _log_softmax_at(x, theta, z)
-        found = iter(torch.autograd.grad(out, [leaf for leaf in (x, theta) if leaf.requires_grad], grad))
+        found = iter(
+            torch.autograd.grad(out, [leaf for leaf in (x, theta) if leaf.requires_grad], grad)
+        )
         return *(next(found) if needed else None for needed in needs), None

@@ -52,7 +52,12 @@ class NormalStatistics(NamedTuple):
         outer = self.outer
         if outer.shape[1]:
             cross = t.unsqueeze(-1) * self.first.unsqueeze(-2)
-            outer = outer + cross + cross.mT + self.count.view(-1, 1, 1) * t.unsqueeze(-1) * t.unsqueeze(-2)
+            outer = (
+                outer
+                + cross
+                + cross.mT
+                + self.count.view(-1, 1, 1) * t.unsqueeze(-1) * t.unsqueeze(-2)
+            )
         return NormalStatistics(center, count, first, second, outer)
 
 
@@ -72,10 +77,14 @@ class FactorStatistics(NamedTuple):
         t = self.center - center
         count, first, second = _shifted(self.count, self.first, self.second, t)
         cross = self.cross + self.factor_mean.unsqueeze(-1) * t.unsqueeze(-2)
-        return FactorStatistics(center, count, first, second, self.factor_mean, self.factor_outer, cross)
+        return FactorStatistics(
+            center, count, first, second, self.factor_mean, self.factor_outer, cross
+        )
 
 
-def _shifted(count: Tensor, first: Tensor, second: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _shifted(
+    count: Tensor, first: Tensor, second: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     n = count.unsqueeze(-1)
     return count, first + n * t, second + 2 * t * first + n * t.square()
 
@@ -98,7 +107,9 @@ def blend(old: Statistics, new: Statistics, rate: float) -> Statistics:
     if "center" in _fields(old):
         old = old.recentered(new.center)  # type: ignore[attr-defined]
     pairs = zip(_fields(old), old, new, strict=True)
-    return type(old)(*(n.clone() if name == "center" else (1 - rate) * o + rate * n for name, o, n in pairs))
+    return type(old)(
+        *(n.clone() if name == "center" else (1 - rate) * o + rate * n for name, o, n in pairs)
+    )
 
 
 def scaled(statistics: Statistics, factor: float) -> Statistics:

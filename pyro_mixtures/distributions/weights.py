@@ -51,7 +51,9 @@ class ComponentWeights(TorchDistribution):
         """Sums over the rows with components ``value`` (broadcast to ``weight``; -1 pads), added to ``into``."""
 
     @abstractmethod
-    def maximize(self, statistics: Any, free: frozenset[str], *, dropped: Tensor | None = None) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: Any, free: frozenset[str], *, dropped: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The ``free`` arguments of greatest expected log probability; those ``dropped`` (C,) get none for good."""
 
     @abstractmethod
@@ -64,7 +66,9 @@ class ComponentWeights(TorchDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         device = next(iter(self.arguments.values())).device
-        values = torch.arange(self.components, device=device).reshape((-1,) + (1,) * len(self.batch_shape))
+        values = torch.arange(self.components, device=device).reshape(
+            (-1,) + (1,) * len(self.batch_shape)
+        )
         return values.expand((-1, *self.batch_shape)) if expand else values
 
 
@@ -79,9 +83,14 @@ class MixtureWeights(ComponentWeights):
     tensor([0.7500, 0.7500, 0.2500])
     """
 
-    arg_constraints = {"probs": constraints.simplex, "logits": constraints.independent(constraints.real, 1)}
+    arg_constraints = {
+        "probs": constraints.simplex,
+        "logits": constraints.independent(constraints.real, 1),
+    }
 
-    def __init__(self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None):
+    def __init__(
+        self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None
+    ):
         if (probs is None) == (logits is None):
             raise OptionError("MixtureWeights needs exactly one of probs and logits")
         if probs is not None:
@@ -116,7 +125,9 @@ class MixtureWeights(ComponentWeights):
         new = self._get_checked_instance(MixtureWeights, _instance)
         new.__dict__.update(self.arguments)
         new._given = self._given
-        super(MixtureWeights, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
+        super(MixtureWeights, new).__init__(
+            torch.Size(batch_shape), torch.Size(), validate_args=False
+        )
         new._validate_args = self._validate_args
         return new
 
@@ -133,11 +144,15 @@ class MixtureWeights(ComponentWeights):
         index = flat_index(value.long(), table.shape[:-1], self.components)
         return take(table.reshape(-1), index).expand(shape)
 
-    def statistics(self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None) -> ComponentCounts:
+    def statistics(
+        self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None
+    ) -> ComponentCounts:
         """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
         if value.shape[-1:] == (1,):  # all rows have the same candidates
             weight = weight.sum(-1, keepdim=True, dtype=torch.float64)
-        counts = count_weights(value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components)
+        counts = count_weights(
+            value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components
+        )
         return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
 
     def maximize(
@@ -147,8 +162,12 @@ class MixtureWeights(ComponentWeights):
         if not free:
             return {}
         if self._given.shape[:-1].numel() != 1:
-            raise ClosedFormError("weights with batch dimensions have no closed-form update: use SVI")
-        counts = statistics.counts if dropped is None else statistics.counts.masked_fill(dropped, 0.0)
+            raise ClosedFormError(
+                "weights with batch dimensions have no closed-form update: use SVI"
+            )
+        counts = (
+            statistics.counts if dropped is None else statistics.counts.masked_fill(dropped, 0.0)
+        )
         shares = (counts / counts.sum()).to(self._given.dtype).reshape(self._given.shape)
         return {name: shares if name == "probs" else shares.log() for name in free}
 
@@ -162,8 +181,15 @@ class MixtureWeights(ComponentWeights):
         with torch.no_grad():
             probs = self.table().exp()
             lead = probs.shape[:-1]
-            draws = probs.reshape(-1, self.components).multinomial(max(1, shape.numel()), replacement=True)
+            draws = probs.reshape(-1, self.components).multinomial(
+                max(1, shape.numel()), replacement=True
+            )
             if lead.numel() == 1:
                 return draws.reshape(-1)[: shape.numel()].reshape(shape)
-            rows = torch.arange(lead.numel(), device=probs.device).reshape(lead).expand(shape).reshape(-1)
+            rows = (
+                torch.arange(lead.numel(), device=probs.device)
+                .reshape(lead)
+                .expand(shape)
+                .reshape(-1)
+            )
             return draws[rows, torch.arange(len(rows), device=probs.device)].reshape(shape)

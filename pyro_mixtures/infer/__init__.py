@@ -1,19 +1,33 @@
 """Strategies over a declared mixture: EM, the fit loop and restarts, scoring, prediction, routing to experts."""
 
 from pyro_mixtures.infer.approximation import ApproximationReport, approximation_report
-from pyro_mixtures.infer.restarts.best_of import BestOf, best_of
-from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap, bootstrap
-from pyro_mixtures.infer.uncertainty.criteria import Criteria, criteria
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.experts.gates import Gate, fit_gate
-from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.infer.em.history import Epoch, History
-from pyro_mixtures.infer.uncertainty.observed_information import ObservedInformation, observed_information, standard_errors
-from pyro_mixtures.infer.scoring.predict import conditional, reconstruct, sample
+from pyro_mixtures.infer.experts.gates import Gate, fit_gate
+from pyro_mixtures.infer.experts.routing import (
+    compare_routing,
+    expert_predictions,
+    fit_combiner,
+    route,
+)
+from pyro_mixtures.infer.restarts.best_of import BestOf, best_of
+from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
-from pyro_mixtures.infer.experts.routing import compare_routing, expert_predictions, fit_combiner, route
-from pyro_mixtures.infer.scoring.posteriors import Responsibilities, assign, evidence, responsibilities
+from pyro_mixtures.infer.scoring.posteriors import (
+    Responsibilities,
+    assign,
+    log_evidence,
+    responsibilities,
+)
+from pyro_mixtures.infer.scoring.predict import conditional, reconstruct, sample
+from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap, bootstrap
+from pyro_mixtures.infer.uncertainty.criteria import Criteria, criteria
+from pyro_mixtures.infer.uncertainty.observed_information import (
+    ObservedInformation,
+    observed_information,
+    standard_errors,
+)
 
 __all__ = [
     "EM",
@@ -35,13 +49,13 @@ __all__ = [
     "compare_routing",
     "conditional",
     "criteria",
-    "evidence",
     "expert_predictions",
     "fit",
     "fit_combiner",
     "fit_gate",
     "fit_restarts",
     "grow",
+    "log_evidence",
     "observed_information",
     "reconstruct",
     "responsibilities",

@@ -31,7 +31,7 @@ from pyro_mixtures.distributions.normal.quadratic_components import QuadraticCom
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, PartitionError
 from pyro_mixtures.infer.experts.labels import Partition, labels_of
 from pyro_mixtures.options import check_finite, check_whole
-from pyro_mixtures.poutine import Declaration, log_joint, read_declaration
+from pyro_mixtures.poutine import ProgramStructure, log_joint, read_structure
 
 # (row, component) pairs of a chunk.
 _PAIRS = 1 << 21
@@ -83,7 +83,7 @@ def approximation_report(
     are taken away, as the family states them, the least loss of a row by itself at the fitted scales:
     for regressions :math:`\log \sigma + \log(2 \pi) / 2`, which leaves
     :math:`((y - w x - b)^2 + \lambda |w|^2) / 2 \sigma^2`, for normals that of a row at its mean. Probabilities of
-    discrete outcomes and ``pyro.factor`` have none. The losses of several observed sites, such as the ``closeness`` of
+    discrete outcomes and ``pyro.factor`` have none. The losses of several observed sites, such as the ``input_density`` of
     an expert's place, add up. Parts without rows fit nothing and are left out, as are masked rows; weights are no part
     of it.
 
@@ -103,7 +103,7 @@ def approximation_report(
     >>> x = torch.arange(6.0).unsqueeze(-1)
     >>> model = MixtureOfRegressions(components=1, features=1, ridge=0.1, scale=1.0)
     >>> guide = HardPartition(model, components=1)
-    >>> loss = EM(model, guide, dead="keep").step(x, x[:, 0].square())
+    >>> loss = EM(model, guide, empty="keep").step(x, x[:, 0].square())
     >>> print(approximation_report(model, guide, x, x[:, 0].square()))
     partition of 6 rows into 1 parts, F = ...
     losses at the fitted parameters in [..., ...]
@@ -117,12 +117,14 @@ def approximation_report(
     rows = Batches((x, y)).tensors
     labels = _labels(guide, len(rows[0])).to(rows[0].device)
     parts, place = torch.unique(labels, return_inverse=True)
-    declaration = read_declaration(model, guide.site, tuple(tensor[:1] for tensor in rows), {})
-    handled = model if offset is not None else BareLossMessenger(declaration)(model)
+    structure = read_structure(model, guide.site, tuple(tensor[:1] for tensor in rows), {})
+    handled = model if offset is not None else BareLossMessenger(structure)(model)
     low, high, total, seen = math.inf, 0.0, 0.0, 0
-    for part in torch.arange(len(labels), device=labels.device).split(chunk or max(1, _PAIRS // len(parts))):
+    for part in torch.arange(len(labels), device=labels.device).split(
+        chunk or max(1, _PAIRS // len(parts))
+    ):
         some = tuple(tensor[part] for tensor in rows)
-        loss, valid = _losses(handled, declaration, some, parts, offset or 0.0, given)
+        loss, valid = _losses(handled, structure, some, parts, offset or 0.0, given)
         if not loss.numel():
             continue
         low, high = min(low, float(loss.min())), max(high, float(loss.max()))
@@ -145,12 +147,14 @@ def _report(rows: int, parts: int, low: float, high: float, total: float) -> App
         raise DataError("all rows are masked: no loss is left to look at")
     # Without any loss F is zero for this partition and no other can be better.
     ratio = low / high if high > 0 else 1.0
-    return ApproximationReport(rows, parts, low, high, total, ratio, 1 - ratio, guarantee(rows, ratio, 1 - ratio))
+    return ApproximationReport(
+        rows, parts, low, high, total, ratio, 1 - ratio, guarantee(rows, ratio, 1 - ratio)
+    )
 
 
 def _losses(
     model: Callable,
-    d: Declaration,
+    d: ProgramStructure,
     rows: tuple[Tensor, ...],
     parts: Tensor,
     offset: float,
@@ -167,7 +171,9 @@ def _losses(
     least, most = (float(loss.min()), float(loss.max())) if loss.numel() else (0.0, 0.0)
     # What rounding leaves of a loss of zero may be negative.
     if least < -64 * torch.finfo(loss.dtype).eps * max(1.0, most):
-        raise ModelError(f"a loss is {least:.4g}: losses must not be negative; pass a lower offset=")
+        raise ModelError(
+            f"a loss is {least:.4g}: losses must not be negative; pass a lower offset="
+        )
     return loss.clamp_min(0), valid
 
 
@@ -177,9 +183,9 @@ class BareLossMessenger(Messenger):
     :raises ClosedFormError: when a continuous family does not state them.
     """
 
-    def __init__(self, declaration: Declaration):
+    def __init__(self, structure: ProgramStructure):
         super().__init__()
-        self.observed = declaration.observed
+        self.observed = structure.observed
 
     def _pyro_sample(self, msg) -> None:
         if msg["name"] in self.observed:
@@ -236,5 +242,7 @@ def _bare(name: str, fn: Any) -> Any:
 def _labels(guide: Partition, rows: int) -> Tensor:
     labels = labels_of(guide, rows)
     if int(labels.min()) < 0:
-        raise PartitionError("the partition has not seen all rows (labels of -1): run a step over all of them first")
+        raise PartitionError(
+            "the partition has not seen all rows (labels of -1): run a step over all of them first"
+        )
     return labels.long()

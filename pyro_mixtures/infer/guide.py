@@ -13,12 +13,12 @@ from torch import Tensor
 from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.poutine import (
-    Declaration,
     PlateMessenger,
     Posterior,
+    ProgramStructure,
     ReuseMessenger,
     VisibilityMessenger,
-    read_declaration,
+    read_structure,
 )
 
 
@@ -28,32 +28,43 @@ class PartitionGuide(PyroModule):
     :param model: the Pyro program; its arguments are the guide's.
     :param components: C, as the model has it.
     :param site: name of the discrete site.
-    :param beside: a guide over the model's other latent sites, run first; its values are what z is conditioned on. For
+    :param global_guide: a guide over the model's other latent sites, run first; its values are what z is conditioned on. For
         example ``AutoNormal(poutine.block(model, hide=["z"]))``.
 
     ``train()`` and ``eval()`` decide whether a call may change the guide's own state (candidate sets, graph).
-    ``evaluations`` counts joint densities over the guide's life, ``wins`` (C,) the rows that each component won since
-    :meth:`reset_wins`.
+    ``evaluations`` counts joint densities over the guide's life, ``rows_won`` (C,) the rows that each component won since
+    :meth:`reset_counts`.
     """
 
     searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
     search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
     needs_all_rows = False  # whether an E-step has to be given all rows in one call
-    revives = False  # whether the guide itself finds rows for components that have lost theirs
-    objective = math.nan  # sum of the losses of hard partitions, since reset_wins
-    moved = revived = 0  # rows that changed their component, and parts that were empty, since reset_wins
-    reuse: ReuseMessenger | None = None  # set by EM while params stay as they are: E-steps share factorisations
+    reseeds = False  # whether the guide itself finds rows for components that have lost theirs
+    objective = math.nan  # sum of the losses of hard partitions, since reset_counts
+    moved = reseeded = (
+        0  # rows that changed their component, and parts that were empty, since reset_counts
+    )
+    reuse: ReuseMessenger | None = (
+        None  # set by EM while params stay as they are: E-steps share factorisations
+    )
 
-    def __init__(self, model: Callable, *, components: int, site: str = "z", beside: Callable | None = None):
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        components: int,
+        site: str = "z",
+        global_guide: Callable | None = None,
+    ):
         super().__init__()
         if components < 1:
             raise OptionError(f"components={components}: a mixture has at least one")
         self._model = (model,)  # in a tuple: the model's parameters are not the guide's
         self.components, self.site = components, site
-        self.beside = beside
-        self.declaration: Declaration | None = None
+        self.global_guide = global_guide
+        self.structure: ProgramStructure | None = None
         self.evaluations = 0
-        self.reset_wins()
+        self.reset_counts()
 
     @property
     def model(self) -> Callable:
@@ -67,43 +78,51 @@ class PartitionGuide(PyroModule):
         """q(z) of the rows in ``args``; may change the guide's state when in training mode."""
 
     @abstractmethod
-    def unseen(self, *args, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs):
+    def posterior_of_new_rows(
+        self,
+        *args,
+        model: Callable | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        **kwargs,
+    ):
         """q(z) of rows that the guide has no state for; changes nothing. ``model`` may be a handled version of it."""
 
     def posterior(self, *args, given: Mapping[str, Tensor] | None = None, **kwargs) -> Posterior:
         """The E-step: responsibilities of the rows in ``args`` over their candidates.
 
-        :param given: values of the model's other latent sites; by default a draw from the guide ``beside``.
+        :param given: values of the model's other latent sites; by default a draw from the guide ``global_guide``.
         """
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
         model = self.model if self.reuse is None else self.reuse(self.model)
-        with self._declared().threads():
+        with self._known_structure().threads():
             posterior = self._e_step(model, args, kwargs, values)
         self.evaluations += posterior.evaluations
         if self.training:
             winner = posterior.winner.to("cpu")
-            self.wins += torch.bincount(winner, minlength=self.components)
+            self.rows_won += torch.bincount(winner, minlength=self.components)
             self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
         return posterior
 
     def latent_values(self, *args, **kwargs) -> dict[str, Tensor]:
         """A draw of the model's other latent sites from the guide beside (empty without one)."""
-        if self.beside is None:
+        if self.global_guide is None:
             return {}
-        values = self.beside(*args, **kwargs)
+        values = self.global_guide(*args, **kwargs)
         if not isinstance(values, dict):
-            raise ModelError("the guide beside must return a dict of its sites' values, as Pyro's autoguides do")
+            raise ModelError(
+                "the guide beside must return a dict of its sites' values, as Pyro's autoguides do"
+            )
         return values
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample the latent sites, z enumerated over its candidates under ``TraceEnum_ELBO``."""
         self._read(args, kwargs)
-        with VisibilityMessenger(self._declared().site):
+        with VisibilityMessenger(self._known_structure().site):
             return self._sample(args, kwargs)
 
     def _sample(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        d = self._declared()
+        d = self._known_structure()
         if self.searches and torch.jit.is_tracing():
             raise ModelError(
                 "this guide searches and keeps candidate sets, which a Jit loss would freeze: use TraceEnum_ELBO, or "
@@ -115,7 +134,11 @@ class PartitionGuide(PyroModule):
         posterior = self.posterior(*args, given=detached, **kwargs)
         q, per_row = self._distribution(posterior)
         infer: Any = {"enumerate": "parallel", "expand": per_row}
-        scale = self._in_plate(posterior.scale) if isinstance(posterior.scale, Tensor) else posterior.scale
+        scale = (
+            self._in_plate(posterior.scale)
+            if isinstance(posterior.scale, Tensor)
+            else posterior.scale
+        )
         with self._plate(posterior, opened.index), pyro.poutine.scale(scale=scale):
             # A mask of True leaves everything as it is.
             mask: Any = True if posterior.mask is None else self._in_plate(posterior.mask)
@@ -125,7 +148,7 @@ class PartitionGuide(PyroModule):
 
     def _plate(self, posterior: Posterior, opened: Tensor | None) -> pyro.plate:
         """The data plate with the rows of the E-step; ``opened`` are its rows if the guide beside has opened it."""
-        d = self._declared()
+        d = self._known_structure()
         if opened is not None and not torch.equal(opened, posterior.index):
             raise ModelError(
                 f"the guide beside draws its own rows of plate {d.plate!r}: give it create_plates=, a function that "
@@ -144,25 +167,25 @@ class PartitionGuide(PyroModule):
 
     def _in_plate(self, rows: Tensor) -> Tensor:
         """(B, ...) -> (B, 1, ..., 1, ...) with B at the data plate's dimension."""
-        d = self._declared()
+        d = self._known_structure()
         return rows.reshape(rows.shape[:1] + (1,) * (-1 - d.dim) + rows.shape[1:])
 
-    def reset_wins(self) -> None:
+    def reset_counts(self) -> None:
         """Start counting anew which components win rows."""
-        self.wins = torch.zeros(self.components, dtype=torch.int64, device="cpu")
+        self.rows_won = torch.zeros(self.components, dtype=torch.int64, device="cpu")
         self._weight = 0.0
 
     @property
     def mean_weight(self) -> float:
-        """Weight of a row, on average over those seen since :meth:`reset_wins`; 1 where none has any."""
-        return self._weight / int(self.wins.sum()) if self._weight else 1.0
+        """Weight of a row, on average over those seen since :meth:`reset_counts`; 1 where none has any."""
+        return self._weight / int(self.rows_won.sum()) if self._weight else 1.0
 
-    def part_sizes(self) -> tuple[int, ...]:
+    def cluster_sizes(self) -> tuple[int, ...]:
         """Rows of each part, for guides whose rows are in parts."""
         return ()
 
     @property
-    def slots(self) -> int:
+    def evaluations_per_row(self) -> int:
         """Most components that an E-step evaluates for a row."""
         return self.components
 
@@ -170,34 +193,36 @@ class PartitionGuide(PyroModule):
         """Row numbers (N,) in an order in which neighbours have components in common; None if nothing is known."""
         return None
 
-    def dropped(self, components: Tensor) -> None:
+    def drop_components(self, components: Tensor) -> None:
         """Told by EM that the components marked True (C,) have weight zero for good."""
 
-    def reseeded(self, component: int, like: int) -> None:
+    def reseed_component(self, component: int, like: int) -> None:
         """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
 
-    def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
+    def record_statistics(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
         """Told by EM, site by site, the statistics that the params now fit: only hard partitions make use of them."""
 
-    def read(self, *args, **kwargs) -> Declaration:
+    def read(self, *args, **kwargs) -> ProgramStructure:
         """What kind of mixture the model is, found at the first call with its arguments."""
         self._read(args, kwargs)
-        return self._declared()
+        return self._known_structure()
 
     def _read(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        if self.declaration is None:
-            declaration = read_declaration(self.model, self.site, args, dict(kwargs))
-            if declaration.components != self.components:
+        if self.structure is None:
+            structure = read_structure(self.model, self.site, args, dict(kwargs))
+            if structure.components != self.components:
                 raise OptionError(
-                    f"the model's site {self.site!r} has {declaration.components} components, but the guide was given "
+                    f"the model's site {self.site!r} has {structure.components} components, but the guide was given "
                     f"components={self.components}"
                 )
-            self.declaration = declaration
+            self.structure = structure
 
-    def _declared(self) -> Declaration:
-        assert self.declaration is not None
-        return self.declaration
+    def _known_structure(self) -> ProgramStructure:
+        assert self.structure is not None
+        return self.structure
 
     def _check_rows(self, size: int) -> None:
         if self.components > size:
-            raise DataError(f"{self.components} components for {size} rows: give more rows, or fewer components")
+            raise DataError(
+                f"{self.components} components for {size} rows: give more rows, or fewer components"
+            )

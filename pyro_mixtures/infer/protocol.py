@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pyro_mixtures.poutine import Declaration, Posterior, ReuseMessenger
+from pyro_mixtures.poutine import Posterior, ProgramStructure, ReuseMessenger
 
 
 class Guide(Protocol):
@@ -16,31 +16,37 @@ class Guide(Protocol):
     training: bool
     searches: bool
     needs_all_rows: bool
-    revives: bool
+    reseeds: bool
     objective: float
     moved: int
-    revived: int
+    reseeded: int
     search: bool
     evaluations: int
-    wins: Tensor
+    rows_won: Tensor
     reuse: ReuseMessenger | None
 
     @property
     def model(self) -> Callable: ...
 
     @property
-    def slots(self) -> int: ...
+    def evaluations_per_row(self) -> int: ...
 
-    def part_sizes(self) -> tuple[int, ...]: ...
+    def cluster_sizes(self) -> tuple[int, ...]: ...
 
     def row_order(self) -> Tensor | None: ...
 
-    def read(self, *args: Any, **kwargs: Any) -> Declaration: ...
+    def read(self, *args: Any, **kwargs: Any) -> ProgramStructure: ...
 
-    def posterior(self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Posterior: ...
+    def posterior(
+        self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> Posterior: ...
 
-    def unseen(
-        self, *args: Any, model: Callable | None = None, given: Mapping[str, Tensor] | None = None, **kwargs: Any
+    def posterior_of_new_rows(
+        self,
+        *args: Any,
+        model: Callable | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> Posterior: ...
 
     def latent_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]: ...
@@ -49,13 +55,15 @@ class Guide(Protocol):
 
     def eval(self) -> Any: ...
 
-    def reset_wins(self) -> None: ...
+    def reset_counts(self) -> None: ...
 
     @property
     def mean_weight(self) -> float: ...
 
-    def dropped(self, components: Tensor) -> None: ...
+    def drop_components(self, components: Tensor) -> None: ...
 
-    def reseeded(self, component: int, like: int) -> None: ...
+    def reseed_component(self, component: int, like: int) -> None: ...
 
-    def fitted(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None: ...
+    def record_statistics(
+        self, statistics: Mapping[str, Any], *, learned_weights: bool
+    ) -> None: ...

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.information.permutation import Generator, p_value, permutations_of
 from pyro_mixtures.information.variables import Array, as_columns, near_one
-from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.options import check_number, check_whole
 
 FEWEST = 4  # rows of an estimate
@@ -80,14 +80,21 @@ def hypercontractivity(
     """
     _check(bandwidth, steps, starts, rows, batches, permutations)
     a, b = _paired(as_columns(x, "x"), as_columns(y, "y"))
-    parts = [_batch(a[some], b[some], starts, generator) for some in _rows(len(a), rows, batches, generator)]
+    parts = [
+        _batch(a[some], b[some], starts, generator)
+        for some in _rows(len(a), rows, batches, generator)
+    ]
     n = len(parts[0].weights)
-    observed = float(_coefficients(parts, torch.arange(n, device="cpu").unsqueeze(0), bandwidth, steps))
+    observed = float(
+        _coefficients(parts, torch.arange(n, device="cpu").unsqueeze(0), bandwidth, steps)
+    )
     permuted = _permuted(parts, bandwidth, steps, permutations, generator)
     return Hypercontractivity(observed, p_value(observed, permuted) if permutations else None)
 
 
-def _check(bandwidth: float, steps: int, starts: int, rows: int, batches: int, permutations: int) -> None:
+def _check(
+    bandwidth: float, steps: int, starts: int, rows: int, batches: int, permutations: int
+) -> None:
     check_number(positive=True, bandwidth=bandwidth)
     check_whole(steps=steps, starts=starts, batches=batches)
     check_whole(least=FEWEST, rows=rows)
@@ -96,7 +103,9 @@ def _check(bandwidth: float, steps: int, starts: int, rows: int, batches: int, p
 
 def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) != len(y) or x.device != y.device:
-        raise DataError(f"x has {len(x)} rows on {x.device}, y {len(y)} on {y.device}: give the same rows of both")
+        raise DataError(
+            f"x has {len(x)} rows on {x.device}, y {len(y)} on {y.device}: give the same rows of both"
+        )
     if len(x) < FEWEST:
         raise DataError(f"{len(x)} rows are too few: give {FEWEST} at least")
     dtype = torch.promote_types(x.dtype, y.dtype)
@@ -116,7 +125,11 @@ def _rows(n: int, rows: int, batches: int, generator: Generator) -> list[Tensor]
 
 def _batch(x: Tensor, y: Tensor, starts: int, generator: Generator) -> _Batch:
     noise = torch.randn(len(x), starts, generator=generator, device="cpu", dtype=torch.float64)
-    return _Batch(as_columns(x, "x in a batch"), as_columns(y, "y in a batch"), _normalised(1 + 0.1 * noise.to(x)))
+    return _Batch(
+        as_columns(x, "x in a batch"),
+        as_columns(y, "y in a batch"),
+        _normalised(1 + 0.1 * noise.to(x)),
+    )
 
 
 def _coefficients(batches: list[_Batch], orders: Tensor, bandwidth: float, steps: int) -> Tensor:
@@ -135,7 +148,9 @@ def _permuted(
     n = len(batches[0].weights)
     orders = permutations_of(n, permutations, generator)
     while some := list(islice(orders, max(1, min(_AT_A_TIME, _NUMBERS // n**2)))):
-        yield from _coefficients(batches, torch.from_numpy(np.stack(some)), bandwidth, steps).tolist()
+        yield from _coefficients(
+            batches, torch.from_numpy(np.stack(some)), bandwidth, steps
+        ).tolist()
 
 
 def _channels(batch: _Batch, orders: Tensor, bandwidth: float) -> Tensor:

@@ -6,13 +6,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, ndtri
 
+from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.information.neighbors import neighborhoods, rows_closer
 from pyro_mixtures.information.permutation import Generator, p_value, permutations_of
 from pyro_mixtures.information.variables import Array, Variable, as_variable
-from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.options import check_whole
 
-FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"digamma": digamma, "log": lambda n: np.log(n + 1)}
+FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "digamma": digamma,
+    "log": lambda n: np.log(n + 1),
+}
 NOMINAL = ("", "x", "y", "xy")
 
 Estimate = Callable[[Variable, Variable], float]
@@ -33,7 +36,9 @@ class MutualInformation(NamedTuple):
         (0.804, 1.196)
         """
         if self.standard_error is None:
-            raise OptionError("no standard error was estimated: pass subsamples=50, say, to mutual_information")
+            raise OptionError(
+                "no standard error was estimated: pass subsamples=50, say, to mutual_information"
+            )
         if not 0 < level < 1:
             raise OptionError(f"level={level} must lie between 0 and 1")
         width = float(ndtri((1 + level) / 2)) * self.standard_error
@@ -94,7 +99,9 @@ def mutual_information(
     if len(b.points) != n:
         raise DataError(f"x has {n} rows and y {len(b.points)}: give the same rows of both")
     if (n // 2 if subsamples else n) <= neighbors:
-        raise DataError(f"{n} rows are too few for neighbors={neighbors} (and half of them for subsamples): give more")
+        raise DataError(
+            f"{n} rows are too few for neighbors={neighbors} (and half of them for subsamples): give more"
+        )
 
     def estimate(one: Variable, other: Variable) -> float:
         return _estimate(one, other, neighbors, FORMS[form], workers)
@@ -105,7 +112,9 @@ def mutual_information(
     return MutualInformation(nats, error, p_value(nats, permuted) if permutations else None)
 
 
-def _check(neighbors: int, form: str, discrete: str, subsamples: int, permutations: int, workers: int) -> None:
+def _check(
+    neighbors: int, form: str, discrete: str, subsamples: int, permutations: int, workers: int
+) -> None:
     check_whole(neighbors=neighbors)
     check_whole(least=0, subsamples=subsamples, permutations=permutations)
     check_whole(least=-1, workers=workers)

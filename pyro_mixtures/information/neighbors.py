@@ -28,8 +28,12 @@ def neighborhoods(x: Variable, y: Variable, neighbors: int, *, workers: int = -1
     radius, reached = np.zeros(len(points)), np.full(len(points), neighbors)
     some = np.flatnonzero(ties <= neighbors)  # elsewhere the k-th neighbour lies at the same point
     if len(some):
-        width = np.arange(1, min(neighbors + 1, len(points)) + 1)  # the k others at most, and the point itself
-        distance, index = cKDTree(points).query(points[some], width, p=np.inf, workers=_threads(workers, len(some)))
+        width = np.arange(
+            1, min(neighbors + 1, len(points)) + 1
+        )  # the k others at most, and the point itself
+        distance, index = cKDTree(points).query(
+            points[some], width, p=np.inf, workers=_threads(workers, len(some))
+        )
         others = np.where(distance < far / 2, ties[index], 0).cumsum(1) - 1
         reached[some] = np.minimum(others[:, -1], neighbors)
         at = (others >= reached[some, None]).argmax(1)
@@ -37,7 +41,9 @@ def neighborhoods(x: Variable, y: Variable, neighbors: int, *, workers: int = -1
     return Neighborhoods(first, ties, radius, reached)
 
 
-def rows_closer(variable: Variable, first: np.ndarray, radius: np.ndarray, *, workers: int = -1) -> np.ndarray:
+def rows_closer(
+    variable: Variable, first: np.ndarray, radius: np.ndarray, *, workers: int = -1
+) -> np.ndarray:
     """Numbers (m,) of rows strictly closer than ``radius`` to rows ``first`` (m,), or equal to them; those included."""
     points = variable.points
     if variable.nominal:
@@ -45,9 +51,13 @@ def rows_closer(variable: Variable, first: np.ndarray, radius: np.ndarray, *, wo
         return np.bincount(labels)[labels[first]]
     if points.shape[1] == 1:
         return _closer_on_a_line(points[:, 0], points[first, 0], radius)
-    within = np.nextafter(radius, 0)  # at most this far is strictly closer than the radius; 0 stays 0
+    within = np.nextafter(
+        radius, 0
+    )  # at most this far is strictly closer than the radius; 0 stays 0
     threads = _threads(workers, len(first))
-    return cKDTree(points).query_ball_point(points[first], within, p=np.inf, workers=threads, return_length=True)
+    return cKDTree(points).query_ball_point(
+        points[first], within, p=np.inf, workers=threads, return_length=True
+    )
 
 
 def _threads(workers: int, queries: int) -> int:
@@ -57,7 +67,9 @@ def _threads(workers: int, queries: int) -> int:
 def _distinct(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A row number of each distinct row, and their numbers. (Several times faster than np.unique(axis=0).)"""
     order = np.lexsort(points.T)
-    begins = np.flatnonzero(np.concatenate([[True], (points[order[1:]] != points[order[:-1]]).any(1)]))
+    begins = np.flatnonzero(
+        np.concatenate([[True], (points[order[1:]] != points[order[:-1]]).any(1)])
+    )
     return order[begins], np.diff(begins, append=len(points))
 
 
@@ -65,7 +77,9 @@ def _beyond(x: Variable, y: Variable) -> float:
     """More than twice all finite distances: names become coordinates that far apart, which stands for infinity."""
     if not (x.nominal or y.nominal):
         return np.inf
-    return 1.0 + 2.0 * max((np.ptp(v.points, axis=0).max() for v in (x, y) if not v.nominal), default=0.0)
+    return 1.0 + 2.0 * max(
+        (np.ptp(v.points, axis=0).max() for v in (x, y) if not v.nominal), default=0.0
+    )
 
 
 def _closer_on_a_line(values: np.ndarray, at: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ _ENOUGH = 10  # statistics at least as large as the observed one
 
 def permutations_of(rows: int, count: int, generator: Generator) -> Iterator[np.ndarray]:
     """``count`` random orders of ``rows`` row numbers."""
-    yield from (torch.randperm(rows, generator=generator, device="cpu").numpy() for _ in range(count))
+    yield from (
+        torch.randperm(rows, generator=generator, device="cpu").numpy() for _ in range(count)
+    )
 
 
 def p_value(observed: float, permuted: Iterable[float]) -> float:

@@ -4,15 +4,20 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
-from pyro_mixtures.information.variables import Array
 from pyro_mixtures.errors import DataError
+from pyro_mixtures.information.variables import Array
 from pyro_mixtures.options import check_whole
 
 _NEAR = 1e-6  # divergences from p below this are ratios of rounding errors; the limit r -> p covers them
 _VERTICES = 32  # symbols of X, at most, that ascents start from
 _MIX = (1e-3, 0.1, 0.5)  # of p in starts that begin near a vertex
 _ALONG = (0.03, 0.1, 0.3, 0.9)  # of the way from p to the border, along singular vectors
-_STRIDES = (1.0, 10.0, 100.0, 1000.0)  # of the plain step, which is a slow one where the ratio is flat
+_STRIDES = (
+    1.0,
+    10.0,
+    100.0,
+    1000.0,
+)  # of the plain step, which is a slow one where the ratio is flat
 
 
 def hypercontractivity_of_table(joint: Array, *, steps: int = 200, starts: int = 32) -> float:
@@ -59,10 +64,14 @@ def hypercontractivity_of_table(joint: Array, *, steps: int = 200, starts: int =
 def _checked(given: Array) -> Tensor:
     joint = as_rows(given).detach()
     if joint.dim() != 2 or not joint.numel() or joint.is_complex():
-        raise DataError(f"a joint table is (a, b) real numbers, not {tuple(joint.shape)} {joint.dtype}")
+        raise DataError(
+            f"a joint table is (a, b) real numbers, not {tuple(joint.shape)} {joint.dtype}"
+        )
     p = joint.double()
     if not bool((p.isfinite() & (p >= 0)).all()) or not bool(p.sum() > 0):
-        raise DataError("a joint table holds probabilities or counts: finite, not negative, not all zero")
+        raise DataError(
+            "a joint table holds probabilities or counts: finite, not negative, not all zero"
+        )
     return (p / p.sum())[p.sum(1) > 0][:, p.sum(0) > 0]
 
 
@@ -80,7 +89,9 @@ def _first_guesses(joint: Tensor, vectors: Tensor, starts: int) -> Tensor:
     near = [(1 - mix) * vertices + mix * centre for mix in _MIX]
     both = torch.cat([vectors[:, 1:4], -vectors[:, 1:4]], 1)
     along = [centre * (1 - t * both / both.amin(0)) for t in _ALONG]
-    uniform = torch.rand(len(p), starts, dtype=p.dtype, device="cpu", generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(
+        len(p), starts, dtype=p.dtype, device="cpu", generator=torch.Generator().manual_seed(0)
+    )
     exponential = -_log(uniform).to(p.device)
     return torch.cat([vertices, *near, *along, exponential / exponential.sum(0)], 1)
 

@@ -102,7 +102,9 @@ def _numbered(array: np.ndarray, name: str) -> np.ndarray:
     flat = array.reshape(len(array), -1)
     if flat.dtype.kind == "O":
         return _numbered_objects(flat, name)
-    return np.unique(flat[:, 0] if flat.shape[1] == 1 else flat, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.unique(flat[:, 0] if flat.shape[1] == 1 else flat, axis=0, return_inverse=True)[
+        1
+    ].reshape(-1)
 
 
 def _numbered_objects(flat: np.ndarray, name: str) -> np.ndarray:
@@ -111,7 +113,9 @@ def _numbered_objects(flat: np.ndarray, name: str) -> np.ndarray:
     try:
         return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in flat])
     except TypeError as error:
-        raise DataError(f"{name} holds objects that cannot be compared: give strings or numbers") from error
+        raise DataError(
+            f"{name} holds objects that cannot be compared: give strings or numbers"
+        ) from error
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:
@@ -122,7 +126,9 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 def _check_finite(finite: np.ndarray, name: str) -> None:
     if not finite.all():
         row = int((~finite).argmax())
-        raise DataError(f"row {row} of {name} holds NaN, infinity or nothing: remove such rows first")
+        raise DataError(
+            f"row {row} of {name} holds NaN, infinity or nothing: remove such rows first"
+        )
 
 
 def _check_varies(varies: bool, name: str) -> None:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import IdentificationWarning
-from pyro_mixtures.init.latent_moments import LatentMoments, as_items, constant_features, latent_moments
+from pyro_mixtures.init.latent_moments import (
+    LatentMoments,
+    as_items,
+    constant_features,
+    latent_moments,
+)
 from pyro_mixtures.options import check_whole
 
 _COLLINEAR = 1e-6  # variance of a direction, in units of the features' own
@@ -21,7 +26,9 @@ class Identification:
 
     components: int  # K
     rank: int  # eigenvalues above the noise
-    eigenvalues: Tensor  # (R,) of E theta theta' in units where the features' covariance is one; descending
+    eigenvalues: (
+        Tensor  # (R,) of E theta theta' in units where the features' covariance is one; descending
+    )
     noise: float  # largest eigenvalue that sampling alone makes
     items: int  # p
     effective_items: float  # 1 / sum of squared probabilities: how many items the draws spread over
@@ -32,7 +39,9 @@ class Identification:
     problems: tuple[str, ...]  # in words; empty when there are none
 
     def __str__(self) -> str:
-        values = ", ".join(f"{value:.3g}" for value in self.eigenvalues[: self.components + 2].tolist())
+        values = ", ".join(
+            f"{value:.3g}" for value in self.eigenvalues[: self.components + 2].tolist()
+        )
         more = ", ..." if len(self.eigenvalues) > self.components + 2 else ""
         lines = [
             f"{self.components} components, {self.parameters} free parameters; {self.draws:g} draws of {self.items} "
@@ -69,7 +78,9 @@ def identification(
     """
     check_whole(components=components)
     features, counts = as_items(features), as_rows(counts)
-    moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
+    moments = latent_moments(
+        features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio
+    )
     values = torch.linalg.eigvalsh(moments.standard_second).flip(0)
     noise = second_moment_noise(moments)
     constant = constant_features(moments.covariance, moments.mean, features.dtype)
@@ -112,7 +123,11 @@ def _effective_items(counts: Tensor) -> float:
     """1 / sum of pi_j^2, from counts without the bias that their own noise makes."""
     counts = counts.double()
     draws, pairs = float(counts.sum()), float((counts * (counts - 1)).clamp_min(0).sum())
-    return min(float(len(counts)), draws * max(draws - 1, 0.0) / pairs) if pairs > 0 else float(len(counts))
+    return (
+        min(float(len(counts)), draws * max(draws - 1, 0.0) / pairs)
+        if pairs > 0
+        else float(len(counts))
+    )
 
 
 def _collinear(covariance: Tensor, constant: Tensor) -> Tensor:

@@ -26,7 +26,12 @@ Generator = torch.Generator | None
 
 
 def start_labels(
-    x: Tensor, components: int, *, method: str = "uniform", capacity: int | None = None, generator: Generator = None
+    x: Tensor,
+    components: int,
+    *,
+    method: str = "uniform",
+    capacity: int | None = None,
+    generator: Generator = None,
 ) -> Tensor:
     """Labels (N,) int64 of rows ``x`` (N, D) to ``plant`` in a hard partition; every part has a row at least.
 
@@ -67,11 +72,17 @@ def _check(x: Tensor, components: int, method: str, capacity: int | None) -> Non
     if x.dim() != 2:
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
     if not 1 <= components <= len(x):
-        raise DataError(f"{components} components for {len(x)} rows: give more rows, or fewer components")
+        raise DataError(
+            f"{components} components for {len(x)} rows: give more rows, or fewer components"
+        )
     if capacity is not None and method not in _CAPPED:
-        raise OptionError(f"method={method!r} bounds no part: leave capacity= out, or choose one of {_CAPPED}")
+        raise OptionError(
+            f"method={method!r} bounds no part: leave capacity= out, or choose one of {_CAPPED}"
+        )
     if capacity is not None and capacity * components < len(x):
-        raise DataError(f"{components} parts of at most capacity={capacity} rows do not hold {len(x)} rows")
+        raise DataError(
+            f"{components} parts of at most capacity={capacity} rows do not hold {len(x)} rows"
+        )
 
 
 class _Rows(NamedTuple):
@@ -98,14 +109,20 @@ def _standardised(x: Tensor) -> _Rows:
         row = int((~x.isfinite()).any(-1).nonzero()[0])
         raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
     rows = rows._replace(centre=centre)
-    unit = (sum((rows.at(some).square().sum(0) for some in rows.blocks()), zero).mean() / len(x)).sqrt()
+    unit = (
+        sum((rows.at(some).square().sum(0) for some in rows.blocks()), zero).mean() / len(x)
+    ).sqrt()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return _Rows(x, centre.to(dtype), torch.where(unit > 0, unit, 1.0).to(dtype))
 
 
 def _uniform(x: Tensor, components: int, generator: Generator) -> Tensor:
     """Sizes that differ by one row at most keep every capacity that can be kept."""
-    return torch.randperm(len(x), generator=generator, device="cpu").remainder_(components).to(x.device)
+    return (
+        torch.randperm(len(x), generator=generator, device="cpu")
+        .remainder_(components)
+        .to(x.device)
+    )
 
 
 def _spread(rows: _Rows, components: int, generator: Generator) -> Tensor:
@@ -116,8 +133,10 @@ def _balanced(rows: _Rows, components: int, capacity: int, generator: Generator)
     """Lloyd's algorithm, its labels those of least total distance under the capacity."""
     loc, labels = _seeds(rows, components, generator), None
     for _ in range(_ROUNDS):
-        cost = torch.cat([_distance(rows.at(some), loc).float() for some in rows.blocks(components)])
-        before, labels = labels, assign(cost.cpu(), most=capacity, least=1).to(loc.device)
+        cost = torch.cat(
+            [_distance(rows.at(some), loc).float() for some in rows.blocks(components)]
+        )
+        before, labels = labels, assign(cost.cpu(), capacity=capacity, min_size=1).to(loc.device)
         if before is not None and torch.equal(before, labels):
             break
         loc = _means(rows, labels, components)
@@ -127,8 +146,12 @@ def _balanced(rows: _Rows, components: int, capacity: int, generator: Generator)
 
 def _agglomerative(rows: _Rows, components: int, generator: Generator) -> Tensor:
     if components > _WARD_ROWS:
-        raise OptionError(f"{components} components: method='agglomerative' finds {_WARD_ROWS} at most; choose another")
-    cluster = _sklearn("cluster", "agglomerative").AgglomerativeClustering(components, linkage="ward")
+        raise OptionError(
+            f"{components} components: method='agglomerative' finds {_WARD_ROWS} at most; choose another"
+        )
+    cluster = _sklearn("cluster", "agglomerative").AgglomerativeClustering(
+        components, linkage="ward"
+    )
     some = _sample(rows, _WARD_ROWS, generator)
     found = torch.from_numpy(cluster.fit_predict(rows.at(some).cpu().numpy())).to(some)
     labels = _nearest(rows, _means(rows._replace(x=rows.x[some]), found, components))
@@ -142,7 +165,9 @@ def _gaussian(rows: _Rows, components: int, generator: Generator) -> Tensor:
     some = _sample(rows, max(_EM_ROWS, components), generator)
     with warnings.catch_warnings():
         # A start need not have converged, nor need all rows be distinct.
-        warnings.simplefilter("ignore", category=_sklearn("exceptions", "gaussian").ConvergenceWarning)
+        warnings.simplefilter(
+            "ignore", category=_sklearn("exceptions", "gaussian").ConvergenceWarning
+        )
         mixture.fit(rows.at(some).cpu().numpy())
     found = [mixture.predict(rows.at(block).cpu().numpy()) for block in rows.blocks(components)]
     return torch.cat([torch.from_numpy(part) for part in found]).to(some)

@@ -66,7 +66,9 @@ class LatentMoments:
     @cached_property
     def third(self) -> Tensor:
         """E theta^3 (L, L, L)."""
-        return self.project(torch.eye(len(self.mean), dtype=self.factor.dtype, device=self.factor.device))
+        return self.project(
+            torch.eye(len(self.mean), dtype=self.factor.dtype, device=self.factor.device)
+        )
 
     @cached_property
     def standard_second(self) -> Tensor:
@@ -103,7 +105,12 @@ class LatentMoments:
             total += (points * mass.unsqueeze(-1)).mT @ pairs
         mean, gram = self.mass @ self.points @ basis, basis.mT @ basis
         noise = mean.reshape(-1, 1, 1) * gram
-        return total.reshape(size, size, size) - noise - noise.permute(1, 0, 2) - noise.permute(1, 2, 0)
+        return (
+            total.reshape(size, size, size)
+            - noise
+            - noise.permute(1, 0, 2)
+            - noise.permute(1, 2, 0)
+        )
 
     def _blocks(self, mass: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.points.split(_step(width)), mass.split(_step(width)), strict=True)
@@ -143,10 +150,14 @@ def latent_moments(
     """
     features, counts = checked_items(features, counts)
     if log_density_ratio is not None and covariance is None:
-        raise OptionError("log_density_ratio= is that of a normal density: give its covariance= (and mean=) as well")
+        raise OptionError(
+            "log_density_ratio= is that of a normal density: give its covariance= (and mean=) as well"
+        )
     given = mean is not None or log_density_ratio is not None
     mean = _vector(mean, features) if given else _mean(features)
-    covariance = _covariance(features, mean) if covariance is None else _symmetric(covariance, features)
+    covariance = (
+        _covariance(features, mean) if covariance is None else _symmetric(covariance, features)
+    )
     factor = _factor(covariance, constant_features(covariance, mean, features.dtype))
     drawn = counts.nonzero()[:, 0]
     mass = counts[drawn]
@@ -154,7 +165,9 @@ def latent_moments(
         ratio = checked_ratio(log_density_ratio, features)[drawn]
         mass = mass * (ratio - ratio.max()).exp()
     points = (features[drawn].double() - mean) @ factor
-    return LatentMoments(mean, covariance, factor, points, mass / mass.sum(), len(features), float(counts.sum()))
+    return LatentMoments(
+        mean, covariance, factor, points, mass / mass.sum(), len(features), float(counts.sum())
+    )
 
 
 def constant_features(covariance: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +191,9 @@ def untilt(weights: Tensor, theta: Tensor, features: Any, log_density_ratio: Ten
     ratio = ratio - ratio.max()
     below = torch.full((len(theta),), -torch.inf, dtype=torch.float64, device=features.device)
     above = below
-    for part, log_ratio in zip(features.split(_step(len(theta))), ratio.split(_step(len(theta))), strict=True):
+    for part, log_ratio in zip(
+        features.split(_step(len(theta))), ratio.split(_step(len(theta))), strict=True
+    ):
         logits = part.double() @ theta.double().mT
         below = torch.logaddexp(below, logits.logsumexp(0))
         above = torch.logaddexp(above, (logits + log_ratio.unsqueeze(-1)).logsumexp(0))
@@ -195,13 +210,24 @@ def as_items(features: Any) -> Tensor:
 def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
     """Features as :func:`as_items` has them, counts in float64; both fit, are finite, and there are draws."""
     features, counts = as_items(features), as_rows(counts)
-    if features.dim() != 2 or len(features) < 2 or not features.shape[1] or not features.is_floating_point():
-        raise DataError(f"features must be (p, L) of at least two items, in floats, not {_described(features)}")
+    if (
+        features.dim() != 2
+        or len(features) < 2
+        or not features.shape[1]
+        or not features.is_floating_point()
+    ):
+        raise DataError(
+            f"features must be (p, L) of at least two items, in floats, not {_described(features)}"
+        )
     if counts.shape != features.shape[:1]:
-        raise DataError(f"counts must be ({len(features)},), one of each item, not {_described(counts)}")
+        raise DataError(
+            f"counts must be ({len(features)},), one of each item, not {_described(counts)}"
+        )
     if not bool(features.isfinite().all()):
         item = int((~features.isfinite()).any(-1).nonzero()[0])
-        raise DataError(f"item {item} has NaN or infinity among its features: remove such items first")
+        raise DataError(
+            f"item {item} has NaN or infinity among its features: remove such items first"
+        )
     counts = counts.to(features.device).double()
     if not bool((counts.isfinite() & (counts >= 0)).all()) or not bool(counts.sum() > 0):
         raise DataError("counts must be finite, not negative, and positive somewhere")
@@ -210,9 +236,13 @@ def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
 
 def checked_ratio(log_density_ratio: Tensor, features: Tensor) -> Tensor:
     """One finite number of each item, in float64."""
-    if log_density_ratio.shape != features.shape[:1] or not bool(log_density_ratio.isfinite().all()):
+    if log_density_ratio.shape != features.shape[:1] or not bool(
+        log_density_ratio.isfinite().all()
+    ):
         shape = tuple(log_density_ratio.shape)
-        raise DataError(f"log_density_ratio must hold {len(features)} finite numbers, one of each item; it is {shape}")
+        raise DataError(
+            f"log_density_ratio must hold {len(features)} finite numbers, one of each item; it is {shape}"
+        )
     return log_density_ratio.detach().to(features.device).double()
 
 
@@ -226,7 +256,9 @@ def _step(width: int) -> int:
 
 def _mean(features: Tensor) -> Tensor:
     total = features.new_zeros(features.shape[1], dtype=torch.float64)
-    return sum((part.double().sum(0) for part in features.split(_step(len(total)))), total) / len(features)
+    return sum((part.double().sum(0) for part in features.split(_step(len(total)))), total) / len(
+        features
+    )
 
 
 def _covariance(features: Tensor, mean: Tensor) -> Tensor:
@@ -241,16 +273,22 @@ def _vector(mean: Tensor | None, features: Tensor) -> Tensor:
     if mean is None:
         return features.new_zeros(features.shape[1], dtype=torch.float64)
     if mean.shape != features.shape[1:] or not bool(mean.isfinite().all()):
-        raise DataError(f"mean must hold {features.shape[1]} finite numbers, one of each feature; it is {mean}")
+        raise DataError(
+            f"mean must hold {features.shape[1]} finite numbers, one of each feature; it is {mean}"
+        )
     return mean.detach().to(features.device).double()
 
 
 def _symmetric(covariance: Tensor, features: Tensor) -> Tensor:
     size = features.shape[1]
     if covariance.shape != (size, size) or not bool(covariance.isfinite().all()):
-        raise DataError(f"covariance must be finite and ({size}, {size}), not {tuple(covariance.shape)}")
+        raise DataError(
+            f"covariance must be finite and ({size}, {size}), not {tuple(covariance.shape)}"
+        )
     covariance = covariance.detach().to(features.device).double()
-    if not torch.allclose(covariance, covariance.mT, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())):
+    if not torch.allclose(
+        covariance, covariance.mT, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())
+    ):
         raise DataError("covariance is not symmetric")
     return (covariance + covariance.mT) / 2
 

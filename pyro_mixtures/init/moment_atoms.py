@@ -8,7 +8,11 @@ from torch import Tensor
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.init.identification import second_moment_noise
 from pyro_mixtures.init.latent_moments import LatentMoments
-from pyro_mixtures.init.tensor_decomposition import TensorComponents, simultaneous_diagonalization, tensor_power
+from pyro_mixtures.init.tensor_decomposition import (
+    TensorComponents,
+    simultaneous_diagonalization,
+    tensor_power,
+)
 
 _TINY = 1e-12  # of a component of the tensor without any size
 _MARGIN = 1.5  # of the second moment's eigenvalues over their noise

@@ -23,7 +23,12 @@ class Seeds(NamedTuple):
 
 
 def seed_rows(
-    x: Tensor, components: int, *, method: str = "afkmc2", chain: int = 10, generator: torch.Generator | None = None
+    x: Tensor,
+    components: int,
+    *,
+    method: str = "afkmc2",
+    chain: int = 10,
+    generator: torch.Generator | None = None,
 ) -> Seeds:
     """Choose ``components`` distinct rows of ``x`` (N, D) as means.
 
@@ -41,14 +46,20 @@ def seed_rows(
     if x.dim() != 2:
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
     if not 1 <= components <= len(x):
-        raise DataError(f"{components} components for {len(x)} rows: give more rows, or fewer components")
+        raise DataError(
+            f"{components} components for {len(x)} rows: give more rows, or fewer components"
+        )
     if chain < 1:
         raise OptionError(f"chain={chain} must be positive")
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     variance = _variance(x).to(dtype)
-    index = _random(x, components, generator) if method == "random" else _afkmc2(x, components, chain, generator, dtype)
+    index = (
+        _random(x, components, generator)
+        if method == "random"
+        else _afkmc2(x, components, chain, generator, dtype)
+    )
     return Seeds(index, x[index].to(dtype), variance)
 
 
@@ -75,7 +86,9 @@ def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Te
     return torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
 
 
-def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
+def _afkmc2(
+    x: Tensor, components: int, chain: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> Tensor:
     """First mean uniform; proposals follow q(n) = |x_n - first|^2 / 2 sum + 1 / 2N, chains accept by distance ratio."""
     first = int(torch.randint(len(x), (), generator=generator, device="cpu"))
     start = x[first].to(dtype)
@@ -88,10 +101,14 @@ def _afkmc2(x: Tensor, components: int, chain: int, generator: torch.Generator |
     chosen = [first]
     taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
     taken[chosen[0]] = True
-    uniform = torch.rand(components - 1, chain, generator=generator, dtype=torch.float64, device="cpu")
+    uniform = torch.rand(
+        components - 1, chain, generator=generator, dtype=torch.float64, device="cpu"
+    )
     centers = _Centers(components, start)
     for block in range(1, components, _MEANS_A_BLOCK):
-        rows = proposals[(block - 1) * chain : (block - 1 + _MEANS_A_BLOCK) * chain].reshape(-1, chain)
+        rows = proposals[(block - 1) * chain : (block - 1 + _MEANS_A_BLOCK) * chain].reshape(
+            -1, chain
+        )
         proposed = x[rows.to(x.device)].to(dtype) - start
         far = centers.distance(proposed.flatten(0, 1), 0).reshape(rows.shape)
         for k in range(len(rows)):
@@ -139,7 +156,9 @@ def _chain(distance: Tensor, q: Tensor, uniform: Tensor) -> int:
 def _draw(q: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Row numbers by inversion: ``multinomial`` takes at most 2^24 categories."""
     cumulative = q.cumsum(0)
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
+    uniform = (
+        torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
+    )
     return torch.searchsorted(cumulative, uniform).clamp_max(len(q) - 1)
 
 

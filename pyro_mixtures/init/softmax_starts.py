@@ -31,7 +31,9 @@ class SoftmaxStart(NamedTuple):
     theta: Tensor  # (K, L)
     weights: Tensor  # (K,)
     method: str
-    doubts: tuple[str, ...] = ()  # why a start from moments is not to be trusted; empty when it may be
+    doubts: tuple[
+        str, ...
+    ] = ()  # why a start from moments is not to be trusted; empty when it may be
 
     def __call__(self, model: Any) -> None:
         """Start ``model``, a module with ``start_at(theta, weights)``, here; weights that are constant stay equal."""
@@ -84,7 +86,9 @@ def start_softmax(
     """
     _check(components, 1, method, norm, planted)
     features = as_items(features)
-    moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
+    moments = latent_moments(
+        features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio
+    )
     start = _start(_Task(moments, components, norm, generator), method, planted)
     return _finished([start], features, log_density_ratio)[0]
 
@@ -111,12 +115,18 @@ def starts_softmax(
     """
     _check(components, count, method, norm, planted)
     features = as_items(features)
-    moments = latent_moments(features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio)
+    moments = latent_moments(
+        features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio
+    )
     task = _Task(moments, components, norm, generator)
-    return _finished([_start(task, method, planted) for _ in range(count)], features, log_density_ratio)
+    return _finished(
+        [_start(task, method, planted) for _ in range(count)], features, log_density_ratio
+    )
 
 
-def _finished(starts: list[SoftmaxStart], features: Tensor, log_density_ratio: Tensor | None) -> list[SoftmaxStart]:
+def _finished(
+    starts: list[SoftmaxStart], features: Tensor, log_density_ratio: Tensor | None
+) -> list[SoftmaxStart]:
     """The starts in the features' dtype, their weights those of the classes; warns of all doubts at once."""
     if log_density_ratio is not None:
         starts = [
@@ -127,8 +137,15 @@ def _finished(starts: list[SoftmaxStart], features: Tensor, log_density_ratio: T
         ]
     doubts = dict.fromkeys(doubt for start in starts for doubt in start.doubts)
     if doubts:
-        warnings.warn(f"a start from moments is not to be trusted: {'; '.join(doubts)}", MomentWarning, stacklevel=3)
-    return [start._replace(theta=start.theta.to(features), weights=start.weights.to(features)) for start in starts]
+        warnings.warn(
+            f"a start from moments is not to be trusted: {'; '.join(doubts)}",
+            MomentWarning,
+            stacklevel=3,
+        )
+    return [
+        start._replace(theta=start.theta.to(features), weights=start.weights.to(features))
+        for start in starts
+    ]
 
 
 class _Task(NamedTuple):
@@ -138,7 +155,9 @@ class _Task(NamedTuple):
     generator: Generator
 
     def normal(self, rows: int, columns: int) -> Tensor:
-        numbers = torch.randn(rows, columns, generator=self.generator, dtype=torch.float64, device="cpu")
+        numbers = torch.randn(
+            rows, columns, generator=self.generator, dtype=torch.float64, device="cpu"
+        )
         return numbers.to(self.moments.points.device)
 
     def leading(self) -> tuple[Tensor, Tensor]:
@@ -156,14 +175,22 @@ class _Task(NamedTuple):
         return self.norm or min(math.sqrt(square), self.freezing()) or 1.0
 
 
-def _check(components: int, count: int, method: str, norm: float | None, planted: tuple[Tensor, Tensor] | None) -> None:
+def _check(
+    components: int,
+    count: int,
+    method: str,
+    norm: float | None,
+    planted: tuple[Tensor, Tensor] | None,
+) -> None:
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
     check_whole(components=components, count=count)
     if norm is not None and not 0 < norm < math.inf:
         raise OptionError(f"norm={norm} must be positive and finite")
     if (method == "planted") != (planted is not None):
-        raise OptionError("method='planted' and planted=(theta, weights) belong together: give both or neither")
+        raise OptionError(
+            "method='planted' and planted=(theta, weights) belong together: give both or neither"
+        )
 
 
 def _start(task: _Task, method: str, planted: tuple[Tensor, Tensor] | None) -> SoftmaxStart:
@@ -172,7 +199,11 @@ def _start(task: _Task, method: str, planted: tuple[Tensor, Tensor] | None) -> S
     if method in _MOMENTS:
         diagonalize, longest = method == "moments_diagonal", task.norm or task.freezing()
         found = moment_atoms(
-            task.moments, task.components, longest=longest, diagonalize=diagonalize, generator=task.generator
+            task.moments,
+            task.components,
+            longest=longest,
+            diagonalize=diagonalize,
+            generator=task.generator,
         )
         return SoftmaxStart(found.theta, found.weights, method, found.doubts)
     atoms, weights = {"subspace": _subspace, "random": _random, "kmeans": _kmeans}[method](task)
@@ -184,8 +215,14 @@ def _planted(task: _Task, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     if theta.shape != shape or weights.shape != shape[:1]:
         given = f"planted theta {tuple(theta.shape)} and weights {tuple(weights.shape)}"
         raise DataError(f"{given} must be {shape} and {shape[:1]}")
-    if not bool(theta.isfinite().all()) or not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-4:
-        raise DataError("planted theta must be finite, and planted weights positive with the sum one")
+    if (
+        not bool(theta.isfinite().all())
+        or not bool((weights > 0).all())
+        or abs(float(weights.sum()) - 1) > 1e-4
+    ):
+        raise DataError(
+            "planted theta must be finite, and planted weights positive with the sum one"
+        )
     return theta.detach().clone(), weights.detach().clone()
 
 
@@ -215,7 +252,9 @@ def _kmeans(task: _Task) -> tuple[Tensor, Tensor]:
         before, centres = centres, torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
         if torch.equal(before, centres):
             break
-    return centres, (sizes[:, 0] + 1) / (sizes + 1).sum()  # a cluster that lost its points keeps a weight
+    return centres, (sizes[:, 0] + 1) / (
+        sizes + 1
+    ).sum()  # a cluster that lost its points keeps a weight
 
 
 def _draws(task: _Task) -> Tensor:

@@ -43,7 +43,9 @@ def tensor_power(
         raise OptionError(f"restarts={restarts} and iterations={iterations} must be positive")
     vectors, values = rest.new_zeros(rest.shape[:2]), rest.new_zeros(len(rest))
     for k in range(len(rest)):
-        starts = torch.randn(restarts, len(rest), generator=generator, dtype=rest.dtype, device="cpu").to(rest.device)
+        starts = torch.randn(
+            restarts, len(rest), generator=generator, dtype=rest.dtype, device="cpu"
+        ).to(rest.device)
         values[k], vectors[k] = _power(rest, starts, iterations)
         rest = rest - values[k] * _cube(vectors[k])
     return _sorted(tensor, values, vectors)
@@ -70,8 +72,12 @@ def simultaneous_diagonalization(
     tensor = _checked(tensor)
     if contractions < 1:
         raise OptionError(f"contractions={contractions} must be positive")
-    g = torch.randn(contractions, len(tensor), generator=generator, dtype=tensor.dtype, device="cpu").to(tensor.device)
-    vectors = torch.linalg.eigh(torch.einsum("abc,rc->rab", tensor, g)).eigenvectors.mT  # (R, K, K), in rows
+    g = torch.randn(
+        contractions, len(tensor), generator=generator, dtype=tensor.dtype, device="cpu"
+    ).to(tensor.device)
+    vectors = torch.linalg.eigh(
+        torch.einsum("abc,rc->rab", tensor, g)
+    ).eigenvectors.mT  # (R, K, K), in rows
     values = torch.einsum("abc,rka,rkb,rkc->rk", tensor, vectors, vectors, vectors)
     # Orthonormal vectors leave |T|^2 - sum_k T(v_k, v_k, v_k)^2.
     best = values.square().sum(-1).argmax()
@@ -105,7 +111,9 @@ def _sorted(tensor: Tensor, values: Tensor, vectors: Tensor) -> TensorComponents
     vectors = vectors[order]
     rest = tensor.double() - torch.einsum("k,ka,kb,kc->abc", values, vectors, vectors, vectors)
     size = torch.linalg.vector_norm(tensor.double())
-    return TensorComponents(values, vectors, torch.linalg.vector_norm(rest) / torch.where(size > 0, size, 1.0))
+    return TensorComponents(
+        values, vectors, torch.linalg.vector_norm(rest) / torch.where(size > 0, size, 1.0)
+    )
 
 
 def _checked(tensor: Tensor) -> Tensor:
@@ -118,5 +126,7 @@ def _checked(tensor: Tensor) -> Tensor:
     tolerance = 1e-4 * tensor.abs().max()
     for axes in ((1, 0, 2), (0, 2, 1)):  # these two swaps make all permutations
         if bool((tensor - tensor.permute(axes)).abs().max() > tolerance):
-            raise DataError("the tensor is not symmetric: give the average over the permutations of its axes")
+            raise DataError(
+                "the tensor is not symmetric: give the average over the permutations of its axes"
+            )
     return tensor

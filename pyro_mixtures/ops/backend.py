@@ -31,4 +31,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 def on_numba(values: Tensor, dtype: torch.dtype | None) -> bool:
     """Whether the numba kernels can take tensors like ``values``; ``dtype`` None means an integer kernel."""
-    return _chosen == "auto" and values.device.type == "cpu" and dtype in (None, torch.float32, torch.float64)
+    return (
+        _chosen == "auto"
+        and values.device.type == "cpu"
+        and dtype in (None, torch.float32, torch.float64)
+    )

@@ -24,7 +24,7 @@ def pair_products(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
     >>> pair_products(x, weight, Pairs(torch.tensor([[1], [0], [-1]]), 2)).flatten()
     tensor([6., 1., 0.])
     """
-    if pairs.everyone and pairs.rows is None:
+    if pairs.all_pairs and pairs.rows is None:
         return (x @ weight.flatten(0, 1).mT).unflatten(-1, weight.shape[:2]).movedim(1, 0)
     return _PairProducts.apply(x, weight, pairs)
 
@@ -50,7 +50,11 @@ class _PairProducts(torch.autograd.Function):
             for tile in tiles(ctx.pairs.sorted, sum(weight.shape[1:])):
                 each = (grad[tile.slots] * tile.valid.unsqueeze(-1)) @ weight[tile.components]
                 grad_x.index_add_(0, tile.rows.reshape(-1), each.reshape(-1, x.shape[1]))
-        return grad_x, pair_outer(grad, x, ctx.pairs).to(weight) if ctx.needs_input_grad[1] else None, None
+        return (
+            grad_x,
+            pair_outer(grad, x, ctx.pairs).to(weight) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 def pair_outer(values: Tensor, x: Tensor, pairs: Pairs) -> Tensor:

@@ -61,7 +61,7 @@ def relative(design: Tensor, available: Tensor, chosen: Tensor) -> Choices:
 
 def blocks(pairs: Pairs, width: int) -> Iterator[Block]:
     """The pairs in blocks, ``width`` elements a pair."""
-    if not pairs.everyone or pairs.rows is not None:
+    if not pairs.all_pairs or pairs.rows is not None:
         for tile in tiles(pairs.sorted, width):
             yield Block(*tile)
         return
@@ -77,7 +77,9 @@ def utilities(choices: Choices, theta: Tensor) -> Tensor:
     """Utilities (G, R, T, J) of choosers (G or 1, R) under ``theta`` (G, L), -inf where not available."""
     flat = choices.design.flatten(1, 3)
     found = theta @ flat[0].mT if len(flat) == 1 else (flat @ theta.unsqueeze(-1)).squeeze(-1)
-    return found.unflatten(-1, choices.design.shape[1:4]).masked_fill(~choices.available, -torch.inf)
+    return found.unflatten(-1, choices.design.shape[1:4]).masked_fill(
+        ~choices.available, -torch.inf
+    )
 
 
 def collect(weights: Tensor, design: Tensor) -> Tensor:
@@ -107,7 +109,9 @@ class _ChoiceLogProb(torch.autograd.Function):
         ctx.pairs = pairs
         choices, out = Choices(design, available), theta.new_zeros(pairs.z.numel())
         for block in blocks(pairs, choices.width):
-            found = -utilities(choices.at(block.rows), theta[block.components]).logsumexp(-1).sum(-1)
+            found = (
+                -utilities(choices.at(block.rows), theta[block.components]).logsumexp(-1).sum(-1)
+            )
             out[block.slots[block.valid]] = found[block.valid]
         return out.reshape(pairs.z.shape)
 
@@ -123,6 +127,8 @@ class _ChoiceLogProb(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 of_theta.index_add_(0, block.components, collect(share, some.design))
             if ctx.needs_input_grad[0]:
-                each = torch.einsum("grtj,gl->rtjl" if len(block.rows) == 1 else "grtj,gl->grtjl", share, own)
+                each = torch.einsum(
+                    "grtj,gl->rtjl" if len(block.rows) == 1 else "grtj,gl->grtjl", share, own
+                )
                 of_design.index_add_(0, block.rows.reshape(-1), each.reshape(-1, *design.shape[1:]))
         return (of_design if ctx.needs_input_grad[0] else None), None, of_theta, None

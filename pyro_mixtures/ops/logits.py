@@ -83,7 +83,9 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
     return top.squeeze(1).double() + logits.sub_(top).exp_().sum(1).double().log()
 
 
-def tilted_means(theta: Tensor, features: Tensor, total: Tensor, table: Tensor | None = None) -> Tensor:
+def tilted_means(
+    theta: Tensor, features: Tensor, total: Tensor, table: Tensor | None = None
+) -> Tensor:
     """Mean features (C, L) under each component, in float64, given its log normaliser ``total`` (C,).
 
     :param table: log probabilities (C, p), if they are known.
@@ -98,12 +100,19 @@ def tilted_means(theta: Tensor, features: Tensor, total: Tensor, table: Tensor |
 
 
 def variances_along(
-    step: Tensor, theta: Tensor, features: Tensor, total: Tensor, mean: Tensor, table: Tensor | None = None
+    step: Tensor,
+    theta: Tensor,
+    features: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Variances (C,) in float64 of the features' products with ``step`` (C, L) under each component."""
     if len(theta) > _COMPONENTS and table is None:
         parts = zip(*(t.split(_COMPONENTS) for t in (step, theta, total, mean)), strict=True)
-        return torch.cat([variances_along(s, t, features, its_total, m) for s, t, its_total, m in parts])
+        return torch.cat(
+            [variances_along(s, t, features, its_total, m) for s, t, its_total, m in parts]
+        )
     variance, middle = torch.zeros_like(total), (mean * step).sum(-1, keepdim=True).to(theta)
     for x, prob in _probabilities(theta, features, total, table):
         variance += torch.addmm(-middle, step.to(x), x.T).square_().mul_(prob).sum(1)
@@ -125,13 +134,17 @@ class Curvature(NamedTuple):
         unit = (self.covariance * outer).diagonal_scatter(torch.ones_like(known), dim1=-1, dim2=-2)
         least = (self.noise * scale.square()).amax(-1)
         factor, failed = torch.linalg.cholesky_ex(unit)
-        singular = (failed > 0) | (factor.diagonal(dim1=-1, dim2=-2).square().amin(-1) < unit.shape[-1] * least)
+        singular = (failed > 0) | (
+            factor.diagonal(dim1=-1, dim2=-2).square().amin(-1) < unit.shape[-1] * least
+        )
         inverse = torch.cholesky_inverse(
             torch.where(_of_matrix(singular), unit.diagonal(dim1=-1, dim2=-2).diag_embed(), factor)
         )
         if bool(singular.any()):
             value, vector = torch.linalg.eigh(unit[singular])
-            value = torch.where(value > unit.shape[-1] * least[singular].unsqueeze(-1), value.reciprocal(), 0.0)
+            value = torch.where(
+                value > unit.shape[-1] * least[singular].unsqueeze(-1), value.reciprocal(), 0.0
+            )
             inverse[singular] = (vector * value.unsqueeze(-2)) @ vector.mT
         return inverse * outer
 
@@ -145,7 +158,10 @@ def tilted_covariances(theta: Tensor, features: Tensor, total: Tensor, mean: Ten
     size = max(1, _COLUMNS // theta.shape[1])
     if len(theta) > size:
         parts = zip(*(t.split(size) for t in (theta, total, mean)), strict=True)
-        found = [tilted_covariances(some, features, its_total, its_mean) for some, its_total, its_mean in parts]
+        found = [
+            tilted_covariances(some, features, its_total, its_mean)
+            for some, its_total, its_mean in parts
+        ]
         return Curvature(*(torch.cat(part) for part in zip(*found, strict=True)))
     origin = mean.mean(0)
     second = mean.new_zeros(*mean.shape, mean.shape[1])
@@ -167,7 +183,9 @@ def item_covariance(features: Tensor) -> Curvature:
     return tilted_covariances(theta, features, total, tilted_means(theta, features, total))
 
 
-def _chunks(theta: Tensor, features: Tensor, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(
+    theta: Tensor, features: Tensor, limit: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (n, L) and fresh logits (C, n) of some items at a time."""
     for some in _slices(len(features), len(theta), limit):
         yield features[some], theta @ features[some].T
@@ -207,7 +225,9 @@ class Fitting(NamedTuple):
 
     def cut(self, step: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The ``step`` (C, L), or as much of it as changes logits by ``_REACH``, and the slope (C,) along it."""
-        reach = ((step @ self.spread.covariance[0]) * step).sum(-1, keepdim=True).clamp_min(0).sqrt()
+        reach = (
+            ((step @ self.spread.covariance[0]) * step).sum(-1, keepdim=True).clamp_min(0).sqrt()
+        )
         step = step * (_REACH / reach.clamp_min(_REACH))
         return step, (step * gradient).sum(-1)
 
@@ -216,7 +236,9 @@ class Fitting(NamedTuple):
         return self._replace(target=self.target[some])
 
 
-def fit_thetas(problem: Fitting, theta: Tensor, start: LogTable | Tensor, *, steps: int | None) -> Tensor:
+def fit_thetas(
+    problem: Fitting, theta: Tensor, start: LogTable | Tensor, *, steps: int | None
+) -> Tensor:
     """Better (C, L) than ``theta``: ``steps`` ascents, or as many as it takes; no objective ever falls.
 
     Steps are halved until they bring what Armijo's condition asks for, each component's on its own; components at
@@ -264,7 +286,12 @@ def _ascent(
 
 
 def _along_spread(
-    problem: Fitting, theta: Tensor, total: Tensor, mean: Tensor, gradient: Tensor, table: Tensor | None
+    problem: Fitting,
+    theta: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    gradient: Tensor,
+    table: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Steps (C, L) by the inverse of the spread, each as long as Newton's method in that direction has it; slopes."""
     step = gradient @ problem.spread.inverse(problem.ridge)[0]

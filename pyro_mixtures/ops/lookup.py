@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops.kernels import numba_search
 from pyro_mixtures.ops.backend import on_numba
-from pyro_mixtures.ops.memory import empty
+from pyro_mixtures.ops.kernels import numba_search
 from pyro_mixtures.ops.kernels.threads import for_each, pieces
+from pyro_mixtures.ops.memory import empty
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:
@@ -22,7 +22,9 @@ def take(table: Tensor, index: Tensor) -> Tensor:
         # -1 finds the last entry.
         return torch.cat([table, table.new_full((1,), -torch.inf)])[index]
     # Where the index fills its memory, whatever the order of its dimensions, it is read as it lies.
-    out = empty((index.numel(),), table.dtype).as_strided(index.shape, torch.empty_like(index, device="meta").stride())
+    out = empty((index.numel(),), table.dtype).as_strided(
+        index.shape, torch.empty_like(index, device="meta").stride()
+    )
     if out.stride() != index.stride():
         index = torch.empty_like(out, dtype=index.dtype).copy_(index)
     memory = [t.as_strided((t.numel(),), (1,)).numpy() for t in (index, out)]
@@ -48,7 +50,9 @@ def count_weights(index: Tensor, weight: Tensor, components: int) -> Tensor:
     """
     if on_numba(weight, weight.dtype):
         counts = torch.zeros(components, dtype=torch.float64, device=weight.device)
-        numba_search.count_weights(index.contiguous().numpy(), weight.detach().contiguous().numpy(), counts.numpy())
+        numba_search.count_weights(
+            index.contiguous().numpy(), weight.detach().contiguous().numpy(), counts.numpy()
+        )
         return counts
     # -1 falls into the place before the first, which is cut off.
     return torch.bincount(index + 1, weight.double(), minlength=components + 1)[1:]

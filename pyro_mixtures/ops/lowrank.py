@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.ops.small import inner, mix, scaled_transpose
 from pyro_mixtures.ops.kernels.threads import for_each
+from pyro_mixtures.ops.small import inner, mix, scaled_transpose
 
 # Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
 _ELEMENTS = 1 << 18
@@ -37,10 +37,17 @@ def factorize(factor: Tensor, noise: Tensor) -> LowRank:
     True
     """
     step = max(1, _ELEMENTS // max(1, factor[:1].numel()))
-    if len(factor) <= step or (torch.is_grad_enabled() and (factor.requires_grad or noise.requires_grad)):
+    if len(factor) <= step or (
+        torch.is_grad_enabled() and (factor.requires_grad or noise.requires_grad)
+    ):
         return _factorize(factor, noise)
     components, features, rank = factor.shape
-    shapes = (components, features), (components, rank, features), (components, rank, rank), (components,)
+    shapes = (
+        (components, features),
+        (components, rank, features),
+        (components, rank, rank),
+        (components,),
+    )
     out = LowRank(*(factor.new_empty(shape) for shape in shapes))
 
     @torch.no_grad()  # a setting of the thread
@@ -61,7 +68,9 @@ def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
     identity = torch.eye(rank, dtype=torch.float64, device=factor.device)
     chol = torch.linalg.cholesky(inner(scaled, scaled * noise.unsqueeze(-2)).double() + identity)
     inverse = torch.linalg.solve_triangular(chol, identity.expand_as(chol), upper=False)
-    logdet = noise.log().sum(-1, dtype=torch.float64) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    logdet = noise.log().sum(-1, dtype=torch.float64) + 2 * chol.diagonal(
+        dim1=-2, dim2=-1
+    ).log().sum(-1)
     inverse = inverse.to(factor.dtype).contiguous()
     return LowRank(precision, mix(inverse, scaled), inverse, logdet.to(factor.dtype))
 

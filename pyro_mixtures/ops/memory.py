@@ -14,4 +14,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     >>> empty((2, 3), torch.float32).shape
     torch.Size([2, 3])
     """
-    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype, device="cpu").numpy().dtype))
+    return torch.from_numpy(
+        np.empty(shape, torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)
+    )

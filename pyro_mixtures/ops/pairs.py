@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops.kernels import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.kernels import numba_pairs
 
 
 class SortedPairs(NamedTuple):
@@ -43,7 +43,7 @@ class Pairs:
         :raises PartitionError: when a component number is out of range.
         """
         columns = self.z.shape[1]
-        if self.everyone:
+        if self.all_pairs:
             numbers = torch.arange(columns, device=self.z.device)
             order = torch.arange(self.z.numel(), device=self.z.device)
             starts = torch.arange(self.components + 1, device=self.z.device) * columns
@@ -70,7 +70,7 @@ class Pairs:
         return column if self.rows is None else self.rows[column]
 
     @cached_property
-    def everyone(self) -> bool:
+    def all_pairs(self) -> bool:
         """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
         z = self.z
         if not z.numel() or len(z) != self.components or (z.stride(1) and z.shape[1] > 1):
@@ -86,7 +86,9 @@ def _sort_torch(flat: Tensor, components: int) -> tuple[Tensor, Tensor]:
 
 def chunk_bounds(starts: Tensor, chunks: int) -> Tensor:
     """Cut components into at most ``chunks`` ranges of about equally many pairs: bounds, from 0 to C."""
-    targets = torch.linspace(0, float(starts[-1]), chunks + 1, dtype=torch.float64, device=starts.device)
+    targets = torch.linspace(
+        0, float(starts[-1]), chunks + 1, dtype=torch.float64, device=starts.device
+    )
     bounds = torch.searchsorted(starts, targets.long())
     bounds[0], bounds[-1] = 0, len(starts) - 1
     return bounds

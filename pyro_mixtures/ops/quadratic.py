@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_mixtures.ops.kernels import numba_pairs
 from pyro_mixtures.ops.backend import on_numba
-from pyro_mixtures.ops.memory import empty
-from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
+from pyro_mixtures.ops.kernels import numba_pairs
 from pyro_mixtures.ops.kernels.simd import VECTOR_BYTES
 from pyro_mixtures.ops.kernels.threads import for_each, threads
+from pyro_mixtures.ops.memory import empty
+from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
 from pyro_mixtures.ops.tiles import tiles
 
 # The numba path works through blocks of rows that fit the second-level cache, with some pairs for each component.
@@ -70,7 +70,9 @@ class _PairLogDensity(torch.autograd.Function):
         x, loc, precision, projection, offset = ctx.saved_tensors
         kernel = Quadratic(loc, precision, projection, offset, ctx.sign)
         weight = (-0.5 * grad).reshape(-1)
-        grad_x = _row_gradient(x, kernel, ctx.pairs.sorted, weight) if ctx.needs_input_grad[0] else None
+        grad_x = (
+            _row_gradient(x, kernel, ctx.pairs.sorted, weight) if ctx.needs_input_grad[0] else None
+        )
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, None, None, None, None, None, None
         m = pair_moments(x, loc, projection, weight, ctx.pairs)
@@ -86,7 +88,9 @@ def _density(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
     for tile in tiles(pairs.sorted, x.shape[1] + kernel.projection.shape[1]):
         diff = (x[tile.rows] - kernel.loc[tile.components].unsqueeze(1)) * tile.valid.unsqueeze(-1)
         total = (diff.square() @ kernel.precision[tile.components].unsqueeze(-1)).squeeze(-1)
-        total = total + kernel.sign * (diff @ kernel.projection[tile.components].mT).square().sum(-1)
+        total = total + kernel.sign * (diff @ kernel.projection[tile.components].mT).square().sum(
+            -1
+        )
         density = -0.5 * (total + kernel.offset[tile.components].unsqueeze(-1))
         out[tile.slots[tile.valid]] = density[tile.valid]
     return out.reshape(pairs.z.shape)
@@ -99,7 +103,10 @@ def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
     if not out.numel():
         return out.T
     arrays = [_array(t, kernel.loc) for t in kernel[:4]]
-    block, lanes = _block_rows(x, slots, columns, pairs.components), VECTOR_BYTES // arrays[0].itemsize
+    block, lanes = (
+        _block_rows(x, slots, columns, pairs.components),
+        VECTOR_BYTES // arrays[0].itemsize,
+    )
     given = [_rows(x, kernel.loc), *arrays, arrays[0].dtype.type(kernel.sign)]
     given += [*_flat_with_strides(pairs.z), slots, _row_numbers(pairs), lanes]
     found, valid = out.view(-1).numpy(), [False] * -(-columns // block)
@@ -133,7 +140,12 @@ def _row_numbers(pairs: Pairs):
 
 
 def pair_moments(
-    x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: Pairs, into: Moments | None = None
+    x: Tensor,
+    loc: Tensor,
+    projection: Tensor,
+    weight: Tensor,
+    pairs: Pairs,
+    into: Moments | None = None,
 ) -> Moments:
     """Weighted moments about ``loc`` (C, D) of each component's pairs, projected by ``projection`` (C, R, D).
 
@@ -142,7 +154,10 @@ def pair_moments(
     """
     if into is None:
         into = Moments(
-            loc.new_zeros(len(loc)), loc.new_zeros(loc.shape), loc.new_zeros(loc.shape), loc.new_zeros(projection.shape)
+            loc.new_zeros(len(loc)),
+            loc.new_zeros(loc.shape),
+            loc.new_zeros(loc.shape),
+            loc.new_zeros(projection.shape),
         )
     if on_numba(x, loc.dtype):
         return _moments_numba(x, loc, projection, weight, pairs.sorted, into)
@@ -153,7 +168,9 @@ def pair_moments(
         into.count.index_add_(0, tile.components, q.sum((1, 2)))
         into.first.index_add_(0, tile.components, weighted.sum(1))
         into.second.index_add_(0, tile.components, (weighted * diff).sum(1))
-        into.projected.index_add_(0, tile.components, (diff @ projection[tile.components].mT).mT @ weighted)
+        into.projected.index_add_(
+            0, tile.components, (diff @ projection[tile.components].mT).mT @ weighted
+        )
     return into
 
 
@@ -161,7 +178,12 @@ def _moments_numba(
     x: Tensor, loc: Tensor, projection: Tensor, weight: Tensor, pairs: SortedPairs, into: Moments
 ) -> Moments:
     arrays = [_array(t, loc) for t in (loc, projection, weight)]
-    given = [_rows(x, loc), *arrays, *(t.numpy() for t in pairs), VECTOR_BYTES // arrays[0].itemsize]
+    given = [
+        _rows(x, loc),
+        *arrays,
+        *(t.numpy() for t in pairs),
+        VECTOR_BYTES // arrays[0].itemsize,
+    ]
     bounds, found = chunk_bounds(pairs.starts, 8 * threads()).tolist(), [m.numpy() for m in into]
 
     def some(i: int) -> None:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.ops.kernels import numba_search
 from pyro_mixtures.ops.backend import on_numba
+from pyro_mixtures.ops.kernels import numba_search
+from pyro_mixtures.ops.kernels.threads import for_each, pieces
 from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs
-from pyro_mixtures.ops.kernels.threads import for_each, pieces
 
 # Components worth a thread's scratch memory.
 _LEAST_COMPONENTS = 32
@@ -32,9 +32,15 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     if on_numba(candidates, None):
         # One row's slots lie side by side: the kernels after this go by rows.
         out = empty((rows, width), torch.int64)
-        known, found = [t.contiguous().numpy() for t in (candidates, neighbors, explore)], out.numpy()
+        known, found = (
+            [t.contiguous().numpy() for t in (candidates, neighbors, explore)],
+            out.numpy(),
+        )
         parts = pieces(rows)
-        for_each(lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, found), len(parts))
+        for_each(
+            lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, found),
+            len(parts),
+        )
         return out.T
     members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
     return _distinct(members, len(neighbors))[:width]
@@ -53,7 +59,7 @@ class Best(NamedTuple):
 
     candidates: Tensor  # (C', B) int64, -1 where the search space was smaller
     log_joint: Tensor  # (C', B), -inf there
-    evidence: Tensor  # (B,) log of the sum of their joints
+    log_evidence: Tensor  # (B,) log of the sum of their joints
     evaluations: int  # components in the search spaces of all rows
 
 
@@ -67,16 +73,16 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
     if on_numba(log_joint, log_joint.dtype):
         rows = search.shape[1]
         kept = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
-        log_kept, evidence = log_joint.new_empty(rows, keep), log_joint.new_empty(rows)
+        log_kept, log_evidence = log_joint.new_empty(rows, keep), log_joint.new_empty(rows)
         given, parts = (_by_row(search), _by_row(log_joint)), pieces(rows)
-        found = kept.numpy(), log_kept.numpy(), evidence.numpy()
+        found = kept.numpy(), log_kept.numpy(), log_evidence.numpy()
         evaluated = [0] * len(parts)
 
         def some(i: int) -> None:
             evaluated[i] = numba_search.keep_best(*given, parts[i].start, parts[i].stop, *found)
 
         for_each(some, len(parts))
-        return Best(kept.T, log_kept.T, evidence, sum(evaluated))
+        return Best(kept.T, log_kept.T, log_evidence, sum(evaluated))
     valid = search >= 0
     # A component of zero weight stays preferable to padding, which is no component at all.
     rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
@@ -92,14 +98,18 @@ def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     >>> add_with_best(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0.0]]))[1]
     tensor([4.])
     """
-    as_kernels_leave_them = a.shape == b.shape and a.dtype == b.dtype and a.T.is_contiguous() and b.T.is_contiguous()
+    as_kernels_leave_them = (
+        a.shape == b.shape and a.dtype == b.dtype and a.T.is_contiguous() and b.T.is_contiguous()
+    )
     if not as_kernels_leave_them or not on_numba(b, b.dtype):
         total = a + b
         return total, total.amax(0)
     slots, rows = b.shape
     total, best, parts = empty((rows, slots), b.dtype), empty((rows,), b.dtype), pieces(rows)
     arrays = [t.detach().numpy() for t in (a.T, b.T, total, best)]
-    for_each(lambda i: numba_search.add_with_best(*arrays, parts[i].start, parts[i].stop), len(parts))
+    for_each(
+        lambda i: numba_search.add_with_best(*arrays, parts[i].start, parts[i].stop), len(parts)
+    )
     return total.T, best
 
 
@@ -120,7 +130,9 @@ class Divergences(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # (K,) int32; shadows tuple.count
 
     @classmethod
-    def of_pairs(cls, row: Tensor, column: Tensor, total: Tensor, count: Tensor, components: int) -> "Divergences":
+    def of_pairs(
+        cls, row: Tensor, column: Tensor, total: Tensor, count: Tensor, components: int
+    ) -> "Divergences":
         """From distinct pairs (c, k) in any order."""
         order = torch.argsort(row, stable=True)
         starts = torch.zeros(components + 1, dtype=torch.int64, device=row.device)
@@ -128,7 +140,9 @@ class Divergences(NamedTuple):
         return cls(starts, column[order].int(), total[order].double(), count[order].int())
 
 
-def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
+def divergence_sums(
+    winner: Tensor, search: Tensor, log_density: Tensor, components: int
+) -> Divergences:
     """Estimate divergences between components from one batch of rows.
 
     ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads), ``log_density`` (S, B)
@@ -139,8 +153,16 @@ def divergence_sums(winner: Tensor, search: Tensor, log_density: Tensor, compone
     pairs = Pairs(winner.unsqueeze(0), components).sorted
     capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
     room = _Room(capacity)
-    given = [_by_row(search), _by_row(log_density), pairs.order.numpy(), pairs.starts.numpy(), room.slots.numpy()]
-    room.fill(lambda some: numba_search.divergence_sums(*given, some.start, some.stop, *room.arrays))
+    given = [
+        _by_row(search),
+        _by_row(log_density),
+        pairs.order.numpy(),
+        pairs.starts.numpy(),
+        room.slots.numpy(),
+    ]
+    room.fill(
+        lambda some: numba_search.divergence_sums(*given, some.start, some.stop, *room.arrays)
+    )
     return room.compact()
 
 
@@ -162,13 +184,18 @@ class _Room:
         starts = torch.zeros(len(self.used) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(self.used, 0, out=starts[1:])
         out = _entries(int(starts[-1]))
-        ranges, arrays = (self.slots.numpy(), starts.numpy()), [*self.arrays[:3], *(t.numpy() for t in out)]
+        ranges, arrays = (
+            (self.slots.numpy(), starts.numpy()),
+            [*self.arrays[:3], *(t.numpy() for t in out)],
+        )
         self.fill(lambda some: numba_search.compact(*ranges, some.start, some.stop, *arrays))
         return Divergences(starts, *out)
 
 
 def _entries(size: int) -> list[Tensor]:
-    return [torch.empty(size, dtype=t, device="cpu") for t in (torch.int32, torch.float64, torch.int32)]
+    return [
+        torch.empty(size, dtype=t, device="cpu") for t in (torch.int32, torch.float64, torch.int32)
+    ]
 
 
 def merge(parts: list[Divergences]) -> Divergences:
@@ -189,22 +216,27 @@ def nearest(sums: Divergences, old: Tensor) -> Tensor:
     """
     out = torch.empty_like(old)
     given, parts = [t.numpy() for t in (*sums, old)], pieces(len(old), _LEAST_COMPONENTS)
-    for_each(lambda i: numba_search.nearest(*given, parts[i].start, parts[i].stop, out.numpy()), len(parts))
+    for_each(
+        lambda i: numba_search.nearest(*given, parts[i].start, parts[i].stop, out.numpy()),
+        len(parts),
+    )
     return out
 
 
-def tour(neighbors: Tensor) -> Tensor:
+def component_order(neighbors: Tensor) -> Tensor:
     """Place (C,) int64 of each component in a walk through the graph ``neighbors`` (C, G) int32, depth first.
 
-    >>> tour(torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32))
+    >>> component_order(torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32))
     tensor([0, 2, 1])
     """
     place = torch.empty(len(neighbors), dtype=torch.int64, device="cpu")
-    numba_search.tour(neighbors.numpy(), place.numpy())
+    numba_search.component_order(neighbors.numpy(), place.numpy())
     return place
 
 
-def _divergence_sums_torch(winner: Tensor, search: Tensor, log_density: Tensor, components: int) -> Divergences:
+def _divergence_sums_torch(
+    winner: Tensor, search: Tensor, log_density: Tensor, components: int
+) -> Divergences:
     own = torch.where(search == winner, log_density, -torch.inf).amax(0)
     valid = search >= 0
     key = (winner * components + search)[valid]

@@ -53,7 +53,12 @@ def residual(gram: Tensor, coefficients: Tensor, target: Tensor, second: Tensor)
     if not _by_kernel(coefficients, target):
         return second + ((gram @ coefficients - 2 * target) * coefficients).sum(-2)
     out = second.clone()
-    _residual(gram.contiguous().numpy(), coefficients.contiguous().numpy(), target.contiguous().numpy(), out.numpy())
+    _residual(
+        gram.contiguous().numpy(),
+        coefficients.contiguous().numpy(),
+        target.contiguous().numpy(),
+        out.numpy(),
+    )
     return out
 
 

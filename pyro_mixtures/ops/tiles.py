@@ -27,7 +27,9 @@ def tiles(pairs: SortedPairs, width: int) -> Iterator[Tile]:
     counts = pairs.starts.diff()
     tiles_of = (counts + _TILE_ROWS - 1) // _TILE_ROWS
     total = int(tiles_of.sum())
-    components = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles_of, output_size=total)
+    components = torch.repeat_interleave(
+        torch.arange(len(counts), device=counts.device), tiles_of, output_size=total
+    )
     within = torch.arange(total, device=counts.device) - (tiles_of.cumsum(0) - tiles_of)[components]
     begin = pairs.starts[components] + within * _TILE_ROWS
     lane = torch.arange(_TILE_ROWS, device=counts.device)

@@ -42,7 +42,9 @@ class CandidateSets:
         repeated = (ordered[:, 1:] == ordered[:, :-1]).any(-1)
         if bool(repeated.any()):
             row = int(repeated.nonzero()[0])
-            raise PartitionError(f"the candidate set of row {row} lists a component twice: {self.table[row].tolist()}")
+            raise PartitionError(
+                f"the candidate set of row {row} lists a component twice: {self.table[row].tolist()}"
+            )
 
 
 def random_sets(rows: int, components: int, candidates: int, generator: torch.Generator) -> Tensor:
@@ -51,5 +53,7 @@ def random_sets(rows: int, components: int, candidates: int, generator: torch.Ge
     A sorted draw of numbers below C - C' + 1 plus 0, 1, ..., C' - 1 is distinct and needs no rejection.
     """
     top = components - candidates + 1
-    draws = torch.randint(top, (rows, candidates), generator=generator, dtype=torch.int32, device="cpu")
+    draws = torch.randint(
+        top, (rows, candidates), generator=generator, dtype=torch.int32, device="cpu"
+    )
     return draws.sort(-1).values + torch.arange(candidates, dtype=torch.int32, device="cpu")

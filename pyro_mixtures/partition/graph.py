@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
-from pyro_mixtures.ops.search import Divergences, merge, nearest, tour
+from pyro_mixtures.ops.search import Divergences, component_order, merge, nearest
 from pyro_mixtures.partition.candidates import random_sets
 
 # Entries of sums collected before they are merged.
@@ -21,7 +21,9 @@ class NeighborGraph:
     """
 
     def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):
-        self.neighbors = _with_self(random_sets(components, components - 1, neighbors - 1, generator))
+        self.neighbors = _with_self(
+            random_sets(components, components - 1, neighbors - 1, generator)
+        )
         self._pending: list[Divergences] = []
         self._rows_seen = self._merged = 0
 
@@ -67,14 +69,16 @@ class NeighborGraph:
         spread = np.linspace(0, len(chosen) - 1, min(limit, len(chosen))).round().astype(int)
         return torch.from_numpy(np.array(chosen, dtype=np.int32)[spread])
 
-    def tour(self) -> Tensor:
+    def component_order(self) -> Tensor:
         """Each component's place (C,) in a walk that goes on to the nearest neighbour not yet seen, or starts anew."""
-        return tour(self.neighbors)
+        return component_order(self.neighbors)
 
     def check(self) -> None:
         """:raises PartitionError: when a neighbour is out of range, or a component not its own first neighbour."""
         own = torch.arange(self.components, dtype=self.neighbors.dtype, device="cpu")
-        inside = bool((self.neighbors >= 0).all()) and bool((self.neighbors < self.components).all())
+        inside = bool((self.neighbors >= 0).all()) and bool(
+            (self.neighbors < self.components).all()
+        )
         if not inside or not torch.equal(self.neighbors[:, 0], own):
             raise PartitionError(
                 f"neighbours lie outside [0, {self.components}), or a component is not its own first neighbour"

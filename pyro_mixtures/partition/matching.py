@@ -31,13 +31,19 @@ def match_components(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.shape != b.shape:
-        raise DataError(f"components {tuple(a.shape)} and {tuple(b.shape)} cannot be matched: give both as (K, D)")
-    cost = torch.linalg.vector_norm(a.unsqueeze(0) - b.to(a.device).unsqueeze(1), dim=-1)  # (b's, a's)
+        raise DataError(
+            f"components {tuple(a.shape)} and {tuple(b.shape)} cannot be matched: give both as (K, D)"
+        )
+    cost = torch.linalg.vector_norm(
+        a.unsqueeze(0) - b.to(a.device).unsqueeze(1), dim=-1
+    )  # (b's, a's)
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(columns).to(a.device)
 
 
-def matched_errors(theta: Tensor, theta_true: Tensor, weights: Tensor, weights_true: Tensor) -> MatchedErrors:
+def matched_errors(
+    theta: Tensor, theta_true: Tensor, weights: Tensor, weights_true: Tensor
+) -> MatchedErrors:
     """Errors of atoms ``theta`` (K, D) and ``weights`` (K,) once :func:`match_components` has put them in order.
 
     :raises DataError: when shapes do not fit one another, or a number is not finite.
@@ -50,8 +56,12 @@ def matched_errors(theta: Tensor, theta_true: Tensor, weights: Tensor, weights_t
     permutation = match_components(theta, theta_true)
     found, true = _checked(weights, "weights", dim=1), _checked(weights_true, "weights_true", dim=1)
     if found.shape != permutation.shape or true.shape != permutation.shape:
-        raise DataError(f"weights {tuple(found.shape)} and {tuple(true.shape)} must both be ({len(permutation)},)")
-    difference = _checked(theta, "theta")[permutation] - _checked(theta_true, "theta_true").to(theta.device)
+        raise DataError(
+            f"weights {tuple(found.shape)} and {tuple(true.shape)} must both be ({len(permutation)},)"
+        )
+    difference = _checked(theta, "theta")[permutation] - _checked(theta_true, "theta_true").to(
+        theta.device
+    )
     atoms = torch.linalg.vector_norm(difference, dim=-1)
     shift = (found.to(theta.device)[permutation] - true.to(theta.device)).abs().sum()
     return MatchedErrors(atoms.max(), shift, atoms, permutation)
@@ -61,7 +71,9 @@ def _checked(x: Tensor, name: str, dim: int = 2) -> Tensor:
     """``x`` in float64, detached."""
     if x.dim() != dim or not len(x):
         expected = "(K, D)" if dim == 2 else "(K,)"
-        raise DataError(f"{name} must be {expected} with one component at least, not {tuple(x.shape)}")
+        raise DataError(
+            f"{name} must be {expected} with one component at least, not {tuple(x.shape)}"
+        )
     if not bool(x.isfinite().all()):
         row = int((~x.isfinite()).reshape(len(x), -1).any(-1).nonzero()[0])
         raise DataError(f"{name}[{row}] holds NaN or infinity: nothing can be matched with it")

@@ -66,9 +66,13 @@ def match_nearest(a: Tensor, b: Tensor, *, neighbors: int = 16, dense: int = _DE
 
 def _check(overlap: csr_matrix) -> None:
     if overlap.shape[0] != overlap.shape[1] or not overlap.shape[0]:
-        raise DataError(f"overlaps are {overlap.shape}: give a square matrix, a row and a column for each component")
+        raise DataError(
+            f"overlaps are {overlap.shape}: give a square matrix, a row and a column for each component"
+        )
     if not np.isfinite(overlap.data).all() or (overlap.data < 0).any():
-        raise DataError("overlaps must be finite and not negative: they are sums of products of responsibilities")
+        raise DataError(
+            "overlaps must be finite and not negative: they are sums of products of responsibilities"
+        )
 
 
 def _columns(cost: csr_matrix, *, alone: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from pyro_mixtures.poutine.joint import CandidateMessenger, Joint, log_joint
 from pyro_mixtures.poutine.plate import data_plate
 from pyro_mixtures.poutine.posterior import Posterior, exact_posterior, posterior_of
-from pyro_mixtures.poutine.reading import Declaration, read_declaration
+from pyro_mixtures.poutine.reading import ProgramStructure, read_structure
 from pyro_mixtures.poutine.reuse import ReuseMessenger
 from pyro_mixtures.poutine.statistics import StatisticsMessenger, collect_statistics
 from pyro_mixtures.poutine.truncate import TruncateMessenger, truncate
@@ -11,10 +11,10 @@ from pyro_mixtures.poutine.visibility import PlateMessenger, VisibilityMessenger
 
 __all__ = [
     "CandidateMessenger",
-    "Declaration",
     "Joint",
     "PlateMessenger",
     "Posterior",
+    "ProgramStructure",
     "ReuseMessenger",
     "StatisticsMessenger",
     "TruncateMessenger",
@@ -24,6 +24,6 @@ __all__ = [
     "exact_posterior",
     "log_joint",
     "posterior_of",
-    "read_declaration",
+    "read_structure",
     "truncate",
 ]

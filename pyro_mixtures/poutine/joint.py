@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import RestrictedSupport
 from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
-from pyro_mixtures.poutine.reading import Declaration
+from pyro_mixtures.poutine.reading import ProgramStructure
 
 # Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1) where all rows
 # share them; -1 pads.
@@ -38,7 +38,7 @@ class Joint(NamedTuple):
 
 
 class CandidateMessenger(Messenger):
-    """Sets the site ``declaration.site`` to ``propose(index, size)`` and takes all other latent sites from ``given``.
+    """Sets the site ``structure.site`` to ``propose(index, size)`` and takes all other latent sites from ``given``.
 
     The candidates lie in a tensor dimension to the left of every plate, as an enumerated site's would; what comes
     after them broadcasts. Used with ``poutine.trace`` around the model::
@@ -52,13 +52,13 @@ class CandidateMessenger(Messenger):
 
     def __init__(
         self,
-        declaration: Declaration,
+        structure: ProgramStructure,
         propose: Propose,
         given: Mapping[str, Tensor] | None = None,
         index: Tensor | None = None,
     ):
         super().__init__()
-        self.declaration, self.propose, self.given = declaration, propose, dict(given or {})
+        self.structure, self.propose, self.given = structure, propose, dict(given or {})
         self.rows = index
 
     def __enter__(self):
@@ -68,7 +68,7 @@ class CandidateMessenger(Messenger):
         return super().__enter__()
 
     def _pyro_sample(self, msg) -> None:
-        name, d = msg["name"], self.declaration
+        name, d = msg["name"], self.structure
         if name == d.site:
             self._set_candidates(msg)
         elif name == d.plate and self.rows is not None and site_is_subsample(msg):
@@ -77,17 +77,17 @@ class CandidateMessenger(Messenger):
             msg["value"], msg["is_observed"] = self._given_value(name), True
         elif not msg["is_observed"] and not site_is_subsample(msg):
             raise ModelError(
-                f"latent site {name!r} is not {d.site!r} and has no value: give the guide beside=, a guide over the "
+                f"latent site {name!r} is not {d.site!r} and has no value: give the guide global_guide=, a guide over the "
                 f"other latent sites, for example AutoNormal(poutine.block(model, hide=[{d.site!r}]))"
             )
 
     def _pyro_post_sample(self, msg) -> None:
-        if msg["name"] == self.declaration.plate and site_is_subsample(msg):
+        if msg["name"] == self.structure.plate and site_is_subsample(msg):
             self.index = msg["value"]
 
     def _given_value(self, name: str) -> Tensor:
         value = self.given[name]
-        if value.dim() > self.declaration.dims[name]:
+        if value.dim() > self.structure.dims[name]:
             raise ModelError(
                 f"site {name!r} has shape {tuple(value.shape)}, a dimension more than the model gives it: "
                 "vectorize_particles=True is not supported beside a guide of z; use num_particles= alone"
@@ -95,13 +95,17 @@ class CandidateMessenger(Messenger):
         return value
 
     def _set_candidates(self, msg) -> None:
-        d = self.declaration
+        d = self.structure
         frames = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
         if len(frames) != 1 or frames[0].name != d.plate or frames[0].dim != d.dim:
-            raise ModelError(f"site {d.site!r} lies in plates {[f.name for f in frames]}, not in {d.plate!r} as before")
+            raise ModelError(
+                f"site {d.site!r} lies in plates {[f.name for f in frames]}, not in {d.plate!r} as before"
+            )
         self.size = frames[0].full_size or frames[0].size
         if self.index is None:
-            raise ModelError(f"plate {d.plate!r} does not show its row numbers: use pyro.plate with a size")
+            raise ModelError(
+                f"plate {d.plate!r} does not show its row numbers: use pyro.plate with a size"
+            )
         support = msg["fn"].enumerate_support(expand=False)
         if len(support) != d.components:
             raise ModelError(
@@ -117,7 +121,7 @@ class CandidateMessenger(Messenger):
 
 def log_joint(
     model: Callable,
-    declaration: Declaration,
+    structure: ProgramStructure,
     propose: Propose,
     args: tuple,
     kwargs: Mapping[str, Any],
@@ -131,7 +135,7 @@ def log_joint(
     :param gradients: whether to record them; by default none are.
     :raises NumericalError, DataError: when a row has no finite log joint at all.
     """
-    messenger = CandidateMessenger(declaration, propose, given, index)
+    messenger = CandidateMessenger(structure, propose, given, index)
     with pyro.poutine.block(), torch.set_grad_enabled(gradients):
         with pyro.poutine.trace() as tracer:
             try:
@@ -140,25 +144,33 @@ def log_joint(
                 # Pyro's validation meets broken params first, and can only say that a distribution refuses them.
                 _check_params(tracer.trace)
                 raise
-        return _read_joint(tracer.trace, declaration, messenger, args)
+        return _read_joint(tracer.trace, structure, messenger, args)
 
 
-def _read_joint(trace, d: Declaration, messenger: CandidateMessenger, args: tuple) -> Joint:
+def _read_joint(trace, d: ProgramStructure, messenger: CandidateMessenger, args: tuple) -> Joint:
     if messenger.candidates is None or messenger.index is None:
-        raise ModelError(f"the model no longer has the site {d.site!r} that it had when the guide first read it")
+        raise ModelError(
+            f"the model no longer has the site {d.site!r} that it had when the guide first read it"
+        )
     z = trace.nodes[d.site]
     rows, own = len(messenger.index), own_scale(z, d)
     prior = _per_row(_site_log_prob(z), d)
     density: Tensor | None = None
     for name, node in trace.nodes.items():
-        inside = node["type"] == "sample" and any(f.name == d.plate for f in node["cond_indep_stack"])
+        inside = node["type"] == "sample" and any(
+            f.name == d.plate for f in node["cond_indep_stack"]
+        )
         if not inside or name == d.site:
             continue
         term = site_term(node, z, d)
         density = term if density is None else density + term
     density = torch.zeros_like(prior) if density is None else density
     total, best = _sum_with_best(prior, density)
-    mask = None if z["mask"] is None else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
+    mask = (
+        None
+        if z["mask"] is None
+        else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
+    )
     scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
     total = total.expand(-1, rows)
     _check_finite(best.expand(rows), mask, trace, d, args)
@@ -177,16 +189,18 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.reshape(-1) if rows.dim() else rows
 
 
-def site_term(node, z, d: Declaration) -> Tensor:
+def site_term(node, z, d: ProgramStructure) -> Tensor:
     """An observed site's part (S, B) of the log joint: masked, scaled relative to ``z``, nested plates summed."""
     return _per_row(scaled_like(_site_log_prob(node), own_scale(node, d), own_scale(z, d)), d)
 
 
 def _site_log_prob(node) -> Tensor:
-    return scale_and_mask(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), mask=node["mask"])
+    return scale_and_mask(
+        node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), mask=node["mask"]
+    )
 
 
-def own_scale(node, d: Declaration):
+def own_scale(node, d: ProgramStructure):
     """The site's scale without the data plate's subsampling: row weights, and plates nested inside."""
     frame = next(f for f in node["cond_indep_stack"] if f.name == d.plate)
     return node["scale"] * frame.size / (frame.full_size or frame.size)
@@ -194,22 +208,30 @@ def own_scale(node, d: Declaration):
 
 def scaled_like(log_prob: Tensor, scale, reference) -> Tensor:
     """``log_prob`` by the site's scale relative to that of z, whose entropy is scaled by ``reference``."""
-    if isinstance(scale, Tensor) and isinstance(reference, Tensor) and torch.equal(scale, reference):
+    if (
+        isinstance(scale, Tensor)
+        and isinstance(reference, Tensor)
+        and torch.equal(scale, reference)
+    ):
         return log_prob
     if not isinstance(scale, Tensor) and not isinstance(reference, Tensor):
         return log_prob if scale == reference else log_prob * (scale / reference)
-    scale, reference = (torch.as_tensor(s, dtype=log_prob.dtype, device=log_prob.device) for s in (scale, reference))
+    scale, reference = (
+        torch.as_tensor(s, dtype=log_prob.dtype, device=log_prob.device) for s in (scale, reference)
+    )
     return log_prob * torch.where(reference > 0, scale / reference, 1.0)
 
 
-def _per_row(log_prob: Tensor, d: Declaration) -> Tensor:
+def _per_row(log_prob: Tensor, d: ProgramStructure) -> Tensor:
     """Sum nested plates out: (S, [plates], B, [plates]) -> (S, B)."""
     full = log_prob.reshape((1,) * (d.nesting + 1 - log_prob.dim()) + log_prob.shape)
     nested = [dim for dim in range(-d.nesting, 0) if dim != d.dim]
     return full.sum(nested) if nested else full
 
 
-def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration, args: tuple) -> None:
+def _check_finite(
+    best: Tensor, mask: Tensor | None, trace, d: ProgramStructure, args: tuple
+) -> None:
     """Look at each row's ``best`` log joint (B,)."""
     # NaN in any candidate poisons the row; +inf would be a density of zero width.
     bad = ~best.isfinite()
@@ -227,9 +249,15 @@ def _check_finite(best: Tensor, mask: Tensor | None, trace, d: Declaration, args
                 "in (pyro_mixtures.infer.conditional imputes missing features)"
             )
     for number, given in enumerate(args):  # covariates are no site's value
-        rows = given[row] if isinstance(given, Tensor) and given.dim() and len(given) == len(best) else None
+        rows = (
+            given[row]
+            if isinstance(given, Tensor) and given.dim() and len(given) == len(best)
+            else None
+        )
         if rows is not None and rows.is_floating_point() and not bool(rows.isfinite().all()):
-            raise DataError(f"row {row} of the model's argument {number} holds NaN or infinity: remove such rows first")
+            raise DataError(
+                f"row {row} of the model's argument {number} holds NaN or infinity: remove such rows first"
+            )
     _check_params(trace)
     raise NumericalError(
         f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.poutine.joint import own_scale
-from pyro_mixtures.poutine.reading import Declaration
+from pyro_mixtures.poutine.reading import ProgramStructure
 
 
 class LeaveOneOutMessenger(Messenger):
@@ -33,9 +33,20 @@ class LeaveOneOutMessenger(Messenger):
     :raises OptionError: when a site without statistics meets some of the rows only.
     """
 
-    def __init__(self, declaration: Declaration, statistics: Mapping[str, Any], labels: Tensor, alone: bool):
+    def __init__(
+        self,
+        structure: ProgramStructure,
+        statistics: Mapping[str, Any],
+        labels: Tensor,
+        alone: bool,
+    ):
         super().__init__()
-        self.declaration, self.statistics, self.labels, self.with_alone = declaration, statistics, labels, alone
+        self.structure, self.statistics, self.labels, self.with_alone = (
+            structure,
+            statistics,
+            labels,
+            alone,
+        )
 
     def __enter__(self):
         self.total: Any = 0.0
@@ -46,7 +57,7 @@ class LeaveOneOutMessenger(Messenger):
         return super().__enter__()
 
     def _pyro_post_sample(self, msg) -> None:
-        d = self.declaration
+        d = self.structure
         if msg["name"] == d.plate and site_is_subsample(msg):
             self._index = msg["value"]
         elif msg["name"] == d.site:
@@ -55,7 +66,9 @@ class LeaveOneOutMessenger(Messenger):
         elif msg["name"] in d.observed:
             self._add(msg["name"], msg["fn"], msg["value"], msg["mask"], own_scale(msg, d))
 
-    def _add(self, name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, scale: Tensor | float) -> None:
+    def _add(
+        self, name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, scale: Tensor | float
+    ) -> None:
         if isinstance(fn, MaskedDistribution):
             fn, mask = fn.base_dist, fn._mask if mask is None else fn._mask & mask
         family = fn.family if isinstance(fn, Selected) else None
@@ -69,16 +82,26 @@ class LeaveOneOutMessenger(Messenger):
         of_z, weight = (_per_row(s, labels) for s in (self._of_z, scale))
         # What EM adds up: rows that z gives no weight have none.
         weight = torch.where(seen & (labels >= 0) & (of_z > 0), weight, 0.0)
-        statistics = self._statistics_of(name, family, torch.where(weight > 0, labels, -1), value, weight)
+        statistics = self._statistics_of(
+            name, family, torch.where(weight > 0, labels, -1), value, weight
+        )
         gain = family.leave_one_out_at(statistics, labels.clamp_min(0), value, weight)
         share = torch.where(weight > 0, gain / of_z.to(gain), 0.0)
         self.total = self.total + torch.where((labels >= 0) & (of_z > 0), share, torch.nan)
         if self.with_alone:
-            everyone = torch.arange(family.components, device=value.device).unsqueeze(-1).expand(-1, len(labels))
-            alone = family.alone_at(everyone, value)
-            self.alone = self.alone + torch.where(weight > 0, alone * (weight / of_z).to(alone), 0.0)
+            all_components = (
+                torch.arange(family.components, device=value.device)
+                .unsqueeze(-1)
+                .expand(-1, len(labels))
+            )
+            alone = family.alone_at(all_components, value)
+            self.alone = self.alone + torch.where(
+                weight > 0, alone * (weight / of_z).to(alone), 0.0
+            )
 
-    def _statistics_of(self, name: str, family: Components, labels: Tensor, value: Tensor, weight: Tensor) -> Any:
+    def _statistics_of(
+        self, name: str, family: Components, labels: Tensor, value: Tensor, weight: Tensor
+    ) -> Any:
         if name in self.statistics:
             return self.statistics[name]
         if len(labels) != self._size:
@@ -91,5 +114,9 @@ class LeaveOneOutMessenger(Messenger):
 
 def _per_row(scale: Tensor | float, rows: Tensor) -> Tensor:
     """(B,), on the device of ``rows`` (B,)."""
-    scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device=rows.device)
+    scale = (
+        scale
+        if isinstance(scale, Tensor)
+        else torch.tensor(scale, dtype=torch.float64, device=rows.device)
+    )
     return scale.reshape(-1).expand(len(rows))

@@ -33,7 +33,9 @@ class ParamHandle(NamedTuple):
             leaf = leaf if some == _EVERYTHING else leaf[some]
             if new.numel() != leaf.numel():
                 shapes = tuple(leaf.shape), tuple(new.shape)
-                raise ClosedFormError(f"param {self.name!r} has shape {shapes[0]}, its closed-form update {shapes[1]}")
+                raise ClosedFormError(
+                    f"param {self.name!r} has shape {shapes[0]}, its closed-form update {shapes[1]}"
+                )
             leaf.copy_(new.reshape(leaf.shape))
 
     def copy_row(self, target: int, source: int) -> None:

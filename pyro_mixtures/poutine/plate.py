@@ -11,7 +11,11 @@ from pyro_mixtures.options import check_whole
 
 
 def data_plate(
-    rows: Tensor | int | None = None, index: Tensor | None = None, size: int | None = None, *, name: str = "data"
+    rows: Tensor | int | None = None,
+    index: Tensor | None = None,
+    size: int | None = None,
+    *,
+    name: str = "data",
 ) -> pyro.plate:
     """A ``pyro.plate`` over rows, for programs of signature ``model(x, index=None, size=None)``.
 
@@ -33,7 +37,9 @@ def data_plate(
     device = str(rows.device) if isinstance(rows, Tensor) else "cpu"
     if index is None:
         if count is not None and size not in (None, count):
-            raise DataError(f"{count} rows of a data set of size={size}: pass index=, their row numbers")
+            raise DataError(
+                f"{count} rows of a data set of size={size}: pass index=, their row numbers"
+            )
         total = count if count is not None else size
         if total is None:
             raise DataError("data_plate needs rows, or size= to draw that many")
@@ -43,7 +49,9 @@ def data_plate(
     if size is None:
         raise DataError("index= numbers rows of a larger data set: pass its size= too")
     if not isinstance(index, Tensor):
-        raise DataError(f"index must be a tensor of row numbers, not a {type(index).__name__}: torch.tensor(index)")
+        raise DataError(
+            f"index must be a tensor of row numbers, not a {type(index).__name__}: torch.tensor(index)"
+        )
     if index.is_floating_point() or index.dtype == torch.bool:
         raise DataError(f"index must hold row numbers, integers, not {index.dtype}")
     if count is not None and len(index) != count:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.poutine.joint import Joint, log_joint
-from pyro_mixtures.poutine.reading import Declaration
+from pyro_mixtures.poutine.reading import ProgramStructure
 
 
 class Posterior(NamedTuple):
@@ -15,7 +15,7 @@ class Posterior(NamedTuple):
 
     candidates: Tensor  # (S, B), or (S, 1) where all rows share them
     log_prob: Tensor  # (S, B)  log q
-    evidence: Tensor  # (B,)    log sum_{candidates} p(c, x); 0 where masked
+    log_evidence: Tensor  # (B,)    log sum_{candidates} p(c, x); 0 where masked
     index: Tensor  # type: ignore[assignment]  # (B,) row numbers; shadows tuple.index
     size: int  # N
     scale: Tensor | float  # row weights of z
@@ -31,7 +31,7 @@ class Posterior(NamedTuple):
     @property
     def row_weight(self) -> Tensor:
         """Weight (B,) of each row in sums over rows: its scale, 0 where masked."""
-        weight = torch.ones_like(self.evidence) * self.scale
+        weight = torch.ones_like(self.log_evidence) * self.scale
         return weight if self.mask is None else weight * self.mask
 
     @property
@@ -39,12 +39,14 @@ class Posterior(NamedTuple):
         """The most probable component of each row, (B,)."""
         if self.best_first:
             return self.candidates[0].expand(self.log_prob.shape[1:])
-        best = self.log_prob.max(0).indices  # several times faster than argmax over a short first dimension
+        best = self.log_prob.max(
+            0
+        ).indices  # several times faster than argmax over a short first dimension
         return self.candidates.expand(self.log_prob.shape).gather(0, best.unsqueeze(0))[0]
 
     def free_energy(self) -> Tensor:
         """Sum over rows of the (truncated) evidence, by row weight; not scaled up to the data set."""
-        return (self.row_weight.double() * self.evidence).sum()
+        return (self.row_weight.double() * self.log_evidence).sum()
 
     def top(self, count: int) -> "Posterior":
         """The ``count`` most probable candidates only, not renormalised."""
@@ -54,28 +56,41 @@ class Posterior(NamedTuple):
 
 
 def posterior_of(
-    joint: Joint, candidates: Tensor, log_joint: Tensor, evidence: Tensor, evaluations: int, *, best_first: bool
+    joint: Joint,
+    candidates: Tensor,
+    log_joint: Tensor,
+    log_evidence: Tensor,
+    evaluations: int,
+    *,
+    best_first: bool,
 ) -> Posterior:
     """Normalise the log joints of the kept ``candidates`` by the log of their sum."""
-    log_prob = log_joint - evidence
+    log_prob = log_joint - log_evidence
     if joint.mask is not None:
-        evidence = torch.where(joint.mask, evidence, 0.0)
+        log_evidence = torch.where(joint.mask, log_evidence, 0.0)
     args = (joint.index, joint.size, joint.scale, joint.mask)
-    return Posterior(candidates, log_prob, evidence, *args, evaluations, best_first)
+    return Posterior(candidates, log_prob, log_evidence, *args, evaluations, best_first)
 
 
 def exact_posterior(
     model: Callable,
-    declaration: Declaration,
+    structure: ProgramStructure,
     args: tuple,
     kwargs: Mapping[str, Any],
     given: Mapping[str, Tensor] | None = None,
 ) -> Posterior:
     """q(z) = p(z | x) over all C components: one (C, B) array."""
 
-    def everyone(index: Tensor, size: int, device: torch.device) -> Tensor:
-        return torch.arange(declaration.components, device=device).unsqueeze(-1)
+    def all_components(index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.arange(structure.components, device=device).unsqueeze(-1)
 
-    joint = log_joint(model, declaration, everyone, args, kwargs, given)
-    evidence = joint.log_joint.logsumexp(0)
-    return posterior_of(joint, joint.candidates, joint.log_joint, evidence, joint.log_joint.numel(), best_first=False)
+    joint = log_joint(model, structure, all_components, args, kwargs, given)
+    log_evidence = joint.log_joint.logsumexp(0)
+    return posterior_of(
+        joint,
+        joint.candidates,
+        joint.log_joint,
+        log_evidence,
+        joint.log_joint.numel(),
+        best_first=False,
+    )

@@ -11,7 +11,18 @@ from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.poutine.params import leaf_of
 
 # What cannot change behind our back.
-_IMMUTABLE = (bool, int, float, str, bytes, frozenset, torch.Size, torch.dtype, torch.device, type(None))
+_IMMUTABLE = (
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    frozenset,
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    type(None),
+)
 # Arguments that were found valid once are not validated again: no two runs agree on it, and nothing depends on it.
 _ASIDE = {"_validate_args"}
 
@@ -47,7 +58,10 @@ class ReuseMessenger(Messenger):
         if known is None or torch.is_grad_enabled():
             return
         stamp, value = known
-        if pyro.get_param_store().get_state()["params"].get(msg["name"]) is stamp.leaf and stamp.fresh:
+        if (
+            pyro.get_param_store().get_state()["params"].get(msg["name"]) is stamp.leaf
+            and stamp.fresh
+        ):
             msg["value"], msg["done"] = value, True
 
     def _pyro_post_param(self, msg) -> None:
@@ -81,7 +95,9 @@ def _parts(family: Components) -> dict[str, Any]:
 
 
 def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return old.keys() == new.keys() and all(_unchanged(old[name], part) for name, part in new.items())
+    return old.keys() == new.keys() and all(
+        _unchanged(old[name], part) for name, part in new.items()
+    )
 
 
 def _unchanged(old: Any, new: Any) -> bool:

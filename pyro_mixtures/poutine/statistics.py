@@ -16,7 +16,7 @@ from pyro_mixtures.errors import ClosedFormError
 from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
 from pyro_mixtures.poutine.posterior import Posterior
-from pyro_mixtures.poutine.reading import Declaration
+from pyro_mixtures.poutine.reading import ProgramStructure
 from pyro_mixtures.poutine.stock import stock_family, stock_weights
 
 
@@ -33,7 +33,7 @@ class StatisticsMessenger(Messenger):
     """Collects, at the discrete site and every observed site under it, sufficient statistics weighted by q(z).
 
     :param weight: (S, B) responsibilities times row weights, S and B as the model's z has them.
-    :param everyone: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
+    :param all_components: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
     :param skip: sites to leave to a gradient step.
     :param bind_only: find the families and their params, add nothing up (``sums`` are None).
     :param before: what earlier batches of rows gave under the same parameters; overwritten with the new sums.
@@ -44,16 +44,21 @@ class StatisticsMessenger(Messenger):
 
     def __init__(
         self,
-        declaration: Declaration,
+        structure: ProgramStructure,
         weight: Tensor,
-        everyone: Mapping[str, Any],
+        all_components: Mapping[str, Any],
         skip: frozenset[str],
         before: Mapping[str, SiteStatistics],
         bind_only: bool = False,
     ):
         super().__init__()
         self.before, self.bind_only = before, bind_only
-        self.declaration, self.weight, self.everyone, self.skip = declaration, weight, everyone, skip
+        self.structure, self.weight, self.all_components, self.skip = (
+            structure,
+            weight,
+            all_components,
+            skip,
+        )
 
     def __enter__(self):
         self.sites: dict[str, SiteStatistics] = {}
@@ -68,7 +73,7 @@ class StatisticsMessenger(Messenger):
         self._values[msg["name"]] = msg["value"]
 
     def _pyro_post_sample(self, msg) -> None:
-        name, d = msg["name"], self.declaration
+        name, d = msg["name"], self.structure
         if name == d.site:
             self._z, self._scale = msg["value"], own_scale(msg, d)
             self.sites[name] = self._discrete(msg)
@@ -84,17 +89,27 @@ class StatisticsMessenger(Messenger):
             family, names = stock_weights(msg["name"], fn, self._values)
             params = {argument: self.params[name] for argument, name in names.items()}
         with torch.no_grad():
-            sums = None if self.bind_only else family.statistics(msg["value"], weight, self._sums(msg["name"]))
+            sums = (
+                None
+                if self.bind_only
+                else family.statistics(msg["value"], weight, self._sums(msg["name"]))
+            )
         return SiteStatistics(family, sums, params, None)
 
     def _observed(self, msg) -> SiteStatistics:
         name, value = msg["name"], msg["value"]
-        nested = [f.name for f in msg["cond_indep_stack"] if f.vectorized and f.name != self.declaration.plate]
+        nested = [
+            f.name
+            for f in msg["cond_indep_stack"]
+            if f.vectorized and f.name != self.structure.plate
+        ]
         if nested:
-            raise ClosedFormError(f"site {name!r} lies in nested plates {nested}: no closed form; use SVI")
+            raise ClosedFormError(
+                f"site {name!r} lies in nested plates {nested}: no closed form; use SVI"
+            )
         assert self._z is not None
         fn, weight = self._unmasked(msg)
-        weight = scaled_like(weight, own_scale(msg, self.declaration), self._scale)
+        weight = scaled_like(weight, own_scale(msg, self.structure), self._scale)
         # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
         z = (
             self._z
@@ -104,7 +119,9 @@ class StatisticsMessenger(Messenger):
         if isinstance(fn, Selected):
             family, params = fn.family, self._bind(name, fn.family.arguments)
         else:
-            stock = stock_family(name, self.everyone.get(name, fn), self.declaration.components, self._values)
+            stock = stock_family(
+                name, self.all_components.get(name, fn), self.structure.components, self._values
+            )
             params = {argument: self.params[param] for argument, param in stock.params.items()}
             family, value = stock.family, stock.rows(value)
         with torch.no_grad():
@@ -116,7 +133,7 @@ class StatisticsMessenger(Messenger):
 
     def _unmasked(self, msg) -> tuple[Any, Tensor]:
         """The site's distribution without masks, and the weights (S, [1], B, [1]) with them."""
-        d, fn = self.declaration, msg["fn"]
+        d, fn = self.structure, msg["fn"]
         lead = (len(self.weight),) + (1,) * (d.nesting + d.dim)
         weight = self.weight.reshape(lead + (self.weight.shape[1],) + (1,) * (-1 - d.dim))
         if isinstance(fn, MaskedDistribution):
@@ -140,7 +157,7 @@ class StatisticsMessenger(Messenger):
 
 def collect_statistics(
     model: Callable,
-    declaration: Declaration,
+    structure: ProgramStructure,
     posterior: Posterior,
     args: tuple,
     kwargs: Mapping[str, Any],
@@ -161,14 +178,18 @@ def collect_statistics(
     lost = posterior.log_prob < _lost_in_rounding(posterior.log_prob.dtype)
     if bool(lost.any()):
         candidates = candidates.expand(weight.shape).masked_fill(lost, -1)
-    everyone = _stock_sites(model, declaration, skip, args, kwargs, posterior.index)
-    messenger = StatisticsMessenger(declaration, weight, everyone, skip, before or {}, bind_only)
+    all_components = _stock_sites(model, structure, skip, args, kwargs, posterior.index)
+    messenger = StatisticsMessenger(
+        structure, weight, all_components, skip, before or {}, bind_only
+    )
 
     def same(index: Tensor, size: int, device: torch.device) -> Tensor:
         return candidates
 
     with pyro.poutine.block():
-        CandidateMessenger(declaration, same, index=posterior.index)(messenger(model))(*args, **kwargs)
+        CandidateMessenger(structure, same, index=posterior.index)(messenger(model))(
+            *args, **kwargs
+        )
     return messenger
 
 
@@ -178,16 +199,23 @@ def _lost_in_rounding(dtype: torch.dtype) -> float:
 
 
 def _stock_sites(
-    model: Callable, d: Declaration, skip: frozenset[str], args: tuple, kwargs: Mapping[str, Any], index: Tensor
+    model: Callable,
+    d: ProgramStructure,
+    skip: frozenset[str],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    index: Tensor,
 ) -> dict[str, Any]:
     """Stock distributions at observed sites, with all C components along their leftmost batch dimension."""
     stock = d.stock - skip
     if not stock:
         return {}
 
-    def everyone(index: Tensor, size: int, device: torch.device) -> Tensor:
+    def all_components(index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(d.components, device=device).unsqueeze(-1)
 
     with pyro.poutine.block():
-        trace = pyro.poutine.trace(CandidateMessenger(d, everyone, index=index)(model)).get_trace(*args, **kwargs)
+        trace = pyro.poutine.trace(
+            CandidateMessenger(d, all_components, index=index)(model)
+        ).get_trace(*args, **kwargs)
     return {name: trace.nodes[name]["fn"] for name in stock}

@@ -36,10 +36,14 @@ class StockFamily(NamedTuple):
         return value.unsqueeze(-1) if self.scalar else value
 
 
-def stock_weights(site: str, fn: Any, params: Mapping[str, Tensor]) -> tuple[MixtureWeights, dict[str, str]]:
+def stock_weights(
+    site: str, fn: Any, params: Mapping[str, Tensor]
+) -> tuple[MixtureWeights, dict[str, str]]:
     """The weights behind a stock Categorical at the discrete site."""
     if not isinstance(fn, dist.Categorical):
-        raise ClosedFormError(f"site {site!r} is {type(fn).__name__}: EM needs MixtureWeights or Categorical; use SVI")
+        raise ClosedFormError(
+            f"site {site!r} is {type(fn).__name__}: EM needs MixtureWeights or Categorical; use SVI"
+        )
     probs = fn.probs.reshape(-1, fn.probs.shape[-1])[0]
     name = _match(site, "probs", probs, params)
     if name is None:
@@ -47,13 +51,19 @@ def stock_weights(site: str, fn: Any, params: Mapping[str, Tensor]) -> tuple[Mix
     return MixtureWeights(params[name], validate_args=False), {"probs": name}
 
 
-def stock_family(site: str, everyone: Any, components: int, params: Mapping[str, Tensor]) -> StockFamily:
+def stock_family(
+    site: str, all_components: Any, components: int, params: Mapping[str, Tensor]
+) -> StockFamily:
     """The family behind a stock distribution.
 
-    :param everyone: the site's distribution under z = 0, ..., C - 1 along the leftmost batch dimension.
+    :param all_components: the site's distribution under z = 0, ..., C - 1 along the leftmost batch dimension.
     :raises ClosedFormError: when there is no such family, or the parameters vary by row.
     """
-    fn = everyone.base_dist if isinstance(everyone, MaskedDistribution) else everyone
+    fn = (
+        all_components.base_dist
+        if isinstance(all_components, MaskedDistribution)
+        else all_components
+    )
     base = fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
     build = _FAMILIES.get((type(base).__name__, len(fn.event_shape)))
     if build is None or not fn.batch_shape or fn.batch_shape[0] != components:
@@ -62,7 +72,9 @@ def stock_family(site: str, everyone: Any, components: int, params: Mapping[str,
             "use SVI, or pass gradient= to EM"
         )
     family, names = build(_Reader(site, fn, base, params))
-    return StockFamily(family, names, scalar=not fn.event_shape and not isinstance(family, Categoricals))
+    return StockFamily(
+        family, names, scalar=not fn.event_shape and not isinstance(family, Categoricals)
+    )
 
 
 class _Reader:
@@ -88,7 +100,11 @@ class _Reader:
 def _match(site: str, argument: str, values: Tensor, params: Mapping[str, Tensor]) -> str | None:
     if not values.requires_grad:
         return None  # a constant, whatever it happens to equal
-    found = [name for name, value in params.items() if _equal(value, values) and _is_indexed(values, value, argument)]
+    found = [
+        name
+        for name, value in params.items()
+        if _equal(value, values) and _is_indexed(values, value, argument)
+    ]
     exact = [name for name in found if params[name].shape == values.shape] or found
     if len(exact) > 1:
         raise ClosedFormError(
@@ -109,11 +125,24 @@ def _equal(param: Tensor, values: Tensor) -> bool:
     except RuntimeError:
         return False
     # Categorical renormalises its probabilities, so a few rounding errors are allowed.
-    return full.dtype == values.dtype and torch.allclose(full, values, rtol=16 * torch.finfo(values.dtype).eps, atol=0)
+    return full.dtype == values.dtype and torch.allclose(
+        full, values, rtol=16 * torch.finfo(values.dtype).eps, atol=0
+    )
 
 
 # Backward nodes of plain indexing, and of the broadcasting that distributions and plates do.
-_PLAIN = {"Alias", "Clone", "Expand", "Index", "IndexSelect", "Permute", "Reshape", "Select", "Slice", "Squeeze"}
+_PLAIN = {
+    "Alias",
+    "Clone",
+    "Expand",
+    "Index",
+    "IndexSelect",
+    "Permute",
+    "Reshape",
+    "Select",
+    "Slice",
+    "Squeeze",
+}
 _PLAIN |= {"ReshapeAlias", "Transpose", "UnsafeView", "Unsqueeze", "View"}
 
 
@@ -123,7 +152,11 @@ def _is_indexed(values: Tensor, param: Tensor, argument: str) -> bool:
     # Below the indexing the graph must go on as the param's own does: with its constraint's transform, or its leaf.
     own, node = param.grad_fn, values.grad_fn
     while node is not None:
-        if node.name() == own.name() if own is not None else getattr(node, "variable", None) is leaf_of(param):
+        if (
+            node.name() == own.name()
+            if own is not None
+            else getattr(node, "variable", None) is leaf_of(param)
+        ):
             return True
         if node.name().split("Backward")[0] not in plain:
             return False
@@ -153,7 +186,11 @@ def _full(read: _Reader):
 
 
 def _low_rank(read: _Reader):
-    (loc, loc_name), (factor, factor_name), (noise, noise_name) = read("loc"), read("cov_factor"), read("cov_diag")
+    (loc, loc_name), (factor, factor_name), (noise, noise_name) = (
+        read("loc"),
+        read("cov_factor"),
+        read("cov_diag"),
+    )
     names = _names(loc=loc_name, factor=factor_name, noise=noise_name)
     return FactorAnalyzers(loc, factor, noise, validate_args=False), names
 

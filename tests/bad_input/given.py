@@ -7,12 +7,12 @@ import torch
 from pyro.infer import SVI, TraceEnum_ELBO
 
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, assign, evidence, fit, responsibilities
+from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models.bregman import BregmanMixture
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
-from pyro_mixtures.models.modules import MixtureOfModules
 
 N, C, D = 20, 4, 2
 STRATEGIES = [FullPartition, TruncatedPartition]
@@ -44,12 +44,14 @@ def uses(strategy):
         "em": lambda model, x: EM(model, guide_of(strategy, model)).step(x),
         "loss": lambda model, x: EM(model, guide_of(strategy, model)).evaluate_loss(x),
         "svi": lambda model, x: svi(model, guide_of(strategy, model)).step(x),
-        "fit": lambda model, x: fit(EM(model, guide_of(strategy, model)), x, batch_size=7, progress=False),
-        "evidence": lambda model, x: evidence(model, x, guide=guide_of(strategy, model)),
+        "fit": lambda model, x: fit(
+            EM(model, guide_of(strategy, model)), x, batch_size=7, progress=False
+        ),
+        "evidence": lambda model, x: log_evidence(model, x, guide=guide_of(strategy, model)),
     }
 
 
-EXACT = {"evidence": evidence, "responsibilities": responsibilities, "assign": assign}
+EXACT = {"evidence": log_evidence, "responsibilities": responsibilities, "assign": assign}
 USES = [
     *(
         pytest.param(use, id=f"{strategy.__name__}-{name}")
@@ -75,7 +77,9 @@ def tied_full(components, features):
 def analyzers(factors, tied=False):
     def build(components, features):
         with torch.device("cpu"):
-            return MixtureOfFactorAnalyzers(components=components, features=features, factors=factors, tied=tied)
+            return MixtureOfFactorAnalyzers(
+                components=components, features=features, factors=factors, tied=tied
+            )
 
     return build
 
@@ -94,7 +98,9 @@ MODELS = {
 def clusters(rows=40, features=3, components=3):
     """Rows of well-separated groups."""
     centers = 4.0 * torch.arange(components, device="cpu").unsqueeze(-1)
-    return centers[torch.arange(rows, device="cpu") % components] + torch.randn(rows, features, device="cpu")
+    return centers[torch.arange(rows, device="cpu") % components] + torch.randn(
+        rows, features, device="cpu"
+    )
 
 
 def constant_feature():
@@ -117,7 +123,7 @@ ROWS = {
 }
 
 
-def assert_fits(build, x, strategy, components=3, dead="reseed", epochs=4, **options):
+def assert_fits(build, x, strategy, components=3, empty="reseed", epochs=4, **options):
     """A few epochs of EM, in which everything stays finite."""
     model = build(components, x.shape[1])
     guide = guide_of(strategy, model, components=components, **options)
@@ -125,12 +131,12 @@ def assert_fits(build, x, strategy, components=3, dead="reseed", epochs=4, **opt
     with torch.no_grad():
         model.loc.copy_(seeds.loc)
     model.set_variance(seeds.variance)
-    found = fit(EM(model, guide, dead=dead), x, epochs=epochs, warmup=1, progress=False)
+    found = fit(EM(model, guide, empty=empty), x, epochs=epochs, warmup=1, progress=False)
     elbo = found.history["elbo"]
     assert np.isfinite(elbo).all()
     for name, value in pyro.get_param_store().items():
         assert bool(value.isfinite().all()), name
-    assert bool(evidence(model, x).isfinite().all())
+    assert bool(log_evidence(model, x).isfinite().all())
     return model, guide, found
 
 
@@ -139,6 +145,6 @@ def built(model, **options):
     needed = {
         MixtureOfFactorAnalyzers: {"factors": 1},
         BregmanMixture: {"divergence": "multinomial"},
-        MixtureOfModules: {"loss": "squared", "make": lambda: torch.nn.Linear(D, 1)},
+        MixtureOfExperts: {"loss": "squared", "make": lambda: torch.nn.Linear(D, 1)},
     }
     return model(**{"components": C, "features": D} | needed.get(model, {}) | options)

@@ -10,7 +10,7 @@ import torch
 from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit, sample
+from pyro_mixtures.infer import EM, fit, log_evidence, sample
 from pyro_mixtures.infer.experts.routing import compare_routing
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.models.regressions import MixtureOfRegressions
@@ -29,7 +29,11 @@ def test_em_takes_the_arrays_that_fit_takes(strategy):
         model = gaussian()
         inference = EM(model, guide_of(strategy, model))
         index = np.arange(N) if rows is not x else torch.arange(N, device="cpu")
-        losses = [inference.step(rows), inference.accumulate(rows, index=index, size=N), inference.evaluate_loss(rows)]
+        losses = [
+            inference.step(rows),
+            inference.accumulate(rows, index=index, size=N),
+            inference.evaluate_loss(rows),
+        ]
         inference.maximize()
         found.append([*losses, inference.step(x=rows)])
     assert found[0] == found[1]
@@ -57,13 +61,17 @@ def test_em_takes_arrays_of_covariates_and_outcomes():
 )
 def test_programs_take_tensors_alone(use, name):
     for given in (np.zeros((N, D)), [[0.0] * D] * N, 3.0, torch.tensor(3.0)):
-        with pytest.raises(DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: give torch.as_tensor"):
+        with pytest.raises(
+            DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: give torch.as_tensor"
+        ):
             use(given)
 
 
 def test_draws_of_experts_need_covariates():
     model = built(MixtureOfRegressions)
-    with pytest.raises(ModelError, match=r"cannot be called with these arguments .*'x'.*sample\(model, x\)"):
+    with pytest.raises(
+        ModelError, match=r"cannot be called with these arguments .*'x'.*sample\(model, x\)"
+    ):
         sample(model, size=5)
     assert sample(model, draw_rows().numpy())["y"].shape == (N,)
     pyro.clear_param_store()
@@ -81,9 +89,11 @@ def test_comparisons_name_rows_that_are_not_finite(name, place, what, bad):
     rows[name][place][7] = bad
     model = built(MixtureOfRegressions)
     guide = HardPartition(model, components=C)
-    guide.plant(torch.arange(N, device="cpu") % C)
+    guide.set_labels(torch.arange(N, device="cpu") % C)
     for metric in (None, lambda prediction, y: (prediction - y).abs().mean()):
-        with pytest.raises(DataError, match=f"row 7 of the {name} {what} holds NaN or infinity: remove such rows"):
+        with pytest.raises(
+            DataError, match=f"row 7 of the {name} {what} holds NaN or infinity: remove such rows"
+        ):
             compare_routing(model, guide, tuple(rows["train"]), tuple(rows["test"]), metric=metric)
 
 
@@ -131,7 +141,7 @@ def test_truncated_guide_keeps_to_its_rows():
         with pytest.raises(PartitionError, match=message):
             use(draw_rows(N + 1))
     # Rows without state are scored, not fitted.
-    assert evidence(model, draw_rows(N + 1), guide=guide).shape == (N + 1,)
+    assert log_evidence(model, draw_rows(N + 1), guide=guide).shape == (N + 1,)
 
 
 # ---------------------------------------------------------------- candidate sets and saved state
@@ -159,11 +169,17 @@ def saved_state(**options):
     return guide.state_dict()
 
 
-@pytest.mark.parametrize("options", [{"candidates": 3}, {"neighbors": 2}, {"components": C + 1}], ids=["C'", "G", "C"])
+@pytest.mark.parametrize(
+    "options", [{"candidates": 3}, {"neighbors": 2}, {"components": C + 1}], ids=["C'", "G", "C"]
+)
 def test_saved_state_of_another_shape_is_refused(options):
     state = saved_state()
-    guide = guide_of(TruncatedPartition, gaussian(components=options.get("components", C)), **options)
-    with pytest.raises(PartitionError, match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), this guide \("):
+    guide = guide_of(
+        TruncatedPartition, gaussian(components=options.get("components", C)), **options
+    )
+    with pytest.raises(
+        PartitionError, match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), this guide \("
+    ):
         guide.load_state_dict(state)
     # A refused state leaves the guide as it was.
     assert guide.posterior(draw_rows()).candidates.shape == (guide.candidates, N)
@@ -200,8 +216,10 @@ def test_saved_state_with_a_broken_graph_is_refused():
         guide_of(TruncatedPartition, gaussian()).load_state_dict(state)
 
 
-@pytest.mark.parametrize(("index", "component"), [(N, 0), (0, C), (0, -1)], ids=["row", "component", "negative"])
+@pytest.mark.parametrize(
+    ("index", "component"), [(N, 0), (0, C), (0, -1)], ids=["row", "component", "negative"]
+)
 def test_planting_out_of_range_is_refused(index, component):
     guide = guide_of(TruncatedPartition, gaussian())
     with pytest.raises(PartitionError, match=rf"outside \[0, {N if index else C}\)"):
-        guide.plant(torch.tensor([index]), torch.tensor([component]), size=N)
+        guide.set_labels(torch.tensor([index]), torch.tensor([component]), size=N)

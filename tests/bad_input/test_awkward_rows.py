@@ -17,7 +17,18 @@ from pyro_mixtures.errors import (
 )
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct
-from tests.bad_input.given import MODELS, ROWS, STRATEGIES, C, assert_fits, clusters, draw_rows, gaussian, guide_of, svi
+from tests.bad_input.given import (
+    MODELS,
+    ROWS,
+    STRATEGIES,
+    C,
+    assert_fits,
+    clusters,
+    draw_rows,
+    gaussian,
+    guide_of,
+    svi,
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -28,7 +39,9 @@ def test_params_that_diverged_are_named_with_the_remedy(strategy):
         model.loc[1, 0] = math.nan
     message = r"param 'loc' is not finite.*lower the learning"
     with pyro.validation_enabled(False), pytest.raises(NumericalError, match=message):
-        guide_of(strategy, model, **({} if strategy is FullPartition else {"neighbors": C})).posterior(draw_rows())
+        guide_of(
+            strategy, model, **({} if strategy is FullPartition else {"neighbors": C})
+        ).posterior(draw_rows())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -94,13 +107,17 @@ def test_one_component_is_the_maximum_likelihood_normal(family):
     torch.testing.assert_close(model.loc.detach()[0], x.mean(0), rtol=1e-4, atol=1e-3)
     if family == "full":
         covariance = model.scale_tril[0] @ model.scale_tril[0].T
-        torch.testing.assert_close(covariance.detach(), torch.cov(x.T, correction=0), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            covariance.detach(), torch.cov(x.T, correction=0), rtol=1e-3, atol=1e-3
+        )
 
 
 @pytest.mark.meta
 def test_one_component_is_fitted_by_the_truncated_guide():
     x = clusters()
-    model, _, _ = assert_fits(gaussian, x, TruncatedPartition, components=1, candidates=1, neighbors=1)
+    model, _, _ = assert_fits(
+        gaussian, x, TruncatedPartition, components=1, candidates=1, neighbors=1
+    )
     torch.testing.assert_close(model.loc.detach()[0], x.mean(0), rtol=1e-4, atol=1e-3)
 
 
@@ -127,7 +144,10 @@ def test_extreme_options_of_the_truncated_guide_are_fitted_without_nan(options):
 def test_all_candidates_give_the_exact_fit():
     x = clusters()
     found = []
-    for strategy, options in ((FullPartition, {}), (TruncatedPartition, {"candidates": 3, "neighbors": 3})):
+    for strategy, options in (
+        (FullPartition, {}),
+        (TruncatedPartition, {"candidates": 3, "neighbors": 3}),
+    ):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         _, _, result = assert_fits(gaussian, x, strategy, **options)

@@ -18,7 +18,7 @@ DEAD_CASES = [
 ]
 
 
-def with_a_dead_component(strategy, dead, family="diagonal", epochs=4):
+def with_a_dead_component(strategy, empty, family="diagonal", epochs=4):
     """A fit that starts with component 2 of four far from all rows."""
     x = clusters(60)
     model = MODELS[family](4, x.shape[1])
@@ -27,7 +27,14 @@ def with_a_dead_component(strategy, dead, family="diagonal", epochs=4):
     options = {"candidates": 3, "neighbors": 4} if strategy is TruncatedPartition else {}
     guide = guide_of(strategy, model, components=4, **options)
     # Without tolerance no fit of so few epochs counts as converged before its time.
-    found = fit(EM(model, guide, dead=dead), x, epochs=epochs, warmup=3, tolerance=-math.inf, progress=False)
+    found = fit(
+        EM(model, guide, empty=empty),
+        x,
+        epochs=epochs,
+        warmup=3,
+        tolerance=-math.inf,
+        progress=False,
+    )
     assert np.isfinite(found.history["elbo"]).all()
     assert all(bool(value.isfinite().all()) for value in pyro.get_param_store().values())
     return model, x, found
@@ -70,24 +77,32 @@ def test_dead_component_is_kept_as_it_was(strategy, family):
 
 @pytest.mark.parametrize("dead", ["reseed", "drop", "keep"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_all_components_but_one_dead_is_survived(strategy, dead):
+def test_all_components_but_one_dead_is_survived(strategy, empty):
     x = clusters(30)
     model = gaussian(5, 3)
     with torch.no_grad():
-        model.loc.copy_(1e4 * torch.arange(5.0, device="cpu").unsqueeze(-1) * torch.ones(3, device="cpu"))
-    guide = guide_of(strategy, model, components=5, **({} if strategy is FullPartition else {"neighbors": 5}))
-    found = fit(EM(model, guide, dead=dead), x, epochs=5, warmup=3, tolerance=-math.inf, progress=False)
+        model.loc.copy_(
+            1e4 * torch.arange(5.0, device="cpu").unsqueeze(-1) * torch.ones(3, device="cpu")
+        )
+    guide = guide_of(
+        strategy, model, components=5, **({} if strategy is FullPartition else {"neighbors": 5})
+    )
+    found = fit(
+        EM(model, guide, empty=empty), x, epochs=5, warmup=3, tolerance=-math.inf, progress=False
+    )
     assert np.isfinite(found.history["elbo"]).all()
     assert all(bool(value.isfinite().all()) for value in pyro.get_param_store().values())
 
 
 @pytest.mark.parametrize("dead", ["reseed", "drop", "keep"])
-def test_dead_components_under_stepwise_em_are_survived(dead):
+def test_dead_components_under_stepwise_em_are_survived(empty):
     x = clusters(60)
     model = gaussian(4, 3)
     with torch.no_grad():
         model.loc.copy_(torch.stack([x[0], x[1], x[0] + 1e4, x[2]]))
-    strategy = EM(model, FullPartition(model, components=4), dead=dead, step_size=lambda t: t**-0.6)
+    strategy = EM(
+        model, FullPartition(model, components=4), empty=empty, step_size=lambda t: t**-0.6
+    )
     found = fit(strategy, x, batch_size=20, epochs=4, tolerance=-math.inf, progress=False)
     assert np.isfinite(found.history["elbo"]).all()
     assert all(bool(value.isfinite().all()) for value in pyro.get_param_store().values())

@@ -9,19 +9,28 @@ import pytest
 import torch
 
 from pyro_mixtures.data import Batches
-from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNormals, MixtureWeights
+from pyro_mixtures.distributions import (
+    DiagonalNormals,
+    FactorAnalyzers,
+    FullNormals,
+    MixtureWeights,
+)
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit, reconstruct, responsibilities
+from pyro_mixtures.infer import EM, fit, log_evidence, reconstruct, responsibilities
 from pyro_mixtures.infer.experts.gates import fit_gate
 from pyro_mixtures.infer.experts.routing import expert_predictions, fit_combiner
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models.bregman import BregmanMixture
-from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs
+from pyro_mixtures.models.classifiers import (
+    MixtureOfLogisticRegressions,
+    MixtureOfPoissonRegressions,
+    MixtureOfSVMs,
+)
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
 from pyro_mixtures.models.kmeans import KMeans
-from pyro_mixtures.models.modules import MixtureOfModules
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from pyro_mixtures.ops import use_backend
 from tests.bad_input.given import STRATEGIES, C, D, N, built, draw_rows, gaussian, guide_of, uses
@@ -54,27 +63,37 @@ def test_truncated_guide_names_options_out_of_range(options, message):
 @pytest.mark.parametrize("name", ["e-step", "em", "svi", "fit"])
 def test_more_components_than_rows_are_refused(strategy, name):
     rows = C - 1
-    with pytest.raises(DataError, match=f"{C} components for {rows} rows: give more rows, or fewer components"):
+    with pytest.raises(
+        DataError, match=f"{C} components for {rows} rows: give more rows, or fewer components"
+    ):
         uses(strategy)[name](gaussian(), draw_rows(rows))
 
 
 @pytest.mark.parametrize("components", [N + 1, 0, -1])
 def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(components):
-    with pytest.raises((DataError, OptionError), match=rf"{components} components for {N} rows: give more rows"):
+    with pytest.raises(
+        (DataError, OptionError), match=rf"{components} components for {N} rows: give more rows"
+    ):
         seed_rows(draw_rows(), components)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: gaussian(covariance="spherical"), "unknown covariance 'spherical'; choose one of .*'isotropic'"),
+        (
+            lambda: gaussian(covariance="spherical"),
+            "unknown covariance 'spherical'; choose one of .*'isotropic'",
+        ),
         (lambda: gaussian(components=0), "components=0 must be positive"),
         (lambda: gaussian(features=0), "features=0 must be positive"),
         (
             lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=D + 1),
             r"factors=3 must lie in \[0, features=2\]",
         ),
-        (lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=-1), "factors=-1 must not be negative"),
+        (
+            lambda: MixtureOfFactorAnalyzers(components=C, features=D, factors=-1),
+            "factors=-1 must not be negative",
+        ),
         (
             lambda: seed_rows(draw_rows(), 2, method="kmeans++"),
             r"unknown method 'kmeans\+\+'; choose one of .*'afkmc2'",
@@ -97,7 +116,7 @@ def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(componen
         (lambda: use_backend("cupy").__enter__(), "unknown backend 'cupy'; choose one of"),
         (lambda: Batches([draw_rows()], 0), "batch_size=0 must be positive"),
         (lambda: Batches([draw_rows()], -5), "batch_size=-5 must be positive"),
-        (lambda: evidence(gaussian(), draw_rows(), chunk=-1), "chunk=-1"),
+        (lambda: log_evidence(gaussian(), draw_rows(), chunk=-1), "chunk=-1"),
     ],
 )
 def test_impossible_options_are_named_with_what_is_possible(build, message):
@@ -113,13 +132,28 @@ def em(**options):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: em(dead="revive"), "unknown dead='revive'; choose one of .*'reseed', 'drop', 'keep'"),
+        (
+            lambda: em(empty="revive"),
+            "unknown empty='revive'; choose one of .*'reseed', 'drop', 'keep'",
+        ),
         (lambda: em(variance_floor=-1e-3), "variance_floor=-0.001 must not be negative"),
-        (lambda: em(step_size=lambda t: 1.5).step(draw_rows()), r"step_size\(1\) = 1.5 is outside \(0, 1\]"),
-        (lambda: em(step_size=lambda t: 0.0).step(draw_rows()), r"step_size\(1\) = 0.0 is outside \(0, 1\]"),
+        (
+            lambda: em(step_size=lambda t: 1.5).step(draw_rows()),
+            r"step_size\(1\) = 1.5 is outside \(0, 1\]",
+        ),
+        (
+            lambda: em(step_size=lambda t: 0.0).step(draw_rows()),
+            r"step_size\(1\) = 0.0 is outside \(0, 1\]",
+        ),
         (lambda: em(freeze=["loc", "wieghts"]).step(draw_rows()), "wieghts"),
-        (lambda: em(freeze="loc"), r"freeze='loc' must list names of params: give freeze=\['loc'\]"),
-        (lambda: em(gradient="adam"), r"gradient='adam' must be a Pyro optimiser, pyro\.optim\.Adam"),
+        (
+            lambda: em(freeze="loc"),
+            r"freeze='loc' must list names of params: give freeze=\['loc'\]",
+        ),
+        (
+            lambda: em(gradient="adam"),
+            r"gradient='adam' must be a Pyro optimiser, pyro\.optim\.Adam",
+        ),
         (lambda: em(step_size=0.5), "step_size=0.5 must be a function of the step number"),
         (lambda: em().maximize(), "nothing accumulated: call accumulate"),
         (lambda: fit(em(), draw_rows(), epochs=-1), "epochs=-1"),
@@ -140,15 +174,28 @@ NUMERIC_OPTIONS = {
     MixtureOfFactorAnalyzers: {"factors": WHOLE},
     BregmanMixture: {"total": WHOLE},
     KMeans: {},
-    MixtureOfRegressions: {"outputs": WHOLE, "ridge": NOT_NEGATIVE, "scale": POSITIVE, "closeness": POSITIVE},
+    MixtureOfRegressions: {
+        "outputs": WHOLE,
+        "ridge": NOT_NEGATIVE,
+        "scale": POSITIVE,
+        "closeness": POSITIVE,
+    },
     MixtureOfLogisticRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
     MixtureOfPoissonRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
     MixtureOfSVMs: {"classes": WHOLE, "ridge": POSITIVE, "closeness": POSITIVE},
-    MixtureOfModules: {"closeness": POSITIVE},
+    MixtureOfExperts: {"closeness": POSITIVE},
 }
 NO_NUMBERS = [True, "1", [1], math.nan, math.inf, -math.inf, -1]
-REFUSED = {WHOLE: [*NO_NUMBERS, 1.0, 2.5], POSITIVE: [*NO_NUMBERS, 0, 0.0], NOT_NEGATIVE: [*NO_NUMBERS, -1e-9]}
-TAKEN = {WHOLE: [2, np.int64(2)], POSITIVE: [1, 0.5, np.float32(0.5)], NOT_NEGATIVE: [0, 0.5, np.float64(0.5)]}
+REFUSED = {
+    WHOLE: [*NO_NUMBERS, 1.0, 2.5],
+    POSITIVE: [*NO_NUMBERS, 0, 0.0],
+    NOT_NEGATIVE: [*NO_NUMBERS, -1e-9],
+}
+TAKEN = {
+    WHOLE: [2, np.int64(2)],
+    POSITIVE: [1, 0.5, np.float32(0.5)],
+    NOT_NEGATIVE: [0, 0.5, np.float64(0.5)],
+}
 
 CASES = [
     pytest.param(model, name, kind, id=f"{model.__name__}-{name}")
@@ -178,7 +225,11 @@ def test_models_take_numeric_options_of_any_library(model, name, kind):
         (MixtureOfFactorAnalyzers, "tied"),
         (KMeans, "spherical"),
         (BregmanMixture, "equal_weights"),
-        *((model, "equal_weights") for model, options in NUMERIC_OPTIONS.items() if "closeness" in options),
+        *(
+            (model, "equal_weights")
+            for model, options in NUMERIC_OPTIONS.items()
+            if "closeness" in options
+        ),
     ],
 )
 def test_flags_are_true_or_false(model, name):
@@ -255,7 +306,9 @@ def test_strategies_name_numeric_options_that_are_impossible(use, name, kind):
             use(**{name: value})
 
 
-@pytest.mark.parametrize("noise", [math.nan, math.inf, -0.1, "loud", torch.ones(3), torch.tensor([0.1, -0.1])])
+@pytest.mark.parametrize(
+    "noise", [math.nan, math.inf, -0.1, "loud", torch.ones(3), torch.tensor([0.1, -0.1])]
+)
 def test_noise_is_a_standard_deviation(noise):
     with pytest.raises(OptionError, match="noise"):
         denoised(noise=noise)

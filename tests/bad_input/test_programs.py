@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, assign, evidence, responsibilities
+from pyro_mixtures.infer import EM, assign, log_evidence, responsibilities
 from pyro_mixtures.poutine import data_plate
 from tests.bad_input.given import STRATEGIES, C, D, N, draw_rows, gaussian, guide_of, svi
 
@@ -44,8 +44,14 @@ def program(*, site="z", observed=None, plate=True, fn=None, twice=False, outer=
     [
         (program(site="k"), r"no sample site 'z'; it has \['k', 'x'\]. Pass site="),
         (program(twice=True), "a name is used by two sites.*'z'.*every site needs its own"),
-        (program(observed=torch.zeros(N, dtype=torch.long)), "'z' is observed: nothing is left to infer"),
-        (program(plate=False), r"'z' must lie in exactly one vectorised plate, the data plate; it lies in \[\]"),
+        (
+            program(observed=torch.zeros(N, dtype=torch.long)),
+            "'z' is observed: nothing is left to infer",
+        ),
+        (
+            program(plate=False),
+            r"'z' must lie in exactly one vectorised plate, the data plate; it lies in \[\]",
+        ),
         (program(fn=dist.Uniform(0.0, 3.0)), "'z' is Uniform: a mixture's z must be discrete"),
         (
             program(outer=lambda: pyro.plate("groups", 3, dim=-2)),
@@ -60,14 +66,16 @@ def test_programs_that_are_no_mixture_are_refused_with_the_reason(strategy, mode
 
 
 def test_scoring_refuses_programs_that_are_no_mixture():
-    for use in (evidence, responsibilities, assign):
+    for use in (log_evidence, responsibilities, assign):
         with pytest.raises(ModelError, match="no sample site 'z'"):
             use(program(site="k"), draw_rows())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_em_refuses_a_guide_of_another_program(strategy):
-    with pytest.raises(ModelError, match="made for another model: build guide and EM from the same program"):
+    with pytest.raises(
+        ModelError, match="made for another model: build guide and EM from the same program"
+    ):
         EM(gaussian(), guide_of(strategy, gaussian()))
 
 
@@ -76,7 +84,8 @@ def test_em_refuses_a_guide_of_another_program(strategy):
 def test_guide_of_another_number_of_components_is_refused(strategy, components):
     guide = guide_of(strategy, gaussian(), components=components)
     with pytest.raises(
-        OptionError, match=f"site 'z' has {C} components, but the guide was given components={components}"
+        OptionError,
+        match=f"site 'z' has {C} components, but the guide was given components={components}",
     ):
         guide.posterior(draw_rows())
 
@@ -91,7 +100,9 @@ def test_program_that_changes_its_number_of_components_is_refused(strategy):
             z = pyro.sample("z", MixtureWeights(torch.full((components,), 1 / components)))
             pyro.sample("x", DiagonalNormals(torch.zeros(components, D), torch.ones(D))[z], obs=x)
 
-    with pytest.raises(ModelError, match=f"'z' now has {C + 1} components; the guide was made for {C}"):
+    with pytest.raises(
+        ModelError, match=f"'z' now has {C + 1} components; the guide was made for {C}"
+    ):
         guide_of(strategy, model).posterior(draw_rows())
 
 
@@ -105,25 +116,29 @@ def with_prior(x, index=None, size=None):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_guide_names_latent_sites_that_nobody_gives_a_value(strategy):
-    message = r"latent site 'loc' is not 'z' and has no value: give the guide beside=.*AutoNormal\(poutine\.block"
+    message = r"latent site 'loc' is not 'z' and has no value: give the guide global_guide=.*AutoNormal\(poutine\.block"
     with pytest.raises(ModelError, match=message):
         guide_of(strategy, with_prior).posterior(draw_rows())
     with pytest.raises(ModelError, match=message):
         svi(with_prior, guide_of(strategy, with_prior)).step(draw_rows())
     with pytest.raises(ModelError, match="latent site 'loc'"):
-        evidence(with_prior, draw_rows())
+        log_evidence(with_prior, draw_rows())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("beside", [None, AutoNormal, AutoDelta])
-def test_em_refuses_latent_sites_and_points_to_svi(strategy, beside):
-    guide = guide_of(strategy, with_prior, beside=beside and beside(poutine.block(with_prior, hide=["z"])))
+def test_em_refuses_latent_sites_and_points_to_svi(strategy, global_guide):
+    guide = guide_of(
+        strategy,
+        with_prior,
+        global_guide=global_guide and global_guide(poutine.block(with_prior, hide=["z"])),
+    )
     with pytest.raises(ClosedFormError, match=r"sites \['loc'\] are latent: use SVI"):
         EM(with_prior, guide).step(draw_rows())
 
 
 def test_guide_beside_must_return_its_values():
-    guide = FullPartition(with_prior, components=C, beside=lambda x: None)
+    guide = FullPartition(with_prior, components=C, global_guide=lambda x: None)
     with pytest.raises(ModelError, match="guide beside must return a dict"):
         guide.posterior(draw_rows())
 
@@ -167,7 +182,10 @@ def log_scale_param():
             lambda z: dist.StudentT(3.0, loc_param()[z], 1.0).to_event(1),
             r"site 'x' \(StudentT, 1 event dimensions\) has no closed-form M-step",
         ),
-        (lambda z: dist.Laplace(loc_param()[z], 1.0).to_event(1), r"site 'x' \(Laplace.* has no closed-form M-step"),
+        (
+            lambda z: dist.Laplace(loc_param()[z], 1.0).to_event(1),
+            r"site 'x' \(Laplace.* has no closed-form M-step",
+        ),
     ],
     ids=["log_scale.exp()", "stock log_scale.exp()", "StudentT", "Laplace"],
 )
@@ -186,14 +204,19 @@ def test_em_names_params_that_no_site_of_closed_form_owns():
 
     gaussian_like = in_params(lambda z: DiagonalNormals(loc_param(), torch.ones(D))[z])
     with pytest.raises(
-        ClosedFormError, match=r"params \['stray'\] have no closed form: freeze= them, use SVI, or pass"
+        ClosedFormError,
+        match=r"params \['stray'\] have no closed form: freeze= them, use SVI, or pass",
     ):
         EM(model, FullPartition(model, components=C)).step(draw_rows())
 
 
 def test_em_names_means_that_components_share():
-    model = in_params(lambda z: DiagonalNormals(pyro.param("loc", torch.zeros(D)), torch.ones(C, D))[z])
-    with pytest.raises(ClosedFormError, match=r"loc of shape \(2,\) is shared by 4 components: give each its own"):
+    model = in_params(
+        lambda z: DiagonalNormals(pyro.param("loc", torch.zeros(D)), torch.ones(C, D))[z]
+    )
+    with pytest.raises(
+        ClosedFormError, match=r"loc of shape \(2,\) is shared by 4 components: give each its own"
+    ):
         EM(model, FullPartition(model, components=C)).step(draw_rows())
 
 

@@ -19,7 +19,7 @@ from pyro_mixtures.distributions import (
 )
 from pyro_mixtures.errors import DataError, MixtureError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, evidence, fit
+from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
@@ -32,7 +32,9 @@ def test_nan_rows_are_named_with_their_place_and_the_remedy(use):
     x = draw_rows()
     x[4, 1] = math.nan
     # Minibatches of 7 rows, in order or not, say where in the batch.
-    with pytest.raises(DataError, match=r"'x' holds nan at \[\d+, 1\]: remove such rows, or fill them in"):
+    with pytest.raises(
+        DataError, match=r"'x' holds nan at \[\d+, 1\]: remove such rows, or fill them in"
+    ):
         use(gaussian(), x)
 
 
@@ -43,7 +45,9 @@ def test_infinite_rows_are_named_with_their_place_and_the_remedy(strategy, covar
     x, model = draw_rows(), gaussian(covariance=covariance)
     for value in (math.inf, -math.inf):
         x[4, 1] = value
-        with pytest.raises(DataError, match=rf"'x' holds {value} at \[4, 1\]: remove such rows, or fill them in"):
+        with pytest.raises(
+            DataError, match=rf"'x' holds {value} at \[4, 1\]: remove such rows, or fill them in"
+        ):
             guide_of(strategy, model).posterior(x)
 
 
@@ -132,7 +136,11 @@ def test_things_that_are_no_rows_are_refused(data, message):
 
 def test_no_rows_at_all_are_refused():
     model = gaussian()
-    for use in (lambda: Batches([]), lambda: Batches([torch.zeros(0, D)]), lambda: model(torch.zeros(0, D))):
+    for use in (
+        lambda: Batches([]),
+        lambda: Batches([torch.zeros(0, D)]),
+        lambda: model(torch.zeros(0, D)),
+    ):
         with pytest.raises(DataError, match="no rows"):
             use()
 
@@ -143,7 +151,12 @@ def test_seeding_refuses_rows_that_are_no_matrix():
 
 
 @pytest.mark.parametrize(
-    "use", [evidence, lambda m, *t: fit(EM(m, FullPartition(m, components=C)), *t), lambda m, *t: Batches(t)]
+    "use",
+    [
+        log_evidence,
+        lambda m, *t: fit(EM(m, FullPartition(m, components=C)), *t),
+        lambda m, *t: Batches(t),
+    ],
 )
 def test_tensors_of_different_lengths_are_refused(use):
     with pytest.raises(DataError, match=r"different numbers of rows: \[20, 19\]"):
@@ -176,7 +189,9 @@ def test_half_precision_parameters_on_the_cpu_are_refused(covariance, dtype):
         model = MixtureOfFactorAnalyzers(components=C, features=D, factors=1).to(dtype)
     else:
         model = gaussian(covariance=covariance).to(dtype)
-    with pytest.raises(OptionError, match=f"{dtype} on the CPU is not supported: use float32 or float64"):
+    with pytest.raises(
+        OptionError, match=f"{dtype} on the CPU is not supported: use float32 or float64"
+    ):
         EM(model, FullPartition(model, components=C)).step(draw_rows().to(dtype))
 
 
@@ -187,10 +202,14 @@ def test_half_precision_weights_on_the_cpu_are_refused_or_work():
     except MixtureError as error:
         assert "float32" in str(error)  # noqa: PT017
         return
-    torch.testing.assert_close(found.float().exp(), torch.tensor([0.5, 0.25, 0.0]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        found.float().exp(), torch.tensor([0.5, 0.25, 0.0]), rtol=1e-3, atol=0
+    )
 
 
-@pytest.mark.parametrize("family", [IsotropicNormals, DiagonalNormals, FullNormals, FactorAnalyzers, Categoricals])
+@pytest.mark.parametrize(
+    "family", [IsotropicNormals, DiagonalNormals, FullNormals, FactorAnalyzers, Categoricals]
+)
 def test_integer_parameters_are_refused(family):
     shapes = {IsotropicNormals: [(C,)], DiagonalNormals: [(C, D)], FullNormals: [(C, D, D)]}
     shapes |= {FactorAnalyzers: [(C, D, 1), (C, D)], Categoricals: []}
@@ -211,7 +230,7 @@ def test_float64_rows_with_float32_parameters_are_refused_with_both_remedies(use
 def test_narrower_rows_are_widened_to_the_parameters(dtype):
     model, x = gaussian(), (10 * torch.rand(N, D, device="cpu")).to(dtype)
     for wide in (model, model.double()):
-        assert bool(evidence(wide, x).isfinite().all())
+        assert bool(log_evidence(wide, x).isfinite().all())
 
 
 def test_components_are_selected_by_integers():
@@ -222,4 +241,6 @@ def test_components_are_selected_by_integers():
 @pytest.mark.parametrize("bad", [C, -2])
 def test_component_numbers_out_of_range_are_refused(bad):
     with pytest.raises(PartitionError, match=rf"lie in \[.*{bad}.*\], not in \[0, {C}\)"):
-        DiagonalNormals(torch.zeros(C, D), torch.ones(C, D))[torch.tensor([0, bad])].log_prob(torch.zeros(2, D))
+        DiagonalNormals(torch.zeros(C, D), torch.ones(C, D))[torch.tensor([0, bad])].log_prob(
+            torch.zeros(2, D)
+        )

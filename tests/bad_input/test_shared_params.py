@@ -6,7 +6,7 @@ import torch
 
 from pyro_mixtures.errors import SharedParamsWarning
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, evidence
+from pyro_mixtures.infer import EM, log_evidence
 from tests.bad_input.given import C, draw_rows, gaussian
 
 
@@ -17,18 +17,20 @@ def test_second_model_of_a_session_warns_that_it_takes_the_first_ones_params(com
     x, first = draw_rows(), gaussian()
     EM(first, FullPartition(first, components=C)).step(x)
     second = gaussian(components=components)
-    with pytest.warns(SharedParamsWarning, match=r"values of \['loc', 'scale', 'weights'\].*clear_param_store\(\)"):
+    with pytest.warns(
+        SharedParamsWarning, match=r"values of \['loc', 'scale', 'weights'\].*clear_param_store\(\)"
+    ):
         second(x)
 
 
 def test_first_model_warns_that_it_takes_the_second_ones_params():
     """It has run before, and a second fit has followed in a store that was cleared: its own values would be lost."""
     x, first = draw_rows(), gaussian()
-    evidence(first, x)
+    log_evidence(first, x)
     pyro.clear_param_store()
-    evidence(gaussian(), x)
+    log_evidence(gaussian(), x)
     with pytest.warns(SharedParamsWarning, match=r"values of \['loc', 'scale', 'weights'\]"):
-        evidence(first, x)
+        log_evidence(first, x)
 
 
 def test_second_model_keeps_its_own_params_after_either_remedy():
@@ -37,10 +39,10 @@ def test_second_model_keeps_its_own_params_after_either_remedy():
     pyro.clear_param_store()
     second = gaussian()
     own = second.loc.detach().clone()
-    evidence(second, x)
+    log_evidence(second, x)
     assert torch.equal(second.loc.detach(), own)
     with pyro.settings.context(module_local_params=True):
         third = gaussian(components=C + 1)
         own = third.loc.detach().clone()
-        evidence(third, x)
+        log_evidence(third, x)
         assert torch.equal(third.loc.detach(), own)

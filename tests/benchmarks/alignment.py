@@ -17,9 +17,15 @@ def planted(fits: int, components: int, rows: int, candidates: int, seed: int):
     winner = torch.arange(rows).remainder(components).unsqueeze(1)
     others = (winner + 1 + torch.arange(candidates - 1)) % components
     probs = torch.rand(rows, candidates, generator=generator).sort(-1, descending=True).values
-    reference = Responsibilities(torch.cat([winner, others], 1), probs / probs.sum(-1, keepdim=True))
+    reference = Responsibilities(
+        torch.cat([winner, others], 1), probs / probs.sum(-1, keepdim=True)
+    )
     orders = torch.stack([torch.randperm(components, generator=generator) for _ in range(fits)])
-    return reference, [reference._replace(components=order[reference.components]) for order in orders], orders
+    return (
+        reference,
+        [reference._replace(components=order[reference.components]) for order in orders],
+        orders,
+    )
 
 
 def dense(fits, reference, components: int) -> np.ndarray:
@@ -47,7 +53,12 @@ def main() -> None:
     parser.add_argument("--components", type=int, nargs="+", default=[500, 2000, 5000])
     parser.add_argument("--rows-per-component", type=int, default=100)
     parser.add_argument("--candidates", type=int, default=3)
-    parser.add_argument("--peer-fits", type=int, default=3, help="fits that the dense peer aligns; its time is scaled")
+    parser.add_argument(
+        "--peer-fits",
+        type=int,
+        default=3,
+        help="fits that the dense peer aligns; its time is scaled",
+    )
     options = parser.parse_args()
     print("components  responsibilities s  right  dense peer s  ratio   parameters s  right")
     for components in options.components:

@@ -2,7 +2,7 @@
 
 Data: RGB patches of 32 x 32 pixels (D=3072) at random positions of the nine colour photographs that ship with
 scikit-image, N=500,000 rows held as bytes, values 0 ... 255. Ours is ``MixtureOfFactorAnalyzers`` with C=50,000, H=5
-in float32, ``TruncatedPartition`` (C'=3, G=15, E=1), ``EM(dead="keep", variance_floor=0.01)``; means start at random
+in float32, ``TruncatedPartition`` (C'=3, G=15, E=1), ``EM(empty="keep", variance_floor=0.01)``; means start at random
 rows. --warmup E-steps without update, then --steps EM steps, however little they gain.
 
 seconds      of one pass over all rows, its update included
@@ -84,11 +84,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--components", type=int, help=f"C ({full.components})")
     parser.add_argument("--rows", type=int, help=f"N ({full.rows})")
-    parser.add_argument("--patch", type=int, help=f"side of the patches, D = 3 side^2 ({full.patch})")
-    parser.add_argument("--warmup", type=int, help=f"E-steps before the first update ({full.warmup})")
+    parser.add_argument(
+        "--patch", type=int, help=f"side of the patches, D = 3 side^2 ({full.patch})"
+    )
+    parser.add_argument(
+        "--warmup", type=int, help=f"E-steps before the first update ({full.warmup})"
+    )
     parser.add_argument("--steps", type=int, help=f"EM steps ({full.steps})")
     parser.add_argument("--seed", type=int, default=0, help="of patches, means and searches (0)")
-    parser.add_argument("--progress", action="store_true", help="a progress bar beside the line of each pass")
+    parser.add_argument(
+        "--progress", action="store_true", help="a progress bar beside the line of each pass"
+    )
     return parser.parse_args()
 
 
@@ -105,13 +111,15 @@ def run(report: harness.Report, case: Case, seed: int, *, progress: bool) -> Non
     stages.done("data")
     seeds = random_seeds(x, case.components)
     stages.done("seeds")
-    model = MixtureOfFactorAnalyzers(components=case.components, features=case.features, factors=FACTORS)
+    model = MixtureOfFactorAnalyzers(
+        components=case.components, features=case.features, factors=FACTORS
+    )
     model.start_at(seeds)
     stages.done("model")
     guide = TruncatedPartition(model, components=case.components, **STRATEGY)
-    guide.plant(seeds.index, torch.arange(case.components), size=case.rows)
+    guide.set_labels(seeds.index, torch.arange(case.components), size=case.rows)
     del seeds  # as large as the means
-    em = EM(model, guide, dead="keep", variance_floor=VARIANCE_FLOOR)
+    em = EM(model, guide, empty="keep", variance_floor=VARIANCE_FLOOR)
     result = fit(
         em,
         x,
@@ -180,7 +188,10 @@ def conclude(report: harness.Report, case: Case, result: Fit, minutes: float) ->
     report.fact("ELBO finite in every pass", bool(np.isfinite(history["elbo"]).all()))
     gains = em_gains(history["elbo"], history["phase"])
     report.fact("ELBO rose at every EM step", bool(len(gains) and (gains > 0).all()))
-    report.fact("smallest gain of an EM step, nats a row", float(gains.min()) if len(gains) else float("nan"))
+    report.fact(
+        "smallest gain of an EM step, nats a row",
+        float(gains.min()) if len(gains) else float("nan"),
+    )
     report.fact("last ELBO, nats a row", result.elbo)
     report.fact("live components", history.epochs[-1].live)
     if isinstance(result.inference, EM) and result.inference.last_update is not None:
@@ -237,7 +248,12 @@ def patch_windows(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return windows.transpose(0, 1, 3, 4, 2)
 
 
-def fill(x: NDArray[np.uint8], rows: NDArray[np.intp], windows: NDArray[np.uint8], rng: np.random.Generator) -> None:
+def fill(
+    x: NDArray[np.uint8],
+    rows: NDArray[np.intp],
+    windows: NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> None:
     """Write patches at random positions to the given rows of ``x``, some at a time."""
     for start in range(0, len(rows), ROWS_A_COPY):
         some = rows[start : start + ROWS_A_COPY]

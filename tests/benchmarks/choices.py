@@ -70,7 +70,9 @@ def swissmetro(file: Path) -> pd.DataFrame:
     )
 
 
-def swissmetro_choices(lines: pd.DataFrame, *, panel: bool, covariates: tuple[str, ...] = ()) -> ChoiceTable:
+def swissmetro_choices(
+    lines: pd.DataFrame, *, panel: bool, covariates: tuple[str, ...] = ()
+) -> ChoiceTable:
     return choices_from_wide(
         lines,
         chosen="CHOSEN",
@@ -103,14 +105,18 @@ def fitted(table: ChoiceTable, classes: int, starts: int) -> tuple[LatentClassLo
     covariates = table.covariate_names or None
 
     def build() -> EM:
-        model = LatentClassLogit(components=classes, coefficients=table.coefficients, covariates=covariates).double()
-        return EM(model, FullPartition(model, components=classes), dead="keep")
+        model = LatentClassLogit(
+            components=classes, coefficients=table.coefficients, covariates=covariates
+        ).double()
+        return EM(model, FullPartition(model, components=classes), empty="keep")
 
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     begin = time.perf_counter()
     several = [lambda model: model.start(*table.rows)] * (1 if classes == 1 else starts)
-    found = best_of(build, *table.rows, starts=several, steps=10, tolerance=1e-6, epochs=50, progress=False).best
+    found = best_of(
+        build, *table.rows, starts=several, steps=10, tolerance=1e-6, epochs=50, progress=False
+    ).best
     if classes > 1:
         finish(found.model, found.guide, table)
     return found.model, time.perf_counter() - begin
@@ -119,7 +125,12 @@ def fitted(table: ChoiceTable, classes: int, starts: int) -> tuple[LatentClassLo
 def finish(model: Any, guide: Any, table: ChoiceTable) -> None:
     """Classes that overlap make EM slow in the end."""
     elbo, params = TraceEnum_ELBO(max_plate_nesting=1), [*model.parameters()]
-    options = {"max_iter": 300, "tolerance_grad": 1e-7, "tolerance_change": 1e-11, "line_search_fn": "strong_wolfe"}
+    options = {
+        "max_iter": 300,
+        "tolerance_grad": 1e-7,
+        "tolerance_change": 1e-11,
+        "line_search_fn": "strong_wolfe",
+    }
     optimizer = torch.optim.LBFGS(params, history_size=20, **options)
 
     def closure() -> torch.Tensor:
@@ -133,10 +144,19 @@ def finish(model: Any, guide: Any, table: ChoiceTable) -> None:
 
 def warm_up() -> None:
     """What is imported and compiled at the first fit is no part of the others' seconds."""
-    design, chosen = torch.randn(30, 1, 3, 2, dtype=torch.float64), torch.arange(30).unsqueeze(-1) % 3
+    design, chosen = (
+        torch.randn(30, 1, 3, 2, dtype=torch.float64),
+        torch.arange(30).unsqueeze(-1) % 3,
+    )
     everything = torch.ones(30, 1, 3, dtype=torch.bool)
     nobody = torch.zeros(30, 0, dtype=torch.float64)
-    fitted(ChoiceTable(design, everything, chosen, nobody, None, ("a", "b"), tuple("xyz"), tuple(range(30)), ()), 2, 2)
+    fitted(
+        ChoiceTable(
+            design, everything, chosen, nobody, None, ("a", "b"), tuple("xyz"), tuple(range(30)), ()
+        ),
+        2,
+        2,
+    )
 
 
 def row_of(model: LatentClassLogit, table: ChoiceTable, seconds: float) -> dict[str, Any]:
@@ -169,21 +189,40 @@ def modechoice_report(report: Report, file: Path) -> None:
     flat = table.design.reshape(n * j, wide).numpy()
     chosen = torch.nn.functional.one_hot(table.chosen[:, 0], j).reshape(-1).numpy()
     begin = time.perf_counter()
-    peer = ConditionalLogit(chosen, flat, groups=np.repeat(np.arange(n), j)).fit(disp=False, method="bfgs", maxiter=500)
+    peer = ConditionalLogit(chosen, flat, groups=np.repeat(np.arange(n), j)).fit(
+        disp=False, method="bfgs", maxiter=500
+    )
     seconds = time.perf_counter() - begin
-    report.row(title, by="statsmodels", **{"log likelihood": round(float(peer.llf), 3), "seconds": round(seconds, 3)})
+    report.row(
+        title,
+        by="statsmodels",
+        **{"log likelihood": round(float(peer.llf), 3), "seconds": round(seconds, 3)},
+    )
     away = np.abs(model.theta[0].detach().numpy() - peer.params)
-    report.fact("modechoice: largest difference of a coefficient from statsmodels'", float(away.max()))
+    report.fact(
+        "modechoice: largest difference of a coefficient from statsmodels'", float(away.max())
+    )
 
 
 def published_report(report: Report, table: ChoiceTable) -> None:
     model, seconds = fitted(table, 1, 1)
     report.row("Swissmetro, one class", by="pyro-mixtures", **row_of(model, table, seconds))
-    report.row("Swissmetro, one class", by="Biogeme (published)", **{"log likelihood": PUBLISHED_LIKELIHOOD})
+    report.row(
+        "Swissmetro, one class",
+        by="Biogeme (published)",
+        **{"log likelihood": PUBLISHED_LIKELIHOOD},
+    )
     errors = observed_information(model, *table.rows).standard_errors["theta"][0]
     robust = observed_information(model, *table.rows, robust=True).standard_errors["theta"][0]
-    for name, mine, error, other in zip(table.coefficients, model.theta[0].tolist(), errors, robust, strict=True):
-        figures = {"estimate": mine, "s.e.": float(error), "robust s.e.": float(other), "published": PUBLISHED[name]}
+    for name, mine, error, other in zip(
+        table.coefficients, model.theta[0].tolist(), errors, robust, strict=True
+    ):
+        figures = {
+            "estimate": mine,
+            "s.e.": float(error),
+            "robust s.e.": float(other),
+            "published": PUBLISHED[name],
+        }
         report.row("Swissmetro, one class: estimates", coefficient=name, **figures)
 
 
@@ -211,11 +250,16 @@ def errors_report(report: Report, title: str, model: LatentClassLogit, table: Ch
     found = observed_information(model, *table.rows)
     for c in range(model.components):
         for name, mine, error in zip(
-            table.coefficients, found.params["theta"][c], found.standard_errors["theta"][c], strict=True
+            table.coefficients,
+            found.params["theta"][c],
+            found.standard_errors["theta"][c],
+            strict=True,
         ):
             report.row(title, of=f"class {c}: {name}", estimate=float(mine), error=float(error))
     for name in sorted(found.params.keys() - {"theta"}):
-        each = zip(found.params[name].reshape(-1), found.standard_errors[name].reshape(-1), strict=True)
+        each = zip(
+            found.params[name].reshape(-1), found.standard_errors[name].reshape(-1), strict=True
+        )
         for i, (mine, error) in enumerate(each):
             report.row(title, of=f"{name} {i}", estimate=float(mine), error=float(error))
 
@@ -232,11 +276,19 @@ def choice_learn(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, An
         available_items_by_choice=table.available[:, 0].numpy().astype(np.float32),
     )
     model = LatentClassSimpleMNL(
-        n_latent_classes=classes, fit_method="em", epochs=100, epochs_maximization=100, optimizer="Adam", lr=0.05
+        n_latent_classes=classes,
+        fit_method="em",
+        epochs=100,
+        epochs_maximization=100,
+        optimizer="Adam",
+        lr=0.05,
     )
     model.instantiate(n_items=3, n_shared_features=0, n_items_features=4)
     begin = time.perf_counter()
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # a bar for every M-step
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # a bar for every M-step
         model.fit(data)
     seconds = time.perf_counter() - begin
     likelihood = -float(model.evaluate(data)) * len(table.chosen)
@@ -251,7 +303,13 @@ def biogeme(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
     from biogeme.expressions import Beta, PanelLikelihoodTrajectory, Variable, exp, log
 
     codes = lines["CHOSEN"].map({"TRAIN": 1, "SM": 2, "CAR": 3})
-    names = ["ID", "TRAIN_OPEN", "SM_AV", "CAR_OPEN", *(f"{m}_{a}" for m in MODES for a in ("TIME", "COST"))]
+    names = [
+        "ID",
+        "TRAIN_OPEN",
+        "SM_AV",
+        "CAR_OPEN",
+        *(f"{m}_{a}" for m in MODES for a in ("TIME", "COST")),
+    ]
     database = Database("swissmetro", lines[names].assign(CODE=codes).astype(float))
     if panel:
         database.panel("ID")
@@ -264,7 +322,10 @@ def biogeme(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
     each = []
     for c in range(classes):
         time_, cost = beta("TIME", c, -1.28), beta("COST", c, -1.08)
-        utilities = {i: time_ * Variable(f"{m}_TIME") + cost * Variable(f"{m}_COST") for i, m in enumerate(MODES, 1)}
+        utilities = {
+            i: time_ * Variable(f"{m}_TIME") + cost * Variable(f"{m}_COST")
+            for i, m in enumerate(MODES, 1)
+        }
         utilities[1] += beta("TRAIN", c, -0.7)
         utilities[3] += beta("CAR", c, -0.15)
         one = models.logit(utilities, available, Variable("CODE"))
@@ -272,14 +333,28 @@ def biogeme(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
     scores = [0.0, *(Beta(f"SCORE_{c}", 0.0, None, None, 0) for c in range(1, classes))]
     weights = [1.0, *(exp(score) for score in scores[1:])]
     total = sum(weights[1:], 1.0)
-    likelihood = sum((w / total * one for w, one in zip(weights[1:], each[1:], strict=True)), each[0] / total)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it leaves files where it runs
-        model = bio.BIOGEME(database, log(likelihood), generate_html=False, generate_yaml=False, save_iterations=False)
+    likelihood = sum(
+        (w / total * one for w, one in zip(weights[1:], each[1:], strict=True)), each[0] / total
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+    ):  # it leaves files where it runs
+        model = bio.BIOGEME(
+            database,
+            log(likelihood),
+            generate_html=False,
+            generate_yaml=False,
+            save_iterations=False,
+        )
         model.model_name = "swissmetro"
         begin = time.perf_counter()
         found = model.estimate()
         seconds = time.perf_counter() - begin
-    return {"log likelihood": round(float(found.final_log_likelihood), 3), "seconds": round(seconds, 3)}
+    return {
+        "log likelihood": round(float(found.final_log_likelihood), 3),
+        "seconds": round(seconds, 3),
+    }
 
 
 PEERS: dict[str, Callable[[pd.DataFrame, bool, int], dict[str, Any]]] = {

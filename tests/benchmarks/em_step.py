@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.guides import TruncatedPartition
-from pyro_mixtures.infer import EM, Fit, evidence, fit
+from pyro_mixtures.infer import EM, Fit, fit, log_evidence
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture, Mixture, MixtureOfFactorAnalyzers
 from tests.benchmarks import harness
@@ -123,10 +123,16 @@ def main() -> None:
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)
     report = harness.Report(__doc__)
-    size = {"train": 5000, "test": 1000, "warmup": 4, "steps": 4, "most": 12} if options.quick else {}
+    size = (
+        {"train": 5000, "test": 1000, "warmup": 4, "steps": 4, "most": 12} if options.quick else {}
+    )
     cases = [Case(options.patch, options.factors, c, **size) for c in options.components]
     data = read_data(cases[0])
-    found = f"in {vamm_rows(data).dtype}" if vamm_module() else "cannot be imported: its rows are left out"
+    found = (
+        f"in {vamm_rows(data).dtype}"
+        if vamm_module()
+        else "cannot be imported: its rows are left out"
+    )
     report.fact("vamm", found)
     run_tables(report, cases, data, options)
     report.finish(options.json)
@@ -135,13 +141,26 @@ def main() -> None:
 def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--patch", type=int, default=8, choices=(8, 12), help="side of the patches, D = 3 side^2 (8)")
+    parser.add_argument(
+        "--patch",
+        type=int,
+        default=8,
+        choices=(8, 12),
+        help="side of the patches, D = 3 side^2 (8)",
+    )
     parser.add_argument("--factors", type=int, default=5, choices=(5, 10), help="H (5)")
     parser.add_argument(
-        "--components", type=int, nargs="+", help="C; all for scikit-learn, the first for the rest (500 5000)"
+        "--components",
+        type=int,
+        nargs="+",
+        help="C; all for scikit-learn, the first for the rest (500 5000)",
     )
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="some of the tables (all)")
-    parser.add_argument("--repeats", type=int, help="timings of each side, of which the median is given (5)")
+    parser.add_argument(
+        "--only", nargs="+", choices=TABLES, default=TABLES, help="some of the tables (all)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, help="timings of each side, of which the median is given (5)"
+    )
     parser.add_argument("--seeds", type=int, help="whole fits of each side (3)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     options = parser.parse_args()
@@ -160,7 +179,9 @@ def run_tables(report: harness.Report, cases: list[Case], data: Data, options: A
         compare_fits(report, first, data, options.seeds)
     if "scikit-learn" in options.only:
         for case in cases:
-            compare_sklearn(report, case, data, repeats if case.components < 2000 else min(repeats, 2))
+            compare_sklearn(
+                report, case, data, repeats if case.components < 2000 else min(repeats, 2)
+            )
     if "kernel" in options.only:
         measure_kernel(report, first, data, repeats)
     if "memory" in options.only:
@@ -169,7 +190,11 @@ def run_tables(report: harness.Report, cases: list[Case], data: Data, options: A
 
 def read_data(case: Case) -> Data:
     """The patches of a case."""
-    return Data(*map(torch.from_numpy, rgb_patches(case.patch, case.train, case.test, noise=4 / 255, seed=0)))
+    return Data(
+        *map(
+            torch.from_numpy, rgb_patches(case.patch, case.train, case.test, noise=4 / 255, seed=0)
+        )
+    )
 
 
 # Ours
@@ -179,7 +204,9 @@ def our_em(case: Case, data: Data, seed: int) -> EM:
     """Our model at spread-out rows, its guide and EM, before any pass."""
     pyro.set_rng_seed(seed)
     components = case.components
-    model = MixtureOfFactorAnalyzers(components=components, features=data.x.shape[1], factors=case.factors)
+    model = MixtureOfFactorAnalyzers(
+        components=components, features=data.x.shape[1], factors=case.factors
+    )
     model.start_at(seed_rows(data.x, components))
     guide = TruncatedPartition(model, components=components, seed=seed, **STRATEGY)
     return EM(model, guide, variance_floor=data.variance_floor)
@@ -200,9 +227,13 @@ def our_fit(
         exactly ``epochs`` steps.
     :param full_search: search in every step, instead of by the library's schedule.
     """
-    options: dict[str, Any] = {} if warmup is None else {"warmup": warmup, "patience": warmup + epochs + 1}
+    options: dict[str, Any] = (
+        {} if warmup is None else {"warmup": warmup, "patience": warmup + epochs + 1}
+    )
     every = 1 if full_search else None
-    return fit(em, x, epochs=epochs, search_every=every, progress=False, callbacks=callbacks, **options)
+    return fit(
+        em, x, epochs=epochs, search_every=every, progress=False, callbacks=callbacks, **options
+    )
 
 
 def our_parameters(em: EM) -> Parameters:
@@ -256,7 +287,11 @@ def vamm_rows(data: Data) -> np.ndarray:
 
 def vamm_passes(model: Any, x: np.ndarray, warmup: int, steps: int, seed: int) -> Iterator[Any]:
     """Their fit, pass by pass: ``_fit`` is what its documentation names for access between iterations."""
-    partition = {"C_prime": STRATEGY["candidates"], "G": STRATEGY["neighbors"], "E": STRATEGY["explore"]}
+    partition = {
+        "C_prime": STRATEGY["candidates"],
+        "G": STRATEGY["neighbors"],
+        "E": STRATEGY["explore"],
+    }
     return model._fit(X=x, limit=[warmup, steps], eps=[0.0, 0.0], rng=seed, **partition)
 
 
@@ -287,7 +322,9 @@ def fit_vamm(case: Case, data: Data, seed: int) -> list[Snapshot]:
 def nll_of(found: Parameters, heldout: Tensor) -> float:
     """Held-out NLL of either program's parameters."""
     components, features, factors = found.factor.shape
-    model = MixtureOfFactorAnalyzers(components=components, features=features, factors=factors).double()
+    model = MixtureOfFactorAnalyzers(
+        components=components, features=features, factors=factors
+    ).double()
     for name in Parameters._fields:
         setattr(model, name, getattr(found, name).double())
     return nll(model, heldout)
@@ -297,14 +334,18 @@ def nll_of_normals(weights: Any, loc: Any, variance: Any, heldout: Tensor) -> fl
     """Held-out NLL of a mixture of normals with variances (C, D), (D,) or ()."""
     loc, variance = torch.as_tensor(loc).double(), torch.as_tensor(variance).double()
     model = GaussianMixture(components=loc.shape[0], features=loc.shape[1]).double()
-    model.weights, model.loc, model.scale = torch.as_tensor(weights).double(), loc, variance.sqrt().expand_as(loc)
+    model.weights, model.loc, model.scale = (
+        torch.as_tensor(weights).double(),
+        loc,
+        variance.sqrt().expand_as(loc),
+    )
     return nll(model, heldout)
 
 
 def nll(model: Mixture, heldout: Tensor) -> float:
     """Exact, over all components, in nats per row."""
     with torch.no_grad():
-        return -float(evidence(model, heldout.double()).mean())
+        return -float(log_evidence(model, heldout.double()).mean())
 
 
 # The tables
@@ -318,10 +359,22 @@ def compare_steps(report: harness.Report, case: Case, data: Data, repeats: int) 
         sides[VAMM] = warm_vamm(case, data, steps)
     timings = harness.paired({**sides}, repeats)
     seconds = {name: timing.median / steps for name, timing in timings.items()}
-    faster = {name: seconds[VAMM] / s if VAMM in seconds else math.nan for name, s in seconds.items()}
+    faster = {
+        name: seconds[VAMM] / s if VAMM in seconds else math.nan for name, s in seconds.items()
+    }
     for name, side in sides.items():
-        figures = {"s": seconds[name], "faster_than_vamm": faster[name], "evaluations": side.per_step()}
-        report.row("EM step", **case.label, side=name, **figures, nll=nll_of(side.parameters(), data.heldout))
+        figures = {
+            "s": seconds[name],
+            "faster_than_vamm": faster[name],
+            "evaluations": side.per_step(),
+        }
+        report.row(
+            "EM step",
+            **case.label,
+            side=name,
+            **figures,
+            nll=nll_of(side.parameters(), data.heldout),
+        )
         if name != VAMM and VAMM in sides:
             need(report, f"EM step, {name}: times faster than vamm", faster[name], 3.0)
 
@@ -393,7 +446,10 @@ def warm_ours(case: Case, data: Data, steps: int) -> dict[str, Steps]:
 
 def our_sides(em: EM, data: Data, steps: int) -> dict[str, Steps]:
     """Both schedules, in turn on one fit."""
-    return {name: OurSteps(em, data.x, steps, full_search=name == FULL_SEARCH) for name in (OURS, FULL_SEARCH)}
+    return {
+        name: OurSteps(em, data.x, steps, full_search=name == FULL_SEARCH)
+        for name in (OURS, FULL_SEARCH)
+    }
 
 
 def warm_vamm(case: Case, data: Data, steps: int) -> Steps:
@@ -423,11 +479,22 @@ def compare_fits(report: harness.Report, case: Case, data: Data, seeds: int) -> 
         seconds = fit_row(report, case, OURS, seed, ours, target, data)
         faster.append(fit_row(report, case, VAMM, seed, peer, target, data) / seconds)
     if faster:
-        need(report, "whole fit: times faster than vamm to its final held-out NLL", statistics.median(faster), 4.0)
+        need(
+            report,
+            "whole fit: times faster than vamm to its final held-out NLL",
+            statistics.median(faster),
+            4.0,
+        )
 
 
 def fit_row(
-    report: harness.Report, case: Case, side: str, seed: int, found: list[Snapshot], target: float, data: Data
+    report: harness.Report,
+    case: Case,
+    side: str,
+    seed: int,
+    found: list[Snapshot],
+    target: float,
+    data: Data,
 ) -> float:
     """One fit: when it reached the target, if there is one, and how it ended; returns the seconds to the target."""
     at = None if math.isnan(target) else first_reaching(found, target, data.heldout)
@@ -436,7 +503,11 @@ def fit_row(
     if at is not None:
         reached |= {"steps": at + 1, "evaluations": found[at].evaluations}
     last = found[-1]
-    final = {"final_s": last.seconds, "final_steps": len(found), "final_evaluations": last.evaluations}
+    final = {
+        "final_s": last.seconds,
+        "final_steps": len(found),
+        "final_evaluations": last.evaluations,
+    }
     score = nll_of(last.parameters, data.heldout)
     report.row("whole fit", **case.label, side=side, seed=seed, **reached, **final, final_nll=score)
     return seconds
@@ -463,7 +534,10 @@ def compare_sklearn(report: harness.Report, case: Case, data: Data, repeats: int
     steps = 10
     em = our_em(case, data, seed=0)
     seeds = our_parameters(em)
-    figures = {OURS: whole_fit(em, data, case.steps), DIAGONAL: whole_fit_sklearn(data, seeds, case.steps)}
+    figures = {
+        OURS: whole_fit(em, data, case.steps),
+        DIAGONAL: whole_fit_sklearn(data, seeds, case.steps),
+    }
     runs = {"1": lambda: fit_sklearn(data, seeds, 1), "3": lambda: fit_sklearn(data, seeds, 3)}
     timings = harness.paired({**our_sides(em, data, steps), **runs}, repeats)
     seconds = {name: timing.median / steps for name, timing in timings.items() if name not in runs}
@@ -510,7 +584,12 @@ def fit_sklearn(data: Data, seeds: Parameters, steps: int) -> Any:
         "means_init": seeds.loc.numpy(),
         "precisions_init": (1 / seeds.noise).numpy(),
     }
-    options = {"covariance_type": "diag", "reg_covar": SMALLEST_VARIANCE, "tol": 0.0, "max_iter": steps}
+    options = {
+        "covariance_type": "diag",
+        "reg_covar": SMALLEST_VARIANCE,
+        "tol": 0.0,
+        "max_iter": steps,
+    }
     model = SklearnMixture(len(seeds.loc), **options, **start)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it did not converge
@@ -523,7 +602,9 @@ def whole_fit_kmeans(case: Case, data: Data) -> dict[str, Any]:
 
     batch = 4096
     clock = Clock()
-    model = MiniBatchKMeans(case.components, batch_size=batch, n_init=1, random_state=0).fit(data.x.numpy())
+    model = MiniBatchKMeans(case.components, batch_size=batch, n_init=1, random_state=0).fit(
+        data.x.numpy()
+    )
     seconds = clock.read()
     counts = np.bincount(model.labels_, minlength=case.components) + 1e-3
     variance = model.inertia_ / data.x.numel()
@@ -537,8 +618,13 @@ def measure_kernel(report: harness.Report, case: Case, data: Data, repeats: int)
     our_fit(em, data.x, epochs=3, warmup=10)
     search, winner = search_of(em)
     order = winner.argsort(stable=True)
-    orders = {"rows as they come": (data.x, search), "rows by winner": (data.x[order], search.T[order].T)}
-    timings = harness.paired({name: densities(em, *rows) for name, rows in orders.items()}, max(repeats, 5))
+    orders = {
+        "rows as they come": (data.x, search),
+        "rows by winner": (data.x[order], search.T[order].T),
+    }
+    timings = harness.paired(
+        {name: densities(em, *rows) for name, rows in orders.items()}, max(repeats, 5)
+    )
     pairs, features = int((search >= 0).sum()), data.x.shape[1]
     sgemm, copy = harness.sgemm_gflops(), harness.copy_gbs()
     for name, timing in timings.items():
@@ -573,7 +659,9 @@ def densities(em: EM, x: Tensor, search: Tensor) -> Callable[[], Tensor]:
 
 def measure_memory(report: harness.Report, case: Case) -> None:
     """Table "memory"."""
-    data, parameters, growth = (b / 1e6 for b in harness.in_fresh_process(memory_of_fit, case).result)
+    data, parameters, growth = (
+        b / 1e6 for b in harness.in_fresh_process(memory_of_fit, case).result
+    )
     limit = data + 3 * parameters + 200
     report.row(
         "memory",

@@ -26,8 +26,12 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A command line with ``--json``; ``doc`` (the module's docstring) is what ``--help`` says of the figures."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", type=Path, metavar="PATH", help="write the same figures to this file")
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--json", type=Path, metavar="PATH", help="write the same figures to this file"
+    )
     return made
 
 
@@ -43,7 +47,10 @@ class Report:
     def row(self, table: str, /, **figures: Any) -> dict[str, Any]:
         """Add one row to a table, and say it at once: long benchmarks are watched."""
         self.tables.setdefault(table, []).append(figures)
-        print(f"[{table}] " + "  ".join(f"{name}={_text(value)}" for name, value in figures.items()), flush=True)
+        print(
+            f"[{table}] " + "  ".join(f"{name}={_text(value)}" for name, value in figures.items()),
+            flush=True,
+        )
         return figures
 
     def fact(self, name: str, value: Any) -> None:
@@ -58,11 +65,21 @@ class Report:
             print(f"\n{title}\n" + "\n".join(_aligned(rows)))
         if self.facts:
             width = max(map(len, self.facts))
-            print("\n" + "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in self.facts.items()))
+            print(
+                "\n"
+                + "\n".join(
+                    f"{name:<{width}}  {_text(value)}" for name, value in self.facts.items()
+                )
+            )
 
     def write(self, path: Path) -> None:
         """All of it as JSON."""
-        whole = {"title": self.title, "machine": self.machine, "tables": self.tables, "facts": self.facts}
+        whole = {
+            "title": self.title,
+            "machine": self.machine,
+            "tables": self.tables,
+            "facts": self.facts,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole, indent=2, default=_plain) + "\n")
 
@@ -81,7 +98,9 @@ class Timing(NamedTuple):
     seconds: list[float]
 
 
-def paired(functions: dict[str, Callable[[], Any]], repeats: int = 7, *, warm: int = 1) -> dict[str, Timing]:
+def paired(
+    functions: dict[str, Callable[[], Any]], repeats: int = 7, *, warm: int = 1
+) -> dict[str, Timing]:
     """Seconds of each function, run in turn (a b a b ...) so that all of them see the same machine.
 
     :param warm: untimed rounds before, for compilation and caches.
@@ -156,7 +175,9 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Fresh:
         try:
             return Fresh(*pool.submit(_measured, function, args).result())
         except BrokenProcessPool as error:
-            raise MemoryError(f"the process of {function.__name__}() died, most likely for memory") from error
+            raise MemoryError(
+                f"the process of {function.__name__}() died, most likely for memory"
+            ) from error
 
 
 def _measured(function: Callable[..., Any], args: tuple) -> tuple[Any, int]:
@@ -185,7 +206,9 @@ def machine_facts() -> dict[str, Any]:
 def _processor() -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     return platform.processor()
 
 
@@ -205,7 +228,9 @@ def peak() -> int:
 
 
 def _max_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _reset_peak() -> None:
@@ -224,7 +249,10 @@ def _aligned(rows: Sequence[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    return [
+        "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
 
 
 def _text(value: Any) -> str:

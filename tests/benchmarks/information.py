@@ -26,7 +26,9 @@ def main() -> None:
     """Run all parts and report."""
     parser = harness.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
-    parser.add_argument("--replications", type=int, default=1000, metavar="N", help="of independent pairs")
+    parser.add_argument(
+        "--replications", type=int, default=1000, metavar="N", help="of independent pairs"
+    )
     options = parser.parse_args()
     report = harness.Report(__doc__)
     truth(report, options.seeds)
@@ -70,29 +72,41 @@ def truth(report: harness.Report, seeds: int) -> None:
     for process, exact in TRUTHS.items():
         pairs = [process(np.random.default_rng(seed), 1600) for seed in range(seeds)]
         means = {
-            f: float(np.mean([mutual_information(x, y, form=f).nats for x, y in pairs])) for f in ("digamma", "log")
+            f: float(np.mean([mutual_information(x, y, form=f).nats for x, y in pairs]))
+            for f in ("digamma", "log")
         }
         report.row("mutual information", process=process.__name__, truth=exact, **means)
     for squared in (0.0, 0.09, 0.25, 0.49, 0.81):
         found = []
         for seed in range(seeds):
             x, y = gaussian(np.random.default_rng(seed), 300, squared)
-            found.append(hypercontractivity(x, y, generator=torch.Generator().manual_seed(seed)).coefficient)
-        report.row("hypercontractivity", truth=squared, mean=float(np.mean(found)), deviation=float(np.std(found)))
+            found.append(
+                hypercontractivity(x, y, generator=torch.Generator().manual_seed(seed)).coefficient
+            )
+        report.row(
+            "hypercontractivity",
+            truth=squared,
+            mean=float(np.mean(found)),
+            deviation=float(np.std(found)),
+        )
 
 
 def speed(report: harness.Report) -> None:
     rng = np.random.default_rng(0)
     for process in (gaussian, labels, half_gaussian, zero_inflated):
         x, y = process(rng, N)
-        runs: dict[str, Any] = {"ours": lambda x=x, y=y, p=process: mutual_information(x, y, discrete=_nominal(p))}
+        runs: dict[str, Any] = {
+            "ours": lambda x=x, y=y, p=process: mutual_information(x, y, discrete=_nominal(p))
+        }
         if process is gaussian:
             runs["peer"] = lambda x=x, y=y: mutual_info_regression(x[:, None], y, n_neighbors=5)
         if process is labels:
             runs["peer"] = lambda x=x, y=y: mutual_info_classif(y[:, None], x, n_neighbors=5)
         timing = harness.paired(runs, 3)
         ratio = timing["peer"].median / timing["ours"].median if "peer" in timing else "-"
-        report.row("speed", process=process.__name__, rows=N, seconds=timing["ours"].median, ratio=ratio)
+        report.row(
+            "speed", process=process.__name__, rows=N, seconds=timing["ours"].median, ratio=ratio
+        )
 
 
 def _nominal(process: Any) -> str:
@@ -112,9 +126,16 @@ def rejections(report: harness.Report, replications: int) -> None:
     for seed in range(replications):
         generator = torch.Generator().manual_seed(seed)
         x, y = torch.rand(60, generator=generator), torch.randn(60, generator=generator).exp()
-        p = hypercontractivity(x, y, permutations=39, steps=30, starts=4, generator=generator).p_value
+        p = hypercontractivity(
+            x, y, permutations=39, steps=30, starts=4, generator=generator
+        ).p_value
         rejected += p is not None and p <= 0.05
-    report.row("rejections", replications=replications, share=rejected / replications, needed="0.03 ... 0.07")
+    report.row(
+        "rejections",
+        replications=replications,
+        share=rejected / replications,
+        needed="0.03 ... 0.07",
+    )
 
 
 if __name__ == "__main__":

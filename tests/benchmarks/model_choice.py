@@ -20,7 +20,7 @@ from sklearn.mixture import GaussianMixture as Peer
 from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
 from pyro_mixtures.diagnostics.model_choice.score import Comparison
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, evidence
+from pyro_mixtures.infer import EM, log_evidence
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture
 from tests.benchmarks import harness
@@ -53,7 +53,9 @@ def centres(components: int, seed: int) -> torch.Tensor:
 def rows(components: int, seed: int, each: int = 60) -> torch.Tensor:
     """Normal rows (C each, 2) around the centres; another ``each``, other rows."""
     generator = torch.Generator().manual_seed(1000 * seed + each)
-    return (centres(components, seed)[:, None] + torch.randn(components, each, 2, generator=generator)).flatten(0, 1)
+    return (
+        centres(components, seed)[:, None] + torch.randn(components, each, 2, generator=generator)
+    ).flatten(0, 1)
 
 
 def build(components: int) -> EM:
@@ -93,7 +95,9 @@ def choice(report: harness.Report, planted: int, seeds: int, draws: int) -> None
         right = next(score for score in result.scores if score.components == planted)
         assert right.loo is not None
         n = 60 * planted
-        new = float(evidence(right.model, rows(planted, seed, each=20_000 // planted)).double().mean())
+        new = float(
+            log_evidence(right.model, rows(planted, seed, each=20_000 // planted)).double().mean()
+        )
         gaps.append(right.loo.predictive.total / n - new)
         errors.append(right.loo.predictive.standard_error / n)
         unreliable.append(right.loo.unreliable)
@@ -112,7 +116,10 @@ def peer(report: harness.Report, planted: int) -> None:
     x = rows(planted, 0)
 
     def theirs() -> list[float]:
-        made = (Peer(c, covariance_type="diag", n_init=STARTS, init_params="k-means++") for c in grid(planted))
+        made = (
+            Peer(c, covariance_type="diag", n_init=STARTS, init_params="k-means++")
+            for c in grid(planted)
+        )
         return [one.fit(x).bic(x) for one in made]
 
     timing = harness.paired({"ours": lambda: compared(planted, 0, 0), "theirs": theirs}, 3)

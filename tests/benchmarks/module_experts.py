@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.models.modules import MixtureOfModules
+from pyro_mixtures.models.experts import MixtureOfExperts
 from tests.benchmarks.harness import Report, parser
 
 FEATURES, CLASSES = 64, 10
@@ -41,11 +41,15 @@ def digits(seed: int) -> Split:
     x, x_test, y, y_test = train_test_split(
         rows / 16.0 - 0.3, labels, test_size=0.4, random_state=seed, stratify=labels
     )
-    return Split(torch.tensor(x).float(), torch.tensor(y), torch.tensor(x_test).float(), torch.tensor(y_test))
+    return Split(
+        torch.tensor(x).float(), torch.tensor(y), torch.tensor(x_test).float(), torch.tensor(y_test)
+    )
 
 
 def network(hidden: int) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(FEATURES, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, CLASSES))
+    return torch.nn.Sequential(
+        torch.nn.Linear(FEATURES, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, CLASSES)
+    )
 
 
 def size_of(hidden: int) -> int:
@@ -66,21 +70,31 @@ class Outcome(NamedTuple):
     moved: int  # rows whose part is another than at the start
 
 
-def train(data: Split, labels: Tensor, experts: int, hidden: int, args, *, learned: bool) -> Outcome:
+def train(
+    data: Split, labels: Tensor, experts: int, hidden: int, args, *, learned: bool
+) -> Outcome:
     """Hard EM of ``experts`` networks from the partition ``labels``, which stays if not ``learned``."""
     pyro.clear_param_store()
-    model = MixtureOfModules(
-        lambda: network(hidden), components=experts, features=FEATURES, loss="cross_entropy", equal_weights=True
+    model = MixtureOfExperts(
+        lambda: network(hidden),
+        components=experts,
+        features=FEATURES,
+        loss="cross_entropy",
+        equal_weights=True,
     )
     guide = HardPartition(model, components=experts)
-    guide.plant(labels)
+    guide.set_labels(labels)
     guide.train(learned)
     em = EM(model, guide, gradient=Adam({"lr": args.lr}), gradient_steps=args.gradient_steps)
     for _ in range(args.epochs):
         em.step(data.x, data.y)
-    loss = em.evaluate_loss(data.x, data.y) / len(data.x) - torch.tensor(float(experts)).log().item()
+    loss = (
+        em.evaluate_loss(data.x, data.y) / len(data.x) - torch.tensor(float(experts)).log().item()
+    )
     with torch.no_grad():
-        right = model.component_distributions(data.x_test).outputs().argmax(-1) == data.y_test  # (C, B)
+        right = (
+            model.component_distributions(data.x_test).outputs().argmax(-1) == data.y_test
+        )  # (C, B)
     part = gate(data.x, guide.labels, data.x_test)
     accuracy = right.gather(0, part.unsqueeze(0)).float().mean()
     moved = int((guide.labels != labels).sum())
@@ -103,8 +117,12 @@ def compare(seed: int, args) -> dict[str, Outcome]:
     return {
         f"one network, hidden {args.wide}": train(data, one, 1, args.wide, args, learned=False),
         f"one network, hidden {args.narrow}": train(data, one, 1, args.narrow, args, learned=False),
-        f"{k} experts, hidden {args.hidden}, frozen": train(data, start, k, args.hidden, args, learned=False),
-        f"{k} experts, hidden {args.hidden}, learned": train(data, start, k, args.hidden, args, learned=True),
+        f"{k} experts, hidden {args.hidden}, frozen": train(
+            data, start, k, args.hidden, args, learned=False
+        ),
+        f"{k} experts, hidden {args.hidden}, learned": train(
+            data, start, k, args.hidden, args, learned=True
+        ),
     }
 
 
@@ -123,7 +141,9 @@ def main() -> None:
     report = Report(__doc__)
     report.fact("parameters of the experts and their gate", total)
     report.fact("parameters of the wide network", size_of(args.wide))
-    report.fact("parameters that a row meets: its expert's and the gate's", size_of(args.hidden) + gate_size)
+    report.fact(
+        "parameters that a row meets: its expert's and the gate's", size_of(args.hidden) + gate_size
+    )
     report.fact("parameters of the narrow network", size_of(args.narrow))
     runs = [compare(seed, args) for seed in range(args.seeds)]
     first = next(iter(runs[0]))
@@ -134,7 +154,9 @@ def main() -> None:
             model=name,
             accuracy=statistics.mean(accuracy),
             deviation=statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-            error_ratio=statistics.mean((1 - run[name].accuracy) / (1 - run[first].accuracy) for run in runs),
+            error_ratio=statistics.mean(
+                (1 - run[name].accuracy) / (1 - run[first].accuracy) for run in runs
+            ),
             oracle=statistics.mean(run[name].oracle for run in runs),
             train_loss=statistics.mean(run[name].loss for run in runs),
             moved=statistics.mean(run[name].moved for run in runs),

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.restarts.hard import fit_restarts
 from pyro_mixtures.infer.experts.routing import compare_routing, r2
+from pyro_mixtures.infer.restarts.hard import fit_restarts
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 from tests.benchmarks import harness
 
@@ -78,27 +78,46 @@ def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
     parts = ["quality", "scale", "restarts", "prediction"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=parts, default=parts, help="what to run (all)"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--seeds", type=int, default=20, help="data sets of the first part (20)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed in the second and third (5)")
-    parser.add_argument("--splits", type=int, default=5, help="splits into training and test rows in the last (5)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds that are timed in the second and third (5)"
+    )
+    parser.add_argument(
+        "--splits", type=int, default=5, help="splits into training and test rows in the last (5)"
+    )
     parser.add_argument("--diamonds", type=Path, metavar="CSV", help="diamonds.csv")
     return parser.parse_args()
 
 
-def partition(components: int, features: int, *, ridge: float = 0.0, **options: Any) -> tuple[HardPartition, EM]:
+def partition(
+    components: int, features: int, *, ridge: float = 0.0, **options: Any
+) -> tuple[HardPartition, EM]:
     """Regressions of squared error under constant, equal weights, in a param store of their own."""
     pyro.clear_param_store()
-    model = MixtureOfRegressions(components=components, features=features, ridge=ridge, scale=1.0, equal_weights=True)
+    model = MixtureOfRegressions(
+        components=components, features=features, ridge=ridge, scale=1.0, equal_weights=True
+    )
     guide = HardPartition(model, components=components, **options)
-    return guide, EM(model, guide, dead="keep")
+    return guide, EM(model, guide, empty="keep")
 
 
 def settle(em: EM, rows: Rows, *, epochs: int = 30, **options: Any) -> None:
     """Rounds until no row moves, but for scores that need not come to rest."""
     stop = lambda done: len(done.history) > 1 and done.guide.moved == 0  # noqa: E731
-    fit(em, *rows, epochs=epochs, tolerance=0.0, patience=epochs, progress=False, callbacks=[stop], **options)
+    fit(
+        em,
+        *rows,
+        epochs=epochs,
+        tolerance=0.0,
+        patience=epochs,
+        progress=False,
+        callbacks=[stop],
+        **options,
+    )
 
 
 # Quality.
@@ -109,19 +128,27 @@ def compare_rules(report: harness.Report, *, seeds: int, starts: int) -> None:
     problems = [planted_regressions(seed) for seed in range(seeds)]
     for name, rule in RULES.items():
         for cap in (None, 240 // 3 + 10):
-            ratios = [best_ratio(rows, truth, starts, capacity=cap, **rule) for rows, truth in problems]
+            ratios = [
+                best_ratio(rows, truth, starts, capacity=cap, **rule) for rows, truth in problems
+            ]
             middle, worst = float(np.median(ratios)), float(np.max(ratios))
             met = middle <= 1.0 if name in NEEDED else "-"
-            report.row("quality", score=name, cap=cap or "-", ratio=middle, worst=worst, needed_met=met)
+            report.row(
+                "quality", score=name, cap=cap or "-", ratio=middle, worst=worst, needed_met=met
+            )
 
 
-def planted_regressions(seed: int, n: int = 240, d: int = 5, components: int = 3) -> tuple[Rows, float]:
+def planted_regressions(
+    seed: int, n: int = 240, d: int = 5, components: int = 3
+) -> tuple[Rows, float]:
     """Rows drawn from three regressions, and F of the partition that they were drawn from."""
     draw = np.random.default_rng(seed)
     x, labels = draw.normal(size=(n, d)), draw.integers(components, size=n)
     weight, bias = draw.normal(size=(components, d)), draw.normal(size=components)
     y = (x * weight[labels]).sum(-1) + bias[labels] + 0.3 * draw.normal(size=n)
-    return Rows(torch.from_numpy(x), torch.from_numpy(y)), sum(least(x[labels == k], y[labels == k]) for k in range(3))
+    return Rows(torch.from_numpy(x), torch.from_numpy(y)), sum(
+        least(x[labels == k], y[labels == k]) for k in range(3)
+    )
 
 
 def least(x: np.ndarray, y: np.ndarray) -> float:
@@ -137,7 +164,9 @@ def best_ratio(rows: Rows, truth: float, starts: int, **options: Any) -> float:
         guide, em = partition(3, rows.x.shape[1], **options)
         em.model.double()  # type: ignore[attr-defined]
         # Parts of equal sizes: they keep every cap.
-        guide.plant(torch.randperm(len(rows.y), generator=torch.Generator().manual_seed(seed)) % 3)
+        guide.set_labels(
+            torch.randperm(len(rows.y), generator=torch.Generator().manual_seed(seed)) % 3
+        )
         settle(em, rows)
         parts = guide.labels
         assert parts is not None
@@ -169,12 +198,19 @@ def measure_scale(report: harness.Report, *, rows: int, rounds: int) -> None:
 def many_rows(rows: int, features: int = 20, components: int = 50) -> tuple[Rows, Tensor]:
     """Rows of many regressions in float32, and labels of which nine tenths are true."""
     draw = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(rows, features, generator=draw), torch.randint(components, (rows,), generator=draw)
+    x, labels = (
+        torch.randn(rows, features, generator=draw),
+        torch.randint(components, (rows,), generator=draw),
+    )
     weight, bias = (torch.randn(components, n, generator=draw) for n in (features, 1))
     y = torch.empty(rows)
     for part in torch.arange(rows).split(1 << 16):
         k = labels[part]
-        y[part] = (x[part] * weight[k]).sum(-1) + bias[k, 0] + 0.3 * torch.randn(len(part), generator=draw)
+        y[part] = (
+            (x[part] * weight[k]).sum(-1)
+            + bias[k, 0]
+            + 0.3 * torch.randn(len(part), generator=draw)
+        )
     wrong = torch.rand(rows, generator=draw) < 0.1
     labels[wrong] = torch.randint(components, (int(wrong.sum()),), generator=draw)
     return Rows(x, y), labels
@@ -184,7 +220,7 @@ def fit_at_scale(rows: int, rounds: int) -> int:
     """Draw the rows and fit; how many rows moved in the last round."""
     data, labels = many_rows(rows)
     guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
-    guide.plant(labels)
+    guide.set_labels(labels)
     fit(em, *data, epochs=rounds, patience=rounds, progress=False)
     return guide.moved
 
@@ -193,7 +229,7 @@ def seconds_a_round(rows: int, rounds: int) -> dict[str, float]:
     """Median seconds: E-step and refit of ours; refits and predictions of the peer."""
     data, labels = many_rows(rows)
     guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
-    guide.plant(labels)
+    guide.set_labels(labels)
     x, y, peers = data.x.numpy(), data.y.numpy(), [labels.numpy()]
 
     def ours() -> None:
@@ -208,7 +244,10 @@ def seconds_a_round(rows: int, rounds: int) -> dict[str, float]:
 
 def ridge_round(x: np.ndarray, y: np.ndarray, labels: np.ndarray, components: int) -> np.ndarray:
     """Fit every part by scikit-learn, predict all rows by all, and take the best."""
-    fits = [Ridge(alpha=RIDGE * (labels == k).sum()).fit(x[labels == k], y[labels == k]) for k in range(components)]
+    fits = [
+        Ridge(alpha=RIDGE * (labels == k).sum()).fit(x[labels == k], y[labels == k])
+        for k in range(components)
+    ]
     error = x @ np.stack([f.coef_ for f in fits]).T.astype(x.dtype)
     error += np.array([f.intercept_ for f in fits], dtype=x.dtype)
     error -= y[:, None]
@@ -232,7 +271,10 @@ def compare_restarts(report: harness.Report, *, starts: int, rounds: int) -> Non
     torch.set_num_threads(1)
     for name, options in VARIANTS.items():
         found: dict[str, np.ndarray] = {}
-        sides = {way: restarts_of(rows, starts, way, found, options) for way in ("one by one", "parallel")}
+        sides = {
+            way: restarts_of(rows, starts, way, found, options)
+            for way in ("one by one", "parallel")
+        }
         times = harness.paired(sides, rounds, warm=1)
         alone, together = (times[way].median for way in sides)
         apart = float(np.abs(found["one by one"] - found["parallel"]).max())
@@ -252,11 +294,15 @@ def restarts_of(
             equal_weights=options.get("equal_weights", True),
         ).double()  # fmt: skip
         rule = {name: value for name, value in options.items() if name in ("score", "capacity")}
-        return EM(model, HardPartition(model, components=3 * blocks, blocks=blocks, **rule), dead="keep")
+        return EM(
+            model, HardPartition(model, components=3 * blocks, blocks=blocks, **rule), empty="keep"
+        )
 
     def run() -> None:
         draw = torch.Generator().manual_seed(0)
-        done = fit_restarts(build, *rows, starts=starts, parallel=way == "parallel", generator=draw, progress=False)
+        done = fit_restarts(
+            build, *rows, starts=starts, parallel=way == "parallel", generator=draw, progress=False
+        )
         found[way] = done.objectives
 
     return run
@@ -267,18 +313,25 @@ def restarts_of(
 
 def compare_predictions(report: harness.Report, options: Any) -> None:
     """Test R2 of all data sets and splits, and their means."""
-    sets: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"diabetes": lambda: load_diabetes(return_X_y=True)}
+    sets: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+        "diabetes": lambda: load_diabetes(return_X_y=True)
+    }
     if options.diamonds is None:
         report.fact("diamonds", "left out: --diamonds names no file")
     else:
         sets["diamonds"] = lambda: read_diamonds(options.diamonds)
     for name, load in sets.items():
         x, y = load()
-        found = [compare_split(report, name, x, y, seed, options.quick) for seed in range(options.splits)]
+        found = [
+            compare_split(report, name, x, y, seed, options.quick) for seed in range(options.splits)
+        ]
         for column in ("mixture", "ridge", "forest"):
             values = [row[column] for row in found]
             report.fact(f"{name}: {column}, mean R2", float(np.mean(values)))
-            report.fact(f"{name}: {column}, standard error", float(np.std(values, ddof=1) / math.sqrt(len(values))))
+            report.fact(
+                f"{name}: {column}, standard error",
+                float(np.std(values, ddof=1) / math.sqrt(len(values))),
+            )
 
 
 def read_diamonds(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -327,7 +380,7 @@ def mixture_r2(train: Rows, test: Rows, start: str, components: int, seed: int) 
     """R2 of a mixture that was fitted to ``train``, by way of routing."""
     guide, em = partition(components, train.x.shape[1], ridge=RIDGE)
     em.model.double()  # type: ignore[attr-defined]
-    guide.plant(start_labels(train, start, components, seed))
+    guide.set_labels(start_labels(train, start, components, seed))
     settle(em, train, epochs=1 if start == "k-means frozen" else 30)
     return compare_routing(em.model, guide, train=train, test=test)
 
@@ -335,8 +388,12 @@ def mixture_r2(train: Rows, test: Rows, start: str, components: int, seed: int) 
 def start_labels(train: Rows, start: str, components: int, seed: int) -> Tensor:
     """Random parts, or those of k-means over the covariates."""
     if start == "random":
-        return torch.randint(components, (len(train.y),), generator=torch.Generator().manual_seed(seed))
-    return torch.from_numpy(KMeans(components, n_init=3, random_state=seed).fit_predict(train.x.numpy()))
+        return torch.randint(
+            components, (len(train.y),), generator=torch.Generator().manual_seed(seed)
+        )
+    return torch.from_numpy(
+        KMeans(components, n_init=3, random_state=seed).fit_predict(train.x.numpy())
+    )
 
 
 def peers_r2(train: Rows, test: Rows, seed: int, *, trees: int) -> tuple[float, float]:

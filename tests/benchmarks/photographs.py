@@ -18,7 +18,9 @@ def rgb_patches(
 
     rng = np.random.default_rng(seed)
     images = np.stack(load_sample_images().images)  # (2, 427, 640, 3) uint8
-    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))  # (2, H, W, 3, size, size)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        images, (size, size), axis=(1, 2)
+    )  # (2, H, W, 3, size, size)
     photograph, row, column = (rng.integers(top, size=train + test) for top in windows.shape[:3])
     patches = windows[photograph, row, column].transpose(0, 2, 3, 1).reshape(train + test, -1)
     patches = patches.astype(np.float32) / np.float32(255)

@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 from torch import Tensor
 
-from pyro_mixtures import EM, evidence, fit, seed_rows
+from pyro_mixtures import EM, fit, log_evidence, seed_rows
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.models import MixtureOfFactorAnalyzers
 from tests.benchmarks import harness
@@ -95,10 +95,14 @@ def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
     parts = [*NAMES, "loss"]
-    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="these series, or the loss (all)")
+    parser.add_argument(
+        "--only", choices=parts, nargs="+", default=parts, help="these series, or the loss (all)"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=1, help="rounds, each with another seed (1)")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the series into DIR/scaling.png")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw the series into DIR/scaling.png"
+    )
     return parser.parse_args()
 
 
@@ -143,7 +147,14 @@ def run_loss(report: harness.Report, setting: Setting, seed: int) -> None:
     exact = fitted(setting, seed, exact=True)
     loss = 100 * (truncated["heldout"] - exact["heldout"]) / abs(exact["heldout"])
     for name, figures in (("truncated", truncated), ("exact", exact)):
-        report.row("loss", **setting.sizes, seed=seed, EM=name, **figures, loss=loss if name == "truncated" else 0.0)
+        report.row(
+            "loss",
+            **setting.sizes,
+            seed=seed,
+            EM=name,
+            **figures,
+            loss=loss if name == "truncated" else 0.0,
+        )
 
 
 def fitted(setting: Setting, seed: int, *, exact: bool = False) -> dict[str, Any]:
@@ -160,12 +171,16 @@ def warm_up(patch: int, factors: int, *, exact: bool) -> None:
     run(Setting(16, 400, patch, factors), train, test[:100], 0, exact=exact, epochs=2)
 
 
-def run(setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool, epochs: int = 500) -> dict[str, Any]:
+def run(
+    setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool, epochs: int = 500
+) -> dict[str, Any]:
     """Seed and fit on ``train`` (N, D), score ``test``."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     started = time.perf_counter()
-    model = MixtureOfFactorAnalyzers(components=setting.components, features=train.shape[1], factors=setting.factors)
+    model = MixtureOfFactorAnalyzers(
+        components=setting.components, features=train.shape[1], factors=setting.factors
+    )
     model.start_at(seed_rows(train, setting.components))
     seeded = time.perf_counter()
     guide = (FullPartition if exact else TruncatedPartition)(model, components=setting.components)
@@ -183,7 +198,7 @@ def run(setting: Setting, train: Tensor, test: Tensor, seed: int, *, exact: bool
         "seed_s": seeded - started,
         "live": last.live,
         "train": -last.elbo,
-        "heldout": -float(evidence(model, test).mean()),
+        "heldout": -float(log_evidence(model, test).mean()),
     }
 
 
@@ -202,7 +217,9 @@ def title(letter: str) -> str:
 
 def series_of(report: harness.Report) -> dict[str, list[dict[str, Any]]]:
     """Rows of the series that were run, by letter."""
-    return {letter: report.tables[title(letter)] for letter in NAMES if title(letter) in report.tables}
+    return {
+        letter: report.tables[title(letter)] for letter in NAMES if title(letter) in report.tables
+    }
 
 
 def conclude(report: harness.Report) -> None:
@@ -211,17 +228,24 @@ def conclude(report: harness.Report) -> None:
         for column in ("evaluations", "seconds"):
             need = NEEDED.get((letter, column))
             wanted = "" if need is None else f" (at most {need:g})"
-            report.fact(f"exponent of {column} in {letter}{wanted}", power_law(rows, letter, column)[0])
+            report.fact(
+                f"exponent of {column} in {letter}{wanted}", power_law(rows, letter, column)[0]
+            )
     losses = [row["loss"] for row in report.tables.get("loss", []) if row["EM"] == "truncated"]
     if losses:
-        report.fact(f"loss in held-out NLL against exact EM, percent (at most {LOSS_NEEDED:g})", median(losses))
+        report.fact(
+            f"loss in held-out NLL against exact EM, percent (at most {LOSS_NEEDED:g})",
+            median(losses),
+        )
     unfinished = sum(not row["converged"] for rows in report.tables.values() for row in rows)
     report.fact("fits that did not converge", unfinished)
 
 
 def power_law(rows: Sequence[dict[str, Any]], x: str, y: str) -> tuple[float, float]:
     """Exponent and factor of y = factor x^exponent, by least squares of the logarithms."""
-    slope, intercept = np.polyfit([math.log(row[x]) for row in rows], [math.log(row[y]) for row in rows], 1)
+    slope, intercept = np.polyfit(
+        [math.log(row[x]) for row in rows], [math.log(row[y]) for row in rows], 1
+    )
     return float(slope), math.exp(intercept)
 
 
@@ -261,7 +285,9 @@ def draw_law(ax: Axes, rows: Sequence[dict[str, Any]], letter: str, quantity: st
 def draw_exact(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """What exact EM would evaluate in as many epochs."""
     best = sorted((row["C"], row["N"] * row["C"] * row["epochs"]) for row in rows)
-    ax.plot(*zip(*best, strict=True), color=EXACT, ls="--", lw=1.2, label="exact EM, as many epochs")
+    ax.plot(
+        *zip(*best, strict=True), color=EXACT, ls="--", lw=1.2, label="exact EM, as many epochs"
+    )
 
 
 def spread(ax: Axes) -> None:

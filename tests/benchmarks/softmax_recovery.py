@@ -107,7 +107,9 @@ def main() -> None:
         for setting in GROWN:
             measure_growth(report, setting, options.repeats)
     if "rates" in options.parts:
-        errors = {name: follow(report, name, series, options.repeats) for name, series in SERIES.items()}
+        errors = {
+            name: follow(report, name, series, options.repeats) for name, series in SERIES.items()
+        }
         draw(errors, report.facts["slope over N"], options.plot)
     report.finish(options.json)
 
@@ -116,17 +118,28 @@ def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
     parts = ["table", "growth", "rates"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (all)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=parts, default=parts, help="what to run (all)"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="problems of each setting (20)")
-    parser.add_argument("--plot", type=Path, default=Path("runs/softmax_recovery.png"), help="where to draw the rates")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        default=Path("runs/softmax_recovery.png"),
+        help="where to draw the rates",
+    )
     return parser.parse_args()
 
 
 def planted(setting: Setting, seed: int) -> Problem:
     """One problem of these sizes."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(setting.items, setting.features, generator=generator, dtype=torch.float64)
-    theta = torch.randn(setting.components, setting.features, generator=generator, dtype=torch.float64)
+    features = torch.randn(
+        setting.items, setting.features, generator=generator, dtype=torch.float64
+    )
+    theta = torch.randn(
+        setting.components, setting.features, generator=generator, dtype=torch.float64
+    )
     theta = NORM * theta / theta.norm(dim=-1, keepdim=True)
     weights = torch.full((setting.components,), 1 / setting.components, dtype=torch.float64)
     item = (features @ theta.mT).softmax(0) @ weights
@@ -156,7 +169,10 @@ def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> No
         for name, fitted in fits.items():
             found.setdefault(name, []).append(errors_of(problem, fitted))
     for name, errors in found.items():
-        figures: dict[str, Any] = {"error": median(e.worst for e in errors), "shares": median(e.shares for e in errors)}
+        figures: dict[str, Any] = {
+            "error": median(e.worst for e in errors),
+            "shares": median(e.shares for e in errors),
+        }
         if name == "moments":
             figures["flagged"] = f"{flagged}/{repeats}"
         if name != "moments":
@@ -171,7 +187,9 @@ def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> No
     ways: dict[str, Callable[[Problem, int], SoftmaxStart]] = {
         "EM grown": from_growth,
         "EM subspace": lambda problem, seed: from_best(problem, "subspace", seed),
-        "EM truth": lambda problem, seed: from_start(problem, SoftmaxStart(problem.theta, problem.weights, "truth")),
+        "EM truth": lambda problem, seed: from_start(
+            problem, SoftmaxStart(problem.theta, problem.weights, "truth")
+        ),
     }
     errors: dict[str, list[Errors]] = {name: [] for name in ways}
     seconds = dict.fromkeys(ways, 0.0)
@@ -183,16 +201,32 @@ def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> No
             seconds[name] += time.perf_counter() - started
     truth = median(e.worst for e in errors["EM truth"])
     for name, found in errors.items():
-        figures: dict[str, Any] = {"error": median(e.worst for e in found), "shares": median(e.shares for e in found)}
-        report.row("growth", **setting.label, start=name, **figures, ratio=figures["error"] / truth, s=seconds[name])
+        figures: dict[str, Any] = {
+            "error": median(e.worst for e in found),
+            "shares": median(e.shares for e in found),
+        }
+        report.row(
+            "growth",
+            **setting.label,
+            start=name,
+            **figures,
+            ratio=figures["error"] / truth,
+            s=seconds[name],
+        )
 
 
 def from_growth(problem: Problem, seed: int) -> SoftmaxStart:
     """EM in stages of one component more each."""
     pyro.clear_param_store()
     stages = range(1, len(problem.theta) + 1)
-    make = lambda components: build(problem, components, dead="reseed")  # noqa: E731
-    fits = grow(make, *observed(problem), components=list(stages), generator=torch.Generator().manual_seed(seed), **FIT)
+    make = lambda components: build(problem, components, empty="reseed")  # noqa: E731
+    fits = grow(
+        make,
+        *observed(problem),
+        components=list(stages),
+        generator=torch.Generator().manual_seed(seed),
+        **FIT,
+    )
     return parameters(fits[-1].inference)
 
 
@@ -200,15 +234,17 @@ def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
     """The moment start, and whether it warned."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", category=MomentWarning)
-        start = start_softmax(problem.features, problem.counts, len(problem.theta), method="moments")
+        start = start_softmax(
+            problem.features, problem.counts, len(problem.theta), method="moments"
+        )
     return start, any(issubclass(warning.category, MomentWarning) for warning in caught)
 
 
-def build(problem: Problem, components: int | None = None, *, dead: str = "keep") -> EM:
+def build(problem: Problem, components: int | None = None, *, empty: str = "keep") -> EM:
     """EM over the mixture, all components for all items."""
     components = components or len(problem.theta)
     model = SoftmaxMixture(components=components, features=problem.features).double()
-    return EM(model, FullPartition(model, components=components), dead=dead)
+    return EM(model, FullPartition(model, components=components), empty=empty)
 
 
 def observed(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -235,13 +271,17 @@ def from_best(problem: Problem, method: str, seed: int) -> SoftmaxStart:
     generator = torch.Generator().manual_seed(seed)
     known = (problem.features, problem.counts, len(problem.theta))
     starts = [start_softmax(*known, method=method, generator=generator) for _ in range(STARTS)]
-    found = best_of(lambda: build(problem), *observed(problem), starts=starts, generator=generator, **FIT)
+    found = best_of(
+        lambda: build(problem), *observed(problem), starts=starts, generator=generator, **FIT
+    )
     return parameters(found.best.inference)
 
 
 def parameters(em: Any) -> SoftmaxStart:
     """Fitted parameters."""
-    return SoftmaxStart(em.model.theta.detach().clone(), em.model.weights.detach().clone(), "fitted")
+    return SoftmaxStart(
+        em.model.theta.detach().clone(), em.model.weights.detach().clone(), "fitted"
+    )
 
 
 def errors_of(problem: Problem, fitted: SoftmaxStart) -> Errors:
@@ -253,15 +293,21 @@ def errors_of(problem: Problem, fitted: SoftmaxStart) -> Errors:
 # Rates.
 
 
-def follow(report: harness.Report, name: str, series: Sequence[Setting], repeats: int) -> list[tuple[int, list[float]]]:
+def follow(
+    report: harness.Report, name: str, series: Sequence[Setting], repeats: int
+) -> list[tuple[int, list[float]]]:
     """Errors along a series, and for N the slope."""
     errors = []
     for setting in tqdm(series, desc=f"series {name}"):
         found = [
-            errors_of(p, from_best(p, "subspace", s)) for s, p in ((s, planted(setting, s)) for s in range(repeats))
+            errors_of(p, from_best(p, "subspace", s))
+            for s, p in ((s, planted(setting, s)) for s in range(repeats))
         ]
         errors.append((setting.label[name], [error.worst for error in found]))
-        figures = {"error": median(e.worst for e in found), "shares": median(e.shares for e in found)}
+        figures = {
+            "error": median(e.worst for e in found),
+            "shares": median(e.shares for e in found),
+        }
         report.row(f"rates over {name}", **setting.label, **figures)
     if name == "N":
         slope = slope_of(errors)
@@ -272,16 +318,23 @@ def follow(report: harness.Report, name: str, series: Sequence[Setting], repeats
 
 def slope_of(errors: Sequence[tuple[int, list[float]]]) -> float:
     """Of log median error over log size."""
-    size, middle = np.log([size for size, _ in errors]), np.log([median(found) for _, found in errors])
+    size, middle = (
+        np.log([size for size, _ in errors]),
+        np.log([median(found) for _, found in errors]),
+    )
     return float(np.polyfit(size, middle, 1)[0])
 
 
 def draw(errors: dict[str, list[tuple[int, list[float]]]], slope: float, path: Path) -> None:
     """One panel a series: medians, and the middle half of the problems."""
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for ax, (name, series) in zip(figure.subplots(1, len(errors), sharey=True), errors.items(), strict=True):
+    for ax, (name, series) in zip(
+        figure.subplots(1, len(errors), sharey=True), errors.items(), strict=True
+    ):
         sizes, found = [size for size, _ in series], [np.array(worst) for _, worst in series]
-        low, middle, high = (np.array([np.quantile(worst, q) for worst in found]) for q in (0.25, 0.5, 0.75))
+        low, middle, high = (
+            np.array([np.quantile(worst, q) for worst in found]) for q in (0.25, 0.5, 0.75)
+        )
         ax.errorbar(sizes, middle, [middle - low, high - middle], fmt="o-", color=POINTS, capsize=3)
         ax.set(xscale="log" if name in "Np" else "linear", yscale="log", xlabel=NAMES[name])
         ax.grid(alpha=0.3)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.items import count_items
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit
+from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.models.softmax import SoftmaxMixture
 from tests.benchmarks import harness
 
@@ -58,10 +58,14 @@ def main() -> None:
     pyro.enable_validation(False)
     report = harness.Report(__doc__)
     if "iteration" in options.parts:
-        sizes = Sizes(10_000, 32, 10, 100_000) if options.quick else Sizes(100_000, 64, 20, 1_000_000)
+        sizes = (
+            Sizes(10_000, 32, 10, 100_000) if options.quick else Sizes(100_000, 64, 20, 1_000_000)
+        )
         compare_iterations(report, sizes, options.repeats)
     if "truncation" in options.parts:
-        sizes = Sizes(4_000, 8, 300, 100_000) if options.quick else Sizes(20_000, 16, 2_000, 1_000_000)
+        sizes = (
+            Sizes(4_000, 8, 300, 100_000) if options.quick else Sizes(20_000, 16, 2_000, 1_000_000)
+        )
         compare_truncation(report, sizes._replace(length=options.length), options.epochs)
     report.finish(options.json)
 
@@ -70,11 +74,15 @@ def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
     parts = ["iteration", "truncation"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run (both)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=parts, default=parts, help="what to run (both)"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=7, help="iterations that are timed (7)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of the fits (10)")
-    parser.add_argument("--length", type=float, default=4.0, help="of the thetas of the second part (4)")
+    parser.add_argument(
+        "--length", type=float, default=4.0, help="of the thetas of the second part (4)"
+    )
     return parser.parse_args()
 
 
@@ -82,7 +90,9 @@ def planted(sizes: Sizes) -> tuple[SoftmaxMixture, Counts, Counts]:
     """A true model, its draws, and a tenth as many others."""
     pyro.clear_param_store()
     torch.manual_seed(0)
-    model = SoftmaxMixture(components=sizes.components, features=torch.randn(sizes.items, sizes.features))
+    model = SoftmaxMixture(
+        components=sizes.components, features=torch.randn(sizes.items, sizes.features)
+    )
     theta = torch.randn(sizes.components, sizes.features)
     model.start_at(sizes.length * theta / theta.norm(dim=-1, keepdim=True))
     with torch.no_grad(), pyro.poutine.block():
@@ -142,7 +152,10 @@ def seconds_of_iteration(solver: str, sizes: Sizes, repeats: int) -> dict[str, f
     )
     median = {name: timing.median for name, timing in timings.items()}
     curvature = sizes.items / len(chunk) * median["curvature"] if solver == "newton" else 0.0
-    products, exponentials = PRODUCTS[solver] * median["product"], EXPONENTIALS[solver] * median["exponentials"]
+    products, exponentials = (
+        PRODUCTS[solver] * median["product"],
+        EXPONENTIALS[solver] * median["exponentials"],
+    )
     return {
         "seconds": median["iteration"],
         "product_s": median["product"],
@@ -166,11 +179,20 @@ def memory_of_iteration(solver: str, sizes: Sizes) -> int:
 
 def compare_truncation(report: harness.Report, sizes: Sizes, epochs: int) -> None:
     """Both fits, and how they compare."""
-    found = {kind: harness.in_fresh_process(fitted, kind, sizes, epochs).result for kind in ("truncated", "exact")}
+    found = {
+        kind: harness.in_fresh_process(fitted, kind, sizes, epochs).result
+        for kind in ("truncated", "exact")
+    }
     for kind, figures in found.items():
-        report.row("truncation", guide=kind, p=sizes.items, L=sizes.features, C=sizes.components, **figures)
-    report.fact("exact EM takes times longer", found["exact"]["seconds"] / found["truncated"]["seconds"])
-    report.fact("truncation costs, nats per draw", found["truncated"]["heldout"] - found["exact"]["heldout"])
+        report.row(
+            "truncation", guide=kind, p=sizes.items, L=sizes.features, C=sizes.components, **figures
+        )
+    report.fact(
+        "exact EM takes times longer", found["exact"]["seconds"] / found["truncated"]["seconds"]
+    )
+    report.fact(
+        "truncation costs, nats per draw", found["truncated"]["heldout"] - found["exact"]["heldout"]
+    )
 
 
 def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
@@ -180,8 +202,10 @@ def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
     start = heldout(model, test)
     guide: Any = FullPartition(model, components=sizes.components)
     if kind == "truncated":
-        guide = TruncatedPartition(model, components=sizes.components, candidates=5, neighbors=15, seed=0)
-    em = EM(model, guide, dead="keep")
+        guide = TruncatedPartition(
+            model, components=sizes.components, candidates=5, neighbors=15, seed=0
+        )
+    em = EM(model, guide, empty="keep")
     # Kernels are compiled before.
     guide.eval().posterior(*train)
     guide.train()
@@ -193,7 +217,7 @@ def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
 def heldout(model: SoftmaxMixture, test: Counts) -> float:
     """Minus the exact log evidence, in nats per draw."""
     with torch.no_grad():
-        each = evidence(model, *test, chunk=2048).double()
+        each = log_evidence(model, *test, chunk=2048).double()
     return -float((each * test.counts).sum() / test.counts.sum())
 
 

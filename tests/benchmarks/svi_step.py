@@ -76,8 +76,12 @@ def parse() -> Any:
     """The command line."""
     parser = harness.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=7, help="steps of each side that are timed (7)")
-    parser.add_argument("--cap", type=float, default=12.0, help="largest step of full enumeration, in GB (12)")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="steps of each side that are timed (7)"
+    )
+    parser.add_argument(
+        "--cap", type=float, default=12.0, help="largest step of full enumeration, in GB (12)"
+    )
     return parser.parse_args()
 
 
@@ -97,7 +101,9 @@ def compare_full(report: harness.Report, options: Any) -> None:
 def compare(report: harness.Report, case: Case, repeats: int) -> dict[str, Any]:
     """One row: seconds from one process with both sides, memory from a process for each."""
     timed = harness.in_fresh_process(seconds_of, case, repeats).result
-    ours, peer = (harness.in_fresh_process(memory_of, side, case).result / 1e6 for side in (OURS, case.peer))
+    ours, peer = (
+        harness.in_fresh_process(memory_of, side, case).result / 1e6 for side in (OURS, case.peer)
+    )
     row = report.row(
         case.peer,
         C=case.components,
@@ -143,7 +149,9 @@ def prepare(names: tuple[str, ...], case: Case) -> dict[str, Side]:
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     x = torch.from_numpy(rgb_patches(PATCH, train=case.rows, test=1, noise=4 / 255, seed=0)[0])
-    model = MixtureOfFactorAnalyzers(components=case.components, features=x.shape[1], factors=FACTORS)
+    model = MixtureOfFactorAnalyzers(
+        components=case.components, features=x.shape[1], factors=FACTORS
+    )
     model.start_at(seed_rows(x, case.components, method="random"))
     guide = settled(model, x, case)
     batches = [torch.randint(case.rows, (case.batch,)) for _ in range(5)]
@@ -161,7 +169,9 @@ def settled(model: MixtureOfFactorAnalyzers, x: Tensor, case: Case) -> Truncated
 
 def truncated(model: Callable, case: Case) -> TruncatedPartition:
     """The guide of both truncated sides."""
-    return TruncatedPartition(model, components=case.components, candidates=3, neighbors=15, explore=1, seed=0)
+    return TruncatedPartition(
+        model, components=case.components, candidates=3, neighbors=15, explore=1, seed=0
+    )
 
 
 def program_of(
@@ -184,7 +194,10 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
 
 def stock_program(start: MixtureOfFactorAnalyzers) -> Callable:
     """The same mixture as a user of stock Pyro writes it, its params starting where ``start`` stands."""
-    values = {name: getattr(start, name).detach().clone() for name in ("weights", "loc", "factor", "noise")}
+    values = {
+        name: getattr(start, name).detach().clone()
+        for name in ("weights", "loc", "factor", "noise")
+    }
 
     def program(x: Tensor, index: Tensor, size: int) -> None:
         weights = pyro.param("stock_weights", values["weights"], constraint=constraints.simplex)

@@ -32,7 +32,7 @@ from tests.benchmarks.harness import Report, parser
 
 COMPONENTS = 4
 RIDGES = (1e-3, 1e-2)
-CLOSENESS = (0.1, 0.5, 2.0)  # weight of |x - loc|^2 / P beside the hinge loss
+INPUT_DENSITY = (0.1, 0.5, 2.0)  # weight of |x - loc|^2 / P beside the hinge loss
 GATES = ("softmax mixed", "softmax", "centre", "RBF")
 
 
@@ -84,25 +84,38 @@ def linear(split: Split, ridge: float) -> float:
     return machine.fit(split.x, split.y).score(split.x_test, split.y_test)
 
 
-def mixture(split: Split, seed: int, *, kind: str = "joint", ridge: float = 1e-3, closeness: float = 0.5, steps=30):
+def mixture(
+    split: Split,
+    seed: int,
+    *,
+    kind: str = "joint",
+    ridge: float = 1e-3,
+    input_density: float = 0.5,
+    steps=30,
+):
     """Test accuracy by gate of a mixture that starts from k-means."""
     means = KMeans(COMPONENTS, n_init=5, random_state=seed).fit(split.x)
     x, y = torch.as_tensor(split.x, dtype=torch.float32), torch.as_tensor(split.y)
     pyro.clear_param_store()
-    given = {"features": x.shape[1], "ridge": ridge, "closeness": closeness if kind == "joint" else None}
+    given = {
+        "features": x.shape[1],
+        "ridge": ridge,
+        "closeness": input_density if kind == "joint" else None,
+    }
     model = MixtureOfSVMs(components=COMPONENTS, **given)
     guide = HardPartition(model, components=COMPONENTS)
-    guide.plant(torch.as_tensor(means.labels_))
-    em = EM(model, guide, dead="keep")
+    guide.set_labels(torch.as_tensor(means.labels_))
+    em = EM(model, guide, empty="keep")
     em.step(x, y)
     for _ in range(0 if kind == "k-means" else steps):
-        guide.reset_wins()
+        guide.reset_counts()
         em.step(x, y)
         if guide.moved == 0:
             break
-    centres = {"joint": model.loc if kind == "joint" else None, "k-means": torch.as_tensor(means.cluster_centers_)}.get(
-        kind
-    )
+    centres = {
+        "joint": model.loc if kind == "joint" else None,
+        "k-means": torch.as_tensor(means.cluster_centers_),
+    }.get(kind)
     return accuracies(split, model, guide.labels.numpy(), centres)
 
 
@@ -111,15 +124,17 @@ def accuracies(
 ) -> dict[str, float]:
     """By gate, each fitted to the training rows' final ``labels``."""
     x = torch.as_tensor(split.x_test, dtype=torch.float32)
-    everyone = torch.arange(COMPONENTS).unsqueeze(-1).expand(-1, len(x))
-    decisions = model.component_distributions(x)[everyone].mean.detach().numpy()
+    all_components = torch.arange(COMPONENTS).unsqueeze(-1).expand(-1, len(x))
+    decisions = model.component_distributions(x)[all_components].mean.detach().numpy()
     shares = {name: np.eye(COMPONENTS)[z].T for name, z in routes(split, labels).items()}
     shares["softmax mixed"] = mixed(split, labels)
     if centres is not None:
         nearest = torch.cdist(x, centres.detach().float()).argmin(-1).numpy()
         shares["centre"] = np.eye(COMPONENTS)[nearest].T
     decided = {name: ((share * decisions).sum(0) > 0).astype(int) for name, share in shares.items()}
-    return {name: float((decided[name] == split.y_test).mean()) for name in GATES if name in decided}
+    return {
+        name: float((decided[name] == split.y_test).mean()) for name in GATES if name in decided
+    }
 
 
 def softmax_gate(split: Split, labels: np.ndarray) -> LogisticRegression:
@@ -150,8 +165,15 @@ def chosen(split: Split, seed: int) -> tuple[float, dict[str, float]]:
     """The linear SVM's ridge, and the mixture's options, of the best cross-validated accuracy (mixed softmax gate)."""
     parts = folds(split, seed)
     ridge = max(RIDGES, key=lambda ridge: np.mean([linear(part, ridge) for part in parts]))
-    grid = [{"ridge": ridge, "closeness": closeness} for ridge in RIDGES for closeness in CLOSENESS]
-    best = max(grid, key=lambda options: np.mean([mixture(p, seed, **options)["softmax mixed"] for p in parts]))
+    grid = [
+        {"ridge": ridge, "closeness": input_density}
+        for ridge in RIDGES
+        for input_density in INPUT_DENSITY
+    ]
+    best = max(
+        grid,
+        key=lambda options: np.mean([mixture(p, seed, **options)["softmax mixed"] for p in parts]),
+    )
     return ridge, best
 
 

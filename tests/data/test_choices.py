@@ -33,12 +33,27 @@ def edited(column, line, value):
 
 def test_lines_of_a_long_table_find_their_places():
     table = choices_from_long(
-        LONG, **KEYS, generic=["cost"], specific=["income"], reference="car", covariates=["income"], weight="weight"
+        LONG,
+        **KEYS,
+        generic=["cost"],
+        specific=["income"],
+        reference="car",
+        covariates=["income"],
+        weight="weight",
     )
     assert table.alternatives == ("bus", "car", "walk")
     assert table.choosers == (9, 4)
-    assert table.coefficients == ("cost", "income:bus", "income:walk", "constant:bus", "constant:walk")
-    assert table.available.tolist() == [[[True, True, False], [True, True, True]], [[False, True, True], [False] * 3]]
+    assert table.coefficients == (
+        "cost",
+        "income:bus",
+        "income:walk",
+        "constant:bus",
+        "constant:walk",
+    )
+    assert table.available.tolist() == [
+        [[True, True, False], [True, True, True]],
+        [[False, True, True], [False] * 3],
+    ]
     assert table.chosen.tolist() == [[1, 1], [2, -1]]
     assert table.covariates.tolist() == [[3.0], [8.0]]
     assert table.row_weight.tolist() == [2.0, 1.0]
@@ -58,8 +73,12 @@ def test_specific_attributes_of_alternatives_have_a_coefficient_for_each():
 
 def test_without_situations_every_chooser_has_one():
     lines = LONG.assign(both=LONG["id"].astype(str) + LONG["task"])
-    each = choices_from_long(lines, chooser="both", alternative="mode", chosen="taken", generic=["cost"])
-    same = choices_from_long(lines, situation="both", alternative="mode", chosen="taken", generic=["cost"])
+    each = choices_from_long(
+        lines, chooser="both", alternative="mode", chosen="taken", generic=["cost"]
+    )
+    same = choices_from_long(
+        lines, situation="both", alternative="mode", chosen="taken", generic=["cost"]
+    )
     assert each.choosers == same.choosers == ("9b", "9a", "4a")
     assert torch.equal(each.design, same.design)
     assert each.chosen.tolist() == [[1], [1], [2]]
@@ -86,10 +105,14 @@ def test_order_of_alternatives_can_be_given():
     shuffle=st.booleans(),
     panel=st.booleans(),
 )
-def test_long_and_wide_tables_of_the_same_choices_are_equal(seed, choosers, situations, shuffle, panel):
+def test_long_and_wide_tables_of_the_same_choices_are_equal(
+    seed, choosers, situations, shuffle, panel
+):
     random = np.random.default_rng(seed)
     n = choosers * situations
-    wide = pd.DataFrame({f"{name}_{a}": random.normal(size=n) for a in "xyz" for name in ("cost", "time")})
+    wide = pd.DataFrame(
+        {f"{name}_{a}": random.normal(size=n) for a in "xyz" for name in ("cost", "time")}
+    )
     wide["who"] = np.repeat(np.arange(choosers), situations) * 3
     wide["age"] = (wide["who"] + 1) / 2
     wide["task"] = np.arange(n) if panel else 0
@@ -114,7 +137,12 @@ def test_long_and_wide_tables_of_the_same_choices_are_equal(seed, choosers, situ
     long = pd.DataFrame(lines)
     if shuffle:  # within situations: choosers keep the order of their first lines
         long = long.iloc[np.lexsort([random.random(len(long)), long["task"], long["who"]])]
-    options = {"specific": ["time", "age"], "covariates": ["age"], "weight": "age", "dtype": torch.float64}
+    options = {
+        "specific": ["time", "age"],
+        "covariates": ["age"],
+        "weight": "age",
+        "dtype": torch.float64,
+    }
     if n > 1 or open_.sum() > 1:
         modes = {a: {"cost": f"cost_{a}", "time": f"time_{a}"} for a in "xyz"}
         try:
@@ -150,7 +178,9 @@ def test_long_and_wide_tables_of_the_same_choices_are_equal(seed, choosers, situ
 def test_numbers_stand_for_columns_of_a_wide_table():
     lines = {"choice": ["car", "walk"], "price": [3.0, 4.0], "rain": [0.0, 1.0]}
     modes = {"car": {"cost": "price"}, "walk": {"cost": 0}}
-    table = choices_from_wide(lines, chosen="choice", alternatives=modes, specific=["rain"], reference="car")
+    table = choices_from_wide(
+        lines, chosen="choice", alternatives=modes, specific=["rain"], reference="car"
+    )
     assert table.coefficients == ("cost", "rain:walk", "constant:walk")
     assert table.design[1, 0].tolist() == [[4, 0, 0], [0, 1, 1]]
 
@@ -191,15 +221,29 @@ def test_chosen_situations_of_which_nothing_is_available_are_refused_not_left_ou
     with pytest.raises(DataError, match="line 1 is chosen, but not available"):
         choices_from_long(closed, **KEYS, generic=["cost"], available="there")
     with pytest.raises(DataError, match="line 1 is chosen, but not available"):
-        choices_from_long(closed.assign(taken=closed["taken"] == 1), **KEYS, generic=["cost"], available="there")
+        choices_from_long(
+            closed.assign(taken=closed["taken"] == 1), **KEYS, generic=["cost"], available="there"
+        )
     untaken = closed.assign(taken=[0, 0, 1, 0, 0, 0, 0])
     assert choices_from_long(untaken, **KEYS, generic=["cost"], available="there").choosers == (9,)
     with pytest.raises(DataError, match="'there' is 0 in all lines"):
-        choices_from_long(LONG.assign(there=0, taken=0), **KEYS, generic=["cost"], available="there")
-    wide = {"choice": ["b", "c", "b"], "b": [1.0, 2, 3], "c": [3.0, 3, 1], "open_b": [1, 0, 1], "open_c": [1, 0, 1]}
+        choices_from_long(
+            LONG.assign(there=0, taken=0), **KEYS, generic=["cost"], available="there"
+        )
+    wide = {
+        "choice": ["b", "c", "b"],
+        "b": [1.0, 2, 3],
+        "c": [3.0, 3, 1],
+        "open_b": [1, 0, 1],
+        "open_c": [1, 0, 1],
+    }
     modes = {"b": {"cost": "b"}, "c": {"cost": "c"}}
-    with pytest.raises(DataError, match="line 1 is chosen, but not available: column 'open_c' is 0"):
-        choices_from_wide(wide, chosen="choice", alternatives=modes, available={"b": "open_b", "c": "open_c"})
+    with pytest.raises(
+        DataError, match="line 1 is chosen, but not available: column 'open_c' is 0"
+    ):
+        choices_from_wide(
+            wide, chosen="choice", alternatives=modes, available={"b": "open_b", "c": "open_c"}
+        )
 
 
 def test_columns_and_alternatives_have_one_meaning_each():
@@ -208,7 +252,9 @@ def test_columns_and_alternatives_have_one_meaning_each():
     with pytest.raises(OptionError, match="'cost' is given twice"):
         choices_from_long(LONG, **KEYS, generic=["cost", "cost"])
     with pytest.raises(OptionError, match="give each of them once"):
-        choices_from_long(LONG, **KEYS, generic=["cost"], alternatives=["bus", "bus", "car", "walk"])
+        choices_from_long(
+            LONG, **KEYS, generic=["cost"], alternatives=["bus", "bus", "car", "walk"]
+        )
     with pytest.raises(DataError, match="several columns 'cost'"):
         choices_from_long(pd.concat([LONG, LONG[["cost"]]], axis=1), **KEYS, generic=["cost"])
     with pytest.raises(OptionError, match=r"dtype=torch.int64: give a floating-point dtype"):
@@ -242,7 +288,12 @@ def test_wide_options_that_cannot_be_are_refused():
     with pytest.raises(OptionError, match=r"available= names \['c'\]"):
         choices_from_wide(lines, chosen="choice", alternatives=modes, available={"c": "cost"})
     with pytest.raises(OptionError, match="rename"):
-        choices_from_wide({**lines, "money": [0.0, 0.0]}, chosen="choice", alternatives=modes, covariates=["money"])
+        choices_from_wide(
+            {**lines, "money": [0.0, 0.0]},
+            chosen="choice",
+            alternatives=modes,
+            covariates=["money"],
+        )
     with pytest.raises(DataError, match=r"no columns \['fare'\]"):
         choices_from_wide(lines, chosen="choice", alternatives={**modes, "b": {"money": "fare"}})
 

@@ -16,7 +16,9 @@ def images(draw):
     """An image (H, W) or (H, W, channels), and a patch size that fits."""
     height, width = draw(st.integers(1, 8)), draw(st.integers(1, 8))
     shape = (height, width, *draw(st.sampled_from([(), (1,), (2,), (3,)])))
-    image = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device="cpu").reshape(shape)
+    image = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device="cpu").reshape(
+        shape
+    )
     return image, draw(st.integers(1, min(height, width)))
 
 
@@ -26,7 +28,9 @@ def test_every_patch_is_a_window_of_the_image(case):
     image, size = case
     patches = extract_patches(image, size)
     rows, columns = image.shape[0] - size + 1, image.shape[1] - size + 1
-    windows = [image[i : i + size, j : j + size].flatten() for i in range(rows) for j in range(columns)]
+    windows = [
+        image[i : i + size, j : j + size].flatten() for i in range(rows) for j in range(columns)
+    ]
     assert torch.equal(patches, torch.stack(windows))
 
 
@@ -42,7 +46,9 @@ def test_averaging_the_patches_gives_the_image_back(case):
 def test_pixels_are_weighted_means_over_the_patches_that_cover_them(case, seed):
     image, size = case
     generator = torch.Generator("cpu").manual_seed(seed)
-    patches = torch.rand(extract_patches(image, size).shape, generator=generator, dtype=torch.float64)
+    patches = torch.rand(
+        extract_patches(image, size).shape, generator=generator, dtype=torch.float64
+    )
     weight = 0.1 + torch.rand(len(patches), generator=generator, dtype=torch.float64)
     columns = image.shape[1] - size + 1
     total, cover = torch.zeros_like(image), torch.zeros_like(image)
@@ -52,7 +58,9 @@ def test_pixels_are_weighted_means_over_the_patches_that_cover_them(case, seed):
         cover[i : i + size, j : j + size] += weight[n]
     found = average_patches(patches, image.shape, weight=weight)
     torch.testing.assert_close(found, total / cover)
-    torch.testing.assert_close(average_patches(patches, tuple(image.shape), weight=2 * weight), found)
+    torch.testing.assert_close(
+        average_patches(patches, tuple(image.shape), weight=2 * weight), found
+    )
 
 
 def test_channels_stay_together():

@@ -20,7 +20,10 @@ def test_batches_hold_every_row_once_with_its_number(rows, batch_size, order):
     assert sum(batch.rows for batch in batches) == rows
     if batch_size >= rows:
         assert [batch.kwargs for batch in batches] == [{}]
-        assert all(torch.equal(mine, given) for mine, given in zip(batches[0].args, (x, label), strict=True))
+        assert all(
+            torch.equal(mine, given)
+            for mine, given in zip(batches[0].args, (x, label), strict=True)
+        )
         return
     assert max(batch.rows for batch in batches) == batch_size
     seen = torch.cat([batch.kwargs["index"] for batch in batches])
@@ -38,7 +41,9 @@ def test_batches_hold_every_row_once_with_its_number(rows, batch_size, order):
 def test_shuffled_follows_torchs_seed():
     def order(seed):
         torch.manual_seed(seed)
-        return [batch.kwargs["index"].tolist() for batch in Batches([torch.zeros(30)], 7).shuffled()]
+        return [
+            batch.kwargs["index"].tolist() for batch in Batches([torch.zeros(30)], 7).shuffled()
+        ]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -94,7 +99,9 @@ def test_read_only_arrays_are_taken_without_a_warning():
     assert as_rows(data).shape == (3, 2)
 
 
-@pytest.mark.parametrize("data", [np.array([{}, {}]), [["a"], [1, 2]], "rows", 3.0, np.array(["a", "b"])])
+@pytest.mark.parametrize(
+    "data", [np.array([{}, {}]), [["a"], [1, 2]], "rows", 3.0, np.array(["a", "b"])]
+)
 def test_what_is_no_rows_of_numbers_is_a_data_error(data):
     with pytest.raises(DataError):
         as_rows(data)

@@ -40,7 +40,9 @@ def test_planted_permutation_of_many_parts_is_undone():
     b[:2000] = b[:2000].roll(1)
     found = agreement(a, b)
     assert found.rand == pytest.approx(adjusted_rand_score(a.numpy(), b.numpy()), abs=1e-12)
-    assert 0.9 <= found.matched < 0.92  # a tenth of the rows is not where it was, but for lucky ones
+    assert (
+        0.9 <= found.matched < 0.92
+    )  # a tenth of the rows is not where it was, but for lucky ones
 
 
 @pytest.mark.parametrize(

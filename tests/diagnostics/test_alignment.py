@@ -27,7 +27,9 @@ def generator(seed=0):
 
 def orders(count, components, seed):
     one = generator(seed)
-    return torch.stack([torch.randperm(components, generator=one, device="cpu") for _ in range(count)])
+    return torch.stack(
+        [torch.randperm(components, generator=one, device="cpu") for _ in range(count)]
+    )
 
 
 def rows_of_all(components, candidates, seed, rows=3) -> Responsibilities:
@@ -35,11 +37,20 @@ def rows_of_all(components, candidates, seed, rows=3) -> Responsibilities:
     one = generator(seed)
     winner = torch.arange(components, device="cpu").repeat_interleave(rows).unsqueeze(1)
     steps = torch.stack(
-        [torch.randperm(components - 1, generator=one, device="cpu")[: candidates - 1] + 1 for _ in winner]
+        [
+            torch.randperm(components - 1, generator=one, device="cpu")[: candidates - 1] + 1
+            for _ in winner
+        ]
     )
-    probs = torch.rand(len(winner), candidates, generator=one, device="cpu").sort(-1, descending=True).values
+    probs = (
+        torch.rand(len(winner), candidates, generator=one, device="cpu")
+        .sort(-1, descending=True)
+        .values
+    )
     probs[:, 0] += 1.0
-    return Responsibilities(torch.cat([winner, (winner + steps) % components], 1), probs / probs.sum(-1, keepdim=True))
+    return Responsibilities(
+        torch.cat([winner, (winner + steps) % components], 1), probs / probs.sum(-1, keepdim=True)
+    )
 
 
 def renumbered(found: Responsibilities, order) -> Responsibilities:
@@ -50,10 +61,16 @@ def renumbered(found: Responsibilities, order) -> Responsibilities:
 class TestPlantedPermutations:
     @few
     @given(
-        st.integers(1, 40), st.integers(1, 4), st.integers(1, 5), seeds, st.sampled_from([torch.float32, torch.float64])
+        st.integers(1, 40),
+        st.integers(1, 4),
+        st.integers(1, 5),
+        seeds,
+        st.sampled_from([torch.float32, torch.float64]),
     )
     def test_by_parameters(self, components, features, fits, seed, dtype):
-        loc = 10 * torch.randn(components, features, generator=generator(seed), dtype=dtype, device="cpu")
+        loc = 10 * torch.randn(
+            components, features, generator=generator(seed), dtype=dtype, device="cpu"
+        )
         planted = orders(fits, components, seed)
         # Component k of the reference is number order[k] of the fit.
         shuffled = torch.stack([relabel({"loc": loc}, order.argsort())["loc"] for order in planted])
@@ -64,8 +81,13 @@ class TestPlantedPermutations:
     @few
     @given(st.integers(2, 40), st.integers(1, 3), st.integers(1, 5), seeds)
     def test_by_responsibilities(self, components, candidates, fits, seed):
-        reference, planted = rows_of_all(components, min(candidates, components), seed), orders(fits, components, seed)
-        found = align([renumbered(reference, order) for order in planted], reference, components=components)
+        reference, planted = (
+            rows_of_all(components, min(candidates, components), seed),
+            orders(fits, components, seed),
+        )
+        found = align(
+            [renumbered(reference, order) for order in planted], reference, components=components
+        )
         assert torch.equal(found, planted)
 
     @few
@@ -82,9 +104,13 @@ class TestPlantedPermutations:
     def test_of_thousands_of_components(self):
         order = orders(1, 3000, 0)[0]
         reference = rows_of_all(3000, 3, 1)
-        assert torch.equal(align([renumbered(reference, order)], reference, components=3000)[0], order)
+        assert torch.equal(
+            align([renumbered(reference, order)], reference, components=3000)[0], order
+        )
         loc = torch.randn(3000, 4, generator=generator(2), device="cpu")
-        nearly = loc[order.argsort()] + 1e-3 * torch.randn(3000, 4, generator=generator(3), device="cpu")
+        nearly = loc[order.argsort()] + 1e-3 * torch.randn(
+            3000, 4, generator=generator(3), device="cpu"
+        )
         assert torch.equal(align([nearly], loc)[0], order)
 
     def test_the_first_fit_is_the_reference(self):
@@ -101,14 +127,18 @@ class TestBest:
     @given(st.integers(1, 6), st.floats(0.1, 1.0), seeds, st.booleans())
     def test_no_permutation_overlaps_more(self, components, density, seed, dense):
         rng = np.random.default_rng(seed)
-        overlaps = rng.random((components, components)) * (rng.random((components, components)) < density)
+        overlaps = rng.random((components, components)) * (
+            rng.random((components, components)) < density
+        )
         found = match_overlap(csr_matrix(overlaps), dense=1024 if dense else 0)
         assert sorted(found.tolist()) == list(range(components))
         best = max(total(overlaps, p) for p in itertools.permutations(range(components)))
         assert total(overlaps, found) == pytest.approx(best, abs=1e-9)
 
     def test_overlaps_of_very_different_sizes(self):
-        overlaps = csr_matrix(np.array([[1e9, 1e9 - 1, 0.0], [1e9 - 1, 1e9, 0.0], [0.0, 0.0, 1e-3]]))
+        overlaps = csr_matrix(
+            np.array([[1e9, 1e9 - 1, 0.0], [1e9 - 1, 1e9, 0.0], [0.0, 0.0, 1e-3]])
+        )
         assert match_overlap(overlaps, dense=0).tolist() == [0, 1, 2]
 
     @pytest.mark.meta
@@ -116,16 +146,29 @@ class TestBest:
     def test_a_war_of_prices_ends(self, others):
         """Bids that rise by 1e-9 at a time would go on until they reach 500."""
         overlaps = np.zeros((5, 5))
-        overlaps[[1, 1, 2, 2, 4, 4], [0, 4, 2, 3, 3, 4]] = 2.559e-8, 2.632e-8, 1.780e-9, 9.235e-9, 517.2, 60.89
-        found = match_overlap(block_diag([csr_matrix(overlaps), eye_array(others)]), dense=5 if others else 0)
-        assert total(overlaps, found[:5]) == pytest.approx(max(total(overlaps, p) for p in ORDERS_OF_5), rel=1e-15)
+        overlaps[[1, 1, 2, 2, 4, 4], [0, 4, 2, 3, 3, 4]] = (
+            2.559e-8,
+            2.632e-8,
+            1.780e-9,
+            9.235e-9,
+            517.2,
+            60.89,
+        )
+        found = match_overlap(
+            block_diag([csr_matrix(overlaps), eye_array(others)]), dense=5 if others else 0
+        )
+        assert total(overlaps, found[:5]) == pytest.approx(
+            max(total(overlaps, p) for p in ORDERS_OF_5), rel=1e-15
+        )
         assert found[5:].tolist() == list(range(5, 5 + others))
 
     @few
     @given(st.integers(2, 40), st.floats(0.1, 1.0), seeds)
     def test_the_dense_optimum_whatever_the_scales_of_rows_are(self, components, density, seed):
         rng = np.random.default_rng(seed)
-        overlaps = rng.random((components, components)) * (rng.random((components, components)) < density)
+        overlaps = rng.random((components, components)) * (
+            rng.random((components, components)) < density
+        )
         overlaps *= 10.0 ** rng.uniform(-10, 3, (components, 1))
         sparse, dense = (match_overlap(csr_matrix(overlaps), dense=d) for d in (0, components))
         assert total(overlaps, sparse) == pytest.approx(total(overlaps, dense), rel=1e-12)
@@ -134,8 +177,14 @@ class TestBest:
     @given(st.integers(4, 30), st.integers(1, 3), st.sampled_from([0.0, 12.0]), seeds)
     def test_the_best_of_near_pairs(self, components, neighbors, orders, seed):
         """Whatever the orders of magnitude."""
-        a, b = (torch.randn(components, 2, generator=generator(seed + i), device="cpu").double() for i in range(2))
-        a, b = (t * 10 ** -torch.linspace(0, orders, components, dtype=torch.float64)[:, None] for t in (a, b))
+        a, b = (
+            torch.randn(components, 2, generator=generator(seed + i), device="cpu").double()
+            for i in range(2)
+        )
+        a, b = (
+            t * 10 ** -torch.linspace(0, orders, components, dtype=torch.float64)[:, None]
+            for t in (a, b)
+        )
         cost = torch.cdist(b, a)
         near = torch.zeros_like(cost, dtype=torch.bool)
         near.scatter_(1, cost.topk(neighbors, largest=False).indices, True)
@@ -144,7 +193,9 @@ class TestBest:
         expected = columns if bool(near[rows, columns].all()) else match_components(a, b)
         found = match_nearest(a, b, neighbors=neighbors, dense=0)
         assert sorted(found.tolist()) == list(range(components))
-        assert float(cost[rows, found].sum()) == pytest.approx(float(cost[rows, expected].sum()), rel=1e-12)
+        assert float(cost[rows, found].sum()) == pytest.approx(
+            float(cost[rows, expected].sum()), rel=1e-12
+        )
 
     def test_without_a_full_matching_of_near_pairs_all_pairs_are_matched(self):
         a = torch.cat([torch.linspace(0, 1, 8), torch.linspace(100, 101, 2)]).unsqueeze(1)
@@ -157,7 +208,9 @@ class TestBest:
         reference = Responsibilities(torch.tensor([[0, 1]] * 4), torch.tensor([[0.6, 0.4]] * 4))
         found = Responsibilities(torch.tensor([[1, 0]] * 4), torch.tensor([[0.9, 0.1]] * 4))
         sums = overlap(found, reference, 2).toarray()
-        np.testing.assert_allclose(sums, 4 * np.array([[0.6 * 0.1, 0.6 * 0.9], [0.4 * 0.1, 0.4 * 0.9]]), rtol=1e-6)
+        np.testing.assert_allclose(
+            sums, 4 * np.array([[0.6 * 0.1, 0.6 * 0.9], [0.4 * 0.1, 0.4 * 0.9]]), rtol=1e-6
+        )
         assert align([found], reference, components=2).tolist() == [[1, 0]]
 
 
@@ -189,10 +242,30 @@ class TestRefusals:
             ((torch.zeros(3, 2) for _ in range(2)), {}, OptionError, "generator"),
             (None, {}, OptionError, "NoneType"),
             ([None], {}, DataError, "NoneType"),
-            ([rows_of_all(3, 2, 0)], {"components": 3.0}, OptionError, "components=3.0 must be a whole number"),
-            ([rows_of_all(3, 2, 0)], {"components": "a"}, OptionError, "components='a' must be a whole number"),
-            ([torch.zeros(3, 2)], {"neighbors": "a"}, OptionError, "neighbors='a' must be a whole number"),
-            ([torch.zeros(3, 2)], {"neighbors": 2.0}, OptionError, "neighbors=2.0 must be a whole number"),
+            (
+                [rows_of_all(3, 2, 0)],
+                {"components": 3.0},
+                OptionError,
+                "components=3.0 must be a whole number",
+            ),
+            (
+                [rows_of_all(3, 2, 0)],
+                {"components": "a"},
+                OptionError,
+                "components='a' must be a whole number",
+            ),
+            (
+                [torch.zeros(3, 2)],
+                {"neighbors": "a"},
+                OptionError,
+                "neighbors='a' must be a whole number",
+            ),
+            (
+                [torch.zeros(3, 2)],
+                {"neighbors": 2.0},
+                OptionError,
+                "neighbors=2.0 must be a whole number",
+            ),
             (rows_of_all(3, 2, 0), {"components": 3}, OptionError, "a list"),
             ([torch.zeros(3, 2)], {"reference": 3}, DataError, "int"),
         ],
@@ -209,7 +282,12 @@ class TestRefusals:
         ("found", "message"),
         [
             (rows_of_all(3, 2, 0, rows=2), "same rows"),
-            (rows_of_all(5, 2, 0)._replace(components=torch.full((9, 2), 7), probs=torch.ones(9, 2)), "outside"),
+            (
+                rows_of_all(5, 2, 0)._replace(
+                    components=torch.full((9, 2), 7), probs=torch.ones(9, 2)
+                ),
+                "outside",
+            ),
             (torch.zeros(3, 2), "the same of every fit"),
             (rows_of_all(3, 2, 0)._replace(probs=torch.full((9, 2), torch.nan)), "finite"),
         ],
@@ -232,12 +310,16 @@ class TestRefusals:
         with pytest.raises(OptionError, match="neighbors=0"):
             align([torch.zeros(3, 2)], neighbors=0)
 
-    @pytest.mark.parametrize("overlaps", [np.ones((2, 3)), -np.ones((2, 2)), np.full((2, 2), np.nan)])
+    @pytest.mark.parametrize(
+        "overlaps", [np.ones((2, 3)), -np.ones((2, 2)), np.full((2, 2), np.nan)]
+    )
     def test_overlaps(self, overlaps):
         with pytest.raises(DataError, match="overlaps"):
             match_overlap(csr_matrix(overlaps))
 
-    @pytest.mark.parametrize("permutation", [[0, 0], [0, 1, 2], [[0, 1]], [0.0, 1.0], [0.5, 1.9], [False, True]])
+    @pytest.mark.parametrize(
+        "permutation", [[0, 0], [0, 1, 2], [[0, 1]], [0.0, 1.0], [0.5, 1.9], [False, True]]
+    )
     def test_permutations(self, permutation):
         with pytest.raises(DataError, match=r"must hold each|has no"):
             relabel({"loc": torch.zeros(2, 3)}, torch.tensor(permutation))
@@ -249,7 +331,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("dim", "message"),
-        [({"scale": 0}, "dim= says nothing of 'loc'"), (1.0, "dim=1.0 must be"), ({"loc": "a"}, "dim='a' must be")],
+        [
+            ({"scale": 0}, "dim= says nothing of 'loc'"),
+            (1.0, "dim=1.0 must be"),
+            ({"loc": "a"}, "dim='a' must be"),
+        ],
     )
     def test_dimensions(self, dim, message):
         with pytest.raises(OptionError, match=message):

@@ -10,9 +10,9 @@ from torch.distributions import constraints
 
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit
-from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
+from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.infer.restarts.placed import Placed, store_without
+from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
 
@@ -86,7 +86,8 @@ def test_same_generator_same_refits():
     x = two_clusters()
     whole = fit(em(), x, epochs=3, progress=False)
     first, second = (
-        bootstrap(whole, x, draws=2, generator=generator(5), progress=False, epochs=2).elbos for _ in range(2)
+        bootstrap(whole, x, draws=2, generator=generator(5), progress=False, epochs=2).elbos
+        for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
     assert first[0] != first[1]
@@ -109,9 +110,9 @@ def test_params_of_a_function():
     kept = pyro.param("loc").detach().clone()
     found = bootstrap(whole, x, draws=3, generator=generator(), progress=False, epochs=3)
     assert torch.equal(pyro.param("loc"), kept)
-    scores = [evidence(refit.model, x).sum().item() for refit in found.refits]
+    scores = [log_evidence(refit.model, x).sum().item() for refit in found.refits]
     assert len(set(scores)) == 3
-    assert max(scores) <= evidence(function, x).sum().item() + 1e-2
+    assert max(scores) <= log_evidence(function, x).sum().item() + 1e-2
 
 
 def test_from_a_function_that_builds():
@@ -125,7 +126,7 @@ def test_labels_of_a_hard_partition_go_with_the_rows():
     """Far apart, no row changes its part: each refit's labels are those of the rows drawn."""
     x = two_clusters()
     start = em(HardPartition)
-    start.guide.plant(torch.arange(2).repeat_interleave(50))
+    start.guide.set_labels(torch.arange(2).repeat_interleave(50))
     whole = fit(start, x, epochs=3, progress=False)
     found = bootstrap(whole, x, draws=2, generator=generator(4), progress=False, epochs=2)
     one = generator(4)
@@ -146,7 +147,12 @@ def test_truncated_guides_search_anew():
 @pytest.mark.parametrize(
     ("fitted", "options", "error", "message"),
     [
-        (lambda: fit(em(), two_clusters(), epochs=1, progress=False), {"draws": 0}, OptionError, "draws=0"),
+        (
+            lambda: fit(em(), two_clusters(), epochs=1, progress=False),
+            {"draws": 0},
+            OptionError,
+            "draws=0",
+        ),
         (lambda: em, {"generator": 3}, OptionError, "generator=3"),
         (lambda: em, {"epochs": 0}, OptionError, "epochs=0"),
         (lambda: 3, {}, OptionError, "neither a Fit"),
@@ -171,12 +177,12 @@ class TestPlaced:
         first = em().model
         with torch.no_grad():
             first.loc += 1.0
-        shifted = evidence(first, x)
+        shifted = log_evidence(first, x)
         pyro.clear_param_store()
         second = em().model
-        plain = evidence(second, x)  # leaves its params in the store under the same names
-        torch.testing.assert_close(evidence(Placed(first, store_without(first)), x), shifted)
-        torch.testing.assert_close(evidence(second, x), plain)
+        plain = log_evidence(second, x)  # leaves its params in the store under the same names
+        torch.testing.assert_close(log_evidence(Placed(first, store_without(first)), x), shifted)
+        torch.testing.assert_close(log_evidence(second, x), plain)
 
     @pytest.mark.meta
     def test_the_store_is_put_back(self):
@@ -199,7 +205,14 @@ def test_rows_of_weights_are_refused():
 
     def build():
         model = SoftmaxMixture(components=1, features=features)
-        return EM(model, FullPartition(model, components=1), dead="keep")
+        return EM(model, FullPartition(model, components=1), empty="keep")
 
     with pytest.raises(ModelError, match="weights"):
-        bootstrap(build, torch.arange(6), torch.tensor([3.0, 5, 2, 2, 8, 1]), draws=2, epochs=2, progress=False)
+        bootstrap(
+            build,
+            torch.arange(6),
+            torch.tensor([3.0, 5, 2, 2, 8, 1]),
+            draws=2,
+            epochs=2,
+            progress=False,
+        )

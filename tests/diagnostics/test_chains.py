@@ -16,12 +16,12 @@ from pyro_mixtures.diagnostics import to_arviz
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence, fit
+from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.choices import LatentClassLogit
-from pyro_mixtures.models.modules import MixtureOfModules
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = [pytest.mark.arviz, pytest.mark.usefixtures("on_one_thread")]
@@ -71,7 +71,12 @@ class MaskedNormals(GaussianMixture):
 def function_fit(order):
     with pyro.get_param_store().scope() as state:
         pyro.param("loc", CENTERS[order].clone())
-        result = fit(EM(function, FullPartition(function, components=3)), three_clusters(), epochs=3, progress=False)
+        result = fit(
+            EM(function, FullPartition(function, components=3)),
+            three_clusters(),
+            epochs=3,
+            progress=False,
+        )
     return result, state
 
 
@@ -123,7 +128,9 @@ class TestRestarts:
         fits = [module_fit(order) for order in ORDERS]
         data = to_arviz(fits, three_clusters(), align=False)
         for chain, one in enumerate(fits):
-            np.testing.assert_array_equal(data.posterior["loc"].values[chain, 0], one.model.loc.detach())
+            np.testing.assert_array_equal(
+                data.posterior["loc"].values[chain, 0], one.model.loc.detach()
+            )
 
     def test_fits_keep_their_params_whatever_the_store_holds(self):
         """Pyro's store, left as the last fit had it, would give all of them its values."""
@@ -147,9 +154,13 @@ class TestRestarts:
     def test_truncated(self):
         fits = [module_fit(order, truncated=True) for order in ORDERS[:2]]
         data = to_arviz(fits, three_clusters(), truncated=True)
-        np.testing.assert_allclose(data.posterior["loc"].values[0], data.posterior["loc"].values[1], atol=0.05)
+        np.testing.assert_allclose(
+            data.posterior["loc"].values[0], data.posterior["loc"].values[1], atol=0.05
+        )
 
-    @pytest.mark.parametrize(("weight", "order"), [([1.0] * 4, [20.0, 0.0]), ([9.0, 1.0, 1.0, 1.0], [0.0, 20.0])])
+    @pytest.mark.parametrize(
+        ("weight", "order"), [([1.0] * 4, [20.0, 0.0]), ([9.0, 1.0, 1.0, 1.0], [0.0, 20.0])]
+    )
     def test_rows_count_by_their_weights(self, weight, order):
         """The second fit has all rows in one component, which is that of most of them."""
         guides = []
@@ -174,9 +185,14 @@ class TestRestarts:
         np.testing.assert_array_equal(loc[0], loc[1])
 
     def test_histories_are_padded(self):
-        data = to_arviz([module_fit([0, 1, 2], epochs=epochs) for epochs in (2, 4)], three_clusters())
+        data = to_arviz(
+            [module_fit([0, 1, 2], epochs=epochs) for epochs in (2, 4)], three_clusters()
+        )
         assert data.fit_history["elbo"].dims == ("chain", "epoch")
-        assert np.isnan(data.fit_history["elbo"].values).tolist() == [[False, False, True, True], [False] * 4]
+        assert np.isnan(data.fit_history["elbo"].values).tolist() == [
+            [False, False, True, True],
+            [False] * 4,
+        ]
         assert data.fit_history["phase"].values[0].tolist() == ["EM", "EM", "", ""]
 
     def test_a_function_with_the_stores_of_its_fits(self):
@@ -197,25 +213,32 @@ class TestRestarts:
     def test_a_fit_whose_params_have_left_the_store_is_refused(self):
         """Initial values in their place would be another mixture's numbers."""
         alone, state = function_fit(ORDERS[0])
-        with pytest.raises(ModelError, match=r"params \['loc', 'scale', 'weights'\] of a fit are nowhere"):
+        with pytest.raises(
+            ModelError, match=r"params \['loc', 'scale', 'weights'\] of a fit are nowhere"
+        ):
             to_arviz(alone, three_clusters())
         assert not dict(pyro.get_param_store().named_parameters())
         data = to_arviz((alone, state), three_clusters())
-        np.testing.assert_array_equal(data.posterior["loc"].values[0, 0], state["params"]["loc"].detach())
+        np.testing.assert_array_equal(
+            data.posterior["loc"].values[0, 0], state["params"]["loc"].detach()
+        )
         np.testing.assert_allclose(
-            data.sample_stats["lp"].values[0, 0], to_arviz([(alone, state)], three_clusters()).sample_stats["lp"].item()
+            data.sample_stats["lp"].values[0, 0],
+            to_arviz([(alone, state)], three_clusters()).sample_stats["lp"].item(),
         )
 
     def test_a_fit_keeps_its_params_whatever_the_store_holds(self):
         first, second = module_fit(ORDERS[0]), module_fit(ORDERS[1])
         for one in (first, second):
             data = to_arviz(one, three_clusters())
-            np.testing.assert_array_equal(data.posterior["loc"].values[0, 0], one.model.loc.detach())
+            np.testing.assert_array_equal(
+                data.posterior["loc"].values[0, 0], one.model.loc.detach()
+            )
 
     def test_a_module_beside_keeps_its_params_too(self):
         x = two_groups()
-        beside = AutoNormal(pyro.poutine.block(priors, hide=["z"]))
-        guide = FullPartition(priors, components=2, beside=beside)
+        global_guide = AutoNormal(pyro.poutine.block(priors, hide=["z"]))
+        guide = FullPartition(priors, components=2, global_guide=global_guide)
         svi = SVI(priors, guide, pyro.optim.Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
         result = fit(svi, x, epochs=2, progress=False)
         pyro.clear_param_store()
@@ -228,7 +251,9 @@ class TestRestarts:
 
     def test_shared_entries_are_not_taken_for_components(self):
         """As many features as components: only the model tells which is which."""
-        x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([[4.0, 0.0]])
+        x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor(
+            [[4.0, 0.0]]
+        )
         x[:15] -= torch.tensor([[8.0, 0.0]])
 
         def tied(x, index=None, size=None):
@@ -242,7 +267,14 @@ class TestRestarts:
         for order in ([0, 1], [1, 0]):
             with pyro.get_param_store().scope() as state:
                 pyro.param("loc", torch.tensor([[-4.0, 0.0], [4.0, 0.0]])[order])
-                fits.append((fit(EM(tied, FullPartition(tied, components=2)), x, epochs=2, progress=False), state))
+                fits.append(
+                    (
+                        fit(
+                            EM(tied, FullPartition(tied, components=2)), x, epochs=2, progress=False
+                        ),
+                        state,
+                    )
+                )
         data = to_arviz(fits, x)
         loc, scale = data.posterior["loc"].values[:, 0], data.posterior["scale"].values[:, 0]
         np.testing.assert_allclose(loc[0], loc[1], atol=1e-3)
@@ -262,7 +294,12 @@ class TestRestarts:
                 fits.append((fit(em, three_clusters(), epochs=1, progress=False), state))
         with pytest.raises(ModelError, match="align=False"):
             to_arviz(fits, three_clusters())
-        assert to_arviz(fits, three_clusters(), align=False).posterior["loc"].values.shape == (2, 1, 3, 1)
+        assert to_arviz(fits, three_clusters(), align=False).posterior["loc"].values.shape == (
+            2,
+            1,
+            3,
+            1,
+        )
 
     def test_draws_of_several_guides(self):
         """Latent sites and params of a chain are relabelled together."""
@@ -279,9 +316,11 @@ class TestRestarts:
         for order in ORDERS[:2]:
             with pyro.get_param_store().scope() as state:
                 start = init_to_value(values={"loc": CENTERS[order].clone()})
-                beside = AutoNormal(pyro.poutine.block(half, hide=["z"]), init_loc_fn=start, init_scale=0.01)
+                global_guide = AutoNormal(
+                    pyro.poutine.block(half, hide=["z"]), init_loc_fn=start, init_scale=0.01
+                )
                 pyro.param("weights", weights[order].clone(), constraint=constraints.simplex)
-                guide = FullPartition(half, components=3, beside=beside)
+                guide = FullPartition(half, components=3, global_guide=global_guide)
                 guide.latent_values(three_clusters())
                 chains.append((guide, state))
         data = to_arviz(chains, three_clusters(), draws=3)
@@ -293,14 +332,21 @@ class TestRestarts:
 
     def test_tied_covariances_with_as_many_features_as_components(self):
         """Rows of a tied factor are no components', and rotated they are not even a Cholesky factor."""
-        x = torch.cat([torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) + c for c in (-3.0, 3.0)])
+        x = torch.cat(
+            [
+                torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) + c
+                for c in (-3.0, 3.0)
+            ]
+        )
         fits = []
         for order in ([0, 1], [1, 0]):
             pyro.clear_param_store()
             model = GaussianMixture(components=2, features=2, covariance="full", tied=True)
             with torch.no_grad():
                 model.loc = torch.tensor([[-3.0, -3.0], [3.0, 3.0]])[order]
-            fits.append(fit(EM(model, FullPartition(model, components=2)), x, epochs=2, progress=False))
+            fits.append(
+                fit(EM(model, FullPartition(model, components=2)), x, epochs=2, progress=False)
+            )
         data = to_arviz(fits, x)
         assert data.posterior["scale_tril"].dims == ("chain", "draw", "feature", "feature_bis")
         for name in ("loc", "scale_tril"):
@@ -315,7 +361,10 @@ class TestRestarts:
             (lambda: [GaussianMixture(components=2, features=1)], OptionError, "no draws to show"),
             (lambda: GaussianMixture, OptionError, "no draws to show"),
             (
-                lambda: [module_fit([0, 1, 2]), FullPartition(GaussianMixture(components=2, features=1), components=2)],
+                lambda: [
+                    module_fit([0, 1, 2]),
+                    FullPartition(GaussianMixture(components=2, features=1), components=2),
+                ],
                 ModelError,
                 "different mixtures",
             ),
@@ -338,14 +387,27 @@ class TestForms:
 
         generator = torch.Generator("cpu").manual_seed(0)
         theta, gate = (torch.randn(3, size, generator=generator) for size in (2, 3))
-        design, u = torch.randn(40, 2, 3, 2, generator=generator), torch.randn(40, 2, generator=generator)
-        rows = design, torch.ones(40, 2, 3, dtype=torch.bool), torch.arange(80).reshape(40, 2) % 3, u
+        design, u = (
+            torch.randn(40, 2, 3, 2, generator=generator),
+            torch.randn(40, 2, generator=generator),
+        )
+        rows = (
+            design,
+            torch.ones(40, 2, 3, dtype=torch.bool),
+            torch.arange(80).reshape(40, 2) % 3,
+            u,
+        )
         guides = []
         for order in ORDERS:
             pyro.clear_param_store()
             guides.append(FullPartition(chosen(theta[order], gate[order]), components=3))
         data = to_arviz(guides, *rows)
-        assert data.posterior["gate_weight"].dims == ("chain", "draw", "contrast", "gate_weight_dim_1")
+        assert data.posterior["gate_weight"].dims == (
+            "chain",
+            "draw",
+            "contrast",
+            "gate_weight_dim_1",
+        )
         assert data.posterior.coords["contrast"].values.tolist() == [1, 2]
         for name in ("theta", "gate_weight", "gate_bias"):
             values = data.posterior[name].values
@@ -354,10 +416,16 @@ class TestForms:
         relabelled = chosen(theta, gate)
         for name in ("theta", "gate_weight", "gate_bias"):
             setattr(relabelled, name, torch.from_numpy(data.posterior[name].values[2, 0]))
-        np.testing.assert_allclose(evidence(relabelled, *rows), data.log_likelihood["y"].values[2, 0], rtol=1e-5)
+        np.testing.assert_allclose(
+            log_evidence(relabelled, *rows), data.log_likelihood["y"].values[2, 0], rtol=1e-5
+        )
 
     def test_a_penalty_tells_the_reference_apart(self):
-        rows = torch.zeros(4, 1, 2, 1), torch.ones(4, 1, 2, dtype=torch.bool), torch.zeros(4, 1).long()
+        rows = (
+            torch.zeros(4, 1, 2, 1),
+            torch.ones(4, 1, 2, dtype=torch.bool),
+            torch.zeros(4, 1).long(),
+        )
         guides = []
         for _ in range(2):
             pyro.clear_param_store()
@@ -373,9 +441,12 @@ class TestForms:
         for experts in ([0, 1, 2], order):
             pyro.clear_param_store()
             torch.manual_seed(0)
-            made = [torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)) for _ in "abc"]
+            made = [
+                torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+                for _ in "abc"
+            ]
             nets = iter([made[k] for k in experts])
-            model = MixtureOfModules(lambda: next(nets), components=3, features=2, loss="squared")  # noqa: B023
+            model = MixtureOfExperts(lambda: next(nets), components=3, features=2, loss="squared")  # noqa: B023
             model.weights = torch.tensor([0.2, 0.3, 0.5])[experts]
             guides.append(FullPartition(model, components=3))
         before = [leaf.clone() for guide in guides for leaf in guide.model.parameters()]
@@ -383,8 +454,13 @@ class TestForms:
         names = [name for name in data.posterior.data_vars if name.startswith("experts.")]
         assert len(names) == 12
         for name in ("weights", *names):
-            np.testing.assert_array_equal(data.posterior[name].values[0], data.posterior[name].values[1])
-        assert (left.posterior["experts.0.0.bias"].values[0] != left.posterior["experts.0.0.bias"].values[1]).any()
+            np.testing.assert_array_equal(
+                data.posterior[name].values[0], data.posterior[name].values[1]
+            )
+        assert (
+            left.posterior["experts.0.0.bias"].values[0]
+            != left.posterior["experts.0.0.bias"].values[1]
+        ).any()
         after = [leaf for guide in guides for leaf in guide.model.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
@@ -454,18 +530,26 @@ class TestMCMC:
 
     @pytest.mark.filterwarnings("ignore:num_chains")
     def test_draws_of_all_chains_have_the_same_labels(self, monkeypatch):
-        monkeypatch.setattr("torch.multiprocessing.cpu_count", lambda: 1)  # chains one after the other
+        monkeypatch.setattr(
+            "torch.multiprocessing.cpu_count", lambda: 1
+        )  # chains one after the other
         x = two_groups()
         mcmc = sampled(priors, x, start=[-3.0, 3.0], chains=2)
         left = to_arviz(mcmc, priors, x, align=False)
-        assert left.posterior["loc"].values[1, :, 0].min() > 0 > left.posterior["loc"].values[0, :, 0].max()
+        assert (
+            left.posterior["loc"].values[1, :, 0].min()
+            > 0
+            > left.posterior["loc"].values[0, :, 0].max()
+        )
         data = to_arviz(mcmc, priors, x)
         loc = data.posterior["loc"].values
         assert loc.shape == (2, 8, 2)
         signs = np.sign(loc)
         assert (signs == signs[0, 0]).all()
         np.testing.assert_array_equal(np.sort(loc), np.sort(left.posterior["loc"].values))
-        np.testing.assert_array_equal(data.log_likelihood["x"].values, left.log_likelihood["x"].values)
+        np.testing.assert_array_equal(
+            data.log_likelihood["x"].values, left.log_likelihood["x"].values
+        )
 
     def test_divergences(self):
         x = two_groups()
@@ -476,11 +560,18 @@ class TestMCMC:
     def test_some_of_the_draws(self):
         x = two_groups()
         mcmc = sampled(priors, x, start=[-3.0, 3.0])
-        data, whole = to_arviz(mcmc, priors, x, draws=4, posterior_predictive=2), to_arviz(mcmc, priors, x)
+        data, whole = (
+            to_arviz(mcmc, priors, x, draws=4, posterior_predictive=2),
+            to_arviz(mcmc, priors, x),
+        )
         assert data.posterior.coords["draw"].values.tolist() == [0, 2, 4, 6]
         assert data.posterior_predictive.coords["draw"].values.tolist() == [0, 4]
-        np.testing.assert_array_equal(data.posterior["loc"].values, whole.posterior["loc"].values[:, ::2])
-        np.testing.assert_array_equal(data.sample_stats["lp"].values, whole.sample_stats["lp"].values[:, ::2])
+        np.testing.assert_array_equal(
+            data.posterior["loc"].values, whole.posterior["loc"].values[:, ::2]
+        )
+        np.testing.assert_array_equal(
+            data.sample_stats["lp"].values, whole.sample_stats["lp"].values[:, ::2]
+        )
         with pytest.raises(OptionError, match="a chain has 8"):
             to_arviz(mcmc, priors, x, draws=9)
 
@@ -499,7 +590,11 @@ class TestMCMC:
         mcmc = sampled(ordered, two_groups(), start=[-3.0, 2.0], draws=2)
         with pytest.raises(ModelError, match="priors of their own"):
             to_arviz(mcmc, ordered, two_groups())
-        assert to_arviz(mcmc, ordered, two_groups(), align=False).posterior["loc"].values.shape == (1, 2, 2)
+        assert to_arviz(mcmc, ordered, two_groups(), align=False).posterior["loc"].values.shape == (
+            1,
+            2,
+            2,
+        )
 
 
 class TestBootstrapDraws:
@@ -509,7 +604,9 @@ class TestBootstrapDraws:
         data = to_arviz(found, three_clusters())
         assert data.posterior["loc"].values.shape == (1, 4, 3, 1)
         np.testing.assert_allclose(
-            data.posterior["loc"].values[0], np.broadcast_to(whole.model.loc.detach(), (4, 3, 1)), atol=1.0
+            data.posterior["loc"].values[0],
+            np.broadcast_to(whole.model.loc.detach(), (4, 3, 1)),
+            atol=1.0,
         )
         assert len(np.unique(data.posterior["loc"].values[0, :, 0, 0])) == 4
         np.testing.assert_array_equal(data.sample_stats["elbo"].values[0], found.elbos)
@@ -521,7 +618,9 @@ class TestBootstrapDraws:
         found = bootstrap(whole, three_clusters(), draws=2, progress=False, epochs=1)
         module_fit([0, 1, 2])
         loc = to_arviz(found, three_clusters()).posterior["loc"].values[0]
-        np.testing.assert_allclose(loc, np.broadcast_to(whole.model.loc.detach(), loc.shape), atol=1.0)
+        np.testing.assert_allclose(
+            loc, np.broadcast_to(whole.model.loc.detach(), loc.shape), atol=1.0
+        )
 
     def test_switched_labels_are_put_back(self):
         whole = module_fit([0, 1, 2])
@@ -559,8 +658,8 @@ class TestOtherGroups:
             to_arviz(mcmc, priors, two_groups(), posterior_predictive=3)
 
     def test_prior(self):
-        beside = AutoNormal(pyro.poutine.block(priors, hide=["z"]))
-        guide = FullPartition(priors, components=2, beside=beside)
+        global_guide = AutoNormal(pyro.poutine.block(priors, hide=["z"]))
+        guide = FullPartition(priors, components=2, global_guide=global_guide)
         data = to_arviz(guide, two_groups(), draws=2, prior=200)
         assert data.prior["loc"].dims == ("chain", "draw", "cluster")
         assert data.prior["loc"].values.std() == pytest.approx(10.0, rel=0.15)
@@ -594,13 +693,17 @@ class TestOtherGroups:
         found = to_arviz(FullPartition(model, components=3), x, label, by_site=True)
         density = dist.Normal(CENTERS[:, 0], 1.0).log_prob(x)
         np.testing.assert_allclose(
-            found.log_likelihood["x"].values[0, 0], (weights.log() + density).logsumexp(-1), rtol=1e-5
+            found.log_likelihood["x"].values[0, 0],
+            (weights.log() + density).logsumexp(-1),
+            rtol=1e-5,
         )
         np.testing.assert_allclose(
             found.log_likelihood["label"].values[0, 0], (weights @ table)[label].log(), rtol=1e-5
         )
         joint = (weights.log() + density + table.log()[:, label].T).logsumexp(-1)
-        np.testing.assert_allclose(found.sample_stats["lp"].values[0, 0], joint.double().sum(), rtol=1e-5)
+        np.testing.assert_allclose(
+            found.sample_stats["lp"].values[0, 0], joint.double().sum(), rtol=1e-5
+        )
 
     def test_covariates_are_constant_data(self):
         def experts(x, y):
@@ -634,8 +737,10 @@ def data():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     start = init_to_value(values={"loc": torch.tensor([-3.0, 3.0])})
-    beside = AutoNormal(pyro.poutine.block(priors, hide=["z"]), init_loc_fn=start, init_scale=0.3)
-    guide = FullPartition(priors, components=2, beside=beside)
+    global_guide = AutoNormal(
+        pyro.poutine.block(priors, hide=["z"]), init_loc_fn=start, init_scale=0.3
+    )
+    guide = FullPartition(priors, components=2, global_guide=global_guide)
     return to_arviz(guide, two_groups(), draws=100, posterior_predictive=20)
 
 
@@ -660,7 +765,11 @@ class TestArviZ:
                 z = pyro.sample("z", dist.Categorical(torch.ones(1)))
                 pyro.sample("x", dist.Normal(loc + 0.0 * z, 1.0), obs=x)
 
-        guide = FullPartition(one, components=1, beside=AutoNormal(pyro.poutine.block(one, hide=["z"]), init_scale=0.2))
+        guide = FullPartition(
+            one,
+            components=1,
+            global_guide=AutoNormal(pyro.poutine.block(one, hide=["z"]), init_scale=0.2),
+        )
         table = az.compare({"two": data, "one": to_arviz(guide, two_groups(), draws=100)})
         assert table.index[0] == "two"
 

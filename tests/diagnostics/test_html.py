@@ -12,7 +12,11 @@ import pyro
 import pytest
 import torch
 
-from pyro_mixtures.diagnostics.partition_information.report import Dependence, Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information.report import (
+    Dependence,
+    Knowledge,
+    PartitionInformation,
+)
 from pyro_mixtures.diagnostics.reports.html import report
 from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import partition_report
@@ -49,7 +53,9 @@ class Reader(HTMLParser):
         self.text.append(data)
 
     def pictures(self) -> list:
-        found = [reference for reference in self.references if reference.startswith("data:image/png")]
+        found = [
+            reference for reference in self.references if reference.startswith("data:image/png")
+        ]
         return [matplotlib.image.imread(_decoded(picture)) for picture in found]
 
 
@@ -85,7 +91,12 @@ class TestReport:
         assert "b" not in page.tags  # what looks like a tag in a title or name is text
         text = "\n".join(page.text)
         assert "dependences" not in text
-        for part in ("A & <b>", "<x0>", "TruncatedPartition(components=4, candidates=3, neighbors=3", "dead='reseed'"):
+        for part in (
+            "A & <b>",
+            "<x0>",
+            "TruncatedPartition(components=4, candidates=3, neighbors=3",
+            "empty='reseed'",
+        ):
             assert part in text
         for _, value in summary.lines():
             assert value in text
@@ -107,14 +118,20 @@ class TestReport:
 
     def test_components_without_places_and_a_plain_program(self, tmp_path):
         x = torch.poisson(torch.ones(60, 1) * 4)
-        rate = pyro.param("rate", torch.tensor([[1.0], [9.0]]), constraint=torch.distributions.constraints.positive)
+        rate = pyro.param(
+            "rate",
+            torch.tensor([[1.0], [9.0]]),
+            constraint=torch.distributions.constraints.positive,
+        )
 
         def mixed_counts(x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
                 pyro.sample("x", Poissons(pyro.param("rate"))[z], obs=x)
 
-        found = fit(EM(mixed_counts, FullPartition(mixed_counts, components=2)), x, epochs=2, progress=False)
+        found = fit(
+            EM(mixed_counts, FullPartition(mixed_counts, components=2)), x, epochs=2, progress=False
+        )
         report(found, tmp_path / "page.html", x)
         page = Reader((tmp_path / "page.html").read_text("utf-8"))
         assert "mixed_counts()" in page.text
@@ -130,15 +147,25 @@ class TestReport:
         known = [Knowledge(f"x{d}", "feature", 1 - d / 30, None, None) for d in range(28)]
         found = [Dependence(f"x{d}", 0, 90, 0.5 - d / 100, 0.2, p[1], p[1]) for d in range(24)]
         found += [Dependence("dull", 0, 90, float("nan"), 0.2, p[1], p[1])]
-        found += [Dependence("partial", part, 90, 0.3 - part / 10, 0.25, p[part], p[part]) for part in (0, 1)]
+        found += [
+            Dependence("partial", part, 90, 0.3 - part / 10, 0.25, p[part], p[part])
+            for part in (0, 1)
+        ]
         path = tmp_path / "page.html"
-        report(gaussian(x, FullPartition), path, x, information=PartitionInformation(known, found, 0.7, 180))
+        report(
+            gaussian(x, FullPartition),
+            path,
+            x,
+            information=PartitionInformation(known, found, 0.7, 180),
+        )
         page = Reader(path.read_text("utf-8"))
         text = " ".join(page.text)
         assert "20 of 28 variables" in text
         assert "20 of 27 dependences" in text
         assert (", 1 found in some parts only" in text) == tested
-        caption = next(number for number, text in enumerate(page.text) if "of 27 dependences" in text)
+        caption = next(
+            number for number, text in enumerate(page.text) if "of 27 dependences" in text
+        )
         listed = [cell for cell in page.text[caption:] if cell[0] == "x" or cell == "partial"]
         assert listed == (["partial"] * tested + [f"x{d}" for d in range(24)])[:20]
         assert "None" not in page.text
@@ -162,7 +189,9 @@ class TestReport:
                 pyro.sample("x", DiagonalNormals(loc, torch.ones(3, 3))[z], obs=x)
 
         with pyro.validation_enabled(False):  # or torch refuses the NaN rows
-            found = fit(EM(model, FullPartition(model, components=3)), x, seen, epochs=2, progress=False)
+            found = fit(
+                EM(model, FullPartition(model, components=3)), x, seen, epochs=2, progress=False
+            )
             report(found, tmp_path / "page.html", x, seen)
         assert "among 60 of its rows" in (tmp_path / "page.html").read_text("utf-8")
 
@@ -185,7 +214,9 @@ class TestReport:
             report(found, tmp_path / "page.html", x, image_shape=(3, 3))
         pyro.clear_param_store()
         model = MixtureOfRegressions(components=2, features=2)
-        regressions = fit(EM(model, FullPartition(model, components=2)), x, x[:, 0], epochs=1, progress=False)
+        regressions = fit(
+            EM(model, FullPartition(model, components=2)), x, x[:, 0], epochs=1, progress=False
+        )
         with pytest.raises(OptionError, match=r"image_shape=\(1, 2\), but no observed site"):
             report(regressions, tmp_path / "page.html", x, x[:, 0], image_shape=(1, 2))
         with pytest.raises(OptionError, match="fit is of type EM"):

@@ -13,7 +13,12 @@ from pyro.nn import PyroModule
 from torch.distributions import constraints
 
 from pyro_mixtures.diagnostics import to_arviz
-from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FactorAnalyzers, MixtureWeights
+from pyro_mixtures.distributions import (
+    Categoricals,
+    DiagonalNormals,
+    FactorAnalyzers,
+    MixtureWeights,
+)
 from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
@@ -38,8 +43,14 @@ def two_clusters(rows: int = 40) -> torch.Tensor:
 
 def normal_mixture(x, weights, loc, scale) -> torch.Tensor:
     """Log density (N,) by torch alone; loc and scale (..., C, D) give (..., N)."""
-    x, weights, loc, scale = (torch.as_tensor(np.asarray(t), device="cpu").double() for t in (x, weights, loc, scale))
-    per_component = torch.distributions.Normal(loc.unsqueeze(-3), scale.unsqueeze(-3)).log_prob(x.unsqueeze(-2)).sum(-1)
+    x, weights, loc, scale = (
+        torch.as_tensor(np.asarray(t), device="cpu").double() for t in (x, weights, loc, scale)
+    )
+    per_component = (
+        torch.distributions.Normal(loc.unsqueeze(-3), scale.unsqueeze(-3))
+        .log_prob(x.unsqueeze(-2))
+        .sum(-1)
+    )
     return (weights.log() + per_component).logsumexp(-1)
 
 
@@ -55,7 +66,9 @@ def prior_on_loc(x, index=None, size=None):
 
 def stock_mixture(x, index=None, size=None):
     """Written by hand with Pyro's own distributions."""
-    weights = pyro.param("weights", torch.tensor([0.3, 0.7], device="cpu"), constraint=constraints.simplex)
+    weights = pyro.param(
+        "weights", torch.tensor([0.3, 0.7], device="cpu"), constraint=constraints.simplex
+    )
     loc = pyro.param("loc", CENTERS.clone())
     with data_plate(x, index, size):
         z = pyro.sample("z", dist.Categorical(weights))
@@ -69,8 +82,12 @@ def mean_field(model) -> AutoNormal:
 
 
 def fitted_by_svi(rows):
-    guide = TruncatedPartition(prior_on_loc, components=2, candidates=2, neighbors=2, beside=mean_field(prior_on_loc))
-    svi = SVI(prior_on_loc, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1))
+    guide = TruncatedPartition(
+        prior_on_loc, components=2, candidates=2, neighbors=2, global_guide=mean_field(prior_on_loc)
+    )
+    svi = SVI(
+        prior_on_loc, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1)
+    )
     return fit(svi, rows, epochs=5, progress=False)
 
 
@@ -94,7 +111,9 @@ class TestPointEstimate:
         data = to_arviz(result, two_clusters())
         for name in ("weights", "loc", "scale"):
             values = data.posterior[name].values
-            np.testing.assert_array_equal(values[0, 0], getattr(result.model, name).detach().numpy())
+            np.testing.assert_array_equal(
+                values[0, 0], getattr(result.model, name).detach().numpy()
+            )
         assert data.posterior["loc"].dims == ("chain", "draw", "component", "feature")
         assert "constant_data" not in data
 
@@ -102,7 +121,9 @@ class TestPointEstimate:
         x = two_clusters()
         data = to_arviz(fitted_by_em(x), x)
         p = data.posterior
-        expected = normal_mixture(x, *(p[name].values[0, 0] for name in ("weights", "loc", "scale")))
+        expected = normal_mixture(
+            x, *(p[name].values[0, 0] for name in ("weights", "loc", "scale"))
+        )
         assert data.log_likelihood["x"].dims == ("chain", "draw", "row")
         np.testing.assert_allclose(data.log_likelihood["x"].values[0, 0], expected, rtol=1e-4)
         np.testing.assert_allclose(data.sample_stats["lp"].values, [[expected.sum()]], rtol=1e-5)
@@ -141,7 +162,10 @@ class TestPointEstimate:
         for group, name in (("posterior", "loc"), ("log_likelihood", "x"), ("fit_history", "elbo")):
             assert again[group][name].dims == data[group][name].dims
             np.testing.assert_array_equal(again[group][name].values, data[group][name].values)
-        assert again["fit_history"]["phase"].values.tolist() == data["fit_history"]["phase"].values.tolist()
+        assert (
+            again["fit_history"]["phase"].values.tolist()
+            == data["fit_history"]["phase"].values.tolist()
+        )
         again.close()
 
     def test_guide_and_random_numbers_stay_as_they_are(self):
@@ -185,8 +209,14 @@ class TestDraws:
         loc = data.posterior["loc"].values
         expected = normal_mixture(two_clusters(), params["weights"], loc, params["scale"])
         np.testing.assert_allclose(data.log_likelihood["x"].values, expected, rtol=1e-4)
-        prior = torch.distributions.Normal(0.0, 10.0).log_prob(torch.from_numpy(loc).double()).sum((-1, -2))
-        np.testing.assert_allclose(data.sample_stats["lp"].values, expected.sum(-1) + prior, rtol=1e-5)
+        prior = (
+            torch.distributions.Normal(0.0, 10.0)
+            .log_prob(torch.from_numpy(loc).double())
+            .sum((-1, -2))
+        )
+        np.testing.assert_allclose(
+            data.sample_stats["lp"].values, expected.sum(-1) + prior, rtol=1e-5
+        )
 
     # The verdict on these few draws is noisy; that there is one is what matters here.
     @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
@@ -210,8 +240,12 @@ class TestDraws:
         exact = to_arviz(result, x, draws=2)
         pyro.set_rng_seed(5)
         truncated = to_arviz(result, x, draws=2, truncated=True)
-        np.testing.assert_array_equal(exact.posterior["loc"].values, truncated.posterior["loc"].values)
-        np.testing.assert_allclose(exact.log_likelihood["x"].values, truncated.log_likelihood["x"].values, rtol=1e-5)
+        np.testing.assert_array_equal(
+            exact.posterior["loc"].values, truncated.posterior["loc"].values
+        )
+        np.testing.assert_allclose(
+            exact.log_likelihood["x"].values, truncated.log_likelihood["x"].values, rtol=1e-5
+        )
 
 
 class TestNames:
@@ -220,8 +254,16 @@ class TestNames:
         [
             (GaussianMixture(components=3, features=2), "scale", ("component", "feature")),
             (GaussianMixture(components=3, features=2, tied=True), "scale", ("feature",)),
-            (GaussianMixture(components=3, features=2, covariance="isotropic"), "scale", ("component",)),
-            (GaussianMixture(components=2, features=2, covariance="isotropic", tied=True), "scale", ()),
+            (
+                GaussianMixture(components=3, features=2, covariance="isotropic"),
+                "scale",
+                ("component",),
+            ),
+            (
+                GaussianMixture(components=2, features=2, covariance="isotropic", tied=True),
+                "scale",
+                (),
+            ),
             (
                 GaussianMixture(components=3, features=2, covariance="full"),
                 "scale_tril",
@@ -232,8 +274,16 @@ class TestNames:
                 "factor",
                 ("component", "feature", "factor_index"),
             ),
-            (MixtureOfFactorAnalyzers(components=3, features=2, factors=2, tied=True), "noise", ("feature",)),
-            (MixtureOfFactorAnalyzers(components=3, features=2, factors=2), "weights", ("component",)),
+            (
+                MixtureOfFactorAnalyzers(components=3, features=2, factors=2, tied=True),
+                "noise",
+                ("feature",),
+            ),
+            (
+                MixtureOfFactorAnalyzers(components=3, features=2, factors=2),
+                "weights",
+                ("component",),
+            ),
             (BregmanMixture(components=3, features=2), "mean", ("component", "feature")),
             (KMeans(components=3, features=2, spherical=True), "mean", ("component", "feature")),
         ],
@@ -247,13 +297,20 @@ class TestNames:
 
     def test_situations_and_outcomes_are_no_features(self):
         choices = LatentClassLogit(components=2, coefficients=3)
-        rows = torch.zeros(5, 4, 2, 3), torch.ones(5, 4, 2, dtype=torch.bool), torch.zeros(5, 4).long()
+        rows = (
+            torch.zeros(5, 4, 2, 3),
+            torch.ones(5, 4, 2, dtype=torch.bool),
+            torch.zeros(5, 4).long(),
+        )
         data = to_arviz(FullPartition(choices, components=2), *rows)
         assert data.observed_data["y"].dims == ("row", "y_dim_1")
         assert data.posterior["theta"].dims == ("chain", "draw", "component", "theta_dim_1")
 
         def experts(x, y):
-            weight, scale = pyro.param("weight", torch.ones(2, 4, 3)), pyro.param("scale", torch.ones(2, 4))
+            weight, scale = (
+                pyro.param("weight", torch.ones(2, 4, 3)),
+                pyro.param("scale", torch.ones(2, 4)),
+            )
             with data_plate(x):
                 z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
                 pyro.sample("y", LinearRegressions(x, weight, torch.zeros(2, 4), scale)[z], obs=y)
@@ -267,7 +324,9 @@ class TestNames:
             noise = pyro.param("noise", torch.ones(3, 1), constraint=constraints.positive)
             with data_plate(x, index, size):
                 z = pyro.sample("z", MixtureWeights(torch.ones(3) / 3))
-                pyro.sample("x", FactorAnalyzers(torch.zeros(3, 2), torch.zeros(3, 2, 1), noise)[z], obs=x)
+                pyro.sample(
+                    "x", FactorAnalyzers(torch.zeros(3, 2), torch.zeros(3, 2, 1), noise)[z], obs=x
+                )
 
         data = to_arviz(FullPartition(model, components=3), two_clusters())
         assert data.posterior["noise"].dims == ("chain", "draw", "component", "noise_dim_1")
@@ -284,9 +343,13 @@ class TestNames:
     def test_chosen_by_the_user(self):
         dims = {"loc": ["cluster", "axis"], "weights": ["cluster"], "x": ["sighting", "axis"]}
         coords = {"axis": ["east", "north"]}
-        data = to_arviz(FullPartition(stock_mixture, components=2), two_clusters(), dims=dims, coords=coords)
+        data = to_arviz(
+            FullPartition(stock_mixture, components=2), two_clusters(), dims=dims, coords=coords
+        )
         assert data.posterior["loc"].dims == ("chain", "draw", "cluster", "axis")
-        np.testing.assert_array_equal(data.posterior["loc"].sel(axis="north").values[0, 0], CENTERS[:, 1])
+        np.testing.assert_array_equal(
+            data.posterior["loc"].sel(axis="north").values[0, 0], CENTERS[:, 1]
+        )
         assert data.log_likelihood["x"].dims == ("chain", "draw", "sighting")
         assert data.observed_data["x"].coords["axis"].values.tolist() == ["east", "north"]
 
@@ -307,14 +370,24 @@ class TestNames:
         class Twice(PyroModule):
             def __init__(self):
                 super().__init__()
-                self.a, self.b = PyroModule[torch.nn.Linear](2, 2), PyroModule[torch.nn.Linear](2, 2, bias=False)
+                self.a, self.b = (
+                    PyroModule[torch.nn.Linear](2, 2),
+                    PyroModule[torch.nn.Linear](2, 2, bias=False),
+                )
                 self.mixture = GaussianMixture(components=2, features=2)
 
             def forward(self, x):
                 return self.mixture(self.b(self.a(x)))
 
         data = to_arviz(FullPartition(Twice(), components=2), two_clusters())
-        assert set(data.posterior.data_vars) == {"weights", "loc", "scale", "a.weight", "b.weight", "bias"}
+        assert set(data.posterior.data_vars) == {
+            "weights",
+            "loc",
+            "scale",
+            "a.weight",
+            "b.weight",
+            "bias",
+        }
 
     def test_several_observed_sites_have_one_evidence(self):
         x, label = two_clusters(), torch.arange(80) % 3
@@ -345,7 +418,9 @@ class TestNames:
 
         data = to_arviz(FullPartition(model, components=2), two_clusters())
         expected = normal_mixture(two_clusters(), [0.3, 0.7], CENTERS, torch.ones(2, 2))
-        np.testing.assert_allclose(data.log_likelihood["evidence"].values[0, 0], expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            data.log_likelihood["evidence"].values[0, 0], expected, rtol=1e-5
+        )
         assert "posterior" not in data  # nothing was learnt
 
 
@@ -387,7 +462,7 @@ class TestRefusals:
             to_arviz(FullPartition(model, components=2), two_clusters())
 
     def test_no_draws(self):
-        guide = FullPartition(prior_on_loc, components=2, beside=mean_field(prior_on_loc))
+        guide = FullPartition(prior_on_loc, components=2, global_guide=mean_field(prior_on_loc))
         with pytest.raises(OptionError, match="draws=0 must be positive"):
             to_arviz(guide, two_clusters(), draws=0)
 
@@ -396,19 +471,23 @@ class TestRefusals:
             to_arviz(FullPartition(stock_mixture, components=2))
 
     def test_latent_site_without_a_guide(self):
-        with pytest.raises(ModelError, match=r"sites \['loc'\].*beside="):
-            to_arviz(FullPartition(prior_on_loc, components=2), two_clusters(), log_likelihood=False)
+        with pytest.raises(ModelError, match=r"sites \['loc'\].*global_guide="):
+            to_arviz(
+                FullPartition(prior_on_loc, components=2), two_clusters(), log_likelihood=False
+            )
 
     def test_site_latent_in_every_row(self):
         def model(x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
                 shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-                pyro.sample("x", dist.Normal(CENTERS[z] + shift.unsqueeze(-1), 1.0).to_event(1), obs=x)
+                pyro.sample(
+                    "x", dist.Normal(CENTERS[z] + shift.unsqueeze(-1), 1.0).to_event(1), obs=x
+                )
 
-        beside = AutoNormal(pyro.poutine.block(model, hide=["z"]))
+        global_guide = AutoNormal(pyro.poutine.block(model, hide=["z"]))
         with pytest.raises(ModelError, match="'shift' is latent in every row"):
-            to_arviz(FullPartition(model, components=2, beside=beside), two_clusters())
+            to_arviz(FullPartition(model, components=2, global_guide=global_guide), two_clusters())
 
 
 class TestRowWeights:
@@ -418,9 +497,13 @@ class TestRowWeights:
 
     @pytest.fixture
     def weighted(self):
-        x = torch.poisson(torch.full((8, 2), 5.0, device="cpu"), generator=torch.Generator("cpu").manual_seed(0))
+        x = torch.poisson(
+            torch.full((8, 2), 5.0, device="cpu"), generator=torch.Generator("cpu").manual_seed(0)
+        )
         model = BregmanMixture(components=2, features=2, divergence="kl")
-        return fit(EM(model, FullPartition(model, components=2)), x, self.COUNTS, epochs=3, progress=False), x
+        return fit(
+            EM(model, FullPartition(model, components=2)), x, self.COUNTS, epochs=3, progress=False
+        ), x
 
     def test_lp_is_the_log_likelihood_of_the_fit(self, weighted):
         result, x = weighted
@@ -439,16 +522,34 @@ class TestRowWeights:
         found = data.log_likelihood["x"]
         np.testing.assert_allclose(found.values, each * self.COUNTS[counted].numpy(), rtol=1e-5)
         assert found.coords["row"].values.tolist() == [0, 2, 3, 4, 6, 7]
-        assert data.observed_data["x"].sizes["row"] == 8 == data.constant_data["row_weight"].sizes["row"]
-        np.testing.assert_array_equal(data.observed_data["x"].sel(row=found.coords["row"]).values, x[counted])
+        assert (
+            data.observed_data["x"].sizes["row"]
+            == 8
+            == data.constant_data["row_weight"].sizes["row"]
+        )
+        np.testing.assert_array_equal(
+            data.observed_data["x"].sel(row=found.coords["row"]).values, x[counted]
+        )
 
     @pytest.mark.parametrize("observed_data", [True, False])
     def test_labels_of_rows_stay_with_them(self, weighted, observed_data):
         names = list("abcdefgh")
-        data = to_arviz(weighted[0], weighted[1], self.COUNTS, coords={"row": names}, observed_data=observed_data)
+        data = to_arviz(
+            weighted[0],
+            weighted[1],
+            self.COUNTS,
+            coords={"row": names},
+            observed_data=observed_data,
+        )
         assert data.log_likelihood.coords["row"].values.tolist() == list("acdegh")
         with pytest.raises(OptionError, match="labels of shape"):
-            to_arviz(weighted[0], weighted[1], self.COUNTS, coords={"row": names[:6]}, observed_data=observed_data)
+            to_arviz(
+                weighted[0],
+                weighted[1],
+                self.COUNTS,
+                coords={"row": names[:6]},
+                observed_data=observed_data,
+            )
 
     # The verdict on these few draws is noisy; that there is one is what matters here.
     @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
@@ -461,7 +562,7 @@ class TestRowWeights:
                 pyro.sample("x", dist.Normal(loc[z], 1.0).to_event(1), obs=x)
 
         x, seen = two_clusters(), torch.arange(80, device="cpu") % 4 > 0
-        guide = FullPartition(model, components=2, beside=mean_field(model))
+        guide = FullPartition(model, components=2, global_guide=mean_field(model))
         loo = az.loo(to_arviz(guide, x, seen.float(), draws=50), pointwise=True)
         assert loo.n_data_points == 60
         assert np.isfinite(np.asarray(loo.pareto_k)).all()

@@ -18,7 +18,9 @@ from pyro_mixtures.poutine import data_plate
 pytestmark = [pytest.mark.arviz, pytest.mark.usefixtures("on_one_thread")]
 
 ROWS = 40
-PLACES = torch.tensor([-2.0, 1.0], device="cpu")  # of the means a priori: so far apart the posterior has one mode
+PLACES = torch.tensor(
+    [-2.0, 1.0], device="cpu"
+)  # of the means a priori: so far apart the posterior has one mode
 POINTWISE = "loo_i" if az.__version__.startswith("0.") else "elpd_i"
 
 
@@ -42,7 +44,10 @@ class Exact:
     def __init__(self, x, points: int = 241):
         self.grid = torch.linspace(-5.0, 4.0, points, dtype=torch.float64)
         densities = dist.Normal(self.grid.unsqueeze(-1), 1.0).log_prob(x.double())  # (points, N)
-        first, second = math.log(0.4) + densities.unsqueeze(1), math.log(0.6) + densities.unsqueeze(0)
+        first, second = (
+            math.log(0.4) + densities.unsqueeze(1),
+            math.log(0.6) + densities.unsqueeze(0),
+        )
         self.terms = torch.logaddexp(first, second).flatten(0, 1)  # (points^2, N)
         first, second = (dist.Normal(place, 1.0).log_prob(self.grid) for place in PLACES)
         self.prior = (first.unsqueeze(1) + second).flatten()
@@ -54,20 +59,28 @@ class Exact:
     def left_out(self) -> np.ndarray:
         """log p(x_n | all other rows) (N,), from a posterior of its own for each row."""
         count = range(self.terms.shape[1])
-        return np.array([float((self.log_posterior(n) + self.terms[:, n]).logsumexp(0)) for n in count])
+        return np.array(
+            [float((self.log_posterior(n) + self.terms[:, n]).logsumexp(0)) for n in count]
+        )
 
     def draw(self, count: int, generator) -> torch.Tensor:
         """Means (count, 2), in float32."""
-        cells = torch.multinomial(self.log_posterior().exp(), count, replacement=True, generator=generator)
+        cells = torch.multinomial(
+            self.log_posterior().exp(), count, replacement=True, generator=generator
+        )
         step = self.grid[1] - self.grid[0]
         jitter = torch.rand(count, 2, generator=generator, dtype=torch.float64) - 0.5
-        points = torch.stack([self.grid[cells // len(self.grid)], self.grid[cells % len(self.grid)]], -1)
+        points = torch.stack(
+            [self.grid[cells // len(self.grid)], self.grid[cells % len(self.grid)]], -1
+        )
         return (points + step * jitter).float()
 
 
 def loo(data):
     with warnings.catch_warnings():  # whether there is one is not what is tested here
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto distribution")
+        warnings.filterwarnings(
+            "ignore", message="Estimated shape parameter of Pareto distribution"
+        )
         return az.loo(data, pointwise=True)
 
 
@@ -85,10 +98,10 @@ def test_with_independent_draws():
     exact = Exact(x)
     draws = iter(exact.draw(300, torch.Generator("cpu").manual_seed(0)))
 
-    def beside(x):
+    def global_guide(x):
         return {"loc": next(draws)}
 
-    data = to_arviz(FullPartition(model, components=2, beside=beside), x, draws=300)
+    data = to_arviz(FullPartition(model, components=2, global_guide=global_guide), x, draws=300)
     check(loo(data), exact.left_out(), each=0.1)
 
 

@@ -16,11 +16,11 @@ from pyro_mixtures.diagnostics.model_choice.loo import psis
 from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.diagnostics.model_choice.score import Comparison, Score
-from pyro_mixtures.infer.restarts.pruning import losses
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence
+from pyro_mixtures.infer import EM, log_evidence
+from pyro_mixtures.infer.restarts.pruning import losses
 from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
@@ -46,7 +46,9 @@ def clusters(components, each=40, seed=0):
 def gaussians(covariance="diagonal", dtype=torch.float32, guide=FullPartition):
     def build(components):
         with torch.device("cpu"):
-            model = GaussianMixture(components=components, features=2, covariance=covariance).to(dtype)
+            model = GaussianMixture(components=components, features=2, covariance=covariance).to(
+                dtype
+            )
             return EM(model, guide(model, components=components))
 
     return build
@@ -54,7 +56,9 @@ def gaussians(covariance="diagonal", dtype=torch.float32, guide=FullPartition):
 
 def few_candidates(model, components):
     few = min(components, 2)
-    return TruncatedPartition(model, components=components, candidates=few, neighbors=few, explore=0, seed=0)
+    return TruncatedPartition(
+        model, components=components, candidates=few, neighbors=few, explore=0, seed=0
+    )
 
 
 def seeded(model, x):
@@ -99,7 +103,9 @@ def test_the_planted_family_is_found(families):
 
 @pytest.mark.meta
 def test_the_planted_number_is_found_wherever_tensors_are_made():
-    assert compare(gaussians(), clusters(3), components=[2, 3, 4], start=seeded).best.components == 3
+    assert (
+        compare(gaussians(), clusters(3), components=[2, 3, 4], start=seeded).best.components == 3
+    )
 
 
 @pytest.mark.slow
@@ -108,13 +114,16 @@ def test_the_planted_number_is_found_in_ten_data_sets(components):
     """As tests/benchmarks/model_choice.py does, by BIC."""
     for seed in range(10):
         x, sizes = clusters(components, 60, seed), range(components - 2, components + 3)
-        assert compare(gaussians(), x, components=sizes, starts=3, start=seeded).best.components == components
+        assert (
+            compare(gaussians(), x, components=sizes, starts=3, start=seeded).best.components
+            == components
+        )
 
 
 def test_scores_are_those_of_their_own_params(planted):
     """Pyro's store is empty here, and no fit reads that of another."""
     for score in planted.scores:
-        found = evidence(score.model, clusters(3, 30)).double().sum()
+        found = log_evidence(score.model, clusters(3, 30)).double().sum()
         assert float(found) == pytest.approx(score.criteria.log_likelihood)
         assert score.loo.predictive.total < score.criteria.log_likelihood
     assert not pyro.get_param_store().keys()
@@ -142,7 +151,7 @@ def test_leave_one_out_agrees_with_a_fit_for_each_row():
     options = {"components": [2], "start": seeded, "patience": 1}
     (score,) = compare(gaussians(), x, folds=len(x), draws=80, **options).scores
     exact, found = score.heldout, score.loo.predictive
-    seen = evidence(score.model, x).double().numpy()
+    seen = log_evidence(score.model, x).double().numpy()
     assert exact.total < seen.sum() - 5
     assert abs(found.total - exact.total) < 2 < 0.5 * exact.standard_error
     # The rows' own shares, too: PSIS alone is far off where few rows make a component.
@@ -157,7 +166,9 @@ def test_psis_of_a_conjugate_posterior():
     y = rng.normal(size=25)
     draws = y.mean() + rng.normal(size=(4000, 1)) / 5
     found = psis(stats.norm.logpdf(y, draws, 1))
-    exact = [stats.norm.logpdf(y[i], np.delete(y, i).mean(), np.sqrt(1 + 1 / 24)) for i in range(25)]
+    exact = [
+        stats.norm.logpdf(y[i], np.delete(y, i).mean(), np.sqrt(1 + 1 / 24)) for i in range(25)
+    ]
     np.testing.assert_allclose(found.predictive.values, exact, atol=0.02)
     assert found.unreliable == 0
     assert found.predictive.standard_error == pytest.approx(5 * np.std(exact, ddof=1), rel=0.02)
@@ -224,9 +235,13 @@ def test_draws_that_agree_have_no_tail():
 @pytest.mark.arviz
 @pytest.mark.filterwarnings("ignore:The point-wise LOO is the same")
 def test_rows_of_which_all_resamples_are_the_same():
-    (score,) = compare(gaussians(), torch.ones(30, 2, device="cpu"), components=[1], draws=30, epochs=2).scores
+    (score,) = compare(
+        gaussians(), torch.ones(30, 2, device="cpu"), components=[1], draws=30, epochs=2
+    ).scores
     assert score.loo.unreliable == 0.0
-    np.testing.assert_allclose(score.loo.predictive.values, evidence(score.model, torch.ones(30, 2)).double(), 1e-6)
+    np.testing.assert_allclose(
+        score.loo.predictive.values, log_evidence(score.model, torch.ones(30, 2)).double(), 1e-6
+    )
 
 
 class TestChoice:
@@ -236,7 +251,12 @@ class TestChoice:
     def comparison(*values, criterion="heldout"):
         scores = [
             Score(
-                "one", c, Criteria(-1.0, 5 * c, 4, 0.0, float(-c), 0.0, 0.0, torch.ones(1)), Predictive(v), None, None
+                "one",
+                c,
+                Criteria(-1.0, 5 * c, 4, 0.0, float(-c), 0.0, 0.0, torch.ones(1)),
+                Predictive(v),
+                None,
+                None,
             )
             for c, v in enumerate(map(np.asarray, values), 1)
         ]
@@ -246,7 +266,9 @@ class TestChoice:
         row = np.array([-1.0, -8.0, -3.0, -4.0])
         up, down = row + np.array([1.0, 0.9, 1.1, 1.0]), row + np.array([1.0, 0.8, 1.3, 1.1])
         result = self.comparison(row, up, down)
-        assert result.best_by("heldout", errors=0).components == 3  # 4.2 against 4.0, with an error of 0.35
+        assert (
+            result.best_by("heldout", errors=0).components == 3
+        )  # 4.2 against 4.0, with an error of 0.35
         assert result.best.components == 2  # though each sum has an error of 6
 
     def test_a_difference_without_error_counts(self):
@@ -261,7 +283,9 @@ class TestChoice:
         with pytest.raises(OptionError, match="errors="):
             self.comparison(np.zeros(4)).best_by("heldout", errors=errors)
 
-    @pytest.mark.parametrize(("criterion", "message"), [("loo", "draws=100"), ("waic", "choose one of")])
+    @pytest.mark.parametrize(
+        ("criterion", "message"), [("loo", "draws=100"), ("waic", "choose one of")]
+    )
     def test_what_was_not_computed_is_refused(self, criterion, message):
         with pytest.raises(OptionError, match=message):
             self.comparison(np.zeros(4)).best_by(criterion)
@@ -298,17 +322,21 @@ def test_what_a_component_is_missed_by_its_rows():
     x = clusters(3, 20).double()
     model = gaussians(dtype=torch.float64)(4).model
     with torch.no_grad():
-        model.loc = torch.tensor([[0.0, 0.0], [9.0, 9.0], [17.0, 18.0], [19.0, 18.0]], dtype=torch.float64)
+        model.loc = torch.tensor(
+            [[0.0, 0.0], [9.0, 9.0], [17.0, 18.0], [19.0, 18.0]], dtype=torch.float64
+        )
         model.weights = torch.tensor([0.2, 0.3, 0.4, 0.1], dtype=torch.float64)
         model.scale = torch.full((4, 2), 2.0, dtype=torch.float64)
     found = losses(model, (x,), model.weights.detach(), site="z", chunk=7)
-    log_prob = torch.distributions.Normal(model.loc, model.scale).log_prob(x.unsqueeze(1)).sum(-1).detach()
+    log_prob = (
+        torch.distributions.Normal(model.loc, model.scale).log_prob(x.unsqueeze(1)).sum(-1).detach()
+    )
     for c in range(4):
         kept = [k for k in range(4) if k != c]
         others = model.weights[kept].detach() / model.weights[kept].detach().sum()
-        exact = (log_prob + model.weights.detach().log()).logsumexp(-1) - (log_prob[:, kept] + others.log()).logsumexp(
-            -1
-        )
+        exact = (log_prob + model.weights.detach().log()).logsumexp(-1) - (
+            log_prob[:, kept] + others.log()
+        ).logsumexp(-1)
         assert float(found[c]) == pytest.approx(float(exact.sum()), rel=1e-9)
     assert int(found.argmin()) == 3
 
@@ -328,7 +356,9 @@ def test_what_a_component_is_missed_that_has_all_rows(weights):
     else:
         normal = torch.distributions.Normal(model.loc[:2].detach(), model.scale[:2].detach())
         log_prob = normal.log_prob(x.unsqueeze(1)).sum(-1)
-        assert float(found[0]) == pytest.approx(float((log_prob[:, 0] - log_prob[:, 1]).sum()), rel=1e-4)
+        assert float(found[0]) == pytest.approx(
+            float((log_prob[:, 0] - log_prob[:, 1]).sum()), rel=1e-4
+        )
 
 
 def test_hard_partitions_with_weights_of_their_own():
@@ -363,7 +393,9 @@ def test_programs_whose_params_live_in_the_store():
 
     def build(components):
         def model(x=None, index=None, size=None):
-            weights = pyro.param("weights", torch.full((components,), 1 / components), constraint=constraints.simplex)
+            weights = pyro.param(
+                "weights", torch.full((components,), 1 / components), constraint=constraints.simplex
+            )
             loc = pyro.param("loc", lambda: torch.randn(components, 2))
             scale = pyro.param("scale", torch.ones(components, 2), constraint=constraints.positive)
             with data_plate(x, index, size):
@@ -383,7 +415,9 @@ def test_programs_whose_params_live_in_the_store():
         assert pyro.param("loc").shape == (2, 2)
         assert pyro.param("other").item() == 1
         one = result.scores[0]
-        np.testing.assert_allclose(one.model.state["params"]["loc"].detach(), x.mean(0, keepdim=True), rtol=1e-5)
+        np.testing.assert_allclose(
+            one.model.state["params"]["loc"].detach(), x.mean(0, keepdim=True), rtol=1e-5
+        )
         assert one.use() is one.fit
         assert pyro.param("loc").shape == (1, 2)
 
@@ -394,7 +428,8 @@ def test_truncated_scores_are_lower_bounds():
     options = {"start": seeded, "epochs": 2, "warmup": 1, "patience": 1}
     build = gaussians(guide=few_candidates)
     ((exact,), (bound,)) = (
-        compare(build, x, truncated=truncated, **given, **options).scores for truncated in (False, True)
+        compare(build, x, truncated=truncated, **given, **options).scores
+        for truncated in (False, True)
     )
     assert bound.criteria.log_likelihood < exact.criteria.log_likelihood - 1e-3
     assert (bound.heldout.values <= exact.heldout.values + 1e-4).all()
@@ -411,16 +446,21 @@ def test_outcomes_given_covariates():
         return EM(model, FullPartition(model, components=components))
 
     new = (2 * x[:10], 2 * y[:10])
-    result = compare({"lines": build}, x, y, components=[1, 2], heldout=new, warm_start=False, starts=3)
+    result = compare(
+        {"lines": build}, x, y, components=[1, 2], heldout=new, warm_start=False, starts=3
+    )
     assert result.best.components == result.best_by("heldout").components == 2
     for score in result.scores:
-        assert float(evidence(score.model, *new).double().sum()) == pytest.approx(score.heldout.total, rel=1e-5)
+        assert float(log_evidence(score.model, *new).double().sum()) == pytest.approx(
+            score.heldout.total, rel=1e-5
+        )
 
 
 def test_the_same_generator_gives_the_same_scores():
     options = {"components": [1, 2], "folds": 2, "epochs": 1, "start": seeded}
     one, same, other = (
-        compare(gaussians(), clusters(2, 20), generator=generator(seed), **options) for seed in (0, 0, 1)
+        compare(gaussians(), clusters(2, 20), generator=generator(seed), **options)
+        for seed in (0, 0, 1)
     )
     assert str(one) == str(same)
     assert one.scores[1].heldout.total != other.scores[1].heldout.total
@@ -435,7 +475,10 @@ def test_interruption_keeps_the_families_that_are_complete():
         compare({"never": interrupted, "diagonal": gaussians()}, clusters(2, 20), **options)
     result = compare({"diagonal": gaussians(), "never": interrupted}, clusters(2, 20), **options)
     assert result.interrupted
-    assert [(score.family, score.components) for score in result.scores] == [("diagonal", 1), ("diagonal", 2)]
+    assert [(score.family, score.components) for score in result.scores] == [
+        ("diagonal", 1),
+        ("diagonal", 2),
+    ]
     assert "interrupted" in str(result)
 
 
@@ -521,17 +564,23 @@ class TestReport:
         for lines, scores in zip(ax.containers, result.families().values(), strict=True):
             x = lines[0].get_xdata().astype(float)
             np.testing.assert_array_equal(x.round(), [score.components for score in scores])
-            np.testing.assert_allclose(lines[0].get_ydata().astype(float), [score.value(criterion) for score in scores])
+            np.testing.assert_allclose(
+                lines[0].get_ydata().astype(float), [score.value(criterion) for score in scores]
+            )
             assert lines.has_yerr == (criterion == "loo")
         best = result.best_by(criterion)
         place = ax.collections[-1].get_offsets()[0]
         assert place[1] == pytest.approx(best.value(criterion))
         own = ax.containers[list(result.families()).index(best.family)]
-        assert place[0] == own[0].get_xdata()[[1, 2, 3].index(best.components) - (which == "planted")]
+        assert (
+            place[0] == own[0].get_xdata()[[1, 2, 3].index(best.components) - (which == "planted")]
+        )
         ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
 
     def test_picture_of_families_with_the_same_scores(self, families):
-        twins = [replace(score, family="twin") for score in families.scores if score.family == "diagonal"]
+        twins = [
+            replace(score, family="twin") for score in families.scores if score.family == "diagonal"
+        ]
         ax = plot_comparison(Comparison([*families.scores, *twins], "bic"))
         x = [lines[0].get_xdata().astype(float) for lines in ax.containers]
         assert len(np.unique(np.concatenate(x))) == 9

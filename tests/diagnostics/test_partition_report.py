@@ -40,13 +40,17 @@ def rows(dtype=torch.float32, seed: int = 0) -> torch.Tensor:
 def mixture(x: torch.Tensor, first: int = 0) -> GaussianMixture:
     with torch.device("cpu"):
         model = GaussianMixture(components=C, features=D).to(x.dtype)
-    model.start_at(Seeds(torch.arange(first, first + C, device="cpu"), x[first : first + C].clone(), x.var(0)))
+    model.start_at(
+        Seeds(torch.arange(first, first + C, device="cpu"), x[first : first + C].clone(), x.var(0))
+    )
     return model
 
 
 def truncated(x: torch.Tensor, *, first: int = 0, epochs: int = 5, neighbors: int = 3) -> Fit:
     model = mixture(x, first)
-    guide = TruncatedPartition(model, components=C, candidates=2, neighbors=neighbors, explore=1, seed=first)
+    guide = TruncatedPartition(
+        model, components=C, candidates=2, neighbors=neighbors, explore=1, seed=first
+    )
     return fit(EM(model, guide), x, epochs=epochs, progress=False)
 
 
@@ -70,14 +74,19 @@ class TestNumbers:
         report = partition_report(found, x, sample=N, outliers=5)
         joint = log_joints(found, x)
         kept = joint.gather(1, found.guide.sets.table.long())
-        near = {"rtol": 1e-4 if dtype == torch.float32 else 1e-9, "atol": 1e-5 if dtype == torch.float32 else 1e-9}
+        near = {
+            "rtol": 1e-4 if dtype == torch.float32 else 1e-9,
+            "atol": 1e-5 if dtype == torch.float32 else 1e-9,
+        }
         winner = found.guide.sets.table.long().gather(1, kept.argmax(1, keepdim=True))[:, 0]
         torch.testing.assert_close(report.sizes, torch.bincount(winner, minlength=C))
         gap = joint.logsumexp(1) - kept.logsumexp(1)
         assert float(gap.max()) > 0.01  # or nothing would be tested
         torch.testing.assert_close(report.gap.mean, float(gap.mean()), **near)
         torch.testing.assert_close(report.gap.largest, float(gap.max()), **near)
-        assert report.gap.missed == pytest.approx(float((joint.argmax(1) != winner).double().mean()))
+        assert report.gap.missed == pytest.approx(
+            float((joint.argmax(1) != winner).double().mean())
+        )
         assert report.gap.rows == N
         entropy = torch.distributions.Categorical(logits=kept).entropy()
         torch.testing.assert_close(report.entropy, float(entropy.mean()), **near)
@@ -90,7 +99,9 @@ class TestNumbers:
     def test_full_has_no_gap_and_no_graph(self):
         x = rows(torch.float64)
         model = mixture(x)
-        report = partition_report(fit(EM(model, FullPartition(model, components=C)), x, epochs=3, progress=False), x)
+        report = partition_report(
+            fit(EM(model, FullPartition(model, components=C)), x, epochs=3, progress=False), x
+        )
         assert abs(report.gap.mean) < 1e-12
         assert report.gap.missed == 0
         assert report.recall is None
@@ -99,7 +110,7 @@ class TestNumbers:
         x = rows(torch.float64)
         model = mixture(x)
         guide = HardPartition(model, components=C, capacity=N // C + 1)
-        found = fit(EM(model, guide, dead="keep"), x, epochs=5, progress=False)
+        found = fit(EM(model, guide, empty="keep"), x, epochs=5, progress=False)
         report = partition_report(found, x, sample=N)
         assert report.sizes.tolist() == guide.sizes.tolist()
         joint = log_joints(found, x)
@@ -113,9 +124,11 @@ class TestNumbers:
         model = mixture(x)
         with torch.no_grad():
             model.loc = torch.cat([x[:7], torch.full((1, D), 1e3)])
-        found = fit(EM(model, FullPartition(model, components=C), dead="keep"), x, epochs=2, progress=False)
+        found = fit(
+            EM(model, FullPartition(model, components=C), empty="keep"), x, epochs=2, progress=False
+        )
         report = partition_report(found, x)
-        assert report.dead.tolist() == [7]
+        assert report.empty.tolist() == [7]
         assert math.isnan(report.part_entropy[7])
         assert "7; 0 re-seeded" in str(report)
         again = fit(EM(model, found.guide), x, epochs=2, progress=False)
@@ -131,7 +144,9 @@ class TestNumbers:
                 z = pyro.sample("z", MixtureWeights(weights))
                 pyro.sample("x", DiagonalNormals(loc, torch.ones(2, D))[z], obs=x)
 
-        found = fit(EM(model, FullPartition(model, components=2)), x, seen, epochs=2, progress=False)
+        found = fit(
+            EM(model, FullPartition(model, components=2)), x, seen, epochs=2, progress=False
+        )
         report = partition_report(found, x, seen, sample=N)
         assert report.rows == int(seen.sum()) == report.gap.rows
         assert seen[report.outliers].all()
@@ -144,7 +159,9 @@ class TestNumbers:
         )
         model = GaussianMixture(components=4, features=1)
         model.loc = torch.tensor([[-9.0], [0.0], [9.0], [99.0]])
-        report = partition_report(fit(EM(model, FullPartition(model, components=4)), x, epochs=0, progress=False), x)
+        report = partition_report(
+            fit(EM(model, FullPartition(model, components=4)), x, epochs=0, progress=False), x
+        )
         assert "largest 99, median 50, smallest 1" in str(report)
 
     @pytest.mark.meta
@@ -169,7 +186,9 @@ class TestNeighborRecall:
         """Divergences (C, C) over the rows of each component."""
         density = log_densities(found, x)
         winner = found.guide.posterior(x).candidates[0]
-        table = torch.stack([(density[winner == c, c : c + 1] - density[winner == c]).mean(0) for c in range(C)])
+        table = torch.stack(
+            [(density[winner == c, c : c + 1] - density[winner == c]).mean(0) for c in range(C)]
+        )
         return table.fill_diagonal_(-torch.inf)
 
     @pytest.mark.meta
@@ -179,7 +198,12 @@ class TestNeighborRecall:
         found.guide.eval()
         order = self.by_brute_force(found, x).argsort(1)
         live = found.guide.posterior(x).candidates[0].unique()
-        for graph in (found.guide.graph.neighbors, order[:, :4], order[:, [0, 5, 6, 7]], order[:, [0, 1, 6, 7]]):
+        for graph in (
+            found.guide.graph.neighbors,
+            order[:, :4],
+            order[:, [0, 5, 6, 7]],
+            order[:, [0, 1, 6, 7]],
+        ):
             held = (order[:, 1:4, None] == graph[:, None, 1:]).any(-1)
             found.guide.graph.neighbors = graph.int()
             recall = partition_report(found, x).recall
@@ -229,23 +253,41 @@ class TestStability:
 
 class TestFits:
     @pytest.mark.parametrize(
-        ("kind", "options"), [(FullPartition, {}), (TruncatedPartition, {"neighbors": 3}), (HardPartition, {})]
+        ("kind", "options"),
+        [(FullPartition, {}), (TruncatedPartition, {"neighbors": 3}), (HardPartition, {})],
     )
     def test_nothing_changes(self, kind, options):
         x = rows()
         model = mixture(x)
         guide = kind(model, components=C, **options)
         found = fit(EM(model, guide), x, epochs=3, progress=False)
-        before = copy.deepcopy([guide.state_dict(), model.state_dict(), guide.wins, guide.evaluations, guide.training])
+        before = copy.deepcopy(
+            [
+                guide.state_dict(),
+                model.state_dict(),
+                guide.rows_won,
+                guide.evaluations,
+                guide.training,
+            ]
+        )
         partition_report(found, x, sample=50)
-        after = [guide.state_dict(), model.state_dict(), guide.wins, guide.evaluations, guide.training]
+        after = [
+            guide.state_dict(),
+            model.state_dict(),
+            guide.rows_won,
+            guide.evaluations,
+            guide.training,
+        ]
         assert str(after) == str(before)
         assert guide.reuse is None
 
     def test_same_generator_same_report(self):
         x = rows()
         found = truncated(x)
-        draws = [partition_report(found, x, sample=20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+        draws = [
+            partition_report(found, x, sample=20, generator=torch.Generator().manual_seed(s))
+            for s in (1, 1, 2)
+        ]
         assert str(draws[0]) == str(draws[1]) != str(draws[2])
 
     def test_minibatches_of_svi_beside_a_guide_of_other_sites(self):
@@ -258,7 +300,9 @@ class TestFits:
                 z = pyro.sample("z", MixtureWeights(weights))
                 pyro.sample("x", DiagonalNormals(loc, torch.ones(2, D))[z], obs=x)
 
-        guide = FullPartition(model, components=2, beside=AutoNormal(poutine.block(model, expose=["weights"])))
+        guide = FullPartition(
+            model, components=2, global_guide=AutoNormal(poutine.block(model, expose=["weights"]))
+        )
         svi = SVI(model, guide, Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
         found = fit(svi, x, batch_size=100, epochs=2, progress=False)
         report = partition_report(found, x, sample=N, batch_size=70)
@@ -268,7 +312,9 @@ class TestFits:
 
 def beside_by_hand(x, index=None, size=None):
     """A guide without a median."""
-    counts = pyro.param("counts", torch.full((3,), 4.0, device="cpu"), constraint=constraints.positive)
+    counts = pyro.param(
+        "counts", torch.full((3,), 4.0, device="cpu"), constraint=constraints.positive
+    )
     return {"weights": pyro.sample("weights", dist.Dirichlet(counts))}
 
 
@@ -282,8 +328,8 @@ def with_latent_weights(x: torch.Tensor, kind=None, epochs: int = 1) -> Fit:
             z = pyro.sample("z", MixtureWeights(weights))
             pyro.sample("x", DiagonalNormals(loc, torch.ones(3, D, device="cpu"))[z], obs=x)
 
-    beside = kind(poutine.block(model, expose=["weights"])) if kind else beside_by_hand
-    guide = FullPartition(model, components=3, beside=beside)
+    global_guide = kind(poutine.block(model, expose=["weights"])) if kind else beside_by_hand
+    guide = FullPartition(model, components=3, global_guide=global_guide)
     svi = SVI(model, guide, Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
     return fit(svi, x, epochs=epochs, progress=False)
 
@@ -300,7 +346,9 @@ class TestOtherLatentSites:
         report = partition_report(found, self.x, sample=200, others=[found])
         assert report.stability == ((1.0, 1.0),)
         assert abs(report.gap.mean) < 1e-5
-        assert report.latents == ("weights at the guide's median" if median else "weights at one draw of the guide")
+        assert report.latents == (
+            "weights at the guide's median" if median else "weights at one draw of the guide"
+        )
         assert report.latents in str(report)
 
     def test_a_guide_that_was_never_called_agrees_with_itself(self):
@@ -313,7 +361,9 @@ class TestOtherLatentSites:
         found = with_latent_weights(self.x, AutoNormal if median else None)
 
         def sizes(seed: int) -> list[int]:
-            return partition_report(found, self.x, generator=torch.Generator("cpu").manual_seed(seed)).sizes.tolist()
+            return partition_report(
+                found, self.x, generator=torch.Generator("cpu").manual_seed(seed)
+            ).sizes.tolist()
 
         one = sizes(1)
         torch.randn(3, device="cpu")
@@ -322,7 +372,7 @@ class TestOtherLatentSites:
 
     def test_the_median_is_the_guides(self):
         found = with_latent_weights(self.x, AutoNormal)
-        weights = found.guide.beside.median()["weights"]
+        weights = found.guide.global_guide.median()["weights"]
         normal = torch.distributions.Normal(pyro.param("loc").detach(), 1.0)
         joint = weights.log() + normal.log_prob(self.x.unsqueeze(1)).sum(-1)
         expected = torch.bincount(joint.argmax(1), minlength=3)
@@ -354,9 +404,13 @@ class TestRefusals:
         x = rows()
         found = truncated(x, epochs=1)
         for other in (found.model, found.inference):
-            with pytest.raises(OptionError, match=rf"fit is of type {type(other).__name__}: give a Fit"):
+            with pytest.raises(
+                OptionError, match=rf"fit is of type {type(other).__name__}: give a Fit"
+            ):
                 partition_report(other, x)
-            with pytest.raises(OptionError, match=rf"others\[1\] is of type {type(other).__name__}: give a Fit"):
+            with pytest.raises(
+                OptionError, match=rf"others\[1\] is of type {type(other).__name__}: give a Fit"
+            ):
                 partition_report(found, x, others=[found, other])
         for others in (found, found.guide.sets.table[:, 0]):
             with pytest.raises(OptionError, match="give a list of fits or labels"):
@@ -371,6 +425,6 @@ class TestRefusals:
         x = rows()
         model = GaussianMixture(components=2 * C, features=D)
         guide = HardPartition(model, components=2 * C, blocks=2)
-        guide.plant(torch.randint(C, (2, N)))
+        guide.set_labels(torch.randint(C, (2, N)))
         with pytest.raises(OptionError, match="2 partitions side by side"):
             partition_report(fit(EM(model, guide), x, epochs=1, progress=False), x)

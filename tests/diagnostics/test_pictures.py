@@ -14,7 +14,13 @@ from pyro_mixtures.diagnostics.plots.pictures import plot_responsibilities, plot
 from pyro_mixtures.diagnostics.plots.places import plane_of, plot_ellipses
 from pyro_mixtures.diagnostics.plots.regions import plot_gate
 from pyro_mixtures.diagnostics.reports.fitted_components import covariances, fitted_components
-from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNormals, IsotropicNormals, Poissons
+from pyro_mixtures.distributions import (
+    DiagonalNormals,
+    FactorAnalyzers,
+    FullNormals,
+    IsotropicNormals,
+    Poissons,
+)
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, Responsibilities, fit, fit_gate
@@ -63,7 +69,15 @@ class TestSizes:
         assert ax.get_title(loc="left") == "1 rows in 3 of 3 parts"
 
     @pytest.mark.parametrize(
-        "sizes", [np.zeros(3), np.ones((2, 2)), np.array([3, -1]), np.array([]), np.array([np.nan, 1]), ["many"]]
+        "sizes",
+        [
+            np.zeros(3),
+            np.ones((2, 2)),
+            np.array([3, -1]),
+            np.array([]),
+            np.array([np.nan, 1]),
+            ["many"],
+        ],
     )
     def test_refusals(self, sizes):
         with pytest.raises(DataError, match="sizes"):
@@ -78,7 +92,9 @@ class TestResponsibilities:
 
     def test_the_least_certain_rows_by_winner(self):
         ax = plot_responsibilities(self.found, count=3, numbers=torch.tensor([10, 20, 30, 40]))
-        np.testing.assert_allclose(ax.get_images()[0].get_array(), [[0.9, 0, 0.1], [0.8, 0.2, 0], [0.4, 0.6, 0]])
+        np.testing.assert_allclose(
+            ax.get_images()[0].get_array(), [[0.9, 0, 0.1], [0.8, 0.2, 0], [0.4, 0.6, 0]]
+        )
         assert [text.get_text() for text in ax.get_yticklabels()] == ["10", "30", "20"]
         assert [text.get_text() for text in ax.get_xticklabels()] == ["3", "7", "9"]
         draw(ax)
@@ -93,20 +109,28 @@ class TestResponsibilities:
         np.testing.assert_allclose(shown.sum(1), 1)
 
     def test_winners_below_the_share_are_shown(self):
-        found = Responsibilities(torch.tensor([[3, 9], [7, 3]]), torch.tensor([[0.004, 0.003], [0.005, 0.001]]))
+        found = Responsibilities(
+            torch.tensor([[3, 9], [7, 3]]), torch.tensor([[0.004, 0.003], [0.005, 0.001]])
+        )
         ax = plot_responsibilities(found)
-        np.testing.assert_allclose(ax.get_images()[0].get_array(), [[0.004, 0], [0.001, 0.005]], rtol=1e-6)
+        np.testing.assert_allclose(
+            ax.get_images()[0].get_array(), [[0.004, 0], [0.001, 0.005]], rtol=1e-6
+        )
         assert [text.get_text() for text in ax.get_xticklabels()] == ["3", "7"]
         draw(plot_responsibilities(Responsibilities(torch.tensor([[3, 9]]), torch.zeros(1, 2))))
 
     @pytest.mark.parametrize("wrong", [torch.nan, -0.1, 2.0])
     def test_what_is_no_probability(self, wrong):
         with pytest.raises(DataError, match="between 0 and 1"):
-            plot_responsibilities(Responsibilities(torch.tensor([[0, 1]]), torch.tensor([[0.5, wrong]])))
+            plot_responsibilities(
+                Responsibilities(torch.tensor([[0, 1]]), torch.tensor([[0.5, wrong]]))
+            )
 
     def test_more_rows_than_numbers(self):
         probs = torch.rand(200, 60).softmax(-1)
-        ax = plot_responsibilities(Responsibilities(torch.arange(60).expand(200, -1), probs), count=100)
+        ax = plot_responsibilities(
+            Responsibilities(torch.arange(60).expand(200, -1), probs), count=100
+        )
         assert len(ax.get_yticks()) < 20
         draw(ax)
 
@@ -129,7 +153,9 @@ class TestEllipses:
     def test_are_where_the_density_falls_to_that_of_so_many_deviations(self):
         covariance = np.array([[[2.0, 1.2], [1.2, 1.0]]])
         patch = plot_ellipses(np.array([[3.0, -1.0]]), covariance, deviations=1.5).patches[0]
-        np.testing.assert_allclose(squared_distance(border(patch) - [3.0, -1.0], covariance[0]), 1.5**2)
+        np.testing.assert_allclose(
+            squared_distance(border(patch) - [3.0, -1.0], covariance[0]), 1.5**2
+        )
 
     def test_are_projected_as_the_rows_are(self):
         """The ellipse of the projection is that of the covariance of projected draws."""
@@ -139,7 +165,9 @@ class TestEllipses:
         ax = plot_ellipses(np.zeros((1, 5)), (root @ root.T)[None], rows=rows, deviations=1.0)
         spread = np.cov(plane_of(np.zeros((1, 5)), None, rows)(rows).T)
         center = plane_of(np.zeros((1, 5)), None, rows)(np.zeros((1, 5)))
-        np.testing.assert_allclose(squared_distance(border(ax.patches[0]) - center, spread), 1, atol=0.05)
+        np.testing.assert_allclose(
+            squared_distance(border(ax.patches[0]) - center, spread), 1, atol=0.05
+        )
         values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
         assert ax.get_xlabel() == f"Principal axis 1 ({values[0] / values.sum():.0%})"
 
@@ -152,9 +180,16 @@ class TestEllipses:
     def test_colours_and_numbers_are_those_of_the_components(self):
         numbers, labels = torch.tensor([2, 9]), torch.tensor([2, 9, 9, -1])
         ax = plot_ellipses(
-            torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2), rows=torch.rand(4, 2), labels=labels, numbers=numbers
+            torch.zeros(2, 2),
+            torch.eye(2).expand(2, 2, 2),
+            rows=torch.rand(4, 2),
+            labels=labels,
+            numbers=numbers,
         )
-        assert [to_hex(patch.get_edgecolor()).upper() for patch in ax.patches] == [color_of(2), color_of(9)]
+        assert [to_hex(patch.get_edgecolor()).upper() for patch in ax.patches] == [
+            color_of(2),
+            color_of(9),
+        ]
         assert [text.get_text() for text in ax.texts] == ["2", "9"]
         assert [len(dots.get_offsets()) for dots in ax.collections] == [1, 1, 2]
         assert color_of(2) == color_of(9)  # colours repeat,
@@ -166,12 +201,32 @@ class TestEllipses:
         [
             (np.zeros((2, 2)), np.zeros((2, 3, 3)), {}, r"\(K, D\) and \(K, D, D\)"),
             (np.zeros((2, 1)), np.ones((2, 1, 1)), {}, "two features or more"),
-            (np.zeros((1, 2)), np.eye(2)[None], {"rows": np.zeros((5, 3))}, r"as many as the means: \(5, 3\)"),
-            (np.zeros((1, 2)), np.eye(2)[None], {"rows": np.zeros((5, 2)), "labels": np.zeros(4)}, "for 5 rows"),
-            (np.zeros((2, 2)), np.stack([np.eye(2)] * 2), {"numbers": [1]}, r"numbers \(1,\) for 2 components"),
+            (
+                np.zeros((1, 2)),
+                np.eye(2)[None],
+                {"rows": np.zeros((5, 3))},
+                r"as many as the means: \(5, 3\)",
+            ),
+            (
+                np.zeros((1, 2)),
+                np.eye(2)[None],
+                {"rows": np.zeros((5, 2)), "labels": np.zeros(4)},
+                "for 5 rows",
+            ),
+            (
+                np.zeros((2, 2)),
+                np.stack([np.eye(2)] * 2),
+                {"numbers": [1]},
+                r"numbers \(1,\) for 2 components",
+            ),
             (np.full((1, 3), np.nan), np.eye(3)[None], {}, "loc holds NaN or infinity"),
             (np.zeros((1, 3)), np.full((1, 3, 3), np.inf), {}, "covariance holds NaN or infinity"),
-            (np.zeros((1, 3)), np.eye(3)[None], {"rows": np.full((5, 3), np.nan)}, "rows holds NaN or infinity"),
+            (
+                np.zeros((1, 3)),
+                np.eye(3)[None],
+                {"rows": np.full((5, 3), np.nan)},
+                "rows holds NaN or infinity",
+            ),
             ([["a", "b"]], np.eye(2)[None], {}, "numbers"),
             (torch.zeros(1, 2).to_sparse(), np.eye(2)[None], {}, "dense"),
         ],
@@ -213,7 +268,9 @@ class TestNeighbors:
         draw(ax)
 
     def test_nearest_alone(self):
-        ax = plot_neighbors(np.eye(3)[:, :2], np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]]), nearest=1)
+        ax = plot_neighbors(
+            np.eye(3)[:, :2], np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]]), nearest=1
+        )
         assert [len(lines.get_segments()) for lines in ax.collections[:2]] == [1, 1]
         assert "their 1 nearest" in ax.get_title(loc="left")
 
@@ -225,10 +282,20 @@ class TestNeighbors:
             (np.zeros((2, 1)), np.zeros((2, 2)), {}, "two features"),
             (np.zeros((2, 2)), np.array([[0, 2], [1, 0]]), {}, "component 2, but there are 2"),
             (np.zeros((2, 2)), np.array([[0, -1], [1, 0]]), {}, "component -1, but there are 2"),
-            (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": [np.nan, 1]}, "sizes holds NaN or infinity"),
+            (
+                np.zeros((2, 2)),
+                np.zeros((2, 2)),
+                {"sizes": [np.nan, 1]},
+                "sizes holds NaN or infinity",
+            ),
             (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": [-1, 1]}, "negative"),
             (np.full((2, 2), np.nan), np.zeros((2, 2)), {}, "loc holds NaN or infinity"),
-            (np.zeros((2, 2)), np.zeros((2, 2)), {"rows": np.full((5, 2), np.inf)}, "rows holds NaN or infinity"),
+            (
+                np.zeros((2, 2)),
+                np.zeros((2, 2)),
+                {"rows": np.full((5, 2), np.inf)},
+                "rows holds NaN or infinity",
+            ),
         ],
     )
     def test_refusals(self, loc, graph, options, message):
@@ -245,8 +312,13 @@ class TestGate:
         image = ax.get_images()[0]
         left, right, bottom, top = image.get_extent()
         for across, up in ((3, 5), (35, 8), (20, 30)):  # pixels' centres
-            at = [left + (right - left) * (across + 0.5) / 40, bottom + (top - bottom) * (up + 0.5) / 40]
-            assert image.get_array()[up, across] == int(gate(torch.tensor([at])))  # parts 0 to 3 all have rows
+            at = [
+                left + (right - left) * (across + 0.5) / 40,
+                bottom + (top - bottom) * (up + 0.5) / 40,
+            ]
+            assert image.get_array()[up, across] == int(
+                gate(torch.tensor([at]))
+            )  # parts 0 to 3 all have rows
         assert sorted(text.get_text() for text in ax.texts) == ["0", "1", "2", "3"]
         assert ax.get_title(loc="left") == "Regions of 4 of the gate's 5 parts"
         draw(ax)
@@ -263,7 +335,9 @@ class TestGate:
         x = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]], dtype=torch.float64).repeat(4, 1)
         gate = fit_gate(x, torch.arange(12) % 3, 3)
         for text in plot_gate(gate, x).texts:
-            assert int(gate(torch.tensor([text.get_position()], dtype=torch.float64))) == int(text.get_text())
+            assert int(gate(torch.tensor([text.get_position()], dtype=torch.float64))) == int(
+                text.get_text()
+            )
 
     def test_one_region_and_constant_features(self):
         x = torch.zeros(4, 2)
@@ -298,7 +372,11 @@ class TestComponents:
     @pytest.mark.meta
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_covariances(self, dtype):
-        options = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": dtype, "device": "cpu"}
+        options = {
+            "generator": torch.Generator("cpu").manual_seed(0),
+            "dtype": dtype,
+            "device": "cpu",
+        }
         loc, scale = torch.zeros(4, 3, dtype=dtype, device="cpu"), torch.rand(4, 3, **options) + 0.5
         tril = torch.randn(4, 3, 3, **options).tril(-1) + torch.diag_embed(scale)
         factor, some = torch.randn(4, 3, 2, **options), torch.tensor([3, 1], device="cpu")
@@ -311,12 +389,14 @@ class TestComponents:
             FactorAnalyzers(loc, factor, scale): factor @ factor.mT + torch.diag_embed(scale),
         }
         for family, covariance in expected.items():
-            torch.testing.assert_close(covariances(family, some), covariance[some].double(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                covariances(family, some), covariance[some].double(), rtol=1e-5, atol=1e-5
+            )
         assert covariances(Poissons(torch.ones(4, 3, dtype=dtype, device="cpu")), some) is None
 
     def test_the_site_with_places_is_found(self):
         x, y = torch.rand(40, 2), torch.rand(40)
-        model = MixtureOfRegressions(components=2, features=2, closeness=1.0)
+        model = MixtureOfRegressions(components=2, features=2, input_density=1.0)
         found = fit(EM(model, FullPartition(model, components=2)), x, y, epochs=2, progress=False)
         components = fitted_components(found, x[::2], y[::2])
         assert components.site == "x"

@@ -15,7 +15,12 @@ from pyro_mixtures.infer import Epoch, History
 
 def history(warmup: int = 3, epochs: int = 4) -> History:
     phases = ["warm-up"] * warmup + ["EM"] * epochs
-    return History([Epoch(phase, -10.0 / (i + 1), 50 * (i + 1), 7, 0, 0, 0.5 * i) for i, phase in enumerate(phases)])
+    return History(
+        [
+            Epoch(phase, -10.0 / (i + 1), 50 * (i + 1), 7, 0, 0, 0.5 * i)
+            for i, phase in enumerate(phases)
+        ]
+    )
 
 
 def draw(ax) -> None:
@@ -24,7 +29,9 @@ def draw(ax) -> None:
 
 
 class TestHistory:
-    @pytest.mark.parametrize(("against", "x"), [("epochs", np.arange(1, 8)), ("seconds", 0.5 * np.arange(7))])
+    @pytest.mark.parametrize(
+        ("against", "x"), [("epochs", np.arange(1, 8)), ("seconds", 0.5 * np.arange(7))]
+    )
     def test_phases_are_told_apart_and_join(self, against, x):
         axes = plot_history(history(), against=against)
         for ax, column in zip(axes, ("elbo", "evaluations"), strict=True):
@@ -52,7 +59,9 @@ class TestHistory:
 
     def test_phases_that_alternate(self):
         names = ["EM", "SVI", "SVI", "EM"]
-        epochs = History([Epoch(name, -10.0 / (i + 1), 50, 7, 0, 0, 0.5) for i, name in enumerate(names)])
+        epochs = History(
+            [Epoch(name, -10.0 / (i + 1), 50, 7, 0, 0, 0.5) for i, name in enumerate(names)]
+        )
         ax = plot_history(epochs)[0]
         assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[1], [1, 2, 3], [3, 4]]
         first, second, third = (line.get_color() for line in ax.get_lines())
@@ -131,7 +140,10 @@ class TestImageSheet:
         assert ax.get_images()[0].get_array().shape == (5, 8)  # three in a line, and one
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), title="Means").get_title() == "Means"
         order = [-np.inf, 0, *range(7)]  # log weights: a dropped component is the last
-        assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), order=order).get_title() == "9 component means"
+        assert (
+            plot_image_sheet(np.ones((9, 4)), shape=(2, 2), order=order).get_title()
+            == "9 component means"
+        )
 
     @pytest.mark.parametrize(
         ("images", "options", "error", "message"),
@@ -163,7 +175,11 @@ class TestDenoised:
             np.testing.assert_allclose(ax.get_images()[0].get_array(), image, rtol=1e-6)
             assert ax.get_images()[0].norm.vmax == 2.0
         # 10 log10(2^2 / 0.2^2) = 20, and ten times less error is 20 dB more.
-        assert [ax.get_title() for ax in axes[0]] == ["Noisy\nPSNR 20.0 dB", "Denoised\nPSNR 40.0 dB", "Clean"]
+        assert [ax.get_title() for ax in axes[0]] == [
+            "Noisy\nPSNR 20.0 dB",
+            "Denoised\nPSNR 40.0 dB",
+            "Clean",
+        ]
         draw(axes[0, 0])
 
     def test_the_psnr_of_nothing_and_of_no_error(self):
@@ -197,11 +213,21 @@ class TestDenoised:
             ((np.ones(4), np.ones(4)), {}, DataError, "an image is"),
             ((np.full((4, 4), 128), np.full((4, 4), 128)), {}, DataError, "peak=1.0"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"titles": ["one"]}, OptionError, "for 2 images"),
-            ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (2, 2, 3)}, OptionError, "does not lie in"),
+            (
+                (np.ones((4, 4)), np.ones((4, 4))),
+                {"crop": (2, 2, 3)},
+                OptionError,
+                "does not lie in",
+            ),
             ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (0, 5)}, OptionError, r"crop=\(0, 5\)"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"crop": (0, 0, 2.0)}, OptionError, "crop=2.0"),
             ((np.ones((4, 4)), np.ones((4, 4))), {"peak": 0}, OptionError, "peak=0"),
-            ((np.ones((4, 4)), np.ones((4, 4))), {"axes": Figure().subplots(1, 3)}, OptionError, "3 axes for 1 x 2"),
+            (
+                (np.ones((4, 4)), np.ones((4, 4))),
+                {"axes": Figure().subplots(1, 3)},
+                OptionError,
+                "3 axes for 1 x 2",
+            ),
         ],
     )
     def test_refusals(self, images, options, error, message):
@@ -213,7 +239,10 @@ class TestDenoised:
 def test_titles_are_no_mathematics(title):
     """Matplotlib would read what stands between two dollars as TeX, and fail or lose them."""
     clean = np.full((4, 4), 0.5)
-    for ax in (plot_image_sheet(np.ones((3, 64)), title=title), plot_denoised(clean, clean, titles=[title] * 2)[0, 0]):
+    for ax in (
+        plot_image_sheet(np.ones((3, 64)), title=title),
+        plot_denoised(clean, clean, titles=[title] * 2)[0, 0],
+    ):
         draw(ax)
         assert ax.get_title() == title
         assert not ax.title.get_parse_math()

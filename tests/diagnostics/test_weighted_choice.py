@@ -38,8 +38,18 @@ def seeded(model, x, *weight):
 
 
 def compare(*data, dtype=torch.float32, **options):
-    options = {"components": [1, 2], "start": seeded, "warm_start": False, "progress": False} | options
-    return compare_fits({"normal": builder(dtype)}, *data, generator=torch.Generator("cpu").manual_seed(0), **options)
+    options = {
+        "components": [1, 2],
+        "start": seeded,
+        "warm_start": False,
+        "progress": False,
+    } | options
+    return compare_fits(
+        {"normal": builder(dtype)},
+        *data,
+        generator=torch.Generator("cpu").manual_seed(0),
+        **options,
+    )
 
 
 @pytest.mark.meta
@@ -51,19 +61,25 @@ def test_heldout_rows_count_by_their_weights(dtype):
     weighted = compare(x, WEIGHT, heldout=(new, WEIGHT), dtype=dtype)
     repeated = (x.repeat_interleave(times, 0), ones), (new.repeat_interleave(times, 0), ones)
     # Fits of the same means: only the rows that are scored differ in form.
-    plain = compare(*repeated[0], heldout=repeated[1], start=lambda model, *_: seeded(model, x), dtype=dtype)
+    plain = compare(
+        *repeated[0], heldout=repeated[1], start=lambda model, *_: seeded(model, x), dtype=dtype
+    )
     for one, other in zip(weighted.scores, plain.scores, strict=True):
         assert one.criteria.log_likelihood == pytest.approx(other.criteria.log_likelihood, rel=1e-5)
         assert one.heldout.total == pytest.approx(other.heldout.total, rel=1e-5)
         assert one.heldout.standard_error == pytest.approx(other.heldout.standard_error, rel=1e-4)
-    error, expected = (r.scores[0].heldout.error_against(r.scores[1].heldout) for r in (weighted, plain))
+    error, expected = (
+        r.scores[0].heldout.error_against(r.scores[1].heldout) for r in (weighted, plain)
+    )
     assert error == pytest.approx(expected, rel=1e-4)
 
 
 def test_folds_count_rows_by_their_weights():
     x = rows(0)
     options = {"components": [1], "folds": 4}
-    double, single = (compare(x, torch.full((24,), w), **options).scores[0].heldout for w in (2.0, 1.0))
+    double, single = (
+        compare(x, torch.full((24,), w), **options).scores[0].heldout for w in (2.0, 1.0)
+    )
     np.testing.assert_allclose(double.values, single.values, rtol=1e-5)
     assert double.total == pytest.approx(2 * single.total, rel=1e-5)
     np.testing.assert_array_equal(double.weight, np.full(24, 2.0))

@@ -39,8 +39,8 @@ def dense(candidates, logits, components=9):
 def test_log_prob_is_that_of_the_dense_table(case):
     candidates, logits, q = case
     table = dense(candidates, logits)
-    everyone = torch.arange(9, device="cpu").unsqueeze(-1)
-    torch.testing.assert_close(q.log_prob(everyone), table.T)
+    all_components = torch.arange(9, device="cpu").unsqueeze(-1)
+    torch.testing.assert_close(q.log_prob(all_components), table.T)
     rows = torch.randint(9, (6,), device="cpu")
     torch.testing.assert_close(q.log_prob(rows), table.gather(1, rows.unsqueeze(-1)).squeeze(-1))
 
@@ -50,13 +50,17 @@ def test_support_is_the_candidates_and_holds_all_probability(case):
     candidates, _, q = case
     support = q.enumerate_support()
     assert torch.equal(support, candidates.expand(6, 3).T)
-    torch.testing.assert_close(q.log_prob(support).logsumexp(0), torch.zeros(6, dtype=F64, device="cpu"))
+    torch.testing.assert_close(
+        q.log_prob(support).logsumexp(0), torch.zeros(6, dtype=F64, device="cpu")
+    )
 
 
 def test_shared_support_need_not_be_expanded():
     _, _, q = shared()
     assert q.enumerate_support(expand=False).tolist() == [[1], [4], [8]]
-    torch.testing.assert_close(q.log_prob(q.enumerate_support(expand=False)), q.log_prob(q.enumerate_support()))
+    torch.testing.assert_close(
+        q.log_prob(q.enumerate_support(expand=False)), q.log_prob(q.enumerate_support())
+    )
 
 
 def test_expand_keeps_the_candidates(case):
@@ -65,15 +69,17 @@ def test_expand_keeps_the_candidates(case):
     assert wide.batch_shape == (2, 6)
     assert wide.enumerate_support().shape == (3, 2, 6)
     table = dense(candidates, logits)
-    torch.testing.assert_close(wide.log_prob(torch.arange(9).view(9, 1, 1)), table.T.unsqueeze(1).expand(9, 2, 6))
+    torch.testing.assert_close(
+        wide.log_prob(torch.arange(9).view(9, 1, 1)), table.T.unsqueeze(1).expand(9, 2, 6)
+    )
 
 
 def test_gradient_reaches_the_logits(case):
     candidates, logits, _ = case
     leaf = logits.clone().requires_grad_()
     q = CandidateCategorical(candidates, leaf)
-    everyone = torch.arange(9).unsqueeze(-1)
-    found = q.log_prob(everyone)
+    all_components = torch.arange(9).unsqueeze(-1)
+    found = q.log_prob(all_components)
     found[found.isfinite()].square().sum().backward()
     expected = logits.clone().requires_grad_()
     expected.log_softmax(-1).square().sum().backward()
@@ -103,10 +109,16 @@ def test_enumeration_in_a_plate_runs_over_each_rows_candidates():
     def model():
         with pyro.plate("data", 6):
             z = pyro.sample("z", MixtureWeights(logits=torch.zeros(9, dtype=F64)))
-            pyro.sample("x", dist.Normal(table[z], torch.tensor(1.0, dtype=F64)), obs=torch.zeros(6, dtype=F64))
+            pyro.sample(
+                "x",
+                dist.Normal(table[z], torch.tensor(1.0, dtype=F64)),
+                obs=torch.zeros(6, dtype=F64),
+            )
 
     log_q = logits.log_softmax(-1)
-    log_p = -torch.tensor(9.0, dtype=F64).log() + dist.Normal(table, 1.0).log_prob(torch.zeros((), dtype=F64))
+    log_p = -torch.tensor(9.0, dtype=F64).log() + dist.Normal(table, 1.0).log_prob(
+        torch.zeros((), dtype=F64)
+    )
     expected = (log_q.exp() * (log_p[candidates] - log_q)).sum()
     assert -TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide) == pytest.approx(float(expected))
 
@@ -143,7 +155,9 @@ def test_restricted_log_prob_is_the_bases_unnormalised(base):
     assert restricted.unrestricted is base
     support = restricted.enumerate_support()
     assert torch.equal(support, candidates.T)
-    torch.testing.assert_close(restricted.log_prob(support).exp(), torch.tensor([[0.4, 0.2], [0.1, 0.0]]))
+    torch.testing.assert_close(
+        restricted.log_prob(support).exp(), torch.tensor([[0.4, 0.2], [0.1, 0.0]])
+    )
 
 
 @pytest.mark.parametrize("base", bases(), ids=["MixtureWeights", "Categorical"])

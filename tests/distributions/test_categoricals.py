@@ -23,7 +23,9 @@ def test_log_prob_and_gradient_are_those_of_a_categorical(lead, rows):
     theirs = mine.detach().clone().requires_grad_()
     z, label = torch.randint(3, rows, device="cpu"), torch.randint(5, (7,), device="cpu")
     shape = torch.broadcast_shapes(lead, rows, label.shape)
-    table = dist.Categorical(theirs).log_prob(label.view(7, *(1,) * (len(lead) + 1))).movedim(0, -2)  # (*lead, 7, C)
+    table = (
+        dist.Categorical(theirs).log_prob(label.view(7, *(1,) * (len(lead) + 1))).movedim(0, -2)
+    )  # (*lead, 7, C)
     if lead:
         table = table.squeeze(1)
     expected = table.expand(*shape, 3).gather(-1, z.expand(shape).unsqueeze(-1)).squeeze(-1)
@@ -31,7 +33,9 @@ def test_log_prob_and_gradient_are_those_of_a_categorical(lead, rows):
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
     expected.square().sum().backward()
-    along = torch.eye(5, dtype=F64, device="cpu") - theirs.detach().unsqueeze(-2)  # Categorical normalises its argument
+    along = torch.eye(5, dtype=F64, device="cpu") - theirs.detach().unsqueeze(
+        -2
+    )  # Categorical normalises its argument
     torch.testing.assert_close((along @ mine.grad.unsqueeze(-1)).squeeze(-1), theirs.grad)
 
 
@@ -40,12 +44,19 @@ def test_padding_and_impossible_labels_have_probability_zero_and_finite_gradient
     found = Categoricals(table)[torch.tensor([0, 0, -1, 1])].log_prob(torch.tensor([1, 2, 1, 2]))
     torch.testing.assert_close(found.exp(), torch.tensor([0.5, 0.0, 0.0, 0.5], dtype=F64))
     found.logsumexp(0).backward()
-    torch.testing.assert_close(table.grad, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64))
+    torch.testing.assert_close(
+        table.grad, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
+    )
 
 
 def test_shapes_are_those_of_a_pyro_distribution():
     family = Categoricals(probs(3, 5))
-    assert (family.batch_shape, family.event_shape, family.components, family.labels) == ((3,), (), 3, 5)
+    assert (family.batch_shape, family.event_shape, family.components, family.labels) == (
+        (3,),
+        (),
+        3,
+        5,
+    )
     selected = family[torch.tensor([0, 2])].expand((4, 2))
     assert selected.sample((6,)).shape == (6, 4, 2)
     assert selected.log_prob(torch.tensor(1)).shape == (4, 2)
@@ -73,7 +84,9 @@ def test_statistics_count_labels_and_their_maximiser_is_the_share():
     statistics = family[z].statistics(label, q)
     assert statistics.counts.tolist() == [[1.0, 0.25], [1.0, 0.75], [0.0, 0.0]]
     new = family.maximize(statistics, frozenset(["probs"]), floor=None)["probs"]
-    expected = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([4 / 7, 3 / 7]), table[2]])  # nobody's stays
+    expected = torch.stack(
+        [torch.tensor([0.8, 0.2]), torch.tensor([4 / 7, 3 / 7]), table[2]]
+    )  # nobody's stays
     torch.testing.assert_close(new, expected, check_dtype=False)
     assert family.maximize(statistics, frozenset(), floor=None) == {}
 

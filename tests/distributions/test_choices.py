@@ -46,7 +46,9 @@ def brute(design, available, chosen, theta, ridge=0.0):
         for x, a, y in zip(design, available, chosen, strict=True):
             total = -ridge * coefficients.square().sum()
             for t in (y >= 0).nonzero()[:, 0].tolist():
-                utility = torch.stack([x[t, j] @ coefficients for j in a[t].nonzero()[:, 0].tolist()])
+                utility = torch.stack(
+                    [x[t, j] @ coefficients for j in a[t].nonzero()[:, 0].tolist()]
+                )
                 total = total + x[t, y[t]] @ coefficients - utility.logsumexp(0)
             rows.append(total)
     return torch.stack(rows).reshape(len(theta), len(design))
@@ -70,7 +72,9 @@ def test_log_prob_and_gradients_equal_brute_force(dtype, shape, several_blocks):
         z[1, ::3], z[3] = -1, -1
     z = {"rows": z[0], "everyone": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
     full = z.expand(*z.shape[:-1], B)
-    expected = brute(theirs[0], available, chosen, theirs[1], 0.1).gather(0, full.clamp_min(0).reshape(-1, B))
+    expected = brute(theirs[0], available, chosen, theirs[1], 0.1).gather(
+        0, full.clamp_min(0).reshape(-1, B)
+    )
     expected = torch.where(full < 0, -torch.inf, expected.reshape(full.shape))
 
     actual = ChoiceLogits(mine[0], available, mine[1], ridge=0.1)[z].log_prob(chosen)
@@ -86,10 +90,10 @@ def test_log_prob_and_gradients_equal_brute_force(dtype, shape, several_blocks):
 
 
 @pytest.mark.parametrize("everyone", [True, False])
-def test_derivatives_are_right_to_second_order(everyone):
+def test_derivatives_are_right_to_second_order(all_components):
     design, available, chosen, theta = problem(4, 2)
     design = design.nan_to_num()
-    z = torch.arange(C).unsqueeze(-1) if everyone else torch.tensor([0, 2, 2, 1])
+    z = torch.arange(C).unsqueeze(-1) if all_components else torch.tensor([0, 2, 2, 1])
     given = design.requires_grad_(), theta.requires_grad_()
 
     def log_prob(x, theta):
@@ -103,14 +107,18 @@ def test_panel_is_the_sum_of_its_situations():
     design, available, chosen, theta = problem()
     z = torch.arange(B) % C
     whole = ChoiceLogits(design, available, theta)[z].log_prob(chosen)
-    each = ChoiceLogits(design.flatten(0, 1).unsqueeze(1), available.flatten(0, 1).unsqueeze(1), theta)
+    each = ChoiceLogits(
+        design.flatten(0, 1).unsqueeze(1), available.flatten(0, 1).unsqueeze(1), theta
+    )
     parts = each[z.repeat_interleave(T)].log_prob(chosen.reshape(-1, 1))
     assert_near(whole, parts.reshape(B, T).sum(-1), 1e-12)
 
 
 def test_row_of_padding_alone_has_probability_one():
     design, available, _, theta = problem()
-    found = ChoiceLogits(design, available, theta)[torch.zeros(B).long()].log_prob(torch.full((B, T), -1))
+    found = ChoiceLogits(design, available, theta)[torch.zeros(B).long()].log_prob(
+        torch.full((B, T), -1)
+    )
     assert torch.equal(found, torch.zeros(B).double())
 
 
@@ -125,7 +133,9 @@ def test_missing_attribute_of_an_available_alternative_spoils_its_own_row_alone(
     others = torch.arange(B) != 5
     assert found[5].isnan()
     assert torch.equal(found[others], expected[others])
-    slopes = [torch.autograd.grad(log_prob[others].sum(), theta)[0] for log_prob in (found, expected)]
+    slopes = [
+        torch.autograd.grad(log_prob[others].sum(), theta)[0] for log_prob in (found, expected)
+    ]
     assert torch.equal(*slopes)
 
 
@@ -154,11 +164,11 @@ def fitted(family, index, chosen, q):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("everyone", [True, False])
-def test_maximum_of_each_component_is_that_of_scipy(dtype, everyone, several_blocks):
+def test_maximum_of_each_component_is_that_of_scipy(dtype, all_components, several_blocks):
     design, available, chosen, theta = problem(60, dtype=dtype)
     index = torch.arange(C, device="cpu").unsqueeze(-1).expand(C, 60)
     q = torch.rand(C, 60, generator=torch.Generator("cpu").manual_seed(1), device="cpu").to(dtype)
-    if not everyone:
+    if not all_components:
         index, q = torch.where(q > 0.3, index, -1), torch.where(q > 0.3, q, 0.0)
     new = fitted(ChoiceLogits(design, available, theta, ridge=0.01), index, chosen, q)
     assert new.theta.dtype == dtype
@@ -168,7 +178,9 @@ def test_maximum_of_each_component_is_that_of_scipy(dtype, everyone, several_blo
         def loss(numbers, c=c):
             at = torch.tensor(numbers, dtype=torch.float64, device="cpu").requires_grad_()
             utility = (x @ at).masked_fill(~available, -torch.inf)
-            each = utility.gather(-1, chosen.clamp_min(0).unsqueeze(-1)).squeeze(-1) - utility.logsumexp(-1)
+            each = utility.gather(-1, chosen.clamp_min(0).unsqueeze(-1)).squeeze(
+                -1
+            ) - utility.logsumexp(-1)
             total = torch.where(chosen >= 0, each, 0.0).sum(-1) - 0.01 * at.square().sum()
             value = -(q[c].double() * total).sum()
             value.backward()
@@ -196,13 +208,19 @@ def test_maximum_is_never_worse_and_stays_finite(seed, rows, start, ridge, twin)
     index = torch.randint(C, (rows,))
     q = torch.rand(rows, dtype=torch.float64)
     new = fitted(family, index, chosen, q)
-    before, after = (torch.zeros(C).double().index_add(0, index, q * f[index].log_prob(chosen)) for f in (family, new))
+    before, after = (
+        torch.zeros(C).double().index_add(0, index, q * f[index].log_prob(chosen))
+        for f in (family, new)
+    )
     assert new.theta.isfinite().all()
     assert (after >= before - 1e-9 * before.abs()).all()
     zero = torch.zeros_like(theta)
     assert (
         after
-        >= torch.zeros(C).double().index_add(0, index, q * family.of({"theta": zero})[index].log_prob(chosen)) - 1e-9
+        >= torch.zeros(C)
+        .double()
+        .index_add(0, index, q * family.of({"theta": zero})[index].log_prob(chosen))
+        - 1e-9
     ).all()
 
 
@@ -218,7 +236,9 @@ def test_attributes_that_cannot_be_told_apart_do_not_keep_the_maximum_from_being
 
 def test_component_without_choosers_stays_as_it_is():
     design, available, chosen, theta = problem()
-    new = fitted(ChoiceLogits(design, available, theta), torch.arange(B) % 2, chosen, torch.ones(B).double())
+    new = fitted(
+        ChoiceLogits(design, available, theta), torch.arange(B) % 2, chosen, torch.ones(B).double()
+    )
     assert torch.equal(new.theta[2], theta[2])
     assert not torch.equal(new.theta[0], theta[0])
 
@@ -256,11 +276,15 @@ def test_frozen_coefficients_have_no_update():
 def test_impossible_choices_are_refused(y, message):
     available = torch.tensor([[[True, True, False]]])
     with pytest.raises(DataError, match=message):
-        ChoiceLogits(torch.zeros(1, 1, 3, 2), available, torch.zeros(2, 2)).log_prob_at(torch.zeros(1).long(), y)
+        ChoiceLogits(torch.zeros(1, 1, 3, 2), available, torch.zeros(2, 2)).log_prob_at(
+            torch.zeros(1).long(), y
+        )
 
 
 def test_choice_where_nothing_is_available_is_refused():
-    family = ChoiceLogits(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, dtype=torch.bool), torch.zeros(2, 2))
+    family = ChoiceLogits(
+        torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, dtype=torch.bool), torch.zeros(2, 2)
+    )
     with pytest.raises(DataError, match=r"where \[\] are available"):
         family[torch.tensor([0])].log_prob(torch.tensor([[0]]))
 
@@ -278,7 +302,9 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="theta"):
         ChoiceLogits(x, a, torch.full((1, 4), torch.nan), validate_args=True)
     with pytest.raises(DataError, match="float64"):
-        ChoiceLogits(x.double(), a, torch.zeros(1, 4))[torch.zeros(2).long()].log_prob(torch.zeros(2, 1).long())
+        ChoiceLogits(x.double(), a, torch.zeros(1, 4))[torch.zeros(2).long()].log_prob(
+            torch.zeros(2, 1).long()
+        )
     with pytest.raises(ModelError, match="probabilities_at"):
         ChoiceLogits(x, a, torch.zeros(1, 4))[torch.zeros(2).long()].mean  # noqa: B018
 

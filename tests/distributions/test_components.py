@@ -13,7 +13,13 @@ from pyro_mixtures.distributions import (
     MixtureWeights,
 )
 from pyro_mixtures.distributions.indexing import flat_index
-from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics, add, blend, scaled
+from pyro_mixtures.distributions.statistics import (
+    FactorStatistics,
+    NormalStatistics,
+    add,
+    blend,
+    scaled,
+)
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Moments, Pairs, pair_moments
 
@@ -34,12 +40,15 @@ def test_one_component_is_selected_by_a_single_number(z):
 def test_a_single_component_is_a_mixture_of_one():
     normals = IsotropicNormals(torch.zeros(1, 2), torch.ones(1))
     torch.testing.assert_close(
-        normals[torch.zeros(4, dtype=torch.int64)].log_prob(torch.zeros(4, 2)).exp(), torch.full((4,), 0.15915494)
+        normals[torch.zeros(4, dtype=torch.int64)].log_prob(torch.zeros(4, 2)).exp(),
+        torch.full((4,), 0.15915494),
     )
 
 
 def test_no_rows_give_no_densities():
-    assert DiagonalNormals(ONES, ONES)[torch.zeros(0, dtype=torch.int64)].log_prob(ONES[:0]).shape == (0,)
+    assert DiagonalNormals(ONES, ONES)[torch.zeros(0, dtype=torch.int64)].log_prob(
+        ONES[:0]
+    ).shape == (0,)
 
 
 def axis_aligned(loc, scale):
@@ -71,7 +80,9 @@ TIED = [
 ]
 
 
-@pytest.mark.parametrize(("family", "oracle", "shapes"), TIED, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("family", "oracle", "shapes"), TIED, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_shared_arguments_have_the_density_and_gradient_of_the_oracle(family, oracle, shapes):
     args = [0.5 + torch.rand(shape, dtype=F64) for shape in shapes]
     if family is FullNormals:
@@ -140,7 +151,9 @@ def test_shared_means_and_loadings_have_no_closed_form():
         normals.maximize(normals[z].statistics(x, q), frozenset(["loc"]), floor=None)
     analyzers = FactorAnalyzers(ONES, ONES[:2, :1], ONES)
     with pytest.raises(ClosedFormError, match="factor that components share"):
-        analyzers.maximize(analyzers.finish(analyzers[z].statistics(x, q)), frozenset(["factor"]), floor=None)
+        analyzers.maximize(
+            analyzers.finish(analyzers[z].statistics(x, q)), frozenset(["factor"]), floor=None
+        )
 
 
 def test_flat_index_numbers_batches_and_leaves_padding():
@@ -188,7 +201,11 @@ def test_recentered_factor_statistics_are_those_about_the_new_center(rows):
         away = x - center[z]
         sums = [
             torch.einsum(e, hot, *t)
-            for e, t in (("nc,nh->ch", [f]), ("nc,nh,ng->chg", [f, f]), ("nc,nh,nd->chd", [f, away]))
+            for e, t in (
+                ("nc,nh->ch", [f]),
+                ("nc,nh,ng->chg", [f, f]),
+                ("nc,nh,nd->chd", [f, away]),
+            )
         ]
         return FactorStatistics(center, s.count, s.first, s.second, *sums)
 
@@ -207,7 +224,11 @@ def test_statistics_add_over_disjoint_rows_and_blend_about_the_new_center(rows):
 
 
 def test_weights_and_labels_blend_without_a_center():
-    counts = MixtureWeights(torch.full((2,), 0.5)).statistics(torch.tensor([0, 0, 1]), torch.ones(3))
+    counts = MixtureWeights(torch.full((2,), 0.5)).statistics(
+        torch.tensor([0, 0, 1]), torch.ones(3)
+    )
     assert blend(counts, scaled(counts, 3.0), 0.5).counts.tolist() == [4.0, 2.0]
-    labels = Categoricals(torch.full((2, 2), 0.5))[torch.tensor([0, 1])].statistics(torch.tensor([1, 0]), torch.ones(2))
+    labels = Categoricals(torch.full((2, 2), 0.5))[torch.tensor([0, 1])].statistics(
+        torch.tensor([1, 0]), torch.ones(2)
+    )
     assert blend(labels, labels, 0.5).counts.tolist() == [[0.0, 1.0], [1.0, 0.0]]

@@ -14,8 +14,17 @@ from torch import distributions as stock
 
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.exponential.bregman import MeanStatistics
-from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.normal.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
+from pyro_mixtures.distributions.exponential.exponential_families import (
+    Bernoullis,
+    Exponentials,
+    Multinomials,
+    Poissons,
+)
+from pyro_mixtures.distributions.normal.unit_normals import (
+    DirectionalNormals,
+    KnownPrecisionNormals,
+    UnitNormals,
+)
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import use_backend
 from tests.conformance import TOLERANCE, assert_near
@@ -25,7 +34,9 @@ pytestmark = pytest.mark.usefixtures("on_one_thread")
 FEATURES = 4
 ROWS = 50
 PRECISION = torch.tensor(
-    [[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0.2], [0, 0, 3.0, 0], [0, 0.2, 0, 0.7]], dtype=torch.float64, device="cpu"
+    [[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0.2], [0, 0, 3.0, 0], [0, 0.2, 0, 0.7]],
+    dtype=torch.float64,
+    device="cpu",
 )
 
 
@@ -52,12 +63,16 @@ class Case(NamedTuple):
     oracle: Callable[[Tensor, Tensor], Tensor]  # rows (N, D), means (C, D) -> (N, C)
     constants: dict[str, Tensor] = {}
 
-    def build(self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()) -> Components:
+    def build(
+        self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()
+    ) -> Components:
         mean = self.means(generator(0), (*lead, components, FEATURES))
         return self.at(mean.to(dtype).requires_grad_())
 
     def at(self, mean: Tensor) -> Components:
-        return self.family(mean, **{name: value.to(mean.dtype) for name, value in self.constants.items()})
+        return self.family(
+            mean, **{name: value.to(mean.dtype) for name, value in self.constants.items()}
+        )
 
     def draw(self, count: int = ROWS, seed: int = 1) -> Tensor:
         return self.rows(generator(seed), count)
@@ -100,17 +115,22 @@ CASES = {
     ),
     "multinomial": Case(Multinomials, _shares, _counts, _multinomial),
     "squared": Case(
-        SquaredEuclidean, _normal, lambda g, n: _normal(g, (n, FEATURES)), _stock(lambda mean: stock.Normal(mean, 1.0))
-    ),
-    "mahalanobis": Case(
-        Mahalanobis,
+        UnitNormals,
         _normal,
         lambda g, n: _normal(g, (n, FEATURES)),
-        lambda x, mean: stock.MultivariateNormal(mean, precision_matrix=PRECISION).log_prob(x.unsqueeze(-2)),
+        _stock(lambda mean: stock.Normal(mean, 1.0)),
+    ),
+    "mahalanobis": Case(
+        KnownPrecisionNormals,
+        _normal,
+        lambda g, n: _normal(g, (n, FEATURES)),
+        lambda x, mean: stock.MultivariateNormal(mean, precision_matrix=PRECISION).log_prob(
+            x.unsqueeze(-2)
+        ),
         {"precision": PRECISION},
     ),
     "cosine": Case(
-        Cosines,
+        DirectionalNormals,
         lambda g, s: torch.nn.functional.normalize(_normal(g, s), dim=-1),
         lambda g, n: torch.nn.functional.normalize(_normal(g, (n, FEATURES)), dim=-1),
         _cosine,
@@ -144,7 +164,11 @@ def test_log_prob_and_gradients_equal_the_oracle(case, dtype, backend, shape):
 
     mean, wide = (t.detach().double().requires_grad_() for t in (family.mean, x))
     full = z.expand(*z.shape[:-1], ROWS)
-    expected = case.oracle(wide, mean).gather(-1, full.clamp_min(0).reshape(-1, ROWS).T).T.reshape(full.shape)
+    expected = (
+        case.oracle(wide, mean)
+        .gather(-1, full.clamp_min(0).reshape(-1, ROWS).T)
+        .T.reshape(full.shape)
+    )
     expected = torch.where(full < 0, -torch.inf, expected)
     with use_backend(backend):
         actual = family[z].log_prob(x)
@@ -162,7 +186,9 @@ def test_log_prob_with_batches_of_parameters_equals_the_oracle(case, dtype):
     """Vectorised particles: means (P, 1, C, D), z (S, 1, B), rows (B, D)."""
     family, x = case.build(3, dtype, lead=(2, 1)), case.draw(7)
     z = torch.randint(3, (4, 1, 7), device="cpu")
-    expected = torch.stack([case.oracle(x, mean[0].detach().double()) for mean in family.mean])  # (P, B, C)
+    expected = torch.stack(
+        [case.oracle(x, mean[0].detach().double()) for mean in family.mean]
+    )  # (P, B, C)
     expected = expected.expand(4, 2, 7, 3).gather(-1, z.expand(4, 2, 7).unsqueeze(-1)).squeeze(-1)
     assert_near(family[z].log_prob(x.to(dtype)), expected, TOLERANCE[dtype])
 
@@ -177,7 +203,7 @@ def test_draws_have_the_means_of_their_components(case):
     draws = family[torch.arange(3)].sample((n,))
     assert draws.shape == (n, 3, FEATURES)
     expected = family.mean.detach()
-    if isinstance(family, Cosines):
+    if isinstance(family, DirectionalNormals):
         # Concentration one: the mean resultant length is a ratio of Bessel functions of order D / 2.
         expected = expected * float(mp.besseli(2, 1) / mp.besseli(1, 1))
     z_score = (draws.mean(0) - expected) / (draws.var(0) / n).sqrt()
@@ -188,7 +214,9 @@ def test_multinomials_are_the_stock_ones():
     family, x = CASES["multinomial"].build(), CASES["multinomial"].draw()
     for row in x:
         expected = stock.Multinomial(int(row.sum()), family.mean).log_prob(row)
-        torch.testing.assert_close(family[torch.arange(5)].log_prob(row.expand(5, FEATURES)), expected)
+        torch.testing.assert_close(
+            family[torch.arange(5)].log_prob(row.expand(5, FEATURES)), expected
+        )
 
 
 def test_mahalanobis_draws_have_the_inverse_of_the_precision_as_covariance():
@@ -231,8 +259,8 @@ def test_a_mean_needs_a_row_for_each_component(case):
 
 def test_a_precision_has_to_fit_and_to_stay():
     with pytest.raises(OptionError, match="precision"):
-        Mahalanobis(torch.zeros(2, 3), torch.eye(2))
-    family = Mahalanobis(torch.zeros(2, 3), torch.eye(3))
+        KnownPrecisionNormals(torch.zeros(2, 3), torch.eye(2))
+    family = KnownPrecisionNormals(torch.zeros(2, 3), torch.eye(3))
     sums = family[torch.tensor([0, 1])].statistics(torch.zeros(2, 3), torch.ones(2))
     with pytest.raises(ClosedFormError, match="precision"):
         family.maximize(sums, frozenset({"mean", "precision"}), floor=None)
@@ -244,10 +272,12 @@ def test_distances_keep_their_digits_far_from_zero():
     mean = x[[0, 2]].clone()
     expected = -0.5 * (x.double().unsqueeze(-2) - mean.double()).square().sum(-1)
     z = torch.arange(2).unsqueeze(-1)
-    plain, whitened = SquaredEuclidean(mean), Mahalanobis(mean, torch.eye(4))
+    plain, whitened = UnitNormals(mean), KnownPrecisionNormals(mean, torch.eye(4))
     constant = 2 * math.log(2 * math.pi)
     for family in (plain, whitened):
-        torch.testing.assert_close((family[z].log_prob(x) + constant).double().T, expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            (family[z].log_prob(x) + constant).double().T, expected, rtol=1e-5, atol=1e-4
+        )
 
 
 # Statistics and their maximiser.
@@ -269,7 +299,9 @@ def test_maximize_gives_the_weighted_means(case, dtype, path):
     floor = family.floor(sums, 1e-9)
     new = family.maximize(sums, frozenset({"mean"}), floor=floor)["mean"]
     total = q @ x
-    size = {Multinomials: total.sum(-1), Cosines: total.norm(dim=-1)}.get(type(family), q.sum(-1))
+    size = {Multinomials: total.sum(-1), DirectionalNormals: total.norm(dim=-1)}.get(
+        type(family), q.sum(-1)
+    )
     assert new.dtype == dtype
     assert_near(new, total / size.unsqueeze(-1), 4 * TOLERANCE[dtype])
     assert family.maximize(sums, frozenset(), floor=floor) == {}
@@ -282,7 +314,9 @@ def test_padding_adds_nothing_and_empty_parts_stay(case):
     sums = family[z].statistics(x, torch.ones(2, ROWS, dtype=torch.float64))
     new = family.maximize(sums, frozenset({"mean"}), floor=family.floor(sums, 1e-9))["mean"]
     known = x[x.isfinite().all(-1)].sum(0)
-    expected = known / {Multinomials: known.sum(), Cosines: known.norm()}.get(type(family), ROWS - 1)
+    expected = known / {Multinomials: known.sum(), DirectionalNormals: known.norm()}.get(
+        type(family), ROWS - 1
+    )
     torch.testing.assert_close(new[0], expected)
     torch.testing.assert_close(new[1:], family.mean.detach()[1:], rtol=1e-12, atol=0)
     assert sums.count.tolist() == [ROWS - 1, 0, 0]
@@ -320,13 +354,15 @@ def test_shares_with_a_floor_are_the_constrained_maximiser(bins, seed, scale):
     assert (best >= floor * (1 - 1e-12)).all()
     slope = weights / best
     free = best > floor * (1 + 1e-9)
-    torch.testing.assert_close(slope[free], slope[free].max().expand(int(free.sum())), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        slope[free], slope[free].max().expand(int(free.sum())), rtol=1e-9, atol=0
+    )
     assert (slope[~free] <= slope[free].max() * (1 + 1e-9)).all()
 
 
 def test_starts_lie_inside_the_domain(case):
     rows = case.draw(5)
-    if case.family is not Cosines:
+    if case.family is not DirectionalNormals:
         rows[:, 0], rows[2] = 0.0, 0.0
     mean = case.family.start(rows)
     family = case.family(mean, **case.constants, validate_args=True)
@@ -363,10 +399,14 @@ def test_leave_one_out_gains_equal_refits(case, seed):
         others = labels == label
         whole = minimal_loss(case, x[others])
         others[row] = False
-        assert float(gains[row].detach()) == pytest.approx(whole - minimal_loss(case, x[others]), rel=1e-8, abs=1e-8)
-    everyone = torch.arange(5).unsqueeze(-1).expand(5, 24)
-    alone = family.alone_at(everyone, x)
-    expected = torch.tensor([minimal_loss(case, x[n : n + 1]) for n in range(24)], dtype=torch.float64)
+        assert float(gains[row].detach()) == pytest.approx(
+            whole - minimal_loss(case, x[others]), rel=1e-8, abs=1e-8
+        )
+    all_components = torch.arange(5).unsqueeze(-1).expand(5, 24)
+    alone = family.alone_at(all_components, x)
+    expected = torch.tensor(
+        [minimal_loss(case, x[n : n + 1]) for n in range(24)], dtype=torch.float64
+    )
     torch.testing.assert_close(alone, expected.expand(5, 24), rtol=1e-8, atol=1e-8)
 
 
@@ -374,7 +414,9 @@ def test_gains_of_very_large_parts_keep_their_digits():
     """In 40 decimal digits: n phi(m) of 10^9 rows would leave about six of float64's."""
     mp.dps = 40
     n, mean, x = 10**9, 3.25, 7.0
-    statistics = MeanStatistics(*(torch.tensor(v, dtype=torch.float64) for v in ([n], [[n * mean]])))
+    statistics = MeanStatistics(
+        *(torch.tensor(v, dtype=torch.float64) for v in ([n], [[n * mean]]))
+    )
     exact, without = mpf(mean), (n * mpf(mean) - mpf(x)) / (n - 1)
     row = torch.tensor([[x]], dtype=torch.float64)
     for family, phi, base in (

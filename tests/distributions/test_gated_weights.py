@@ -16,7 +16,7 @@ from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights, gated_w
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, assign, evidence, fit, responsibilities
+from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.ops import softmax_regression
 from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows, minimize
@@ -32,7 +32,11 @@ def draw(rows=N, dtype=torch.float64, seed=1):
     """Covariates (N, Q), and rows (N, D) of three groups that the first covariate tells apart, but not quite."""
     g = torch.Generator("cpu").manual_seed(seed)
     u = torch.randn(rows, Q, generator=g, dtype=torch.float64, device="cpu")
-    z = (u[:, 0] + 0.7 * torch.randn(rows, generator=g, dtype=torch.float64, device="cpu") + 1).clamp(0, 2).long()
+    z = (
+        (u[:, 0] + 0.7 * torch.randn(rows, generator=g, dtype=torch.float64, device="cpu") + 1)
+        .clamp(0, 2)
+        .long()
+    )
     x = 2.0 * z.unsqueeze(-1) + torch.randn(rows, D, generator=g, dtype=torch.float64, device="cpu")
     return u.to(dtype), x.to(dtype)
 
@@ -47,11 +51,17 @@ def gated_mixture(*, dtype=torch.float64, reference=True, ridge=0.0, components=
     starts = start(own, Q), start(own), 3 * start(components, D)
 
     def model(u, x=None, index=None, size=None):
-        weight, bias = pyro.param("weight", starts[0].clone()), pyro.param("bias", starts[1].clone())
+        weight, bias = (
+            pyro.param("weight", starts[0].clone()),
+            pyro.param("bias", starts[1].clone()),
+        )
         loc = pyro.param("loc", starts[2].clone())
         scale = pyro.param("scale", torch.ones_like(loc), constraint=constraints.positive)
         gate = GatedWeights(u, weight, bias, ridge=ridge, reference=reference)
-        with data_plate(u, index, size), pyro.poutine.scale(scale=1.0 if weights is None else weights):
+        with (
+            data_plate(u, index, size),
+            pyro.poutine.scale(scale=1.0 if weights is None else weights),
+        ):
             z = pyro.sample("z", gate)
             return pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
 
@@ -87,9 +97,13 @@ def test_log_prob_and_gradient_are_those_of_the_softmax(dtype, reference, chunk,
     u, _ = draw(20, dtype)
     u.requires_grad_(reference)  # covariates may be features that are learned, too
     own = C - reference
-    w, b = (torch.randn(*s, dtype=dtype, device="cpu", requires_grad=True) for s in ((own, Q), (own,)))
+    w, b = (
+        torch.randn(*s, dtype=dtype, device="cpu", requires_grad=True) for s in ((own, Q), (own,))
+    )
     eta = u @ w.T + b
-    table = (torch.cat([torch.zeros_like(eta[:, :1]), eta], -1) if reference else eta).log_softmax(-1)
+    table = (torch.cat([torch.zeros_like(eta[:, :1]), eta], -1) if reference else eta).log_softmax(
+        -1
+    )
     table = table - 0.3 * w.square().sum()
     gate = GatedWeights(u, w, b, ridge=0.3, reference=reference)
     every = torch.arange(C, device="cpu").unsqueeze(-1)
@@ -104,7 +118,11 @@ def test_log_prob_and_gradient_are_those_of_the_softmax(dtype, reference, chunk,
         torch.testing.assert_close(gate.log_prob(z), expected.detach())
     pull = torch.rand(4, 20, dtype=dtype, device="cpu") * (z >= 0)
     slopes = [
-        torch.autograd.grad((torch.where(z < 0, 0.0, out) * pull).sum(), (w, b, u)[: 2 + reference], retain_graph=True)
+        torch.autograd.grad(
+            (torch.where(z < 0, 0.0, out) * pull).sum(),
+            (w, b, u)[: 2 + reference],
+            retain_graph=True,
+        )
         for out in (actual, expected)
     ]
     for mine, theirs in zip(*slopes, strict=True):
@@ -114,7 +132,9 @@ def test_log_prob_and_gradient_are_those_of_the_softmax(dtype, reference, chunk,
 @pytest.mark.meta
 def test_support_has_one_value_a_component():
     u, _ = draw(5)
-    gate = GatedWeights(u, torch.zeros(C - 1, Q, device="cpu").double(), torch.zeros(C - 1, device="cpu").double())
+    gate = GatedWeights(
+        u, torch.zeros(C - 1, Q, device="cpu").double(), torch.zeros(C - 1, device="cpu").double()
+    )
     assert gate.enumerate_support(expand=False).shape == (C, 1)
     assert gate.enumerate_support().tolist() == [[c] * 5 for c in range(C)]
     assert gate.components == C
@@ -172,13 +192,18 @@ def test_rows_in_another_dimension_are_refused():
 def test_evidence_and_responsibilities_are_brute_force(reference):
     u, x = draw()
     model = gated_mixture(reference=reference, ridge=0.1)
-    found = evidence(model, u, x)
+    found = log_evidence(model, u, x)
     joint = dense_log_joint(u, x, values(), reference=reference, ridge=0.1)
     torch.testing.assert_close(found, joint.logsumexp(-1))
     q, best = responsibilities(model, u, x, top=C), joint.softmax(-1)
     torch.testing.assert_close(torch.zeros_like(best).scatter(1, q.components, q.probs), best)
     assert torch.equal(assign(model, u, x), best.argmax(-1))
-    truncated = evidence(model, u, x, guide=TruncatedPartition(model, components=C, candidates=2, neighbors=2, seed=0))
+    truncated = log_evidence(
+        model,
+        u,
+        x,
+        guide=TruncatedPartition(model, components=C, candidates=2, neighbors=2, seed=0),
+    )
     assert bool((truncated <= found + 1e-12).all())
     assert torch.allclose(truncated, joint.topk(2).values.logsumexp(-1), atol=0.3)
 
@@ -205,7 +230,9 @@ def test_svi_steps_are_brute_force(kind):
     found.backward()
     for name in ("weight", "bias", "loc"):
         torch.testing.assert_close(pyro.param(name).grad, slopes[name])
-    assert SVI(program, guides[kind], SGD({"lr": 1e-4}), elbo).step(u, x) == pytest.approx(loss.item())
+    assert SVI(program, guides[kind], SGD({"lr": 1e-4}), elbo).step(u, x) == pytest.approx(
+        loss.item()
+    )
 
 
 @pytest.mark.meta
@@ -220,7 +247,11 @@ def test_em_is_monotone_and_ends_where_gradients_vanish(dtype, reference, ridge)
     assert all(after <= before + slack for before, after in itertools.pairwise(losses))
     assert losses[-1] < losses[0] - 1
     p = {name: value.double().requires_grad_() for name, value in values().items()}
-    total = dense_log_joint(u.double(), x.double(), p, reference=reference, ridge=ridge).logsumexp(-1).sum()
+    total = (
+        dense_log_joint(u.double(), x.double(), p, reference=reference, ridge=ridge)
+        .logsumexp(-1)
+        .sum()
+    )
     assert total.item() == pytest.approx(-losses[-1], rel=1e-4)
     slope = torch.autograd.grad(total, list(p.values()))
     assert max(float(s.abs().max()) for s in slope) < 0.2
@@ -230,7 +261,10 @@ def test_gate_finds_what_generated_the_rows():
     """Groups far apart: their gate is the multinomial regression of the known labels."""
     g = torch.Generator().manual_seed(0)
     u = torch.randn(4000, Q, generator=g, dtype=torch.float64)
-    weight, bias = torch.tensor([[1.0, -1.0], [0.0, 2.0]]).double(), torch.tensor([0.5, -0.5]).double()
+    weight, bias = (
+        torch.tensor([[1.0, -1.0], [0.0, 2.0]]).double(),
+        torch.tensor([0.5, -0.5]).double(),
+    )
     z = GatedWeights(u, weight, bias).sample()
     x = 50.0 * z.unsqueeze(-1) + torch.randn(4000, D, dtype=torch.float64)
     model = gated_mixture()
@@ -242,7 +276,9 @@ def test_gate_finds_what_generated_the_rows():
     torch.testing.assert_close(pyro.param("weight").detach(), weight, rtol=0, atol=0.2)
     peer = LogisticRegression(C=1e9, tol=1e-10, max_iter=1000).fit(u.numpy(), z.numpy())
     mine = GatedWeights(u, pyro.param("weight"), pyro.param("bias")).table().exp()
-    torch.testing.assert_close(mine.detach(), torch.from_numpy(peer.predict_proba(u.numpy())), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        mine.detach(), torch.from_numpy(peer.predict_proba(u.numpy())), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.meta
@@ -307,12 +343,17 @@ def test_hard_partitions_fit_the_gate_to_their_labels():
     em = EM(model, guide)
     losses = [em.step(u, x) for _ in range(8)]
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(losses))
-    peer = LogisticRegression(C=1 / (2 * 0.01 * N), tol=1e-10, max_iter=1000).fit(u.numpy(), guide.labels.numpy())
+    peer = LogisticRegression(C=1 / (2 * 0.01 * N), tol=1e-10, max_iter=1000).fit(
+        u.numpy(), guide.labels.numpy()
+    )
     model(u, x)
     mine = GatedWeights(u, pyro.param("weight"), pyro.param("bias"), reference=False).table().exp()
     labels = guide.labels.unique()
     torch.testing.assert_close(
-        mine.detach()[:, labels.long()], torch.from_numpy(peer.predict_proba(u.numpy())), rtol=0, atol=1e-4
+        mine.detach()[:, labels.long()],
+        torch.from_numpy(peer.predict_proba(u.numpy())),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -360,7 +401,10 @@ def test_statistics_of_all_components_are_those_of_pairs(chunk, monkeypatch):
     q = torch.rand(C, 20).double()
     q[:, 3] = 0.0
     every = torch.arange(C).unsqueeze(-1)
-    found, pairs = gate.statistics(every, q), gate.statistics(every.expand(C, 20).flip(0).contiguous(), q.flip(0))
+    found, pairs = (
+        gate.statistics(every, q),
+        gate.statistics(every.expand(C, 20).flip(0).contiguous(), q.flip(0)),
+    )
     design = torch.cat([u, torch.ones(20, 1)], -1).nan_to_num()
     torch.testing.assert_close(found.sums, q @ design)
     torch.testing.assert_close(pairs.sums, q @ design)
@@ -392,7 +436,9 @@ def test_dead_components_are_reseeded_with_half_of_the_probability_of_another(re
     p = values()
     gate = GatedWeights(u, p["weight"], p["bias"], reference=reference)
     table = gate.table()
-    twins = [c for c in range(C) if c != component and torch.allclose(table[:, c], table[:, component])]
+    twins = [
+        c for c in range(C) if c != component and torch.allclose(table[:, c], table[:, component])
+    ]
     assert len(twins) == 1
     assert all(bool(value.isfinite().all()) for value in p.values())
     losses = [em.step(u, x) for _ in range(20)]
@@ -403,7 +449,7 @@ def test_dropped_components_have_no_probability_and_stay_dropped():
     u, x = draw()
     model = gated_mixture()
     starve(model, u, x, 2)
-    em = EM(model, FullPartition(model, components=C), dead="drop")
+    em = EM(model, FullPartition(model, components=C), empty="drop")
     losses = [em.step(u, x) for _ in range(6)]
     assert em.last_update.dropped == 1
     p = values()
@@ -412,7 +458,9 @@ def test_dropped_components_have_no_probability_and_stay_dropped():
     torch.testing.assert_close(probs.sum(-1), torch.ones(N).double())
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(losses))
     # Gradients leave it alone, and others finite.
-    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(config_enumerate(model), lambda *_: None, u, x)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        config_enumerate(model), lambda *_: None, u, x
+    )
     loss.backward()
     assert bool(pyro.param("weight").grad.isfinite().all())
     assert pyro.param("weight").grad[1].tolist() == [0.0, 0.0]
@@ -425,7 +473,13 @@ def test_some_rows_of_a_dropped_component_go_to_the_others():
     statistics = gate.statistics(torch.arange(C).unsqueeze(-1), q / q.sum(0))
     both = frozenset({"weight", "bias"})
     kept = GatedWeights(u, **gate.maximize(statistics, both)).table().exp()
-    left = GatedWeights(u, **gate.maximize(statistics, both, dropped=torch.tensor([False, True, False]))).table().exp()
+    left = (
+        GatedWeights(
+            u, **gate.maximize(statistics, both, dropped=torch.tensor([False, True, False]))
+        )
+        .table()
+        .exp()
+    )
     torch.testing.assert_close(left[:, [0, 2]], kept[:, [0, 2]] / (1 - kept[:, [1]]))
 
 
@@ -434,11 +488,11 @@ def test_the_reference_cannot_be_dropped():
     model = gated_mixture()
     starve(model, u, x, 0)
     with pytest.raises(ClosedFormError, match="reference and cannot be dropped"):
-        EM(model, FullPartition(model, components=C), dead="drop").step(u, x)
+        EM(model, FullPartition(model, components=C), empty="drop").step(u, x)
     pyro.clear_param_store()
     model = gated_mixture(reference=False)
     starve(model, u, x, 0)
-    EM(model, FullPartition(model, components=C), dead="drop").step(u, x)
+    EM(model, FullPartition(model, components=C), empty="drop").step(u, x)
     assert pyro.param("bias")[0].item() == -torch.inf
 
 
@@ -447,7 +501,7 @@ def test_kept_components_without_rows_do_not_disturb_the_others(component):
     u, x = draw()
     model = gated_mixture()
     starve(model, u, x, component)
-    em = EM(model, FullPartition(model, components=C), dead="keep")
+    em = EM(model, FullPartition(model, components=C), empty="keep")
     losses = [em.step(u, x) for _ in range(6)]
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(losses))
     p = values()
@@ -465,7 +519,11 @@ def test_soft_labels_are_weighted_duplicates_in_scikit_learn(seed, classes, feat
     q = torch.rand(classes, 40, generator=g, dtype=torch.float64)
     ridge = 0.02
     gate = GatedWeights(
-        u, torch.zeros(classes, features).double(), torch.zeros(classes).double(), ridge=ridge, reference=False
+        u,
+        torch.zeros(classes, features).double(),
+        torch.zeros(classes).double(),
+        ridge=ridge,
+        reference=False,
     )
     statistics = gate.statistics(torch.arange(classes).unsqueeze(-1), q)
     found = gate.maximize(statistics, frozenset({"weight", "bias"}))
@@ -473,15 +531,23 @@ def test_soft_labels_are_weighted_duplicates_in_scikit_learn(seed, classes, feat
     # For two classes scikit-learn has one coefficient vector, the difference: half of the squares of two.
     strength = 1 / (2 * ridge * total) * (2 if classes == 2 else 1)
     peer = LogisticRegression(C=strength, tol=1e-10, max_iter=5000)
-    peer.fit(u.repeat(classes, 1).numpy(), torch.arange(classes).repeat_interleave(40).numpy(), q.reshape(-1).numpy())
+    peer.fit(
+        u.repeat(classes, 1).numpy(),
+        torch.arange(classes).repeat_interleave(40).numpy(),
+        q.reshape(-1).numpy(),
+    )
     mine = GatedWeights(u, **found, reference=False).table().exp()
-    torch.testing.assert_close(mine, torch.from_numpy(peer.predict_proba(u.numpy())), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        mine, torch.from_numpy(peer.predict_proba(u.numpy())), rtol=0, atol=1e-5
+    )
 
 
 def labelled(rows=80, classes=4, seed=0):
     """A problem with a finite minimum."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.cat([torch.randn(rows, 3, generator=g, dtype=torch.float64), torch.ones(rows, 1).double()], -1)
+    x = torch.cat(
+        [torch.randn(rows, 3, generator=g, dtype=torch.float64), torch.ones(rows, 1).double()], -1
+    )
     q = torch.rand(rows, classes, generator=g, dtype=torch.float64).pow(3)
     return SoftmaxRows(x, q.sum(-1), q.T @ x), q
 
@@ -517,7 +583,10 @@ def test_units_of_covariates_and_repeated_ones_do_not_matter():
     found = other.design @ minimize(other, torch.zeros(4, 4).double(), penalty, held=1).T
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
     twice = SoftmaxRows(rows.design[:, [0, 0, 1, 2, 3]], rows.weight, rows.sums[:, [0, 0, 1, 2, 3]])
-    found = twice.design @ minimize(twice, torch.zeros(4, 5).double(), torch.zeros(5).double(), held=1).T
+    found = (
+        twice.design
+        @ minimize(twice, torch.zeros(4, 5).double(), torch.zeros(5).double(), held=1).T
+    )
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
 
@@ -539,7 +608,9 @@ def test_separable_classes_stop_where_nothing_is_left_to_gain():
     u = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]).double()
     gate = GatedWeights(u, torch.zeros(1, 1).double(), torch.zeros(1).double())
     q = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]).double()
-    found = gate.maximize(gate.statistics(torch.arange(2).unsqueeze(-1), q), frozenset({"weight", "bias"}))
+    found = gate.maximize(
+        gate.statistics(torch.arange(2).unsqueeze(-1), q), frozenset({"weight", "bias"})
+    )
     best = GatedWeights(u, **found)
     assert all(bool(value.isfinite().all()) for value in found.values())
     assert float((best.log_prob(torch.tensor([0, 0, 1, 1]))).sum()) > -1e-8
@@ -550,9 +621,13 @@ def test_without_covariates_that_matter_the_gate_is_the_weights():
     u = torch.zeros(N, 1).double()
     gate = GatedWeights(u, torch.zeros(C - 1, 1).double(), torch.zeros(C - 1).double())
     every = torch.arange(C).unsqueeze(-1)
-    found = GatedWeights(u, **gate.maximize(gate.statistics(every, q), frozenset({"weight", "bias"})))
+    found = GatedWeights(
+        u, **gate.maximize(gate.statistics(every, q), frozenset({"weight", "bias"}))
+    )
     weights = MixtureWeights(torch.ones(C).double() / C)
-    shares = weights.maximize(weights.statistics(every.expand(C, N), q), frozenset({"probs"}))["probs"]
+    shares = weights.maximize(weights.statistics(every.expand(C, N), q), frozenset({"probs"}))[
+        "probs"
+    ]
     torch.testing.assert_close(found.table().exp(), shares.expand(N, C))
 
 
@@ -570,7 +645,11 @@ def test_rows_that_are_not_finite_stay_out_of_gradients(value, numbers, monkeypa
         u[0] = first
         log_prob = GatedWeights(u, weight, bias).log_prob(z)
         assert log_prob[0].isfinite() == (first == 0)
-        found.append(torch.autograd.grad(torch.where(torch.arange(7) > 0, log_prob, 0.0).sum(), [weight, bias]))
+        found.append(
+            torch.autograd.grad(
+                torch.where(torch.arange(7) > 0, log_prob, 0.0).sum(), [weight, bias]
+            )
+        )
     for mine, reference in zip(*found, strict=True):
         torch.testing.assert_close(mine, reference)
     u[0] = value

@@ -10,11 +10,17 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
-from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.regression.generalized_regressions import (
+    LogisticRegressions,
+    PoissonRegressions,
+)
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions
+from pyro_mixtures.models.classifiers import (
+    MixtureOfLogisticRegressions,
+    MixtureOfPoissonRegressions,
+)
 from tests.conformance import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -40,7 +46,10 @@ def problem(kind, rows=ROWS, components=C, dtype=torch.float64, seed=0):
     with torch.device("cpu"):
         x = torch.randn(rows, P, dtype=torch.float64)
         y = stock(kind, x @ torch.tensor([0.8, -0.5, 0.2]).double() + 0.3).sample()
-        weight, bias = 0.5 * torch.randn(components, P).double(), 0.5 * torch.randn(components).double()
+        weight, bias = (
+            0.5 * torch.randn(components, P).double(),
+            0.5 * torch.randn(components).double(),
+        )
     return x.to(dtype), y.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
@@ -134,7 +143,10 @@ def test_maximum_never_raises_a_loss_and_stays_finite(kind, seed, rows, start, r
     index = torch.randint(C, (rows,))
     q = torch.rand(rows, dtype=torch.float64)
     new, _ = fitted(family, index, y, q)
-    before, after = (torch.zeros(C).double().index_add(0, index, -q * f[index].log_prob(y)) for f in (family, new))
+    before, after = (
+        torch.zeros(C).double().index_add(0, index, -q * f[index].log_prob(y))
+        for f in (family, new)
+    )
     assert new.weight.isfinite().all()
     assert new.bias.isfinite().all()
     assert (after <= before + 1e-9 * before.abs()).all()
@@ -143,7 +155,9 @@ def test_maximum_never_raises_a_loss_and_stays_finite(kind, seed, rows, start, r
 def test_part_of_one_outcome_alone_is_fitted_by_its_bias():
     x, _, weight, bias = problem(LogisticRegressions, 20, 1)
     new, _ = fitted(
-        LogisticRegressions(x, weight, bias, ridge=0.01), torch.zeros(20, dtype=torch.long), torch.ones(20).double()
+        LogisticRegressions(x, weight, bias, ridge=0.01),
+        torch.zeros(20, dtype=torch.long),
+        torch.ones(20).double(),
     )
     assert -new[torch.zeros(20, dtype=torch.long)].log_prob(torch.ones(20).double()).sum() < 1e-6
     assert new.weight.norm() < 1e-3
@@ -170,7 +184,9 @@ def test_statistics_of_batches_are_those_of_all_rows(kind):
 
 
 def start(model_class, rows=150, **options):
-    kind = LogisticRegressions if model_class is MixtureOfLogisticRegressions else PoissonRegressions
+    kind = (
+        LogisticRegressions if model_class is MixtureOfLogisticRegressions else PoissonRegressions
+    )
     torch.manual_seed(1)
     x, z = torch.randn(rows, P).double(), torch.arange(rows) % 3
     slopes = 2 * torch.randn(3, P).double()
@@ -181,7 +197,7 @@ def start(model_class, rows=150, **options):
 @pytest.mark.parametrize("model_class", MODELS)
 def test_soft_em_is_monotone(model_class):
     model, x, y = start(model_class)
-    em = EM(model, FullPartition(model, components=3), dead="keep")
+    em = EM(model, FullPartition(model, components=3), empty="keep")
     losses = torch.tensor([em.step(x, y) for _ in range(15)])
     assert (losses.diff() <= 1e-9 * losses[0].abs()).all()
     assert losses[-1] < 0.95 * losses[0]
@@ -191,16 +207,26 @@ def test_soft_em_is_monotone(model_class):
 def test_hard_em_is_monotone_and_its_loss_is_the_objective(model_class):
     model, x, y = start(model_class, equal_weights=True)
     guide = HardPartition(model, components=3)
-    em = EM(model, guide, dead="keep")
+    em = EM(model, guide, empty="keep")
     losses = torch.tensor([em.step(x, y) for _ in range(15)])
     assert (losses.diff() <= 1e-9 * losses[0].abs()).all()
     assert losses[-1] < 0.9 * losses[0]
     kind = type(model.component_distributions(x))
     objective = sum(
-        loss_of(kind, x[own], y[own], torch.ones(int(own.sum())), model.ridge, model.weight[c], model.bias[c])
+        loss_of(
+            kind,
+            x[own],
+            y[own],
+            torch.ones(int(own.sum())),
+            model.ridge,
+            model.weight[c],
+            model.bias[c],
+        )
         for c, own in ((c, guide.labels == c) for c in range(3))
     )
-    assert em.evaluate_loss(x, y) == pytest.approx(objective - len(x) * model.weights[0].log().item())
+    assert em.evaluate_loss(x, y) == pytest.approx(
+        objective - len(x) * model.weights[0].log().item()
+    )
 
 
 @pytest.mark.parametrize("model_class", MODELS)
@@ -209,11 +235,13 @@ def test_batches_make_the_step_of_all_rows(model_class):
     for rows in (150, 40):
         pyro.clear_param_store()
         model, x, y = start(model_class)
-        em = EM(model, FullPartition(model, components=3), dead="keep")
+        em = EM(model, FullPartition(model, components=3), empty="keep")
         batches = torch.arange(150).split(rows)
         loss = sum(em.accumulate(x[b], y[b], index=b, size=150) for b in batches)
         em.maximize()
-        found.append((torch.tensor(loss), model.weight.detach().clone(), model.weights.detach().clone()))
+        found.append(
+            (torch.tensor(loss), model.weight.detach().clone(), model.weights.detach().clone())
+        )
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole.to(parts.dtype), rtol=1e-6, atol=1e-6)
 
@@ -230,7 +258,7 @@ def test_masked_rows_may_hold_anything(model_class, guide_class):
         nan = torch.full((hidden,), torch.nan).double()
         x, y = torch.cat([x, nan.unsqueeze(-1).expand(-1, P)]), torch.cat([y, nan])
         program = pyro.poutine.mask(model, seen)
-        em = EM(program, guide_class(program, components=3), dead="keep")
+        em = EM(program, guide_class(program, components=3), empty="keep")
         em.step(x, y)
         found.append(torch.cat([model.weight.detach().flatten(), model.bias.detach()]))
     assert found[0].isfinite().all()
@@ -240,7 +268,12 @@ def test_masked_rows_may_hold_anything(model_class, guide_class):
 @pytest.mark.parametrize("model_class", MODELS)
 def test_svi_lowers_the_loss(model_class):
     model, x, y = start(model_class)
-    svi = SVI(model, FullPartition(model, components=3), Adam({"lr": 3e-2}), TraceEnum_ELBO(max_plate_nesting=1))
+    svi = SVI(
+        model,
+        FullPartition(model, components=3),
+        Adam({"lr": 3e-2}),
+        TraceEnum_ELBO(max_plate_nesting=1),
+    )
     losses = [svi.step(x, y) for _ in range(40)]
     assert losses[-1] < losses[0]
 
@@ -255,12 +288,16 @@ def test_leave_one_out_gains_are_near_those_of_refits(kind, ridge):
     def least(rows):
         one = torch.ones(len(rows)).double()
         new, _ = fitted(kind(x[rows], weight, bias, ridge=ridge), index[rows], y[rows])
-        return loss_of(kind, x[rows], y[rows], one, ridge, new.weight[index[rows[0]]], new.bias[index[rows[0]]])
+        return loss_of(
+            kind, x[rows], y[rows], one, ridge, new.weight[index[rows[0]]], new.bias[index[rows[0]]]
+        )
 
     parts = [(index == c).nonzero()[:, 0] for c in (0, 1)]
     whole = [least(part) for part in parts]
     some = range(0, ROWS, 3)
-    exact = torch.tensor([whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some])
+    exact = torch.tensor(
+        [whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some]
+    )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01
     # A row that pulls hard is where one step says less: its error is small beside what the correction is worth.
@@ -281,7 +318,7 @@ def test_leave_one_out_gain_of_a_row_by_itself_is_its_part(kind):
 @pytest.mark.parametrize("score", ["leave_one_out", "modular_bound"])
 def test_partitions_take_leave_one_out_scores(model_class, score):
     model, x, y = start(model_class, equal_weights=True)
-    em = EM(model, HardPartition(model, components=3, score=score), dead="keep")
+    em = EM(model, HardPartition(model, components=3, score=score), empty="keep")
     losses = [em.step(x, y) for _ in range(6)]
     assert torch.tensor(losses).isfinite().all()
 
@@ -307,7 +344,7 @@ def test_impossible_arguments_are_refused(kind):
 
 def test_weight_without_bias_is_refused():
     model, x, y = start(MixtureOfPoissonRegressions)
-    em = EM(model, FullPartition(model, components=3), dead="keep", freeze=["bias"])
+    em = EM(model, FullPartition(model, components=3), empty="keep", freeze=["bias"])
     with pytest.raises(ClosedFormError, match="together"):
         em.step(x, y)
 
@@ -315,12 +352,14 @@ def test_weight_without_bias_is_refused():
 def test_frozen_coefficients_stay():
     model, x, y = start(MixtureOfPoissonRegressions)
     before = model.weight.detach().clone()
-    EM(model, FullPartition(model, components=3), dead="keep", freeze=["bias", "weight"]).step(x, y)
+    EM(model, FullPartition(model, components=3), empty="keep", freeze=["bias", "weight"]).step(
+        x, y
+    )
     assert torch.equal(model.weight, before)
 
 
 def test_stepwise_em_is_refused():
     model, x, y = start(MixtureOfLogisticRegressions)
-    em = EM(model, FullPartition(model, components=3), dead="keep", step_size=lambda t: t**-0.6)
+    em = EM(model, FullPartition(model, components=3), empty="keep", step_size=lambda t: t**-0.6)
     with pytest.raises(ClosedFormError, match="stepwise"):
         em.step(x, y)

@@ -8,11 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_mixtures.distributions.exponential.exponential_families import Bernoullis, Exponentials, Multinomials, Poissons
-from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.exponential.exponential_families import (
+    Bernoullis,
+    Exponentials,
+    Multinomials,
+    Poissons,
+)
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
+from pyro_mixtures.distributions.normal.unit_normals import (
+    DirectionalNormals,
+    KnownPrecisionNormals,
+    UnitNormals,
+)
+from pyro_mixtures.distributions.regression.generalized_regressions import (
+    LogisticRegressions,
+    PoissonRegressions,
+)
 from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
-from pyro_mixtures.distributions.normal.squared_distances import Cosines, Mahalanobis, SquaredEuclidean
 from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -24,7 +36,12 @@ few = settings(max_examples=10, deadline=None, derandomize=True)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return torch.randn(
+        *shape,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        dtype=torch.float64,
+        device="cpu",
+    )
 
 
 def weights(rows: int, seed: int = 0) -> Tensor:
@@ -48,9 +65,9 @@ def mean_of(x: Tensor, w: Tensor) -> Tensor:
 
 # By family: a batch of components, rows from normal ones, and the mean of least loss of weighted rows.
 MEANS = {
-    "euclidean": (SquaredEuclidean, lambda x: 5 + x, mean_of),
-    "mahalanobis": (lambda m: Mahalanobis(m, SPREAD), lambda x: x, mean_of),
-    "cosines": (Cosines, unit, lambda x, w: unit((w.unsqueeze(-1) * x).sum(0))),
+    "euclidean": (UnitNormals, lambda x: 5 + x, mean_of),
+    "mahalanobis": (lambda m: KnownPrecisionNormals(m, SPREAD), lambda x: x, mean_of),
+    "cosines": (DirectionalNormals, unit, lambda x, w: unit((w.unsqueeze(-1) * x).sum(0))),
     "poisson": (Poissons, torch.exp, mean_of),
     "bernoulli": (Bernoullis, torch.sigmoid, mean_of),
     "exponential": (Exponentials, torch.exp, mean_of),
@@ -80,7 +97,9 @@ def check(found: Tensor, exact: Tensor, weight: Tensor, tolerance: float = 1e-8)
 def test_gains_of_weighted_rows_about_means(name, rows):
     build, support, best = MEANS[name]
     x, index, weight = support(draw(rows, D)), labels_of(rows), weights(rows)
-    family = build(support(draw(C, D, seed=1)) if name != "multinomial" else support(draw(C, D)).softmax(-1))
+    family = build(
+        support(draw(C, D, seed=1)) if name != "multinomial" else support(draw(C, D)).softmax(-1)
+    )
 
     def least(part: Tensor, c: int) -> float:
         part = part & (weight > 0)
@@ -108,7 +127,9 @@ def test_gains_of_few_weighted_rows(rows, ridge, seed):
     check_regressions(rows, None, ridge, seed, 1e-6)
 
 
-def check_regressions(rows: int, outputs: int | None, ridge: float, seed: int, tolerance: float) -> None:
+def check_regressions(
+    rows: int, outputs: int | None, ridge: float, seed: int, tolerance: float
+) -> None:
     x, index, weight = draw(rows, D, seed=seed), labels_of(rows, seed), weights(rows, seed)
     shape = (rows,) if outputs is None else (rows, outputs)
     y, event = draw(*shape, seed=seed + 1), shape[1:]
@@ -129,13 +150,21 @@ def check_regressions(rows: int, outputs: int | None, ridge: float, seed: int, t
         return constant + 0.5 * float((left.square().sum(0) / sd.square()).sum())
 
     statistics = family.partition_statistics_at(index, y, weight)
-    check(family.leave_one_out_at(statistics, index, y, weight), without_each(least, index), weight, tolerance)
+    check(
+        family.leave_one_out_at(statistics, index, y, weight),
+        without_each(least, index),
+        weight,
+        tolerance,
+    )
 
 
 def test_rows_of_any_weight_share_one_basis_of_float32():
     """In single precision a row of small weight still has a gain near its loss."""
     x, y = draw(40, D).float(), draw(40, seed=1).float()
-    index, weight = torch.zeros(40, dtype=torch.int64), torch.ones(40).index_fill(0, torch.tensor([7]), 1e-6)
+    index, weight = (
+        torch.zeros(40, dtype=torch.int64),
+        torch.ones(40).index_fill(0, torch.tensor([7]), 1e-6),
+    )
     family = LinearRegressions(x, torch.zeros(1, D), torch.zeros(1), torch.ones(1), ridge=0.1)
     statistics = family.partition_statistics_at(index, y, weight)
     family = family.of({**family.maximize(statistics, BOTH, floor=None), "scale": family.scale})
@@ -146,7 +175,10 @@ def test_rows_of_any_weight_share_one_basis_of_float32():
 
 def linear(kind: str, rows: int = 40):
     """A family of two components, outcomes, parts, weights; by kind."""
-    x, signal = draw(rows, D, seed=3), draw(rows, D, seed=3) @ draw(D, seed=4) + 0.5 * draw(rows, seed=5)
+    x, signal = (
+        draw(rows, D, seed=3),
+        draw(rows, D, seed=3) @ draw(D, seed=4) + 0.5 * draw(rows, seed=5),
+    )
     y = (signal.exp() + 0.5).floor() if kind == "poisson" else (signal > 0).double()
     build = {
         "logistic": lambda rows, **own: LogisticRegressions(x[rows], **own, ridge=0.02),
@@ -205,7 +237,8 @@ def test_hinge_gains_are_those_of_refits(given):
     weight = {
         "one": torch.ones(40, device="cpu"),
         "two weights": 1.0 + torch.arange(40, device="cpu") % 2,
-        "all different": 0.2 + 2 * torch.rand(40, generator=torch.Generator("cpu").manual_seed(0), device="cpu"),
+        "all different": 0.2
+        + 2 * torch.rand(40, generator=torch.Generator("cpu").manual_seed(0), device="cpu"),
     }[given].double()
     gains, exact, own = gains_and_refits("hinge", weight)
     assert (own - exact).abs().max() > 0.3

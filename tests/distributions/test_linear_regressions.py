@@ -13,7 +13,10 @@ from pyro.infer import TraceEnum_ELBO
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions, RegressionStatistics
+from pyro_mixtures.distributions.regression.linear_regressions import (
+    LinearRegressions,
+    RegressionStatistics,
+)
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
@@ -33,7 +36,12 @@ def dtype(request) -> torch.dtype:
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return torch.randn(
+        *shape,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        dtype=torch.float64,
+        device="cpu",
+    )
 
 
 def rows_of(outputs: int | None, rows: int = ROWS, dtype=torch.float64) -> tuple[Tensor, Tensor]:
@@ -42,7 +50,9 @@ def rows_of(outputs: int | None, rows: int = ROWS, dtype=torch.float64) -> tuple
     return normal(rows, FEATURES, seed=1).to(dtype), (y if outputs else y[:, 0]).to(dtype)
 
 
-def build(x: Tensor, outputs: int | None = None, ridge: float = 0.0, components: int = COMPONENTS) -> LinearRegressions:
+def build(
+    x: Tensor, outputs: int | None = None, ridge: float = 0.0, components: int = COMPONENTS
+) -> LinearRegressions:
     """Components with leaf arguments of the covariates' dtype."""
     own = () if outputs is None else (outputs,)
     weight, bias, scale = (
@@ -54,10 +64,14 @@ def build(x: Tensor, outputs: int | None = None, ridge: float = 0.0, components:
     return LinearRegressions(x, *given, ridge=ridge)
 
 
-def mixture(outputs: int | None = None, dtype=torch.float64, components: int = COMPONENTS, **options):
+def mixture(
+    outputs: int | None = None, dtype=torch.float64, components: int = COMPONENTS, **options
+):
     torch.manual_seed(0)
     with torch.device("cpu"):
-        model = MixtureOfRegressions(components=components, features=FEATURES, outputs=outputs, **options)
+        model = MixtureOfRegressions(
+            components=components, features=FEATURES, outputs=outputs, **options
+        )
         with torch.no_grad():
             model.weight, model.bias = torch.randn_like(model.weight), torch.randn_like(model.bias)
     return model.to(dtype)
@@ -88,8 +102,8 @@ def test_log_prob_and_gradients_are_those_of_stock_normals(outputs, ridge, shape
     z = torch.randint(COMPONENTS, (3, ROWS), generator=draw, device="cpu")
     if shape == "padded":
         z[1, ::3], z[2] = -1, -1
-    everyone = torch.arange(COMPONENTS, device="cpu").unsqueeze(-1)
-    z = {"rows": z[0], "everyone": everyone}.get(shape, z)
+    all_components = torch.arange(COMPONENTS, device="cpu").unsqueeze(-1)
+    z = {"rows": z[0], "everyone": all_components}.get(shape, z)
     full = z.expand(*z.shape[:-1], ROWS)
     table, leaves = brute_table(family, x, y)
     expected = table.gather(-1, full.clamp_min(0).reshape(-1, ROWS).T).T.reshape(full.shape)
@@ -159,7 +173,9 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="59 outcomes for 60 rows"):
         build(x)[torch.zeros(59, dtype=torch.int64)].log_prob(y[:59])
     with pytest.raises(DataError, match="float32"):
-        LinearRegressions(x, weight.float(), bias.float(), scale.float())[torch.zeros(60).long()].log_prob(y)
+        LinearRegressions(x, weight.float(), bias.float(), scale.float())[
+            torch.zeros(60).long()
+        ].log_prob(y)
 
 
 @pytest.mark.parametrize("call", ["log_prob", "sample", "rsample", "mean"])
@@ -168,7 +184,9 @@ def test_components_that_no_rows_were_selected_of_are_refused(call):
     x, y = rows_of(None, rows=COMPONENTS)
     family = build(x)
     with pytest.raises(DataError, match=r"family\[z\]"):
-        family.log_prob(y) if call == "log_prob" else family.mean if call == "mean" else getattr(family, call)()
+        family.log_prob(y) if call == "log_prob" else family.mean if call == "mean" else getattr(
+            family, call
+        )()
 
 
 def test_impossible_options_of_the_model_are_refused():
@@ -183,19 +201,29 @@ def test_impossible_options_of_the_model_are_refused():
 def test_weight_without_bias_has_no_closed_form():
     model, (x, y) = mixture(), rows_of(None)
     with pytest.raises(ClosedFormError, match="together"):
-        EM(model, FullPartition(model, components=COMPONENTS), freeze=["bias"], dead="keep").step(x, y)
+        EM(model, FullPartition(model, components=COMPONENTS), freeze=["bias"], empty="keep").step(
+            x, y
+        )
 
 
 # The M-step.
 
 
-def ridge_of(x: Tensor, y: Tensor, q: Tensor, ridge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ridge_of(
+    x: Tensor, y: Tensor, q: Tensor, ridge: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted ridge regression by scikit-learn, and the standard deviation of its penalised residuals."""
     x, y, q = (t.detach().double().numpy() for t in (x, y, q))
-    known = Ridge(alpha=ridge * q.sum() + 1e-12, solver="cholesky", tol=1e-12).fit(x, y, sample_weight=q)
+    known = Ridge(alpha=ridge * q.sum() + 1e-12, solver="cholesky", tol=1e-12).fit(
+        x, y, sample_weight=q
+    )
     left = (q[:, None] * (y - known.predict(x)).reshape(len(y), -1) ** 2).sum(0)
     weight = known.coef_.reshape(-1, x.shape[1])
-    return known.coef_, known.intercept_, np.sqrt((left + ridge * q.sum() * (weight**2).sum(-1)) / q.sum())
+    return (
+        known.coef_,
+        known.intercept_,
+        np.sqrt((left + ridge * q.sum() * (weight**2).sum(-1)) / q.sum()),
+    )
 
 
 @pytest.mark.meta
@@ -205,19 +233,29 @@ def test_one_em_step_is_weighted_ridge_regression(outputs, ridge, dtype):
     model, (x, y) = mixture(outputs, dtype, ridge=ridge), rows_of(outputs, 200, dtype)
     guide = FullPartition(model, components=COMPONENTS)
     q = guide.posterior(x, y).probs.detach().clone()
-    EM(model, guide, variance_floor=0.0, dead="keep").step(x, y)
+    EM(model, guide, variance_floor=0.0, empty="keep").step(x, y)
     assert_near(model.weights, q.mean(1), 20 * TOLERANCE[dtype])
     for c in range(COMPONENTS):
         known = ridge_of(x, y, q[c], ridge)
         found = (model.weight[c], model.bias[c], model.scale[c].reshape(-1))
         for mine, theirs in zip(found, known, strict=True):
-            assert_near(mine, torch.as_tensor(theirs, device="cpu").reshape(mine.shape), 50 * TOLERANCE[dtype])
+            assert_near(
+                mine,
+                torch.as_tensor(theirs, device="cpu").reshape(mine.shape),
+                50 * TOLERANCE[dtype],
+            )
 
 
 def test_scale_alone_is_that_of_the_residuals_under_frozen_coefficients():
     model, (x, y) = mixture(components=1), rows_of(None)
     weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
-    EM(model, FullPartition(model, components=1), freeze=["weight", "bias"], variance_floor=0.0, dead="keep").step(x, y)
+    EM(
+        model,
+        FullPartition(model, components=1),
+        freeze=["weight", "bias"],
+        variance_floor=0.0,
+        empty="keep",
+    ).step(x, y)
     expected = (y - x @ weight[0] - bias[0]).square().mean().sqrt()
     torch.testing.assert_close(model.scale[0].detach(), expected)
     assert torch.equal(model.weight.detach(), weight)
@@ -243,8 +281,10 @@ def test_free_energy_never_falls(truncated, ridge, dtype):
     model, (x, y) = mixture(dtype=dtype, ridge=ridge), rows_of(None, 150, dtype)
     guide = FullPartition(model, components=COMPONENTS)
     if truncated:
-        guide = TruncatedPartition(model, components=COMPONENTS, candidates=2, neighbors=3, explore=1, seed=0)
-    em = EM(model, guide, dead="keep")
+        guide = TruncatedPartition(
+            model, components=COMPONENTS, candidates=2, neighbors=3, explore=1, seed=0
+        )
+    em = EM(model, guide, empty="keep")
     losses = torch.tensor([em.step(x, y) for _ in range(15)], dtype=torch.float64)
     assert losses[-1] < losses[0]
     assert (losses.diff() / losses[0].abs()).max() <= TOLERANCE[dtype], losses.tolist()
@@ -254,7 +294,10 @@ def test_em_recovers_the_regressions_that_the_data_were_drawn_from():
     torch.manual_seed(3)
     truth = mixture(components=2)
     with torch.no_grad():
-        truth.weight, truth.bias = 3 * torch.randn_like(truth.weight), 3 * torch.randn_like(truth.bias)
+        truth.weight, truth.bias = (
+            3 * torch.randn_like(truth.weight),
+            3 * torch.randn_like(truth.bias),
+        )
         truth.scale = torch.tensor([0.3, 0.6], dtype=torch.float64)
     x = normal(2000, FEATURES, seed=5)
     y = truth(x).detach()
@@ -266,9 +309,12 @@ def test_em_recovers_the_regressions_that_the_data_were_drawn_from():
         model = mixture(components=2)
         with torch.no_grad():
             model.weight = normal(2, FEATURES, seed=seed + 10)
-        done = fit(EM(model, FullPartition(model, components=2), dead="keep"), x, y, progress=False)
+        done = fit(
+            EM(model, FullPartition(model, components=2), empty="keep"), x, y, progress=False
+        )
         best = max(
-            best or (-math.inf,), (done.elbo, *(t.detach().clone() for t in (model.weight, model.bias, model.scale)))
+            best or (-math.inf,),
+            (done.elbo, *(t.detach().clone() for t in (model.weight, model.bias, model.scale))),
         )
     _, weight, bias, scale = best
     order = [int((weight - w).norm(dim=-1).argmin()) for w in known[0]]
@@ -284,7 +330,11 @@ def test_untruncated_loss_is_minus_the_evidence_by_stock_enumeration(outputs, dt
     expected = -(table + model.weights.double().log()).logsumexp(-1).sum().item()
     guide = FullPartition(model, components=COMPONENTS)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    for loss in (exact_loss(model, x, y), elbo.loss(model, guide, x, y), EM(model, guide).evaluate_loss(x, y)):
+    for loss in (
+        exact_loss(model, x, y),
+        elbo.loss(model, guide, x, y),
+        EM(model, guide).evaluate_loss(x, y),
+    ):
         assert loss == pytest.approx(expected, rel=TOLERANCE[dtype])
 
 
@@ -295,10 +345,12 @@ def test_minibatches_add_up_to_the_full_batch(outputs, dtype):
     for size in (90, 16):
         pyro.clear_param_store()
         model = mixture(outputs, dtype, ridge=0.1)
-        em, losses = EM(model, FullPartition(model, components=COMPONENTS), dead="keep"), []
+        em, losses = EM(model, FullPartition(model, components=COMPONENTS), empty="keep"), []
         for _ in range(3):
             parts = torch.arange(90).split(size)
-            losses.append(sum(em.accumulate(x[part], y[part], index=part, size=90) for part in parts))
+            losses.append(
+                sum(em.accumulate(x[part], y[part], index=part, size=90) for part in parts)
+            )
             em.maximize()
         found.append((torch.tensor(losses, dtype=dtype), *model.state_dict().values()))
     for whole, in_parts in zip(*found, strict=True):
@@ -308,7 +360,7 @@ def test_minibatches_add_up_to_the_full_batch(outputs, dtype):
 def test_saved_and_loaded_model_gives_the_same_loss(tmp_path):
     x, y = rows_of(None)
     model = mixture(scale=2.0, equal_weights=True)
-    EM(model, FullPartition(model, components=COMPONENTS), dead="keep").step(x, y)
+    EM(model, FullPartition(model, components=COMPONENTS), empty="keep").step(x, y)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     before = exact_loss(model, x, y)
     pyro.clear_param_store()
@@ -325,7 +377,9 @@ def test_float32_keeps_its_digits_far_from_zero(offset):
     """Soft statistics of rows far from zero: the fit in float32 is that in float64 of the same (rounded) rows."""
     x = (offset + normal(2000, FEATURES, seed=1)).float()
     q = torch.rand(2, 2000, generator=torch.Generator().manual_seed(0))
-    y = (offset + (x.double() - offset) @ normal(FEATURES, seed=7) + 0.1 * normal(2000, seed=8)).float()
+    y = (
+        offset + (x.double() - offset) @ normal(FEATURES, seed=7) + 0.1 * normal(2000, seed=8)
+    ).float()
     found = []
     for dtype in (torch.float32, torch.float64):
         family = build(x.to(dtype), components=2)
@@ -334,10 +388,16 @@ def test_float32_keeps_its_digits_far_from_zero(offset):
         found.append(family.maximize(sums, frozenset(["weight", "bias", "scale"]), floor=None))
     for name in ("weight", "scale"):
         torch.testing.assert_close(found[0][name].double(), found[1][name], rtol=1e-5, atol=1e-6)
-    known = Ridge(alpha=1e-9).fit(x.double() - offset, y.double() - offset, sample_weight=q[0].double())
-    torch.testing.assert_close(found[1]["weight"][0], torch.from_numpy(known.coef_), rtol=0, atol=1e-6)
+    known = Ridge(alpha=1e-9).fit(
+        x.double() - offset, y.double() - offset, sample_weight=q[0].double()
+    )
+    torch.testing.assert_close(
+        found[1]["weight"][0], torch.from_numpy(known.coef_), rtol=0, atol=1e-6
+    )
     left = (known.predict(x.double() - offset) - y.double().numpy() + offset) ** 2
-    assert float(found[1]["scale"][0]) == pytest.approx(np.sqrt(np.average(left, weights=q[0])), rel=1e-5)
+    assert float(found[1]["scale"][0]) == pytest.approx(
+        np.sqrt(np.average(left, weights=q[0])), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("units", [1e-9, 1e9])
@@ -348,7 +408,11 @@ def test_units_of_covariates_do_not_matter(units):
     found = []
     for rows in (x, x * scales):
         family = build(rows, components=1)
-        found.append(family.maximize(family[torch.zeros(1, ROWS).long()].statistics(y, weights), free, floor=None))
+        found.append(
+            family.maximize(
+                family[torch.zeros(1, ROWS).long()].statistics(y, weights), free, floor=None
+            )
+        )
     torch.testing.assert_close(found[1]["weight"] * scales, found[0]["weight"])
 
 
@@ -358,11 +422,15 @@ def test_constant_and_repeated_covariates_leave_the_fit_alone(offset):
     x = offset + x
     wide = torch.cat([x, x[:, :1], torch.full((ROWS, 1), 1e4, dtype=torch.float64)], -1)
     family = build(wide, components=1)
-    sums = family[torch.zeros(1, ROWS).long()].statistics(y, torch.ones(1, ROWS, dtype=torch.float64))
+    sums = family[torch.zeros(1, ROWS).long()].statistics(
+        y, torch.ones(1, ROWS, dtype=torch.float64)
+    )
     found = family.maximize(sums, frozenset(["weight", "bias"]), floor=None)
     known = Ridge(alpha=1e-9).fit(x - offset, y)
     fitted = wide @ found["weight"][0] + found["bias"][0]
-    torch.testing.assert_close(fitted, torch.from_numpy(known.predict(x - offset)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        fitted, torch.from_numpy(known.predict(x - offset)), rtol=1e-6, atol=1e-6
+    )
     assert float(found["weight"].abs().max()) < 10
 
 
@@ -377,7 +445,9 @@ def least(family: LinearRegressions, x: Tensor, y: Tensor, c: int) -> float:
     sd = family.scale.detach().reshape(len(family.scale), -1)[c]
     own = len(y) * (sd.log().sum() + 0.5 * len(sd) * math.log(2 * math.pi)).item()
     mean_x, mean_y = x.mean(0), y.mean(0)
-    a = torch.cat([x - mean_x, math.sqrt(len(y) * family.ridge) * torch.eye(x.shape[1], dtype=x.dtype)])
+    a = torch.cat(
+        [x - mean_x, math.sqrt(len(y) * family.ridge) * torch.eye(x.shape[1], dtype=x.dtype)]
+    )
     b = torch.cat([y - mean_y, torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)])
     weight = torch.from_numpy(np.linalg.lstsq(a.numpy(), b.numpy(), rcond=1e-11)[0])
     return own + 0.5 * ((b - a @ weight).square().sum(0) / sd.square()).sum().item()
@@ -393,14 +463,20 @@ def gains_by_refits(family: LinearRegressions, x: Tensor, y: Tensor, labels: Ten
     return torch.tensor(gains, dtype=torch.float64)
 
 
-def partition_statistics(family: LinearRegressions, y: Tensor, labels: Tensor) -> RegressionStatistics:
+def partition_statistics(
+    family: LinearRegressions, y: Tensor, labels: Tensor
+) -> RegressionStatistics:
     return family[labels.unsqueeze(0)].statistics(y, torch.ones(1, len(y), dtype=y.dtype))
 
 
-def check_gains(x: Tensor, y: Tensor, labels: Tensor, ridge: float, outputs: int | None, tolerance=1e-8) -> None:
+def check_gains(
+    x: Tensor, y: Tensor, labels: Tensor, ridge: float, outputs: int | None, tolerance=1e-8
+) -> None:
     family = build(x, outputs, ridge)
     found = family.leave_one_out_at(partition_statistics(family, y, labels), labels, y).detach()
-    torch.testing.assert_close(found, gains_by_refits(family, x, y, labels), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        found, gains_by_refits(family, x, y, labels), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.05, 3.0])
@@ -441,7 +517,9 @@ def test_gains_do_not_leave_float32():
     family, wide = build(x), build(x.double())
     found = family.leave_one_out_at(partition_statistics(family, y, labels), labels, y)
     assert found.dtype == torch.float32
-    expected = wide.leave_one_out_at(partition_statistics(wide, y.double(), labels), labels, y.double())
+    expected = wide.leave_one_out_at(
+        partition_statistics(wide, y.double(), labels), labels, y.double()
+    )
     assert_near(found, expected, 1e-5)
 
 
@@ -449,8 +527,13 @@ def test_gains_do_not_leave_float32():
 def test_a_row_by_itself_costs_its_constants_alone(outputs):
     x, y = rows_of(outputs, rows=3)
     family = build(x, outputs, 0.4)
-    everyone = torch.arange(COMPONENTS).unsqueeze(-1).expand(-1, 3)
+    all_components = torch.arange(COMPONENTS).unsqueeze(-1).expand(-1, 3)
     expected = torch.tensor(
-        [[least(family, x[i : i + 1], y[i : i + 1], c) for i in range(3)] for c in range(COMPONENTS)]
+        [
+            [least(family, x[i : i + 1], y[i : i + 1], c) for i in range(3)]
+            for c in range(COMPONENTS)
+        ]
     )
-    torch.testing.assert_close(family.alone_at(everyone, y).detach(), expected.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        family.alone_at(all_components, y).detach(), expected.double(), rtol=1e-6, atol=1e-6
+    )

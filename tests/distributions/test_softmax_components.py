@@ -29,14 +29,20 @@ def features(items: int = ITEMS, width: int = 3, dtype: torch.dtype = F64) -> Te
 
 
 def brute(theta: Tensor, x: Tensor, ridge: float = 0.0) -> Tensor:
-    return torch.einsum("...cl,pl->...cp", theta, x).log_softmax(-1) - ridge * theta.square().sum(-1, keepdim=True)
+    return torch.einsum("...cl,pl->...cp", theta, x).log_softmax(-1) - ridge * theta.square().sum(
+        -1, keepdim=True
+    )
 
 
 def best_theta(counts: Tensor, x: Tensor, ridge: float) -> Tensor:
     """By L-BFGS on the expected log density, all items at once."""
     theta = torch.zeros(len(counts), x.shape[1], dtype=F64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+        [theta],
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
     )
 
     def closure():
@@ -63,7 +69,9 @@ class _Softmax(DiscreteConformance):
         return brute(value, features(), RIDGE)
 
     def model(self, components):
-        return SoftmaxMixture(components=components, features=features(), ridge=RIDGE, solver=self.solver, steps=None)
+        return SoftmaxMixture(
+            components=components, features=features(), ridge=RIDGE, solver=self.solver, steps=None
+        )
 
     def maximizer(self, counts):
         return best_theta(counts, features(), RIDGE)
@@ -91,7 +99,10 @@ class _Softmax(DiscreteConformance):
     def check_frequencies(family: SoftmaxComponents, probs: Tensor) -> None:
         n, z = 20_000, torch.tensor([2, 0])
         draws = family[z].sample((n,))
-        found = torch.stack([torch.bincount(draws[:, i], minlength=ITEMS) for i in range(2)]).double() / n
+        found = (
+            torch.stack([torch.bincount(draws[:, i], minlength=ITEMS) for i in range(2)]).double()
+            / n
+        )
         assert ((found - probs[z]) / (probs[z] * (1 - probs[z]) / n).sqrt()).abs().max() < 5
 
 
@@ -112,7 +123,9 @@ class TestSoftmaxByGradientWithoutTable(_Softmax):
 class CategoricalMixture(MixtureProgram):
     def __init__(self, components: int):
         super().__init__(components=components, features=ITEMS)
-        self.probs = PyroParam(torch.full((components, ITEMS), 1 / ITEMS), constraint=constraints.simplex)
+        self.probs = PyroParam(
+            torch.full((components, ITEMS), 1 / ITEMS), constraint=constraints.simplex
+        )
 
     def forward(self, x=None, index=None, size=None):
         weights, components = MixtureWeights(self.weights), Categoricals(self.probs)
@@ -154,7 +167,9 @@ def test_features_enter_by_their_differences(dtype, table, monkeypatch):
 
 @pytest.mark.parametrize("solver", ["newton", "gradient"])
 def test_theta_does_not_move_where_items_do_not_differ(solver):
-    x = torch.cat([features(), torch.ones(ITEMS, 1, dtype=F64), features()[:, :1]], -1)  # constant, collinear
+    x = torch.cat(
+        [features(), torch.ones(ITEMS, 1, dtype=F64), features()[:, :1]], -1
+    )  # constant, collinear
     theta, items = torch.randn(2, 5, dtype=F64), outcomes(200)
     family = SoftmaxComponents(theta, x, solver=solver, steps=None)
     index = torch.randint(2, (200,))
@@ -162,7 +177,9 @@ def test_theta_does_not_move_where_items_do_not_differ(solver):
     new = family.maximize(statistics, frozenset(["theta"]), floor=None)["theta"]
     torch.testing.assert_close(new[:, 3], theta[:, 3], rtol=0, atol=1e-6)
     torch.testing.assert_close(new[:, 0] - new[:, 4], theta[:, 0] - theta[:, 4], rtol=0, atol=1e-4)
-    counts = torch.zeros(2, ITEMS, dtype=F64).index_put((index, items), torch.ones(200, dtype=F64), accumulate=True)
+    counts = torch.zeros(2, ITEMS, dtype=F64).index_put(
+        (index, items), torch.ones(200, dtype=F64), accumulate=True
+    )
     best = brute(best_theta(counts, features(), 0.0), features())
     torch.testing.assert_close(brute(new, x), best, rtol=0, atol=1e-4)
 
@@ -194,7 +211,9 @@ def test_a_single_item_leaves_theta_finite(dtype, solver, steps):
 def test_empty_components_stay():
     theta = torch.randn(3, 3, dtype=F64)
     family = SoftmaxComponents(theta, features(), steps=None)
-    statistics = family[torch.tensor([0, 2, 0, 2, 2])].statistics(outcomes(5), torch.ones(5, dtype=F64))
+    statistics = family[torch.tensor([0, 2, 0, 2, 2])].statistics(
+        outcomes(5), torch.ones(5, dtype=F64)
+    )
     new = family.maximize(statistics, frozenset(["theta"]), floor=None)["theta"]
     assert torch.equal(new[1], theta[1])
     assert not torch.equal(new[0], theta[0])
@@ -202,15 +221,25 @@ def test_empty_components_stay():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 4), st.integers(1, 4), st.sampled_from(["newton", "gradient"]), st.data())
+@given(
+    st.integers(2, 40),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from(["newton", "gradient"]),
+    st.data(),
+)
 def test_no_step_lowers_the_objective(items, width, components, solver, data):
     seed = data.draw(st.integers(0, 10_000))
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(items, width, generator=generator, dtype=F64) * 10 ** torch.linspace(-1, 1, width, dtype=F64)
+    x = torch.randn(items, width, generator=generator, dtype=F64) * 10 ** torch.linspace(
+        -1, 1, width, dtype=F64
+    )
     theta = 3 * torch.randn(components, width, generator=generator, dtype=F64)
     counts = torch.rand(components, items, generator=generator, dtype=F64) ** 3
     ridge = data.draw(st.sampled_from([0.0, 1e-2]))
-    family = SoftmaxComponents(theta, x, ridge=ridge, solver=solver, steps=data.draw(st.sampled_from([1, 3])))
+    family = SoftmaxComponents(
+        theta, x, ridge=ridge, solver=solver, steps=data.draw(st.sampled_from([1, 3]))
+    )
     index = torch.arange(components).unsqueeze(-1).expand(components, items)
     statistics = family[index].statistics(torch.arange(items), counts)
     new = family.maximize(statistics, frozenset(["theta"]), floor=None)["theta"]
@@ -225,7 +254,10 @@ def test_a_split_makes_the_item_likelier():
     family = SoftmaxComponents(torch.randn(3, 3, dtype=F64), features())
     for item in range(ITEMS):
         new = family.split_loc(1, torch.tensor(float(item)))
-        assert brute(new.unsqueeze(0), features())[0, item] > brute(family.theta[1:2], features())[0, item]
+        assert (
+            brute(new.unsqueeze(0), features())[0, item]
+            > brute(family.theta[1:2], features())[0, item]
+        )
 
 
 def test_feature_means_are_those_of_the_draws():
@@ -264,7 +296,11 @@ def test_arguments_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"ridge": -1.0}, "ridge=-1.0"), ({"solver": "adam"}, "unknown solver 'adam'"), ({"steps": 0}, "steps=0")],
+    [
+        ({"ridge": -1.0}, "ridge=-1.0"),
+        ({"solver": "adam"}, "unknown solver 'adam'"),
+        ({"steps": 0}, "steps=0"),
+    ],
 )
 def test_options_are_checked(options, said):
     with pytest.raises(OptionError, match=said):
@@ -274,4 +310,6 @@ def test_options_are_checked(options, said):
 @pytest.mark.parametrize("draws", [torch.tensor([0.0]), torch.tensor([True])])
 def test_outcomes_are_integers(draws):
     with pytest.raises(DataError, match="by integers"):
-        SoftmaxComponents(torch.zeros(2, 3), features(dtype=torch.float32))[torch.tensor([0])].log_prob(draws)
+        SoftmaxComponents(torch.zeros(2, 3), features(dtype=torch.float32))[
+            torch.tensor([0])
+        ].log_prob(draws)

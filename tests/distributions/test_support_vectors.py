@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
 from pyro_mixtures.distributions import refits
-from pyro_mixtures.distributions.regression.support_vectors import LOSSES, SOLVERS, SupportVectorMachines
+from pyro_mixtures.distributions.regression.support_vectors import (
+    LOSSES,
+    SOLVERS,
+    SupportVectorMachines,
+)
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
@@ -49,7 +53,9 @@ def row_losses(x, y, weight, bias, ridge, loss):
     total = ridge * (weight.square().sum() + bias.square().sum())
     for k in range(len(weight)):
         sign = torch.where(y == (k if len(weight) > 1 else 1), 1.0, -1.0).to(x)
-        total = total + (1 - sign * (x @ weight[k] + bias[k])).clamp_min(0) ** (1 if loss == "hinge" else 2)
+        total = total + (1 - sign * (x @ weight[k] + bias[k])).clamp_min(0) ** (
+            1 if loss == "hinge" else 2
+        )
     return total
 
 
@@ -68,13 +74,17 @@ def test_log_prob_and_gradients_equal_the_definition(loss, dtype, classes):
     theirs = [value.double().requires_grad_() for value in given]
     z = torch.randint(C, (3, ROWS), generator=torch.Generator("cpu").manual_seed(2), device="cpu")
     z[1, ::3], z[2] = -1, -1
-    table = torch.stack([-row_losses(x.double(), y, theirs[0][c], theirs[1][c], 0.1, loss) for c in range(C)])
+    table = torch.stack(
+        [-row_losses(x.double(), y, theirs[0][c], theirs[1][c], 0.1, loss) for c in range(C)]
+    )
     expected = torch.where(z < 0, -torch.inf, table.gather(0, z.clamp_min(0)))
     family = SupportVectorMachines(x, *mine, ridge=0.1, loss=loss)
     actual = family[z].log_prob(y)
     assert actual.dtype == dtype
     assert_near(actual, expected, TOLERANCE[dtype])
-    assert_near(family[torch.arange(C, device="cpu").unsqueeze(-1)].log_prob(y), table, TOLERANCE[dtype])
+    assert_near(
+        family[torch.arange(C, device="cpu").unsqueeze(-1)].log_prob(y), table, TOLERANCE[dtype]
+    )
 
     expected[z >= 0].sum().backward()
     actual[z >= 0].sum().backward()
@@ -96,10 +106,14 @@ def test_mean_is_the_decision_value():
 def test_maximum_of_each_component_is_that_of_sklearn(loss, solver, ridge):
     x, y, weight, bias = problem(2, 120)
     index, q = torch.arange(120) % C, torch.rand(120).double() + 0.1
-    new, _ = fitted(SupportVectorMachines(x, weight, bias, ridge=ridge, loss=loss, solver=solver), index, y, q)
+    new, _ = fitted(
+        SupportVectorMachines(x, weight, bias, ridge=ridge, loss=loss, solver=solver), index, y, q
+    )
     for c in range(C):
         own = index == c
-        peer = LinearSVC(C=1 / (2 * float(q[own].sum()) * ridge), loss=loss, dual=True, tol=1e-8, max_iter=10**6)
+        peer = LinearSVC(
+            C=1 / (2 * float(q[own].sum()) * ridge), loss=loss, dual=True, tol=1e-8, max_iter=10**6
+        )
         peer.fit(x[own].numpy(), y[own].numpy(), sample_weight=q[own].numpy())
         theirs = torch.tensor(peer.coef_[0]), torch.tensor(peer.intercept_)
         mine, least = (
@@ -115,7 +129,9 @@ def test_classes_one_against_the_rest_are_those_of_sklearn(solver):
     x, y, weight, bias = problem(3, 90, 1)
     family = SupportVectorMachines(x, weight, bias, ridge=0.01, solver=solver)
     new, _ = fitted(family, torch.zeros(90).long(), y)
-    peer = LinearSVC(C=1 / (2 * 90 * 0.01), loss="squared_hinge", dual=True, tol=1e-8, max_iter=10**6)
+    peer = LinearSVC(
+        C=1 / (2 * 90 * 0.01), loss="squared_hinge", dual=True, tol=1e-8, max_iter=10**6
+    )
     peer.fit(x.numpy(), y.numpy())
     assert_near(new.weight[0], torch.tensor(peer.coef_), 1e-5)
     assert_near(new.bias[0], torch.tensor(peer.intercept_), 1e-5)
@@ -124,7 +140,9 @@ def test_classes_one_against_the_rest_are_those_of_sklearn(solver):
 
 
 @settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 25), ridge=st.sampled_from([1e-4, 1e-2, 1.0]))
+@given(
+    seed=st.integers(0, 10**6), rows=st.integers(1, 25), ridge=st.sampled_from([1e-4, 1e-2, 1.0])
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_maximum_never_raises_a_loss(loss, solver, seed, rows, ridge):
@@ -133,7 +151,9 @@ def test_maximum_never_raises_a_loss(loss, solver, seed, rows, ridge):
     family = SupportVectorMachines(x, weight, bias, ridge=ridge, loss=loss, solver=solver)
     index = torch.randint(C, (rows,))
     new, _ = fitted(family, index, y)
-    before, after = (torch.zeros(C).double().index_add(0, index, -f[index].log_prob(y)) for f in (family, new))
+    before, after = (
+        torch.zeros(C).double().index_add(0, index, -f[index].log_prob(y)) for f in (family, new)
+    )
     assert (after <= before * (1 + 1e-12)).all()
     empty = torch.bincount(index, minlength=C) == 0
     assert torch.equal(new.weight[empty], weight[empty])
@@ -145,11 +165,14 @@ def test_part_of_one_class_alone_is_the_minimum_by_both_solvers(loss):
     index, y = torch.zeros(20).long(), torch.ones(20).long()
     losses = []
     for solver in SOLVERS:
-        new, _ = fitted(SupportVectorMachines(x, weight, bias, ridge=0.05, loss=loss, solver=solver), index, y)
+        new, _ = fitted(
+            SupportVectorMachines(x, weight, bias, ridge=0.05, loss=loss, solver=solver), index, y
+        )
         losses.append(-float(new[index].log_prob(y).sum()))
     # By its bias alone, at any size of it, a part pays at least this.
     flat = min(
-        20 * (max(0.0, 1 - b) ** (1 if loss == "hinge" else 2) + 0.05 * b**2) for b in (i / 100 for i in range(200))
+        20 * (max(0.0, 1 - b) ** (1 if loss == "hinge" else 2) + 0.05 * b**2)
+        for b in (i / 100 for i in range(200))
     )
     assert max(losses) <= flat + 1e-3
     assert losses[0] == pytest.approx(losses[1], abs=20 * 2.5e-5)
@@ -162,7 +185,10 @@ def test_minimum_of_a_row_by_itself(loss):
         family = SupportVectorMachines(x, weight, bias, ridge=ridge, loss=loss)
         new, _ = fitted(family, torch.arange(5), y)
         torch.testing.assert_close(
-            family.alone_at(torch.arange(5), y), -new[torch.arange(5)].log_prob(y), rtol=1e-4, atol=5e-5
+            family.alone_at(torch.arange(5), y),
+            -new[torch.arange(5)].log_prob(y),
+            rtol=1e-4,
+            atol=5e-5,
         )
 
 
@@ -180,7 +206,9 @@ def test_leave_one_out_gains_are_near_those_of_refits(ridge):
     parts = [(index == c).nonzero()[:, 0] for c in (0, 1)]
     whole = [least(part) for part in parts]
     some = range(0, ROWS, 3)
-    exact = torch.tensor([whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some])
+    exact = torch.tensor(
+        [whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some]
+    )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01
     assert (gains - exact).abs().sum() < 0.25 * (own - exact).abs().sum()
@@ -198,12 +226,15 @@ def test_hard_em_lowers_the_objective(solver, score):
     x, y = separated()
     model = MixtureOfSVMs(components=3, features=2, ridge=1e-2, solver=solver).double()
     guide = HardPartition(model, components=3, score=score)
-    em = EM(model, guide, dead="keep")
+    em = EM(model, guide, empty="keep")
     losses = torch.tensor([em.step(x, y) for _ in range(8)])
     if score == "loss":
         assert (losses.diff() <= 1e-6).all()
     prior = -len(x) * model.weights[0].log().item()
-    objective = sum(row_losses_of(model, x[own], y[own], c) for c, own in ((c, guide.labels == c) for c in range(3)))
+    objective = sum(
+        row_losses_of(model, x[own], y[own], c)
+        for c, own in ((c, guide.labels == c) for c in range(3))
+    )
     assert em.evaluate_loss(x, y) - prior == pytest.approx(objective)
     assert objective < 0.5 * least_of_one(x, y)
 
@@ -216,23 +247,29 @@ def row_losses_of(model, x, y, c):
 
 
 def least_of_one(x, y):
-    family = SupportVectorMachines(x, torch.zeros(1, 2).double(), torch.zeros(1).double(), ridge=1e-2)
+    family = SupportVectorMachines(
+        x, torch.zeros(1, 2).double(), torch.zeros(1).double(), ridge=1e-2
+    )
     index = torch.zeros(len(x)).long()
     return -float(fitted(family, index, y)[0][index].log_prob(y).sum())
 
 
 def test_partitions_of_hinges_take_leave_one_out_scores(solver):
     x, y = separated(60)
-    model = MixtureOfSVMs(components=3, features=2, ridge=1e-2, loss="hinge", solver=solver).double()
+    model = MixtureOfSVMs(
+        components=3, features=2, ridge=1e-2, loss="hinge", solver=solver
+    ).double()
     guide = HardPartition(model, components=3, score="leave_one_out")
-    em = EM(model, guide, dead="keep")
+    em = EM(model, guide, empty="keep")
     losses = [em.step(x, y) for _ in range(5)]
     labels = guide.labels.long()
     family = model.component_distributions(x)
     statistics = family.statistics_at(labels, y, torch.ones(60).double())
     own = family.leave_one_out_at(statistics, labels, y)
     cost = (
-        (-family[torch.arange(3).unsqueeze(-1)].log_prob(y)).detach().scatter(0, labels.unsqueeze(0), own.unsqueeze(0))
+        (-family[torch.arange(3).unsqueeze(-1)].log_prob(y))
+        .detach()
+        .scatter(0, labels.unsqueeze(0), own.unsqueeze(0))
     )
     em.step(x, y)
     paid = cost.gather(0, guide.labels.long().unsqueeze(0))[0]
@@ -243,16 +280,22 @@ def test_partitions_of_hinges_take_leave_one_out_scores(solver):
 def test_refits_without_rows_are_cut_into_groups(monkeypatch):
     x, y, weight, bias = problem(3, 30, 2)
     index = (torch.arange(30) >= 12).long()
-    family, statistics = fitted(SupportVectorMachines(x, weight, bias, ridge=0.05, loss="hinge"), index, y)
+    family, statistics = fitted(
+        SupportVectorMachines(x, weight, bias, ridge=0.05, loss="hinge"), index, y
+    )
     whole = family.leave_one_out_at(statistics, index, y)
     monkeypatch.setattr(refits, "_NUMBERS", 500)
-    torch.testing.assert_close(family.leave_one_out_at(statistics, index, y), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        family.leave_one_out_at(statistics, index, y), whole, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_hinge_gain_of_a_row_by_itself_is_its_part():
     x, y, weight, bias = problem(2, 9, 2)
     index = torch.tensor([1] + [0] * 8)
-    family, statistics = fitted(SupportVectorMachines(x, weight, bias, ridge=0.1, loss="hinge"), index, y)
+    family, statistics = fitted(
+        SupportVectorMachines(x, weight, bias, ridge=0.1, loss="hinge"), index, y
+    )
     gain = family.leave_one_out_at(statistics, index, y)[0]
     torch.testing.assert_close(gain, -family[index].log_prob(y)[0])
 
@@ -264,12 +307,12 @@ def test_covariates_that_no_part_can_be_fitted_to_are_refused(loss, solver, bad)
     x[7, 1] = x[20, 1] = bad
     model = MixtureOfSVMs(components=2, features=2, loss=loss, solver=solver).double()
     guide = HardPartition(model, components=2)
-    guide.plant(torch.arange(30) % 2)
+    guide.set_labels(torch.arange(30) % 2)
     with torch.no_grad():
         model.weight = torch.zeros_like(model.weight).index_fill(1, torch.tensor([1]), 1.0)
     y[7] = y[20] = int(bad > 0)
     with pytest.raises(DataError, match="row 7 "):
-        EM(model, guide, dead="keep").step(x, y)
+        EM(model, guide, empty="keep").step(x, y)
 
 
 def test_several_classes_are_learned():
@@ -279,8 +322,8 @@ def test_several_classes_are_learned():
     y = (x[:, 0] + 3).div(2).floor().clamp(0, 2).long()
     model = MixtureOfSVMs(components=2, features=1, classes=3, ridge=1e-3).double()
     guide = HardPartition(model, components=2)
-    guide.plant((x[:, 0] > 0).long())
-    em = EM(model, guide, dead="keep")
+    guide.set_labels((x[:, 0] > 0).long())
+    em = EM(model, guide, empty="keep")
     for _ in range(5):
         em.step(x, y)
     decided = model.component_distributions(x)[guide.labels.long()].mean.argmax(-1)
@@ -303,7 +346,9 @@ def test_labels_out_of_range_are_refused(wrong):
         SupportVectorMachines(x, weight, bias, ridge=0.1)[torch.zeros(ROWS).long()].log_prob(y)
 
 
-@pytest.mark.parametrize("given", [{"ridge": 0.0}, {"loss": "logistic"}, {"solver": "adam"}, {"classes": 1}])
+@pytest.mark.parametrize(
+    "given", [{"ridge": 0.0}, {"loss": "logistic"}, {"solver": "adam"}, {"classes": 1}]
+)
 def test_impossible_options_are_refused(given):
     with pytest.raises(OptionError, match=next(iter(given))):
         MixtureOfSVMs(components=2, features=P, **given)

@@ -35,7 +35,10 @@ def least_squares(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, float]:
 def fitted_lines(x, y, index, w) -> list[Linear]:
     lines = []
     for c in (0, 1):
-        line, (best, _) = Linear(P, 1, dtype=x.dtype, device="cpu"), least_squares(*(t[index == c] for t in (x, y, w)))
+        line, (best, _) = (
+            Linear(P, 1, dtype=x.dtype, device="cpu"),
+            least_squares(*(t[index == c] for t in (x, y, w))),
+        )
         with torch.no_grad():
             line.weight[0], line.bias[0] = best[:P], best[P]
         lines.append(line)
@@ -48,7 +51,10 @@ def exact_gains(x, y, index, w) -> Tensor:
         part = index == index[i]
         rest = part.clone()
         rest[i] = False
-        gains.append(least_squares(x[part], y[part], w[part])[1] - least_squares(x[rest], y[rest], w[rest])[1])
+        gains.append(
+            least_squares(x[part], y[part], w[part])[1]
+            - least_squares(x[rest], y[rest], w[rest])[1]
+        )
     return torch.tensor(gains, dtype=torch.float64, device="cpu")
 
 
@@ -119,7 +125,10 @@ def test_what_a_part_gains_by_training_alone_is_no_rows_doing():
 
         params = {name: p.detach() for name, p in experts[c].named_parameters()}
         length = warm_starts._rate(losses, params, w[some]) / w[some].sum()
-        fallen = own[some].sum() - warm_starts._descend(losses, params, w[some].unsqueeze(0), length, 5)[0]
+        fallen = (
+            own[some].sum()
+            - warm_starts._descend(losses, params, w[some].unsqueeze(0), length, 5)[0]
+        )
         naive.append(float(fallen))
     assert min(naive) > 3 * own.mean()
     assert ((found - own).abs() < 0.5 * torch.tensor(naive)[index]).all()
@@ -169,7 +178,9 @@ def test_frozen_parameters_are_constants():
     found, own = gains_of(experts, *given, leave_one_out_steps=60)
     _, _, index, w = given
     total = torch.zeros(2).double().index_add(0, index, w)[index]
-    torch.testing.assert_close(found, own * total / (total - w))  # means of residuals, as one knows them
+    torch.testing.assert_close(
+        found, own * total / (total - w)
+    )  # means of residuals, as one knows them
 
 
 def test_experts_without_parameters_have_their_losses():
@@ -202,7 +213,8 @@ def test_losses_without_curvature_need_a_rate():
 
 
 @pytest.mark.parametrize(
-    "options", [{"leave_one_out_steps": -1}, {"leave_one_out_steps": 2.5}, {"leave_one_out_rate": 0.0}]
+    "options",
+    [{"leave_one_out_steps": -1}, {"leave_one_out_steps": 2.5}, {"leave_one_out_rate": 0.0}],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(OptionError, match=next(iter(options))):

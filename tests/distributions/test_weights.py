@@ -22,16 +22,26 @@ def pair(request):
 
     def make(*shape):
         leaf = table(*shape)
-        leaf = (leaf / leaf.sum(-1, keepdim=True)).log() - 3 if request.param == "logits" else leaf / leaf.sum(-1, True)
+        leaf = (
+            (leaf / leaf.sum(-1, keepdim=True)).log() - 3
+            if request.param == "logits"
+            else leaf / leaf.sum(-1, True)
+        )
         mine, theirs = leaf.clone().requires_grad_(), leaf.clone().requires_grad_()
-        return mine, MixtureWeights(**{request.param: mine}), theirs, dist.Categorical(**{request.param: theirs})
+        return (
+            mine,
+            MixtureWeights(**{request.param: mine}),
+            theirs,
+            dist.Categorical(**{request.param: theirs}),
+        )
 
     return make
 
 
 @pytest.mark.meta
 @pytest.mark.parametrize(
-    ("shape", "rows"), [((4,), (7,)), ((4,), (3, 7)), ((4,), (4, 1)), ((2, 1, 4), (7,)), ((2, 1, 4), (4, 1, 1))]
+    ("shape", "rows"),
+    [((4,), (7,)), ((4,), (3, 7)), ((4,), (4, 1)), ((2, 1, 4), (7,)), ((2, 1, 4), (4, 1, 1))],
 )
 def test_log_prob_and_gradient_are_those_of_a_categorical(pair, shape, rows):
     mine, weights, theirs, stock = pair(*shape)
@@ -134,7 +144,9 @@ def test_expanded_samples_are_drawn_one_by_one():
 def test_is_expanded_and_enumerated_in_a_plate():
     def model():
         with pyro.plate("data", 3):
-            return pyro.sample("z", MixtureWeights(torch.tensor([0.2, 0.8])), infer={"enumerate": "parallel"})
+            return pyro.sample(
+                "z", MixtureWeights(torch.tensor([0.2, 0.8])), infer={"enumerate": "parallel"}
+            )
 
     with pyro.poutine.enum(first_available_dim=-2):
         assert model().tolist() == [[0], [1]]
@@ -146,7 +158,9 @@ def test_needs_exactly_one_argument(arguments):
         MixtureWeights(**arguments)
 
 
-@pytest.mark.parametrize("bad", [{"probs": torch.tensor([0.5, 0.6])}, {"logits": torch.tensor([0.0, torch.nan])}])
+@pytest.mark.parametrize(
+    "bad", [{"probs": torch.tensor([0.5, 0.6])}, {"logits": torch.tensor([0.0, torch.nan])}]
+)
 def test_arguments_out_of_their_constraints_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         MixtureWeights(**bad, validate_args=True)
@@ -173,6 +187,8 @@ def test_statistics_of_everyone_are_broadcast_to_the_responsibilities():
 
 def test_weights_with_batch_dimensions_have_no_closed_form():
     weights = MixtureWeights(torch.full((2, 1, 3), 1 / 3))
-    statistics = MixtureWeights(torch.full((3,), 1 / 3)).statistics(torch.tensor([0]), torch.ones(1))
+    statistics = MixtureWeights(torch.full((3,), 1 / 3)).statistics(
+        torch.tensor([0]), torch.ones(1)
+    )
     with pytest.raises(ClosedFormError, match="batch dimensions"):
         weights.maximize(statistics, frozenset(["probs"]))

@@ -17,7 +17,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionE
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.approximation import approximation_report, guarantee
-from pyro_mixtures.models import GaussianMixture, MixtureOfModules, MixtureOfRegressions
+from pyro_mixtures.models import GaussianMixture, MixtureOfExperts, MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
 
 F64 = torch.float64
@@ -37,14 +37,21 @@ class Labels:
 
 
 def randn(*shape, seed=0, dtype=F64):
-    return torch.randn(*shape, dtype=dtype, device=CPU, generator=torch.Generator("cpu").manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=dtype, device=CPU, generator=torch.Generator("cpu").manual_seed(seed)
+    )
 
 
 def regressions(weight, bias, scale, ridge=0.0, mask=None):
     def model(x, y=None):
         experts = LinearRegressions(x, weight, bias, scale, ridge=ridge)
         with data_plate(x), pyro.poutine.mask(mask=True if mask is None else mask):
-            z = pyro.sample("z", MixtureWeights(torch.full_like(scale.reshape(len(scale), -1)[:, 0], 1 / len(scale))))
+            z = pyro.sample(
+                "z",
+                MixtureWeights(
+                    torch.full_like(scale.reshape(len(scale), -1)[:, 0], 1 / len(scale))
+                ),
+            )
             return pyro.sample("y", experts[z], obs=y)
 
     return model
@@ -77,10 +84,12 @@ def fitted(x, y, seed, ridge=0.2):
     """A partition of two parts where Lloyd's algorithm has ended."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    model = MixtureOfRegressions(components=2, features=1, ridge=ridge, scale=1.0, equal_weights=True).double()
+    model = MixtureOfRegressions(
+        components=2, features=1, ridge=ridge, scale=1.0, equal_weights=True
+    ).double()
     guide = HardPartition(model, components=2)
-    guide.plant(torch.randint(2, (len(x),)))
-    em = EM(model, guide, dead="keep")
+    guide.set_labels(torch.randint(2, (len(x),)))
+    em = EM(model, guide, empty="keep")
     for _ in range(15):
         em.step(x, y)
     return model, guide
@@ -95,16 +104,23 @@ def fitted(x, y, seed, ridge=0.2):
 @pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_numbers_are_brute_forces(outputs, dtype, chunk):
     x, y = randn(9, 2, dtype=dtype), 2 * randn(9, *outputs, seed=1, dtype=dtype)
-    weight, bias = randn(3, *outputs, 2, seed=2, dtype=dtype), randn(3, *outputs, seed=3, dtype=dtype)
+    weight, bias = (
+        randn(3, *outputs, 2, seed=2, dtype=dtype),
+        randn(3, *outputs, seed=3, dtype=dtype),
+    )
     scale = 0.1 + randn(3, *outputs, seed=4, dtype=dtype).square()  # constants of either sign
     labels = torch.arange(9, device=CPU) % 3
-    report = approximation_report(regressions(weight, bias, scale, 0.3), Labels(labels, 3), x, y, chunk=chunk)
+    report = approximation_report(
+        regressions(weight, bias, scale, 0.3), Labels(labels, 3), x, y, chunk=chunk
+    )
     table = losses(x, y, weight, bias, scale, 0.3).double()
     tolerance = {"rel": 1e-3 if dtype == torch.float32 else 1e-10}
     assert (report.rows, report.parts) == (9, 3)
     assert report.loss_min == pytest.approx(float(table.min()), **tolerance)
     assert report.loss_max == pytest.approx(float(table.max()), **tolerance)
-    assert report.objective == pytest.approx(float(table.gather(1, labels.unsqueeze(-1)).sum()), **tolerance)
+    assert report.objective == pytest.approx(
+        float(table.gather(1, labels.unsqueeze(-1)).sum()), **tolerance
+    )
     ratio = float(table.min() / table.max())
     assert report.alpha == pytest.approx(ratio, **tolerance)
     assert report.curvature == pytest.approx(1 - ratio, **tolerance)
@@ -124,7 +140,9 @@ def test_parts_without_rows_are_left_out():
     weight[1] = 1e6
     whole = approximation_report(regressions(weight, bias, scale, 0.1), Labels([0, 2] * 3, 3), x, y)
     some = [0, 2]
-    alone = approximation_report(regressions(weight[some], bias[some], scale[some], 0.1), Labels([0, 1] * 3, 2), x, y)
+    alone = approximation_report(
+        regressions(weight[some], bias[some], scale[some], 0.1), Labels([0, 1] * 3, 2), x, y
+    )
     assert whole == pytest.approx(alone)
     assert whole.parts == 2
 
@@ -135,9 +153,13 @@ def test_masked_rows_are_left_out():
     mask = torch.tensor([True, True, False, True, True, False])
     masked = approximation_report(regressions(*arguments, mask=mask), Labels([0, 1] * 3, 2), x, y)
     labels = torch.tensor([0, 1] * 3)[mask]
-    assert masked == pytest.approx(approximation_report(regressions(*arguments), Labels(labels, 2), x[mask], y[mask]))
+    assert masked == pytest.approx(
+        approximation_report(regressions(*arguments), Labels(labels, 2), x[mask], y[mask])
+    )
     with pytest.raises(DataError, match="masked"):
-        approximation_report(regressions(*arguments, mask=mask & False), Labels([0, 1] * 3, 2), x, y)
+        approximation_report(
+            regressions(*arguments, mask=mask & False), Labels([0, 1] * 3, 2), x, y
+        )
 
 
 # The bound.
@@ -149,7 +171,9 @@ def test_the_bound_holds_against_all_partitions(seed):
     y = torch.where(torch.arange(8) % 2 == 0, 2.0, -2.0) * x[:, 0] + 0.3 * randn(8, seed=seed + 9)
     model, guide = fitted(x, y, seed)
     report = approximation_report(model, guide, x, y)
-    best = min(objective(x, y, torch.tensor(labels), 0.2) for labels in itertools.product((0, 1), repeat=8))
+    best = min(
+        objective(x, y, torch.tensor(labels), 0.2) for labels in itertools.product((0, 1), repeat=8)
+    )
     assert 0 < best <= report.objective + 1e-9
     assert report.objective <= report.guarantee * best
     assert 1 <= report.guarantee < math.inf
@@ -157,9 +181,13 @@ def test_the_bound_holds_against_all_partitions(seed):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(0.05, 1.0), st.integers(0, 1000))
-def test_the_guarantee_is_a_theorem_where_losses_are_bounded_for_all_parameters(rows, choices, ratio, seed):
+def test_the_guarantee_is_a_theorem_where_losses_are_bounded_for_all_parameters(
+    rows, choices, ratio, seed
+):
     """Over finitely many parameters the losses' bounds are known: then it holds for every partition."""
-    table = ratio + (1 - ratio) * torch.rand(rows, choices, dtype=F64, generator=torch.Generator().manual_seed(seed))
+    table = ratio + (1 - ratio) * torch.rand(
+        rows, choices, dtype=F64, generator=torch.Generator().manual_seed(seed)
+    )
     alpha = float(table.min() / table.max())
 
     def total(labels):
@@ -191,7 +219,9 @@ def test_a_row_without_loss_leaves_no_guarantee():
     report = approximation_report(regressions(weight, bias, bias + 1e-3), Labels([0] * 4, 1), x, y)
     assert (report.loss_min, report.alpha, report.guarantee) == (0.0, 0.0, math.inf)
     assert "says nothing" in str(report)
-    perfect = approximation_report(regressions(weight, bias, bias + 1), Labels([0] * 4, 1), x, x[:, 0])
+    perfect = approximation_report(
+        regressions(weight, bias, bias + 1), Labels([0] * 4, 1), x, x[:, 0]
+    )
     assert (perfect.objective, perfect.guarantee) == (0.0, 1.0)
 
 
@@ -233,7 +263,9 @@ def test_a_constant_of_ones_own():
     x, y = randn(7, 2), randn(7, seed=1)
     arguments = randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64), 0.1
     labels = Labels([0, 1, 0, 1, 0, 1, 0], 2)
-    own = approximation_report(regressions(*arguments), labels, x, y, offset=0.5 * math.log(2 * math.pi))
+    own = approximation_report(
+        regressions(*arguments), labels, x, y, offset=0.5 * math.log(2 * math.pi)
+    )
     assert own == pytest.approx(approximation_report(regressions(*arguments), labels, x, y))
     raised = approximation_report(regressions(*arguments), labels, x, y, offset=0.0)
     assert raised.loss_min == pytest.approx(own.loss_min + 0.5 * math.log(2 * math.pi))
@@ -268,8 +300,12 @@ def test_report_refuses_what_it_cannot_read():
 
 def test_families_that_do_not_state_their_constants_are_refused():
     x, y = randn(6, 2), randn(6, 1, seed=1)
-    model = MixtureOfModules(lambda: nn.Linear(2, 1), components=2, features=2, loss="squared", event_shape=(1,))
-    with pytest.raises(ClosedFormError, match=r"PseudoLikelihoods.*pass them as offset=, which is 0\.0"):
+    model = MixtureOfExperts(
+        lambda: nn.Linear(2, 1), components=2, features=2, loss="squared", event_shape=(1,)
+    )
+    with pytest.raises(
+        ClosedFormError, match=r"PseudoLikelihoods.*pass them as offset=, which is 0\.0"
+    ):
         approximation_report(model.double(), Labels([0, 1] * 3, 2), x, y)
     assert approximation_report(model, Labels([0, 1] * 3, 2), x, y, offset=0.0).loss_min > 0
 
@@ -281,9 +317,15 @@ def test_families_that_do_not_state_their_constants_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_closeness_is_a_loss_of_its_own(dtype):
     """What a row pays for its distance from its expert's place adds to its regression's loss."""
-    x, y, labels = randn(9, 3, dtype=dtype), randn(9, seed=1, dtype=dtype), torch.arange(9, device=CPU) % 2
+    x, y, labels = (
+        randn(9, 3, dtype=dtype),
+        randn(9, seed=1, dtype=dtype),
+        torch.arange(9, device=CPU) % 2,
+    )
     with torch.device("cpu"):
-        model = MixtureOfRegressions(components=2, features=3, ridge=0.2, scale=0.7, closeness=0.4).to(dtype)
+        model = MixtureOfRegressions(
+            components=2, features=3, ridge=0.2, scale=0.7, input_density=0.4
+        ).to(dtype)
     report = approximation_report(model, Labels(labels, 2), x, y)
     scale = torch.full((2,), 0.7, dtype=F64, device=CPU)
     weight, bias, loc = (param.detach().double() for param in (model.weight, model.bias, model.loc))
@@ -291,19 +333,23 @@ def test_closeness_is_a_loss_of_its_own(dtype):
     table += 0.4 * (x.double().unsqueeze(1) - loc).square().mean(-1)
     assert report.loss_min == pytest.approx(float(table.min()), rel=1e-4)
     assert report.loss_max == pytest.approx(float(table.max()), rel=1e-4)
-    assert report.objective == pytest.approx(float(table.gather(1, labels.unsqueeze(-1)).sum()), rel=1e-4)
+    assert report.objective == pytest.approx(
+        float(table.gather(1, labels.unsqueeze(-1)).sum()), rel=1e-4
+    )
 
 
 def test_closeness_is_part_of_the_objective_of_a_fitted_partition():
     x, y = randn(12, 2), randn(12, seed=1)
-    model = MixtureOfRegressions(components=2, features=2, ridge=0.2, scale=1.0, equal_weights=True, closeness=0.5)
+    model = MixtureOfRegressions(
+        components=2, features=2, ridge=0.2, scale=1.0, equal_weights=True, input_density=0.5
+    )
     guide = HardPartition(model.double(), components=2)
-    guide.plant(torch.arange(12) % 2)
-    em = EM(model, guide, dead="keep")
+    guide.set_labels(torch.arange(12) % 2)
+    em = EM(model, guide, empty="keep")
     em.step(x, y)
-    guide.reset_wins()
+    guide.reset_counts()
     em.step(x, y)
-    guide.plant(guide.labels.long())
+    guide.set_labels(guide.labels.long())
     em.step(x, y)  # params that fit the labels
     places = torch.stack([x[guide.labels == k].mean(0) for k in (0, 1)])
     away = 0.25 * (x - places[guide.labels.long()]).square().sum()

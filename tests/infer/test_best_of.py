@@ -6,7 +6,7 @@ import torch
 
 from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, evidence, fit
+from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.models import GaussianMixture
 
@@ -23,7 +23,7 @@ def x():
 def build():
     with torch.device("cpu"):
         model = GaussianMixture(components=3, features=2)
-        return EM(model, FullPartition(model, components=3), dead="keep")
+        return EM(model, FullPartition(model, components=3), empty="keep")
 
 
 def at(*places):
@@ -48,7 +48,9 @@ def test_the_most_likely_start_goes_on(x, winner):
     assert found.winner == winner
     assert found.best.converged
     # Its params are those that the program reads.
-    assert float(evidence(found.best.model, x).mean()) == pytest.approx(found.best.elbo, abs=1e-3)
+    assert float(log_evidence(found.best.model, x).mean()) == pytest.approx(
+        found.best.elbo, abs=1e-3
+    )
     loc = found.best.model.loc.detach().clone()
     pyro.clear_param_store()
     alone = build()
@@ -60,7 +62,9 @@ def test_the_most_likely_start_goes_on(x, winner):
 
 def test_elbos_are_those_of_each_start_by_itself(x):
     together = best_of(build, x, starts=[GOOD, BAD], steps=3, progress=False).elbos
-    alone = [best_of(build, x, starts=[start], steps=3, progress=False).elbos[0] for start in (GOOD, BAD)]
+    alone = [
+        best_of(build, x, starts=[start], steps=3, progress=False).elbos[0] for start in (GOOD, BAD)
+    ]
     assert together.tolist() == alone
     assert together[0] > together[1] + 0.1
 
@@ -80,7 +84,9 @@ def test_random_state_and_other_params_are_left_as_they_were(x):
     pyro.set_rng_seed(5)
     expected = torch.rand(3)
     pyro.set_rng_seed(5)
-    best_of(build, x, starts=[GOOD], generator=torch.Generator("cpu").manual_seed(0), progress=False)
+    best_of(
+        build, x, starts=[GOOD], generator=torch.Generator("cpu").manual_seed(0), progress=False
+    )
     assert torch.equal(torch.rand(3), expected)
     assert "other" in pyro.get_param_store()
 
@@ -98,7 +104,12 @@ def test_a_build_that_returns_the_same_model_is_refused(x):
     """The trials would go on from each other."""
     model = build().model
     with pytest.raises(OptionError, match="earlier start"):
-        best_of(lambda: EM(model, FullPartition(model, components=3)), x, starts=[GOOD, BAD], progress=False)
+        best_of(
+            lambda: EM(model, FullPartition(model, components=3)),
+            x,
+            starts=[GOOD, BAD],
+            progress=False,
+        )
 
 
 def test_an_interruption_ends_all_and_keeps_the_best(x):
@@ -109,7 +120,9 @@ def test_an_interruption_ends_all_and_keeps_the_best(x):
         if len(passes) == 5:
             raise KeyboardInterrupt
 
-    found = best_of(build, x, starts=[GOOD, BAD, BAD], steps=3, progress=False, callbacks=[stop], patience=99)
+    found = best_of(
+        build, x, starts=[GOOD, BAD, BAD], steps=3, progress=False, callbacks=[stop], patience=99
+    )
     assert len(passes) == 5
     assert (found.winner, len(found.elbos)) == (0, 2)
     assert found.best.interrupted
@@ -117,4 +130,7 @@ def test_an_interruption_ends_all_and_keeps_the_best(x):
 
 
 def test_starts_may_be_generated(x):
-    assert best_of(build, x, starts=(start for start in [BAD, GOOD]), steps=2, progress=False).winner == 1
+    assert (
+        best_of(build, x, starts=(start for start in [BAD, GOOD]), steps=2, progress=False).winner
+        == 1
+    )

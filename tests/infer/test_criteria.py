@@ -9,13 +9,24 @@ from pyro import distributions as dist
 from pyro.distributions import constraints
 from sklearn.mixture import GaussianMixture as Peer
 
-from pyro_mixtures.distributions import DiagonalNormals, IsotropicNormals, LogisticRegressions, MixtureWeights
+from pyro_mixtures.distributions import (
+    DiagonalNormals,
+    IsotropicNormals,
+    LogisticRegressions,
+    MixtureWeights,
+)
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.uncertainty.criteria import criteria
-from pyro_mixtures.models import GaussianMixture, KMeans, MixtureOfFactorAnalyzers, MixtureOfRegressions, SoftmaxMixture
+from pyro_mixtures.models import (
+    GaussianMixture,
+    KMeans,
+    MixtureOfFactorAnalyzers,
+    MixtureOfRegressions,
+    SoftmaxMixture,
+)
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -30,11 +41,14 @@ def x():
 
 
 @pytest.mark.parametrize(
-    ("covariance", "tied"), [("isotropic", False), ("diagonal", False), ("full", False), ("full", True)]
+    ("covariance", "tied"),
+    [("isotropic", False), ("diagonal", False), ("full", False), ("full", True)],
 )
 def test_criteria_are_scikit_learns(x, covariance, tied):
     names = {"isotropic": "spherical", "diagonal": "diag", "full": "tied" if tied else "full"}
-    peer = Peer(C, covariance_type=names[covariance], random_state=0, reg_covar=0.0).fit(x.double().numpy())
+    peer = Peer(C, covariance_type=names[covariance], random_state=0, reg_covar=0.0).fit(
+        x.double().numpy()
+    )
     model = GaussianMixture(components=C, features=D, covariance=covariance, tied=tied).double()
     with torch.no_grad():
         model.loc, model.weights = torch.from_numpy(peer.means_), torch.from_numpy(peer.weights_)
@@ -68,7 +82,9 @@ def test_chunks_and_guides_that_keep_all_candidates_change_nothing(x):
         torch.testing.assert_close(found.shares, whole.shares)
         assert found.bic == pytest.approx(whole.bic, rel=1e-6)
         assert found.entropy == pytest.approx(whole.entropy, rel=1e-5)
-    less = criteria(model, x, guide=TruncatedPartition(model, components=C, candidates=1, neighbors=C))
+    less = criteria(
+        model, x, guide=TruncatedPartition(model, components=C, candidates=1, neighbors=C)
+    )
     assert less.log_likelihood < whole.log_likelihood
     assert less.entropy == 0.0
 
@@ -95,7 +111,9 @@ def test_directions_have_one_number_less_than_features(spherical, each):
 def test_softmax_coefficients_that_no_probability_depends_on_are_not_counted(dtype):
     """The third column is the sum of the others, in units far apart."""
     columns = torch.randn(40, 2, dtype=dtype)
-    features = torch.cat([1e-3 * columns[:, :1], 1e3 * columns[:, 1:], columns.sum(-1, keepdim=True)], -1)
+    features = torch.cat(
+        [1e-3 * columns[:, :1], 1e3 * columns[:, 1:], columns.sum(-1, keepdim=True)], -1
+    )
 
     def count(width, ridge, **options):
         pyro.clear_param_store()
@@ -127,7 +145,10 @@ def test_gates_are_counted_by_what_they_can_say(reference):
     def model(u, y):
         own = C - reference
         gate = GatedWeights(
-            u, pyro.param("w", torch.zeros(own, 4)), pyro.param("b", torch.zeros(own)), reference=reference
+            u,
+            pyro.param("w", torch.zeros(own, 4)),
+            pyro.param("b", torch.zeros(own)),
+            reference=reference,
         )
         weight, bias = pyro.param("weight", torch.randn(C, 4)), pyro.param("bias", torch.zeros(C))
         with data_plate(u):
@@ -141,9 +162,13 @@ def program(x, *, tied=False, logits=False, weights=None, mask=None):
     if logits:
         prior = MixtureWeights(logits=pyro.param("logits", torch.zeros(C, device="cpu")))
     else:
-        prior = dist.Categorical(pyro.param("probs", torch.ones(C, device="cpu") / C, constraint=constraints.simplex))
+        prior = dist.Categorical(
+            pyro.param("probs", torch.ones(C, device="cpu") / C, constraint=constraints.simplex)
+        )
     loc = pyro.param("loc", torch.arange(C * D, device="cpu").reshape(C, D).float())
-    scale = pyro.param("scale", torch.ones(1 if tied else C, D, device="cpu"), constraint=constraints.positive)
+    scale = pyro.param(
+        "scale", torch.ones(1 if tied else C, D, device="cpu"), constraint=constraints.positive
+    )
     weights, mask = 1.0 if weights is None else weights, True if mask is None else mask
     with data_plate(x), pyro.poutine.scale(scale=weights), pyro.poutine.mask(mask=mask):
         z = pyro.sample("z", prior)

@@ -30,7 +30,9 @@ def data():
 
 def closed_form(x):
     """Weights and a normal site: the part that has a closed form."""
-    weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
+    weights = pyro.param(
+        "weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex
+    )
     loc = pyro.param("loc", lambda: torch.arange(C, dtype=F64).unsqueeze(-1).repeat(1, D))
     scale = pyro.param("scale", torch.ones(C, D, dtype=F64), constraint=dist.constraints.positive)
     return MixtureWeights(weights), DiagonalNormals(loc, scale)
@@ -122,7 +124,9 @@ def test_closed_form_params_equal_those_of_pure_em_where_the_other_site_says_not
         with data_plate(x):
             z = pyro.sample("z", weights)
             pyro.sample("x", components[z], obs=x)
-            pyro.sample("y", dist.StudentT(torch.tensor(3.0, dtype=F64), place.expand(C)[z], 1.0), obs=y)
+            pyro.sample(
+                "y", dist.StudentT(torch.tensor(3.0, dtype=F64), place.expand(C)[z], 1.0), obs=y
+            )
 
     em = EM(pure, FullPartition(pure, components=C))
     for _ in range(4):
@@ -142,7 +146,9 @@ def test_closed_form_params_equal_those_of_pure_em_where_the_other_site_says_not
 def test_elbo_rises(data, head, batch_size):
     model = program(head)
     em = EM(model, FullPartition(model, components=C), gradient=adam())
-    found = fit(em, *data, batch_size=batch_size, epochs=25, tolerance=0.0, patience=99, progress=False)
+    found = fit(
+        em, *data, batch_size=batch_size, epochs=25, tolerance=0.0, patience=99, progress=False
+    )
     elbo = found.history["elbo"]
     assert (elbo[1:] > elbo[:-1]).all()
     assert elbo[-1] > elbo[0] + 0.1
@@ -165,13 +171,19 @@ def test_gradient_step_is_that_of_the_expected_log_density(data, head):
     model = program(head)
     guide = FullPartition(model, components=C)
     q = guide.posterior(x, y).probs
-    start = {name: leaf.detach().clone() for name, leaf in pyro.get_param_store().named_parameters()}
+    start = {
+        name: leaf.detach().clone() for name, leaf in pyro.get_param_store().named_parameters()
+    }
     trace = pyro.poutine.trace(
         pyro.poutine.condition(model, {"z": torch.arange(C).unsqueeze(-1).expand(C, N)})
     ).get_trace(x, y)
     fn = trace.nodes["y"]["fn"]
     rows = y.unsqueeze(-1) if fn.event_shape else y
-    leaves = {name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in gradient_names()}
+    leaves = {
+        name: leaf
+        for name, leaf in pyro.get_param_store().named_parameters()
+        if name in gradient_names()
+    }
     expected = torch.autograd.grad((q * fn.log_prob(rows)).sum(), [*leaves.values()])
     EM(model, guide, gradient=pyro.optim.SGD({"lr": 1e-3})).step(x, y)
     for (name, leaf), gradient in zip(leaves.items(), expected, strict=True):
@@ -220,7 +232,9 @@ def test_a_model_without_any_closed_form_but_the_weights(data):
     _, y = data
 
     def model(y):
-        weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex
+        )
         with data_plate(y):
             pyro.sample("y", student(pyro.sample("z", dist.Categorical(weights))), obs=y)
 
@@ -236,7 +250,9 @@ def test_a_third_site_keeps_its_closed_form(data):
 
     def model(x, y, label):
         weights, components = closed_form(x)
-        table = pyro.param("table", torch.full((C, 4), 0.25, dtype=F64), constraint=dist.constraints.simplex)
+        table = pyro.param(
+            "table", torch.full((C, 4), 0.25, dtype=F64), constraint=dist.constraints.simplex
+        )
         with data_plate(x):
             z = pyro.sample("z", weights)
             pyro.sample("x", components[z], obs=x)
@@ -256,15 +272,23 @@ def test_nested_plates_sum_their_features(data):
     start = torch.arange(C, dtype=F64).unsqueeze(-1).repeat(1, D)
 
     def model(x):
-        weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex
+        )
         place = pyro.param("place", start.clone())
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", MixtureWeights(weights))
             with pyro.plate("features", D, dim=-2) as d:
-                pyro.sample("x", dist.StudentT(torch.tensor(3.0, dtype=F64), place[z, d.unsqueeze(-1)], 1.0), obs=x.T)
+                pyro.sample(
+                    "x",
+                    dist.StudentT(torch.tensor(3.0, dtype=F64), place[z, d.unsqueeze(-1)], 1.0),
+                    obs=x.T,
+                )
 
     place = start.clone().requires_grad_()
-    log_prob = dist.StudentT(torch.tensor(3.0, dtype=F64), place, 1.0).log_prob(x.unsqueeze(1)).sum(-1)  # (N, C)
+    log_prob = (
+        dist.StudentT(torch.tensor(3.0, dtype=F64), place, 1.0).log_prob(x.unsqueeze(1)).sum(-1)
+    )  # (N, C)
     q = log_prob.softmax(-1).detach()
     gradient = torch.autograd.grad((q * log_prob).sum(), place)[0]
     EM(model, FullPartition(model, components=C), gradient=pyro.optim.SGD({"lr": 1e-3})).step(x)
@@ -301,14 +325,16 @@ def test_a_param_of_both_kinds_of_sites_is_refused_or_left_to_the_gradient(data)
     def model(x, y):
         weights = torch.full((C,), 1 / C, dtype=F64)
         loc = pyro.param("loc", 50 + torch.arange(C, dtype=F64).unsqueeze(-1).repeat(1, D))
-        width = pyro.param("width", torch.full((C,), 0.1, dtype=F64), constraint=dist.constraints.positive)
+        width = pyro.param(
+            "width", torch.full((C,), 0.1, dtype=F64), constraint=dist.constraints.positive
+        )
         components = DiagonalNormals(loc, torch.full((C, D), 100.0, dtype=F64))
         with data_plate(x):
             z = pyro.sample("z", MixtureWeights(weights))
             pyro.sample("x", components[z], obs=x)
             pyro.sample("y", dist.Cauchy(loc[z][..., 0], width[z]), obs=y)
 
-    em = EM(model, FullPartition(model, components=C), dead="keep", gradient=adam(1e-4))
+    em = EM(model, FullPartition(model, components=C), empty="keep", gradient=adam(1e-4))
     try:
         losses = [em.step(x, y) for _ in range(3)]
     except ClosedFormError as error:
@@ -323,7 +349,11 @@ def test_gradient_steps_are_taken_one_after_the_other_with_q_held(data, head):
     model = program(head)
     guide = FullPartition(model, components=C)
     q = guide.posterior(x, y).probs
-    leaves = {name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in gradient_names()}
+    leaves = {
+        name: leaf
+        for name, leaf in pyro.get_param_store().named_parameters()
+        if name in gradient_names()
+    }
     start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     given = pyro.poutine.condition(model, {"z": torch.arange(C).unsqueeze(-1).expand(C, N)})
     for _ in range(4):
@@ -348,7 +378,9 @@ def test_closed_form_params_do_not_depend_on_the_number_of_gradient_steps(data, 
     for steps in (1, 5):
         pyro.clear_param_store()
         model = program(head)
-        EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=steps).step(*data)
+        EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=steps).step(
+            *data
+        )
         found.append(values())
     one, five = found
     for name in ("weights", "loc", "scale"):
@@ -362,7 +394,9 @@ def test_more_gradient_steps_gain_more_in_an_epoch_and_the_elbo_rises(data, head
     for steps in (1, 10):
         pyro.clear_param_store()
         model = program(head)
-        em = EM(model, FullPartition(model, components=C), gradient=adam(0.005), gradient_steps=steps)
+        em = EM(
+            model, FullPartition(model, components=C), gradient=adam(0.005), gradient_steps=steps
+        )
         found = fit(em, *data, batch_size=30, epochs=5, tolerance=0.0, patience=99, progress=False)
         elbos[steps] = found.history["elbo"]
     assert (elbos[10][1:] > elbos[10][:-1]).all()
@@ -371,7 +405,13 @@ def test_more_gradient_steps_gain_more_in_an_epoch_and_the_elbo_rises(data, head
 
 def test_frozen_params_stay_and_gradients_do_not_pile_up_over_several_steps(data, head):
     model = program(head)
-    em = EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=3, freeze=["place"])
+    em = EM(
+        model,
+        FullPartition(model, components=C),
+        gradient=adam(),
+        gradient_steps=3,
+        freeze=["place"],
+    )
     em.step(*data)
     before = values()
     em.step(*data)

@@ -6,7 +6,7 @@ import torch
 
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, evidence
+from pyro_mixtures.infer import EM, log_evidence
 from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("on_one_thread")
 @pytest.fixture
 def x():
     generator = torch.Generator("cpu").manual_seed(3)
-    return torch.cat([torch.randn(60, 2, generator=generator, device="cpu") + 9 * k for k in range(4)])
+    return torch.cat(
+        [torch.randn(60, 2, generator=generator, device="cpu") + 9 * k for k in range(4)]
+    )
 
 
 def builder(make=FullPartition, **options):
@@ -30,7 +32,9 @@ def builder(make=FullPartition, **options):
 
 def truncated(model, components):
     c = min(components, 3)
-    return TruncatedPartition(model, components=components, candidates=c, neighbors=c, explore=0, seed=0)
+    return TruncatedPartition(
+        model, components=components, candidates=c, neighbors=c, explore=0, seed=0
+    )
 
 
 @pytest.mark.meta
@@ -41,10 +45,14 @@ def test_growth_finds_clusters_that_are_apart(x, make):
     assert [stage.model.components for stage in stages] == [1, 2, 4]
     loc = stages[-1].model.loc.detach()
     centres = 9 * torch.arange(4.0, device="cpu")
-    assert torch.cdist(centres.unsqueeze(-1).expand(4, 2).contiguous(), loc).min(-1).values.max() < 0.6
+    assert (
+        torch.cdist(centres.unsqueeze(-1).expand(4, 2).contiguous(), loc).min(-1).values.max() < 0.6
+    )
     assert stages[0].elbo < stages[1].elbo < stages[2].elbo
     # The params of the last are those that the program reads.
-    assert float(evidence(stages[-1].model, x).mean()) == pytest.approx(stages[-1].elbo, abs=0.05)
+    assert float(log_evidence(stages[-1].model, x).mean()) == pytest.approx(
+        stages[-1].elbo, abs=0.05
+    )
     assert pyro.param("loc").shape == (4, 2)
 
 
@@ -59,7 +67,9 @@ def test_a_stage_begins_where_the_one_before_ended(x):
 def test_rows_whose_first_candidates_are_all_new_find_old_ones(x):
     def narrow(model, components):
         c = min(components, 2)
-        return TruncatedPartition(model, components=components, candidates=c, neighbors=c, explore=0, seed=0)
+        return TruncatedPartition(
+            model, components=components, candidates=c, neighbors=c, explore=0, seed=0
+        )
 
     with torch.device("cpu"):
         stages = grow(builder(narrow), x, components=[1, 8], progress=False)
@@ -82,9 +92,15 @@ def test_sizes_that_do_not_increase_are_refused(x, sizes):
 
 def test_growth_needs_reseeding_and_weights(x):
     with pytest.raises(OptionError, match="reseed"):
-        grow(builder(dead="keep"), x, components=[1, 2], progress=False)
-    with pytest.raises(OptionError, match="fit_restarts"):  # its new parts would stay empty, and nobody be told
-        grow(builder(lambda model, components: HardPartition(model, components=components)), x, components=[1, 2])
+        grow(builder(empty="keep"), x, components=[1, 2], progress=False)
+    with pytest.raises(
+        OptionError, match="fit_restarts"
+    ):  # its new parts would stay empty, and nobody be told
+        grow(
+            builder(lambda model, components: HardPartition(model, components=components)),
+            x,
+            components=[1, 2],
+        )
 
     class Equal(GaussianMixture):
         def __init__(self, *, components, features):

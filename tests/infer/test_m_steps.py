@@ -9,7 +9,12 @@ from pyro import distributions as dist
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Peer
 
-from pyro_mixtures.distributions import DiagonalNormals, FactorAnalyzers, FullNormals, IsotropicNormals
+from pyro_mixtures.distributions import (
+    DiagonalNormals,
+    FactorAnalyzers,
+    FullNormals,
+    IsotropicNormals,
+)
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
@@ -49,7 +54,10 @@ def everything(model):
 
 
 def values(model):
-    return {name: value.detach().clone() for name, value in model.component_distributions().arguments.items()}
+    return {
+        name: value.detach().clone()
+        for name, value in model.component_distributions().arguments.items()
+    }
 
 
 def posterior(normals, weights, x):
@@ -61,7 +69,11 @@ def posterior(normals, weights, x):
 def test_em_steps_equal_those_of_scikit_learn(x, kind, steps):
     covariance, tied = PEERS[kind]
     model = start(GaussianMixture(components=C, features=D, covariance=covariance, tied=tied), x)
-    ones = {"spherical": torch.ones(C), "diag": torch.ones(C, D), "full": torch.eye(D).expand(C, D, D)}
+    ones = {
+        "spherical": torch.ones(C),
+        "diag": torch.ones(C, D),
+        "full": torch.eye(D).expand(C, D, D),
+    }
     peer = Peer(
         C,
         covariance_type=kind,
@@ -76,7 +88,7 @@ def test_em_steps_equal_those_of_scikit_learn(x, kind, steps):
         warnings.simplefilter("ignore", ConvergenceWarning)
         peer.fit(x.numpy())
 
-    em = EM(model, everything(model), variance_floor=0.0, dead="keep")
+    em = EM(model, everything(model), variance_floor=0.0, empty="keep")
     for _ in range(steps):
         em.step(x)
     new = values(model)
@@ -84,7 +96,11 @@ def test_em_steps_equal_those_of_scikit_learn(x, kind, steps):
         found = new["scale_tril"] @ new["scale_tril"].mT
     else:
         found = new["scale"].square()
-    for mine, theirs in ((model.weights, peer.weights_), (new["loc"], peer.means_), (found, peer.covariances_)):
+    for mine, theirs in (
+        (model.weights, peer.weights_),
+        (new["loc"], peer.means_),
+        (found, peer.covariances_),
+    ):
         torch.testing.assert_close(mine.detach(), torch.from_numpy(theirs), rtol=1e-6, atol=1e-8)
     assert -em.evaluate_loss(x) / N == pytest.approx(peer.score(x.numpy()), rel=1e-8)
 
@@ -93,7 +109,7 @@ def test_em_steps_equal_those_of_scikit_learn(x, kind, steps):
 def test_tied_covariance_pools_the_components(x, covariance):
     model = start(GaussianMixture(components=C, features=D, covariance=covariance, tied=True), x)
     q = posterior(dist.MultivariateNormal(model.loc, torch.eye(D, dtype=F64)), model.weights, x)
-    EM(model, everything(model), variance_floor=0.0, dead="keep").step(x)
+    EM(model, everything(model), variance_floor=0.0, empty="keep").step(x)
     loc = (q.T @ x) / q.sum(0).unsqueeze(-1)
     away = x.unsqueeze(1) - loc
     pooled = torch.einsum("nc,nci,ncj->ij", q, away, away) / N
@@ -103,7 +119,9 @@ def test_tied_covariance_pools_the_components(x, covariance):
         torch.testing.assert_close(new["scale_tril"] @ new["scale_tril"].T, pooled)
     else:
         variance = pooled.diagonal()
-        torch.testing.assert_close(new["scale"].square(), variance if covariance == "diagonal" else variance.mean())
+        torch.testing.assert_close(
+            new["scale"].square(), variance if covariance == "diagonal" else variance.mean()
+        )
 
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full", "factor"])
@@ -114,15 +132,19 @@ def test_a_component_without_rows_does_not_change_a_tied_covariance(x, family):
         pyro.clear_param_store()
         torch.manual_seed(0)
         if family == "factor":
-            model = MixtureOfFactorAnalyzers(components=components, features=D, factors=1, tied=True).double()
+            model = MixtureOfFactorAnalyzers(
+                components=components, features=D, factors=1, tied=True
+            ).double()
         else:
-            model = GaussianMixture(components=components, features=D, covariance=family, tied=True).double()
+            model = GaussianMixture(
+                components=components, features=D, covariance=family, tied=True
+            ).double()
         with torch.no_grad():
             model.loc = torch.cat([x[:C], torch.full((1, D), 1e4, dtype=F64)])[:components]
             if family == "factor":
                 model.factor = torch.linspace(-1, 1, 4 * D, dtype=F64).reshape(4, D, 1)[:components]
         guide = FullPartition(model, components=components)
-        EM(model, guide, variance_floor=0.0, dead="keep").step(x)
+        EM(model, guide, variance_floor=0.0, empty="keep").step(x)
         tied = {"full": "scale_tril", "factor": "noise"}.get(family, "scale")
         found.append(values(model)[tied])
     torch.testing.assert_close(found[1], found[0])
@@ -130,7 +152,7 @@ def test_a_component_without_rows_does_not_change_a_tied_covariance(x, family):
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full", "factor"])
 def test_free_energy_never_falls_when_a_starved_component_is_kept_beside_a_tied_covariance(family):
-    """``dead="keep"`` holds its mean: the covariance that all share must be the best one *for that mean*."""
+    """``empty="keep"`` holds its mean: the covariance that all share must be the best one *for that mean*."""
     x = torch.cat([torch.randn(40, 2, dtype=F64), torch.tensor([[9.0, 9.0]], dtype=F64)])
     if family == "factor":
         model = MixtureOfFactorAnalyzers(components=2, features=2, factors=1, tied=True).double()
@@ -140,17 +162,17 @@ def test_free_energy_never_falls_when_a_starved_component_is_kept_beside_a_tied_
         model.loc = torch.tensor([[0.0, 0.0], [5.0, 5.0]], dtype=F64)
         if family == "factor":
             model.factor = 0.1 * torch.ones(2, 2, 1, dtype=F64)
-    em = EM(model, FullPartition(model, components=2), dead="keep")
+    em = EM(model, FullPartition(model, components=2), empty="keep")
     losses = torch.tensor([em.step(x) for _ in range(4)], dtype=F64)
     assert losses.diff().max() <= 1e-9, losses.tolist()
 
 
 def test_no_factors_is_the_diagonal_mixture(x):
     analyzers = start(MixtureOfFactorAnalyzers(components=C, features=D, factors=0), x)
-    first = [EM(analyzers, everything(analyzers), dead="keep").step(x) for _ in range(3)]
+    first = [EM(analyzers, everything(analyzers), empty="keep").step(x) for _ in range(3)]
     pyro.clear_param_store()
     diagonal = start(GaussianMixture(components=C, features=D), x)
-    second = [EM(diagonal, everything(diagonal), dead="keep").step(x) for _ in range(3)]
+    second = [EM(diagonal, everything(diagonal), empty="keep").step(x) for _ in range(3)]
     assert first == pytest.approx(second, rel=1e-12)
     torch.testing.assert_close(analyzers.loc, diagonal.loc)
     torch.testing.assert_close(analyzers.noise, diagonal.scale.square())
@@ -160,12 +182,16 @@ def expected_log_density(x, q, old, new):
     """What the M-step of factor analyzers maximises: E log N(x | loc + A f, psi), f given x under the ``old`` ones."""
     total = 0.0
     for c in range(C):
-        loc, factor, noise = (value.expand(C, *value.shape[-k:])[c] for value, k in zip(old, (1, 2, 1), strict=True))
+        loc, factor, noise = (
+            value.expand(C, *value.shape[-k:])[c] for value, k in zip(old, (1, 2, 1), strict=True)
+        )
         noise = noise.expand(D)
         beta = factor.T @ (factor @ factor.T + noise.diag()).inverse()
         mean = (x - loc) @ beta.T
         own = torch.eye(factor.shape[1], dtype=F64) - beta @ factor
-        loc, factor, noise = (value.expand(C, *value.shape[-k:])[c] for value, k in zip(new, (1, 2, 1), strict=True))
+        loc, factor, noise = (
+            value.expand(C, *value.shape[-k:])[c] for value, k in zip(new, (1, 2, 1), strict=True)
+        )
         noise = noise.expand(D)
         square = (x - loc - mean @ factor.T).square() + (factor @ own * factor).sum(-1)
         total = total - 0.5 * (q[:, c] @ (noise.log() + square / noise)).sum()
@@ -176,7 +202,9 @@ NOISES = {"own": (C, D), "per component": (C, 1), "tied": (D,), "one number": (1
 
 
 @pytest.mark.parametrize("shape", NOISES.values(), ids=NOISES)
-@pytest.mark.parametrize("frozen", [(), ("loc",), ("factor",), ("noise",), ("loc", "factor")], ids=str)
+@pytest.mark.parametrize(
+    "frozen", [(), ("loc",), ("factor",), ("noise",), ("loc", "factor")], ids=str
+)
 def test_factor_analyzers_step_is_stationary_in_what_is_free(x, shape, frozen):
     old = {
         "loc": x[:C].clone(),
@@ -185,7 +213,9 @@ def test_factor_analyzers_step_is_stationary_in_what_is_free(x, shape, frozen):
     }
 
     def model(x):
-        weights = pyro.param("weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex
+        )
         loc = pyro.param("loc", old["loc"].clone())
         factor = pyro.param("factor", old["factor"].clone())
         noise = pyro.param("noise", old["noise"].clone(), constraint=dist.constraints.positive)
@@ -213,7 +243,9 @@ def test_frozen_params_stay_and_the_others_are_best_given_them(x, frozen):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     q = posterior(dist.Normal(model.loc, model.scale).to_event(1), model.weights, x)
     loc = model.loc.detach() if frozen == "loc" else (q.T @ x) / q.sum(0).unsqueeze(-1)
-    variance = torch.einsum("nc,ncd->cd", q, (x.unsqueeze(1) - loc).square()) / q.sum(0).unsqueeze(-1)
+    variance = torch.einsum("nc,ncd->cd", q, (x.unsqueeze(1) - loc).square()) / q.sum(0).unsqueeze(
+        -1
+    )
     EM(model, everything(model), variance_floor=0.0, freeze=[frozen]).step(x)
     kept = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert [name.split("_")[0] for name in kept] == [frozen]
@@ -227,8 +259,14 @@ def test_constant_arguments_stay_and_params_beside_them_are_best(x, family):
     """Arguments that are plain tensors are given, not unknown."""
     fixed = x[:C].clone()
     shape = {IsotropicNormals: (C,), DiagonalNormals: (C, D), FullNormals: (C, D, D)}[family]
-    spread = torch.eye(D, dtype=F64).expand(shape) if family is FullNormals else torch.ones(shape, dtype=F64)
-    constraint = dist.constraints.lower_cholesky if family is FullNormals else dist.constraints.positive
+    spread = (
+        torch.eye(D, dtype=F64).expand(shape)
+        if family is FullNormals
+        else torch.ones(shape, dtype=F64)
+    )
+    constraint = (
+        dist.constraints.lower_cholesky if family is FullNormals else dist.constraints.positive
+    )
 
     def model(x):
         spread_ = pyro.param("spread", spread.clone(), constraint=constraint)
@@ -246,7 +284,9 @@ def test_constant_arguments_stay_and_params_beside_them_are_best(x, family):
     if family is FullNormals:
         torch.testing.assert_close(new @ new.mT, covariance)
     else:
-        torch.testing.assert_close(new.square(), variance.mean(-1) if family is IsotropicNormals else variance)
+        torch.testing.assert_close(
+            new.square(), variance.mean(-1) if family is IsotropicNormals else variance
+        )
 
 
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
@@ -277,7 +317,7 @@ def test_stepwise_em_at_full_rate_is_exact_em(x):
         pyro.clear_param_store()
         torch.manual_seed(0)
         model = start(MixtureOfFactorAnalyzers(components=C, features=D, factors=1), x)
-        em = EM(model, everything(model), step_size=step_size, dead="keep")
+        em = EM(model, everything(model), step_size=step_size, empty="keep")
         losses = [em.step(x) for _ in range(4)]
         found.append((torch.tensor(losses), *model.state_dict().values()))
     for exact, stepwise in zip(*found, strict=True):
@@ -288,7 +328,7 @@ def test_stepwise_em_at_full_rate_is_exact_em(x):
 def test_stepwise_em_on_minibatches_comes_near_the_exact_optimum(family):
     truth = 6 * torch.eye(3, dtype=F64)
     x = truth[torch.randint(3, (300,))] + torch.randn(300, 3, dtype=F64)
-    evidence = []
+    log_evidence = []
     for step_size in (None, lambda t: (t + 1) ** -0.7):
         pyro.clear_param_store()
         if family == "factor":
@@ -301,8 +341,8 @@ def test_stepwise_em_on_minibatches_comes_near_the_exact_optimum(family):
         for _ in range(6):
             for index in torch.randperm(300).split(60) if step_size else [torch.arange(300)]:
                 em.step(x[index], index=index, size=300)
-        evidence.append(-em.evaluate_loss(x) / 300)
-    assert evidence[1] == pytest.approx(evidence[0], abs=0.03)
+        log_evidence.append(-em.evaluate_loss(x) / 300)
+    assert log_evidence[1] == pytest.approx(log_evidence[0], abs=0.03)
 
 
 # Stock distributions with plain torch indexing.
@@ -321,25 +361,37 @@ def _stock_program(kind, x, labels):
 
     def stock(z, loc):
         if kind == "Normal":
-            return dist.Normal(loc[z], pyro.param("scale", scale0, constraint=positive)[z]).to_event(1)
+            return dist.Normal(
+                loc[z], pyro.param("scale", scale0, constraint=positive)[z]
+            ).to_event(1)
         if kind == "MultivariateNormal":
             tril = pyro.param("tril", tril0, constraint=dist.constraints.lower_cholesky)
             return dist.MultivariateNormal(loc[z], scale_tril=tril[z])
-        factor, noise = pyro.param("factor", factor0.clone()), pyro.param("noise", noise0, constraint=positive)
+        factor, noise = (
+            pyro.param("factor", factor0.clone()),
+            pyro.param("noise", noise0, constraint=positive),
+        )
         return dist.LowRankMultivariateNormal(loc[z], factor[z], noise[z])
 
     def own(z, loc):
         if kind == "Normal":
             return DiagonalNormals(loc, pyro.param("scale", scale0, constraint=positive))[z]
         if kind == "MultivariateNormal":
-            return FullNormals(loc, pyro.param("tril", tril0, constraint=dist.constraints.lower_cholesky))[z]
-        factor, noise = pyro.param("factor", factor0.clone()), pyro.param("noise", noise0, constraint=positive)
+            return FullNormals(
+                loc, pyro.param("tril", tril0, constraint=dist.constraints.lower_cholesky)
+            )[z]
+        factor, noise = (
+            pyro.param("factor", factor0.clone()),
+            pyro.param("noise", noise0, constraint=positive),
+        )
         return FactorAnalyzers(loc, factor, noise)[z]
 
     def program(component):
         def model(x, labels, index=None, size=None):
             weights = pyro.param("weights", weights0, constraint=dist.constraints.simplex)
-            loc = pyro.param("loc", loc0.clone())  # an unconstrained param is its initial tensor, written in place
+            loc = pyro.param(
+                "loc", loc0.clone()
+            )  # an unconstrained param is its initial tensor, written in place
             probs = pyro.param("probs", probs0, constraint=dist.constraints.simplex)
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Categorical(weights))
@@ -359,10 +411,17 @@ def test_stock_distributions_with_plain_indexing_get_the_same_steps(x, kind, tru
         pyro.clear_param_store()
         guide = FullPartition(model, components=C)
         if truncated:
-            guide = TruncatedPartition(model, components=C, candidates=2, neighbors=2, explore=1, seed=0)
+            guide = TruncatedPartition(
+                model, components=C, candidates=2, neighbors=2, explore=1, seed=0
+            )
         em = EM(model, guide)
         losses = torch.tensor([em.step(x, labels) for _ in range(4)])
-        found.append({"losses": losses, **{name: value.detach() for name, value in pyro.get_param_store().items()}})
+        found.append(
+            {
+                "losses": losses,
+                **{name: value.detach() for name, value in pyro.get_param_store().items()},
+            }
+        )
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-9, atol=1e-11)
@@ -373,9 +432,13 @@ def test_scalar_normals_with_plain_indexing_are_fitted():
     x = torch.cat([torch.randn(60, dtype=F64) - 4, torch.randn(40, dtype=F64) + 4])
 
     def model(x):
-        weights = pyro.param("weights", torch.tensor([0.5, 0.5], dtype=F64), constraint=dist.constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.tensor([0.5, 0.5], dtype=F64), constraint=dist.constraints.simplex
+        )
         loc = pyro.param("loc", torch.tensor([-1.0, 1.0], dtype=F64))
-        scale = pyro.param("scale", torch.tensor([1.5, 2.5], dtype=F64), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor([1.5, 2.5], dtype=F64), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(weights))
             pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
@@ -383,6 +446,10 @@ def test_scalar_normals_with_plain_indexing_are_fitted():
     em = EM(model, FullPartition(model, components=2))
     for _ in range(10):
         em.step(x)
-    torch.testing.assert_close(pyro.param("weights").detach(), torch.tensor([0.6, 0.4], dtype=F64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        pyro.param("weights").detach(), torch.tensor([0.6, 0.4], dtype=F64), atol=1e-3, rtol=0
+    )
     torch.testing.assert_close(pyro.param("loc")[0].detach(), x[:60].mean(), atol=0.01, rtol=0)
-    torch.testing.assert_close(pyro.param("scale")[1].detach(), x[60:].std(unbiased=False), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        pyro.param("scale")[1].detach(), x[60:].std(unbiased=False), atol=0.01, rtol=0
+    )

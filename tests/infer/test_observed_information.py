@@ -26,7 +26,11 @@ from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.uncertainty.exact_likelihood import ExactLikelihood
-from pyro_mixtures.infer.uncertainty.observed_information import _differences, observed_information, standard_errors
+from pyro_mixtures.infer.uncertainty.observed_information import (
+    _differences,
+    observed_information,
+    standard_errors,
+)
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
 
@@ -48,7 +52,10 @@ def alone(family, *rows):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("robust", [False, True])
 def test_one_gaussian_has_the_textbooks_errors(dtype, robust):
-    x = (torch.randn(N, 2, dtype=F64, device="cpu") * torch.tensor([1e-4, 300.0], dtype=F64, device="cpu")).to(dtype)
+    x = (
+        torch.randn(N, 2, dtype=F64, device="cpu")
+        * torch.tensor([1e-4, 300.0], dtype=F64, device="cpu")
+    ).to(dtype)
     deviation = x.std(0, correction=0)
 
     def model(x):
@@ -63,7 +70,9 @@ def test_one_gaussian_has_the_textbooks_errors(dtype, robust):
     spread = deviation.double()
     near = {"rtol": 1e-6 if dtype == F64 else 1e-4, "atol": 0}
     torch.testing.assert_close(found.standard_errors["loc"][0], spread / math.sqrt(N), **near)
-    torch.testing.assert_close(found.standard_errors["scale"][0], spread * (excess / (2 * N)) ** 0.5, **near)
+    torch.testing.assert_close(
+        found.standard_errors["scale"][0], spread * (excess / (2 * N)) ** 0.5, **near
+    )
     assert found.names == ("loc[0, 0]", "loc[0, 1]", "scale[0, 0]", "scale[0, 1]")
     assert found.covariance.shape == (4, 4)
     assert found.information.dtype == F64
@@ -74,7 +83,9 @@ def test_one_gaussian_has_the_textbooks_errors(dtype, robust):
 def test_weights_of_observed_groups_have_binomial_errors():
     """Groups far apart: the simplex has one direction less, and its covariance is the multinomial's."""
     shares = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
-    x = torch.repeat_interleave(torch.tensor([0.0, 100.0, 200.0], dtype=F64), (N * shares).round().long()).unsqueeze(-1)
+    x = torch.repeat_interleave(
+        torch.tensor([0.0, 100.0, 200.0], dtype=F64), (N * shares).round().long()
+    ).unsqueeze(-1)
 
     def model(x):
         weights = pyro.param("weights", shares, constraint=constraints.simplex)
@@ -86,12 +97,16 @@ def test_weights_of_observed_groups_have_binomial_errors():
     found = observed_information(model, x)
     expected = (shares.diag() - shares.outer(shares)) / N
     torch.testing.assert_close(found.covariance, expected, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(found.standard_errors["weights"], expected.diagonal().sqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.standard_errors["weights"], expected.diagonal().sqrt(), rtol=1e-6, atol=0
+    )
     assert found.information.shape == (2, 2)
     odds = found.derived(lambda params: (params["weights"][1:] / params["weights"][0]).log())
     torch.testing.assert_close(odds.value, (shares[1:] / shares[0]).log(), rtol=1e-6, atol=0)
     counts = N * shares  # the odds of a multinomial: 1 / n_k + 1 / n_0, and 1 / n_0 between them
-    torch.testing.assert_close(odds.covariance, (1 / counts[1:]).diag() + 1 / counts[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        odds.covariance, (1 / counts[1:]).diag() + 1 / counts[0], rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(odds.standard_error, odds.covariance.diagonal().sqrt())
     total = found.derived(lambda params: params["weights"].sum())
     assert total.value.shape == total.standard_error.shape == ()
@@ -105,11 +120,17 @@ def climb(model, *rows):
     likelihood = ExactLikelihood(model, rows, "z", None, frozenset(), None)
 
     def loss(u):
-        slope, evidence = likelihood.slope(torch.from_numpy(u))
-        return -evidence.sum().item(), -slope.numpy()
+        slope, log_evidence = likelihood.slope(torch.from_numpy(u))
+        return -log_evidence.sum().item(), -slope.numpy()
 
     start = likelihood.params.start.numpy()
-    u = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 300}).x
+    u = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 300},
+    ).x
     with torch.no_grad():
         parts = torch.from_numpy(u).split(likelihood.params.sizes)
         for handle, part in zip(likelihood.params.handles, parts, strict=True):
@@ -123,7 +144,10 @@ def test_regressions_have_those_of_generalised_linear_models(family, robust):
     y = (u[:, 0] + torch.randn(N, dtype=F64) > 0).double()
 
     def single(u, y):
-        weight, bias = pyro.param("weight", torch.zeros(1, 2, dtype=F64)), pyro.param("bias", torch.zeros(1, dtype=F64))
+        weight, bias = (
+            pyro.param("weight", torch.zeros(1, 2, dtype=F64)),
+            pyro.param("bias", torch.zeros(1, dtype=F64)),
+        )
         with data_plate(u):
             z = pyro.sample("z", MixtureWeights(torch.ones(1, dtype=F64)))
             pyro.sample("y", family(u, weight, bias)[z], obs=y)
@@ -153,7 +177,9 @@ def test_gates_of_known_groups_have_those_of_the_multinomial_logit():
 
     def model(u, x):
         gate = GatedWeights(
-            u, pyro.param("weight", torch.zeros(2, 2, dtype=F64)), pyro.param("bias", torch.zeros(2, dtype=F64))
+            u,
+            pyro.param("weight", torch.zeros(2, 2, dtype=F64)),
+            pyro.param("bias", torch.zeros(2, dtype=F64)),
         )
         with data_plate(u):
             z = pyro.sample("z", gate)
@@ -173,9 +199,13 @@ def test_gates_of_known_groups_have_those_of_the_multinomial_logit():
 
 
 def two_gaussians(x):
-    weights = pyro.param("weights", torch.tensor([0.4, 0.6], dtype=F64, device="cpu"), constraint=constraints.simplex)
+    weights = pyro.param(
+        "weights", torch.tensor([0.4, 0.6], dtype=F64, device="cpu"), constraint=constraints.simplex
+    )
     loc = pyro.param("loc", torch.tensor([[-1.0], [1.5]], dtype=F64, device="cpu"))
-    scale = pyro.param("scale", torch.ones(2, 1, dtype=F64, device="cpu"), constraint=constraints.positive)
+    scale = pyro.param(
+        "scale", torch.ones(2, 1, dtype=F64, device="cpu"), constraint=constraints.positive
+    )
     with data_plate(x):
         z = pyro.sample("z", MixtureWeights(weights))
         pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
@@ -206,9 +236,13 @@ def test_two_components_have_those_of_plain_autograd(robust):
     if robust:
         scores = torch.autograd.functional.jacobian(each, theta)
         inverse = inverse @ scores.T @ scores @ inverse
-    torch.testing.assert_close(found.standard_errors["loc"][:, 0], inverse.diagonal()[1:3].sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.standard_errors["loc"][:, 0], inverse.diagonal()[1:3].sqrt(), rtol=1e-5, atol=0
+    )
     log_scale = inverse.diagonal()[3:].sqrt()
-    torch.testing.assert_close(found.standard_errors["scale"][:, 0], p["scale"][:, 0] * log_scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.standard_errors["scale"][:, 0], p["scale"][:, 0] * log_scale, rtol=1e-5, atol=0
+    )
     share = float(p["weights"].prod() * inverse[0, 0].sqrt())
     assert found.standard_errors["weights"].tolist() == pytest.approx([share] * 2, rel=1e-5)
 
@@ -217,7 +251,10 @@ def test_chunks_change_nothing_and_params_stay_as_they_are():
     x = groups()
     climb(two_gaussians, x)
     before = {name: leaf.clone() for name, leaf in pyro.get_param_store().named_parameters()}
-    whole, parts = observed_information(two_gaussians, x), observed_information(two_gaussians, x, chunk=37)
+    whole, parts = (
+        observed_information(two_gaussians, x),
+        observed_information(two_gaussians, x, chunk=37),
+    )
     torch.testing.assert_close(parts.covariance, whole.covariance)
     for name, leaf in pyro.get_param_store().named_parameters():
         assert torch.equal(leaf, before[name])
@@ -249,14 +286,22 @@ def start(*shape, positive=False):
 U = torch.randn(30, 2, dtype=F64, generator=torch.Generator().manual_seed(4))
 P = {"constraint": constraints.positive}
 FAMILIES = {
-    "isotropic": lambda: IsotropicNormals(pyro.param("a", start(2, 2)), pyro.param("b", start(2, positive=True), **P)),
-    "diagonal": lambda: DiagonalNormals(pyro.param("a", start(2, 2)), pyro.param("b", start(2, 2, positive=True), **P)),
+    "isotropic": lambda: IsotropicNormals(
+        pyro.param("a", start(2, 2)), pyro.param("b", start(2, positive=True), **P)
+    ),
+    "diagonal": lambda: DiagonalNormals(
+        pyro.param("a", start(2, 2)), pyro.param("b", start(2, 2, positive=True), **P)
+    ),
     "full": lambda: FullNormals(
         pyro.param("a", start(2, 2)),
-        pyro.param("b", torch.eye(2, dtype=F64).repeat(2, 1, 1), constraint=constraints.lower_cholesky),
+        pyro.param(
+            "b", torch.eye(2, dtype=F64).repeat(2, 1, 1), constraint=constraints.lower_cholesky
+        ),
     ),
     "factors": lambda: FactorAnalyzers(
-        pyro.param("a", start(2, 2)), pyro.param("b", start(2, 2, 1)), pyro.param("c", start(2, 2, positive=True), **P)
+        pyro.param("a", start(2, 2)),
+        pyro.param("b", start(2, 2, 1)),
+        pyro.param("c", start(2, 2, positive=True), **P),
     ),
     "poisson": lambda: Poissons(pyro.param("a", start(2, 2, positive=True), **P)),
     "linear": lambda: LinearRegressions(
@@ -267,7 +312,9 @@ FAMILIES = {
         ridge=0.1,
     ),
     "categorical": lambda: Categoricals(
-        pyro.param("a", start(2, 3, positive=True).log_softmax(-1).exp(), constraint=constraints.simplex)
+        pyro.param(
+            "a", start(2, 3, positive=True).log_softmax(-1).exp(), constraint=constraints.simplex
+        )
     ),
 }
 
@@ -275,9 +322,11 @@ FAMILIES = {
 def rows_of(kind):
     g = torch.Generator().manual_seed(7)
     x = torch.randn(30, 2, dtype=F64, generator=g)
-    return {"poisson": x.abs().ceil(), "linear": x[:, 0], "categorical": (x[:, 0].abs() * 2).long().clamp_max(2)}.get(
-        kind, x
-    )
+    return {
+        "poisson": x.abs().ceil(),
+        "linear": x[:, 0],
+        "categorical": (x[:, 0].abs() * 2).long().clamp_max(2),
+    }.get(kind, x)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -294,14 +343,16 @@ def test_hessians_of_all_families_are_those_of_their_evidence(kind):
     model(x)
     likelihood = ExactLikelihood(model, (x,), "z", None, frozenset(), None)
     u = likelihood.params.start
-    hessian, scores = _differences(likelihood, u, likelihood.evidence(u))
+    hessian, scores = _differences(likelihood, u, likelihood.log_evidence(u))
     h, unit = 1e-4, torch.eye(len(u), dtype=F64)
-    total = lambda v: float(likelihood.evidence(v).sum())  # noqa: E731
+    total = lambda v: float(likelihood.log_evidence(v).sum())  # noqa: E731
     for i in (0, len(u) // 2, len(u) - 1):
         for j in range(len(u)):
             a, b = h * unit[i], h * unit[j]
             corner = total(u + a + b) - total(u + a - b) - total(u - a + b) + total(u - a - b)
-            assert float(hessian[i, j]) == pytest.approx(corner / (4 * h * h), abs=2e-4 * float(hessian.abs().max()))
+            assert float(hessian[i, j]) == pytest.approx(
+                corner / (4 * h * h), abs=2e-4 * float(hessian.abs().max())
+            )
     torch.testing.assert_close(scores.sum(0), likelihood.slope(u)[0], rtol=1e-6, atol=1e-6)
 
 
@@ -325,7 +376,9 @@ def test_stock_distributions_will_do():
     x = groups(150)
 
     def stock(x):
-        weights = pyro.param("weights", torch.tensor([0.4, 0.6], dtype=F64), constraint=constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.tensor([0.4, 0.6], dtype=F64), constraint=constraints.simplex
+        )
         loc = pyro.param("loc", torch.tensor([-1.0, 1.5], dtype=F64))
         scale = pyro.param("scale", torch.ones(2, dtype=F64), constraint=constraints.positive)
         with data_plate(x):
@@ -361,7 +414,9 @@ def test_row_weights_are_copies_and_masked_rows_are_none():
     copies = x.repeat_interleave(times.long(), 0)
     climb(two_gaussians, copies)
     expected = observed_information(two_gaussians, copies)
-    torch.testing.assert_close(observed_information(weighted, x).covariance, expected.covariance, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        observed_information(weighted, x).covariance, expected.covariance, rtol=1e-6, atol=1e-9
+    )
     climb(two_gaussians, x[times > 1])
     expected = observed_information(two_gaussians, x[times > 1])
     for robust in (False, True):
@@ -393,13 +448,18 @@ def test_gates_need_a_reference_and_no_component_without_rows():
 
     def model(u, x, reference=True):
         shape = (2 - reference, 1)
-        weight, bias = pyro.param("weight", torch.zeros(shape, dtype=F64)), pyro.param("bias", torch.zeros(shape[0]))
+        weight, bias = (
+            pyro.param("weight", torch.zeros(shape, dtype=F64)),
+            pyro.param("bias", torch.zeros(shape[0])),
+        )
         with data_plate(u):
             z = pyro.sample("z", GatedWeights(u, weight, bias.to(F64), reference=reference))
             loc = torch.tensor([[-1.0], [1.0]], dtype=F64)
             pyro.sample("x", IsotropicNormals(loc, torch.ones(2, dtype=F64))[z], obs=x)
 
-    with pytest.raises(NumericalError, match=r"\['bias', 'weight'\] are not identified: in 2 directions"):
+    with pytest.raises(
+        NumericalError, match=r"\['bias', 'weight'\] are not identified: in 2 directions"
+    ):
         observed_information(lambda u, x: model(u, x, False), u, u)
     pyro.clear_param_store()
     model(u, u)
@@ -415,7 +475,9 @@ def test_params_that_are_not_identified_are_named():
 
     def logits(x):
         with data_plate(x):
-            z = pyro.sample("z", MixtureWeights(logits=pyro.param("logits", torch.zeros(2, dtype=F64))))
+            z = pyro.sample(
+                "z", MixtureWeights(logits=pyro.param("logits", torch.zeros(2, dtype=F64)))
+            )
             loc = torch.tensor([[-1.0] * 3, [1.0] * 3], dtype=F64)
             pyro.sample("x", IsotropicNormals(loc, torch.ones(2, dtype=F64))[z], obs=x)
 
@@ -424,7 +486,10 @@ def test_params_that_are_not_identified_are_named():
 
     def unused(x):
         pyro.param("unused", torch.zeros(2, dtype=F64))
-        alone(IsotropicNormals(pyro.param("mean", x.mean(0, keepdim=True)), torch.ones(1, dtype=F64)), x)
+        alone(
+            IsotropicNormals(pyro.param("mean", x.mean(0, keepdim=True)), torch.ones(1, dtype=F64)),
+            x,
+        )
 
     with pytest.raises(NumericalError, match=r"\['unused'\] are not identified: in 2"):
         observed_information(unused, x)
@@ -435,7 +500,8 @@ def test_factors_are_known_up_to_a_rotation():
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(300, 6, dtype=F64, generator=generator)
     x = (
-        torch.randn(300, 2, dtype=F64, generator=generator) @ (2 * torch.randn(2, 6, dtype=F64, generator=generator))
+        torch.randn(300, 2, dtype=F64, generator=generator)
+        @ (2 * torch.randn(2, 6, dtype=F64, generator=generator))
         + noise
     )
 

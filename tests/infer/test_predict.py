@@ -87,8 +87,12 @@ def test_draws_leave_no_trace_outside():
 def tweedie(model, x, sigma):
     """x + sigma^2 grad log p(x)."""
     x = x.clone().requires_grad_()
-    normals = torch.distributions.MultivariateNormal(model.loc.detach(), covariances(model).detach())
-    log_evidence = (model.weights.detach().log() + normals.log_prob(x.unsqueeze(1))).logsumexp(-1).sum()
+    normals = torch.distributions.MultivariateNormal(
+        model.loc.detach(), covariances(model).detach()
+    )
+    log_evidence = (
+        (model.weights.detach().log() + normals.log_prob(x.unsqueeze(1))).logsumexp(-1).sum()
+    )
     return (x + sigma**2 * torch.autograd.grad(log_evidence, x)[0]).detach()
 
 
@@ -113,7 +117,9 @@ def test_noise_of_each_feature_is_tweedies_too(family):
     model, x = mixture(family), rows(N)
     sigma = torch.tensor([0.1, 0.3, 0.45], dtype=F64)
     torch.testing.assert_close(reconstruct(model, x, noise=sigma, top=99), tweedie(model, x, sigma))
-    torch.testing.assert_close(reconstruct(model, x, noise=torch.tensor(0.3), top=99), tweedie(model, x, 0.3))
+    torch.testing.assert_close(
+        reconstruct(model, x, noise=torch.tensor(0.3), top=99), tweedie(model, x, 0.3)
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -139,7 +145,9 @@ def test_top_averages_the_best_components_renormalised(top):
     loc, variance = model.loc.detach()[best.indices], model.scale.detach().square()[best.indices]
     signal = loc + (variance - 0.04) / variance * (x.unsqueeze(1) - loc)
     q = best.values / best.values.sum(-1, keepdim=True)
-    torch.testing.assert_close(reconstruct(model, x, noise=0.2, top=top), (q.unsqueeze(-1) * signal).sum(1))
+    torch.testing.assert_close(
+        reconstruct(model, x, noise=0.2, top=top), (q.unsqueeze(-1) * signal).sum(1)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,7 +156,9 @@ def test_no_noise_returns_the_rows_and_much_noise_the_means(family):
     torch.testing.assert_close(reconstruct(model, x, noise=0.0, top=C), x)
     if family != "factor":
         q = brute(model, x).softmax(-1)
-        torch.testing.assert_close(reconstruct(model, x, noise=100.0, top=C), q @ model.loc.detach())
+        torch.testing.assert_close(
+            reconstruct(model, x, noise=100.0, top=C), q @ model.loc.detach()
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,7 +171,9 @@ def test_truncated_guide_reconstructs_as_the_exact_posterior_does(family):
     found = reconstruct(model, x[:50], guide=guide, **options)
     torch.testing.assert_close(found, reconstruct(model, x[:50], **options), rtol=0, atol=1e-6)
     full = FullPartition(model, components=12)
-    torch.testing.assert_close(reconstruct(model, x, guide=full, **options), reconstruct(model, x, **options))
+    torch.testing.assert_close(
+        reconstruct(model, x, guide=full, **options), reconstruct(model, x, **options)
+    )
 
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
@@ -183,13 +195,17 @@ PATTERNS = {"one": [1], "last": [2], "two": [0, 2], "others": [0, 1]}
 
 def brute_conditional(model, row, label_log_prob=None):
     """Mean of the missing entries of one row in numpy, their responsibilities given the others."""
-    weights, loc, sigma = (v.detach().numpy() for v in (model.weights, model.loc, covariances(model)))
+    weights, loc, sigma = (
+        v.detach().numpy() for v in (model.weights, model.loc, covariances(model))
+    )
     missing, seen = np.isnan(row), ~np.isnan(row)
     log_q, mean = np.log(weights), np.zeros((len(weights), missing.sum()))
     for c in range(len(weights)):
         away = row[seen] - loc[c, seen]
         among = sigma[c][np.ix_(seen, seen)]
-        log_q[c] += -0.5 * (np.linalg.slogdet(2 * np.pi * among)[1] + away @ np.linalg.solve(among, away))
+        log_q[c] += -0.5 * (
+            np.linalg.slogdet(2 * np.pi * among)[1] + away @ np.linalg.solve(among, away)
+        )
         mean[c] = loc[c, missing] + sigma[c][np.ix_(missing, seen)] @ np.linalg.solve(among, away)
     q = np.exp(log_q - np.logaddexp.reduce(log_q))
     filled = row.copy()
@@ -244,7 +260,11 @@ def test_tied_covariances_are_conditioned_on_as_well(family, tied):
 
 
 def options_of(model):
-    return {"factors": model.factors} if hasattr(model, "factors") else {"covariance": model.covariance}
+    return (
+        {"factors": model.factors}
+        if hasattr(model, "factors")
+        else {"covariance": model.covariance}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -258,7 +278,9 @@ def test_rows_without_gaps_come_back_bit_for_bit(family):
     found = conditional(model, gaps)
     whole = ~gaps.isnan().any(-1)
     assert torch.equal(found[whole], x[whole])
-    torch.testing.assert_close(gaps, before, equal_nan=True, rtol=0, atol=0)  # the rows given are left alone
+    torch.testing.assert_close(
+        gaps, before, equal_nan=True, rtol=0, atol=0
+    )  # the rows given are left alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -281,7 +303,9 @@ def test_missing_features_with_a_guide(family, guided):
         for _ in range(4):
             guide.posterior(x)
         table, graph = guide.sets.table.clone(), guide.graph.neighbors.clone()
-    torch.testing.assert_close(conditional(model, gaps, guide=guide), conditional(model, gaps), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        conditional(model, gaps, guide=guide), conditional(model, gaps), rtol=0, atol=1e-6
+    )
     if guided == "truncated":
         assert torch.equal(guide.sets.table, table)
         assert torch.equal(guide.graph.neighbors, graph)
@@ -298,7 +322,9 @@ def test_arrays_and_lists_are_rows():
     model, x = mixture(), with_gaps(rows(N))
     assert torch.equal(conditional(model, x.numpy()), conditional(model, x))
     whole = rows(N)
-    assert torch.equal(reconstruct(model, whole.numpy(), noise=0.2), reconstruct(model, whole, noise=0.2))
+    assert torch.equal(
+        reconstruct(model, whole.numpy(), noise=0.2), reconstruct(model, whole, noise=0.2)
+    )
 
 
 def test_other_observations_inform_the_missing_features():
@@ -314,7 +340,10 @@ def test_other_observations_inform_the_missing_features():
 def test_two_sites_of_features_are_filled_by_name():
     """``observed`` says which argument is wanted; here it is the second."""
     table = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=F64)
-    loc, tril = torch.tensor([[0.0, 0.0], [3.0, -3.0]], dtype=F64), torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=F64)
+    loc, tril = (
+        torch.tensor([[0.0, 0.0], [3.0, -3.0]], dtype=F64),
+        torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=F64),
+    )
 
     def model(label, y):
         with data_plate(y):
@@ -340,8 +369,14 @@ def test_given_values_condition_predictions():
             pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
 
     plain, x = mixture(), rows(N)
-    weights, scale, given = plain.weights.detach(), plain.scale.detach(), {"loc": plain.loc.detach()}
-    torch.testing.assert_close(reconstruct(model, x, noise=0.2, given=given), reconstruct(plain, x, noise=0.2))
+    weights, scale, given = (
+        plain.weights.detach(),
+        plain.scale.detach(),
+        {"loc": plain.loc.detach()},
+    )
+    torch.testing.assert_close(
+        reconstruct(model, x, noise=0.2, given=given), reconstruct(plain, x, noise=0.2)
+    )
     gaps = with_gaps(x)
     torch.testing.assert_close(conditional(model, gaps, given=given), conditional(plain, gaps))
 

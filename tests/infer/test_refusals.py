@@ -12,11 +12,11 @@ from pyro_mixtures.distributions.regression.linear_regressions import LinearRegr
 from pyro_mixtures.distributions.regression.support_vectors import SupportVectorMachines
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.infer import EM, assign, evidence, fit, responsibilities
+from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.choices import LatentClassLogit
 from pyro_mixtures.models.classifiers import MixtureOfSVMs
-from pyro_mixtures.models.modules import MixtureOfModules
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.poutine import data_plate
 
 
@@ -45,19 +45,29 @@ def test_indices_that_are_no_tensors():
 @pytest.mark.parametrize("event_shape", [3, "3", (3.0,), (0,), None])
 def test_event_shapes_that_are_no_shapes(event_shape):
     with pytest.raises(OptionError, match="event_shape="):
-        MixtureOfModules(
-            lambda: torch.nn.Linear(2, 1), components=2, features=2, loss="squared", event_shape=event_shape
+        MixtureOfExperts(
+            lambda: torch.nn.Linear(2, 1),
+            components=2,
+            features=2,
+            loss="squared",
+            event_shape=event_shape,
         )
 
 
 def test_substituted_parameters_of_experts_are_refused_in_words_that_fit():
-    model = MixtureOfModules(lambda: torch.nn.Linear(2, 1), components=2, features=2, loss="squared")
+    model = MixtureOfExperts(
+        lambda: torch.nn.Linear(2, 1), components=2, features=2, loss="squared"
+    )
     replaced = pyro.poutine.substitute(model, data={"experts.0.bias": torch.zeros(1)})
-    with pytest.raises(ModelError, match=r"'experts.0.bias', a module's own: .* no prior or substitute"):
+    with pytest.raises(
+        ModelError, match=r"'experts.0.bias', a module's own: .* no prior or substitute"
+    ):
         replaced(torch.zeros(3, 2), torch.zeros(3))
 
 
-@pytest.mark.parametrize("option", [{"loss": ["hinge"]}, {"loss": None}, {"solver": ["newton"]}, {"ridge": math.nan}])
+@pytest.mark.parametrize(
+    "option", [{"loss": ["hinge"]}, {"loss": None}, {"solver": ["newton"]}, {"ridge": math.nan}]
+)
 def test_options_of_support_vector_machines(option):
     with pytest.raises(OptionError, match=f"{next(iter(option))}="):
         MixtureOfSVMs(components=2, features=2, **option)
@@ -71,13 +81,15 @@ def built(family, ridge):
 
 
 @pytest.mark.parametrize("ridge", [math.nan, math.inf, -1.0, "1", None, True])
-@pytest.mark.parametrize("family", [LinearRegressions, LogisticRegressions, SupportVectorMachines, GatedWeights])
+@pytest.mark.parametrize(
+    "family", [LinearRegressions, LogisticRegressions, SupportVectorMachines, GatedWeights]
+)
 def test_penalties_of_families(family, ridge):
     with pytest.raises(OptionError, match="ridge="):
         built(family, ridge)
 
 
-@pytest.mark.parametrize("score", [evidence, responsibilities, assign])
+@pytest.mark.parametrize("score", [log_evidence, responsibilities, assign])
 def test_scores_by_guides_that_are_none_or_given_sites_that_are_not_there(score):
     with pytest.raises(ModelError, match="guide='full' is no guide"):
         score(gmm(), torch.zeros(3, 2), guide="full")
@@ -101,7 +113,14 @@ def test_frozen_names_may_come_from_an_iterator():
     assert exact(freeze=iter(["loc"])).freeze == {"loc"}
 
 
-WHOLE = [("epochs", 2.0), ("epochs", -1), ("warmup", 1.5), ("patience", 3.0), ("patience", 0), ("search_every", 2.0)]
+WHOLE = [
+    ("epochs", 2.0),
+    ("epochs", -1),
+    ("warmup", 1.5),
+    ("patience", 3.0),
+    ("patience", 0),
+    ("search_every", 2.0),
+]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +133,10 @@ def test_options_of_fits(option, value):
 
 @pytest.mark.parametrize("tolerance", [math.inf, -math.inf, 0])
 def test_tolerances_may_have_no_end(tolerance):
-    assert len(fit(exact(), torch.randn(20, 2), epochs=2, progress=False, tolerance=tolerance).history) == 2
+    assert (
+        len(fit(exact(), torch.randn(20, 2), epochs=2, progress=False, tolerance=tolerance).history)
+        == 2
+    )
 
 
 def test_stepwise_em_refuses_families_that_keep_rows_in_their_own_words():
@@ -126,4 +148,8 @@ def test_stepwise_em_refuses_families_that_keep_rows_in_their_own_words():
     classes = LatentClassLogit(components=2, coefficients=2)
     logits = EM(classes, FullPartition(classes, components=2), step_size=lambda t: 0.5)
     with pytest.raises(ClosedFormError, match="logits are fitted to the rows themselves"):
-        logits.step(torch.randn(30, 1, 3, 2), torch.ones(30, 1, 3, dtype=torch.bool), torch.ones(30, 1).long())
+        logits.step(
+            torch.randn(30, 1, 3, 2),
+            torch.ones(30, 1, 3, dtype=torch.bool),
+            torch.ones(30, 1).long(),
+        )

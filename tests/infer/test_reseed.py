@@ -13,7 +13,11 @@ from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.em.reseed import Pauses, Split
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.choices import LatentClassLogit
-from pyro_mixtures.models.classifiers import MixtureOfLogisticRegressions, MixtureOfPoissonRegressions, MixtureOfSVMs
+from pyro_mixtures.models.classifiers import (
+    MixtureOfLogisticRegressions,
+    MixtureOfPoissonRegressions,
+    MixtureOfSVMs,
+)
 from pyro_mixtures.models.regressions import MixtureOfRegressions
 
 F64 = torch.float64
@@ -30,7 +34,11 @@ def regressions(outputs=None, **options):
     x, eta = two_sorts()
     y = eta + 0.2 * torch.randn(ROWS, dtype=F64)
     y = y if outputs is None else torch.stack([y, -y], -1)[:, :outputs]
-    return MixtureOfRegressions(components=2, features=2, outputs=outputs, **options), (x, y), WEIGHT
+    return (
+        MixtureOfRegressions(components=2, features=2, outputs=outputs, **options),
+        (x, y),
+        WEIGHT,
+    )
 
 
 def logistic():
@@ -57,7 +65,10 @@ def machines():
 
 def classes():
     """Choosers of five situations, of three alternatives each."""
-    design, available = torch.randn(ROWS, 5, 3, 2, dtype=F64), torch.ones(ROWS, 5, 3, dtype=torch.bool)
+    design, available = (
+        torch.randn(ROWS, 5, 3, 2, dtype=F64),
+        torch.ones(ROWS, 5, 3, dtype=torch.bool),
+    )
     utility = torch.einsum("ntjl,nl->ntj", design, WEIGHT[torch.arange(ROWS) % 2])
     chosen = torch.distributions.Categorical(logits=utility).sample()
     return LatentClassLogit(components=2, coefficients=2), (design, available, chosen), WEIGHT
@@ -104,7 +115,7 @@ def test_reseeded_experts_part_and_the_elbo_recovers(name):
             model.weight[:, 1] *= -1
     _, best = trained(model, rows)
     put(model, torch.zeros_like(truth), [1.0, 0.0])
-    _, alone = trained(model, rows, dead="keep")
+    _, alone = trained(model, rows, empty="keep")
     put(model, torch.zeros_like(truth), [1.0, 0.0])
     em, found = trained(model, rows, 1)
     assert em.last_update is not None
@@ -143,7 +154,9 @@ def test_half_a_machine_moves_by_less_than_a_margin(loss, dtype):
         loss=loss,
     )
     z = torch.zeros(50, dtype=torch.long, device="cpu")
-    new = machine.split(0, None, machine.statistics_at(z, y, torch.ones(50, dtype=dtype, device="cpu")))
+    new = machine.split(
+        0, None, machine.statistics_at(z, y, torch.ones(50, dtype=dtype, device="cpu"))
+    )
     moved = (x @ new["weight"] + new["bias"]).square().mean().sqrt()
     assert new["weight"].dtype == dtype
     assert float(moved) == pytest.approx(1.0 if loss == "hinge" else 3**-0.5, rel=0.01)
@@ -152,7 +165,9 @@ def test_half_a_machine_moves_by_less_than_a_margin(loss, dtype):
 @pytest.mark.meta
 @pytest.mark.parametrize("collinear", [False, True])
 def test_a_nudge_changes_predictors_by_as_much_as_asked(collinear):
-    x = torch.randn(50, 3, dtype=F64, device="cpu") * torch.tensor([1.0, 1e-4, 1e5], dtype=F64, device="cpu")
+    x = torch.randn(50, 3, dtype=F64, device="cpu") * torch.tensor(
+        [1.0, 1e-4, 1e5], dtype=F64, device="cpu"
+    )
     if collinear:
         x[:, 2] = 3 * x[:, 0]
     deviation = torch.tensor([0.5, 2.0], dtype=F64, device="cpu")
@@ -168,8 +183,8 @@ def split_steps(dead_at, steps: int) -> list[int]:
     """The steps at which component 0 is split off, when it is dead wherever ``dead_at(step, last split)``."""
     pauses, found = Pauses(), []
     for step in range(1, steps + 1):
-        dead = [0] if dead_at(step, found[-1] if found else None) else []
-        splits = [Split(c, 1, 0) for c in pauses.ready(dead, step)]
+        empty = [0] if dead_at(step, found[-1] if found else None) else []
+        splits = [Split(c, 1, 0) for c in pauses.ready(empty, step)]
         pauses.record(splits)
         found += [step] * len(splits)
     return found

@@ -60,7 +60,10 @@ def regressions(weight, bias):
     def model(x, y=None):
         experts = LinearRegressions(x, weight, bias, scale)
         with data_plate(x):
-            z = pyro.sample("z", MixtureWeights(torch.full_like(bias.reshape(len(bias), -1)[:, 0], 1 / len(bias))))
+            z = pyro.sample(
+                "z",
+                MixtureWeights(torch.full_like(bias.reshape(len(bias), -1)[:, 0], 1 / len(bias))),
+            )
             return pyro.sample("y", experts[z], obs=y)
 
     return model
@@ -68,7 +71,9 @@ def regressions(weight, bias):
 
 def brute(weight, bias, x):
     """Predictions (N, C, ...), one expert and row at a time."""
-    return torch.stack([torch.stack([w @ row + b for w, b in zip(weight, bias, strict=True)]) for row in x])
+    return torch.stack(
+        [torch.stack([w @ row + b for w, b in zip(weight, bias, strict=True)]) for row in x]
+    )
 
 
 class Labels:
@@ -91,7 +96,9 @@ def test_gate_is_multinomial_logistic_regression(parts, penalty, dtype):
     x, labels = labelled(250, 4, parts)
     gate, new = fit_gate(x.to(dtype), labels, parts, penalty=penalty), 1.5 * x[:40]
     scaler = StandardScaler().fit(x.numpy())
-    sklearn = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20_000).fit(scaler.transform(x), labels.numpy())
+    sklearn = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20_000).fit(
+        scaler.transform(x), labels.numpy()
+    )
     expected = sklearn.predict_log_proba(scaler.transform(new))
     found = gate.log_prob(new.to(dtype))
     assert found.dtype == dtype
@@ -134,16 +141,21 @@ def test_one_row_and_constant_features():
     x, labels = labelled(80, 3, 3)
     constant = torch.cat([x, torch.full((80, 1), 0.1, dtype=x.dtype)], -1)
     expected = fit_gate(x, labels, 3).log_prob(x)
-    torch.testing.assert_close(fit_gate(constant, labels, 3).log_prob(constant), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        fit_gate(constant, labels, 3).log_prob(constant), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_integer_rows_and_rows_of_several_dimensions():
-    x = torch.randint(0, 256, (60, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(
+        0, 256, (60, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     labels = (x[:, 0, 0] > 128).long() + 2 * (x[:, 1, 2] > 128).long()
     gate = fit_gate(x, labels, 4, penalty=0.01)
     assert (gate(x) == labels).double().mean() > 0.9
     torch.testing.assert_close(
-        gate.log_prob(x), fit_gate(x.flatten(1).float(), labels, 4, penalty=0.01).log_prob(x.flatten(1).float())
+        gate.log_prob(x),
+        fit_gate(x.flatten(1).float(), labels, 4, penalty=0.01).log_prob(x.flatten(1).float()),
     )
 
 
@@ -172,9 +184,13 @@ def test_a_users_module_learns_what_a_line_cannot():
 def test_a_users_linear_module_comes_to_the_convex_solution():
     x, labels = labelled(150, 2, 3)
     module = nn.Linear(2, 3, bias=False, dtype=torch.float64)
-    gate = fit_gate(x, labels, 3, module=module, epochs=600, batch_size=150, learning_rate=0.05, penalty=4.0)
+    gate = fit_gate(
+        x, labels, 3, module=module, epochs=600, batch_size=150, learning_rate=0.05, penalty=4.0
+    )
     z = StandardScaler().fit_transform(x.numpy())
-    sklearn = LogisticRegression(C=0.25, tol=1e-10, max_iter=9999, fit_intercept=False).fit(z, labels.numpy())
+    sklearn = LogisticRegression(C=0.25, tol=1e-10, max_iter=9999, fit_intercept=False).fit(
+        z, labels.numpy()
+    )
     np.testing.assert_allclose(gate.log_prob(x).numpy(), sklearn.predict_log_proba(z), atol=1e-4)
 
 
@@ -204,7 +220,13 @@ def test_gate_refuses_what_it_cannot_use():
     with pytest.raises(OptionError, match="components"):
         fit_gate(x, labels, 0)
     with pytest.raises(DataError, match="row 4"):
-        fit_gate(x.index_put((torch.tensor([4]), torch.tensor([1])), torch.tensor(torch.nan, dtype=x.dtype)), labels, 3)
+        fit_gate(
+            x.index_put(
+                (torch.tensor([4]), torch.tensor([1])), torch.tensor(torch.nan, dtype=x.dtype)
+            ),
+            labels,
+            3,
+        )
     with pytest.raises(DataError, match="at least one"):
         fit_gate(x[:0], labels[:0], 3)
     with pytest.raises(DataError, match="must be"):
@@ -242,8 +264,14 @@ def test_expert_predictions_are_brute_forces(outputs, dtype, chunk):
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5), st.integers(1, 7))
 def test_expert_predictions_of_any_size(rows, components, features, chunk):
-    weight, bias, x = randn(components, features), randn(components, seed=1), randn(rows, features, seed=2)
-    torch.testing.assert_close(expert_predictions(regressions(weight, bias), x, chunk=chunk), brute(weight, bias, x))
+    weight, bias, x = (
+        randn(components, features),
+        randn(components, seed=1),
+        randn(rows, features, seed=2),
+    )
+    torch.testing.assert_close(
+        expert_predictions(regressions(weight, bias), x, chunk=chunk), brute(weight, bias, x)
+    )
 
 
 def test_expert_predictions_of_the_template_program():
@@ -276,7 +304,9 @@ def test_other_names_dimensions_masks_and_latents():
             with pyro.poutine.mask(mask=torch.arange(len(x)) > 0):
                 pyro.sample("out", experts[c], obs=y)
 
-    found = expert_predictions(model, x, site="c", observed="out", given={"shift": torch.tensor(2.0)}, chunk=2)
+    found = expert_predictions(
+        model, x, site="c", observed="out", given={"shift": torch.tensor(2.0)}, chunk=2
+    )
     torch.testing.assert_close(found, brute(weight, bias, x) + 2.0)
     with pytest.raises(ModelError, match="shift"):
         expert_predictions(model, x, site="c", observed="out")
@@ -307,7 +337,9 @@ def test_expert_predictions_refuse_other_programs():
     def some(x, y=None):
         with pyro.plate("data", len(x), subsample_size=(len(x) + 1) // 2) as rows:
             z = pyro.sample("z", MixtureWeights(torch.ones(3) / 3))
-            pyro.sample("y", LinearRegressions(x[rows], weight, bias, torch.ones_like(bias))[z], obs=y)
+            pyro.sample(
+                "y", LinearRegressions(x[rows], weight, bias, torch.ones_like(bias))[z], obs=y
+            )
 
     with pytest.raises(ModelError, match="subsample_size"):
         expert_predictions(some, torch.cat([x, x]), chunk=10)
@@ -324,13 +356,24 @@ def test_routing_is_what_one_computes_by_hand(dtype, outputs, chunk):
     x, labels = labelled(40, 3, 4)
     x = x.to(dtype)
     weight, bias = randn(4, *outputs, 3, dtype=dtype), randn(4, *outputs, dtype=dtype, seed=1)
-    model, gate, everyone = regressions(weight, bias), fit_gate(x, labels, 4), brute(weight, bias, x)
-    hard = torch.stack([row[c] for row, c in zip(everyone, gate.log_prob(x).argmax(-1).tolist(), strict=True)])
+    model, gate, all_components = (
+        regressions(weight, bias),
+        fit_gate(x, labels, 4),
+        brute(weight, bias, x),
+    )
+    hard = torch.stack(
+        [
+            row[c]
+            for row, c in zip(all_components, gate.log_prob(x).argmax(-1).tolist(), strict=True)
+        ]
+    )
     torch.testing.assert_close(route(model, gate, x, chunk=chunk), hard)
-    soft = torch.einsum("nc...,nc->n...", everyone, gate.log_prob(x).exp())
+    soft = torch.einsum("nc...,nc->n...", all_components, gate.log_prob(x).exp())
     found = route(model, gate, x, "soft", chunk=chunk)
     # Large predictions of both signs, which cancel.
-    torch.testing.assert_close(found, soft, rtol=1e-10, atol=1e-2 if dtype == torch.float32 else 1e-9)
+    torch.testing.assert_close(
+        found, soft, rtol=1e-10, atol=1e-2 if dtype == torch.float32 else 1e-9
+    )
 
 
 def test_an_expert_of_an_empty_part_has_no_say():
@@ -376,13 +419,17 @@ def test_a_gate_made_by_hand():
 @pytest.mark.parametrize("penalty", [0.3, 20.0])
 def test_combiner_is_ridge_regression_on_the_concatenated_predictions(inner, outer, penalty, dtype):
     predictions = randn(60, 4, *inner, dtype=dtype) + 5
-    y = randn(60, *outer, dtype=dtype, seed=1) + predictions.flatten(1).square().sum(-1).view(-1, *(1,) * len(outer))
+    y = randn(60, *outer, dtype=dtype, seed=1) + predictions.flatten(1).square().sum(-1).view(
+        -1, *(1,) * len(outer)
+    )
     found = fit_combiner(predictions, y, penalty)(predictions[:20])
     rows = predictions.flatten(1).double().numpy()
     sklearn = Ridge(alpha=penalty).fit(rows, y.reshape(60, -1).double().numpy())
     expected = sklearn.predict(rows[:20]).reshape(20, *outer)
     assert found.dtype == dtype
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-9)
+    np.testing.assert_allclose(
+        found.numpy(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-9
+    )
 
 
 def test_combiner_looks_at_rows_in_chunks_and_bears_collinear_experts(monkeypatch):
@@ -392,7 +439,9 @@ def test_combiner_looks_at_rows_in_chunks_and_bears_collinear_experts(monkeypatc
     monkeypatch.setattr("pyro_mixtures.infer.experts.combiners._NUMBERS", 30)
     torch.testing.assert_close(fit_combiner(predictions, y, 0.0)(predictions), whole)
     design = np.c_[predictions.numpy(), np.ones(50)]
-    np.testing.assert_allclose(whole.numpy(), design @ np.linalg.lstsq(design, y.numpy(), rcond=None)[0], atol=1e-9)
+    np.testing.assert_allclose(
+        whole.numpy(), design @ np.linalg.lstsq(design, y.numpy(), rcond=None)[0], atol=1e-9
+    )
 
 
 def test_combiner_of_classes_is_multinomial_logistic_regression():
@@ -441,10 +490,12 @@ def three_regressions(n, seed):
 def test_routing_predicts_new_rows_where_one_regression_does_not():
     x, y, part = three_regressions(300, 1)
     new_x, new_y, _ = three_regressions(150, 3)
-    model = MixtureOfRegressions(components=3, features=2, ridge=1e-4, scale=1.0, equal_weights=True).double()
+    model = MixtureOfRegressions(
+        components=3, features=2, ridge=1e-4, scale=1.0, equal_weights=True
+    ).double()
     guide = HardPartition(model, components=3)
-    guide.plant(part)
-    em = EM(model, guide, dead="keep")
+    guide.set_labels(part)
+    em = EM(model, guide, empty="keep")
     for _ in range(3):
         em.step(x, y)
     assert (guide.labels == part).double().mean() > 0.95  # but for rows where two regressions meet
@@ -458,8 +509,12 @@ def test_routing_predicts_new_rows_where_one_regression_does_not():
     assert list(found) == ["hard", "soft", "combiner", "oracle_unattainable"]
     assert found["oracle_unattainable"] >= max(found.values())
     gate = fit_gate(x, guide.labels, 3)
-    assert found["hard"] == pytest.approx(r2_score(new_y.numpy(), route(model, gate, new_x).numpy()))
-    assert found["soft"] == pytest.approx(r2_score(new_y.numpy(), route(model, gate, new_x, "soft").numpy()))
+    assert found["hard"] == pytest.approx(
+        r2_score(new_y.numpy(), route(model, gate, new_x).numpy())
+    )
+    assert found["soft"] == pytest.approx(
+        r2_score(new_y.numpy(), route(model, gate, new_x, "soft").numpy())
+    )
     combiner = fit_combiner(expert_predictions(model, x), y)
     expected = r2_score(new_y.numpy(), combiner(expert_predictions(model, new_x)).numpy())
     assert found["combiner"] == pytest.approx(expected)
@@ -469,10 +524,12 @@ def test_comparison_with_a_gate_and_a_metric_of_ones_own():
     x, y, part = three_regressions(60, 5)
     model = regressions(randn(3, 2), randn(3, seed=1))
     gate = fit_gate(x, part.flip(0), 3)
-    found = compare_routing(model, Labels(part, 3), (x, y), (x, y), gate=gate, metric=lambda p, y: (p - y).abs().max())
-    everyone = expert_predictions(model, x)
-    assert found["hard"] == pytest.approx(float((chosen(everyone, gate(x)) - y).abs().max()))
-    best = (everyone - y.unsqueeze(-1)).abs().amin(-1)
+    found = compare_routing(
+        model, Labels(part, 3), (x, y), (x, y), gate=gate, metric=lambda p, y: (p - y).abs().max()
+    )
+    all_components = expert_predictions(model, x)
+    assert found["hard"] == pytest.approx(float((chosen(all_components, gate(x)) - y).abs().max()))
+    best = (all_components - y.unsqueeze(-1)).abs().amin(-1)
     assert found["oracle_unattainable"] == pytest.approx(float(best.max()))
 
 
@@ -484,7 +541,9 @@ def test_comparison_of_several_outputs_averages_r2():
     prediction = route(regressions(weight, bias), fit_gate(x, part, 2), x, "soft")
     assert found["soft"] == pytest.approx(r2_score(y.numpy(), prediction.numpy()))
     best = (brute(weight, bias, x) - y.unsqueeze(1)).square().sum(-1).argmin(-1)
-    assert found["oracle_unattainable"] == pytest.approx(r2_score(y.numpy(), chosen(brute(weight, bias, x), best)))
+    assert found["oracle_unattainable"] == pytest.approx(
+        r2_score(y.numpy(), chosen(brute(weight, bias, x), best))
+    )
 
 
 def test_comparison_of_classes_takes_their_scores():
@@ -497,8 +556,12 @@ def test_comparison_of_classes_takes_their_scores():
     gate = fit_gate(x, part, 2)
     expected = (chosen(scores, gate(x)).argmax(-1) == y).double().mean()
     assert found["hard"] == pytest.approx(float(expected))
-    assert found["soft"] == pytest.approx(float((mixed(scores, gate.log_prob(x)).argmax(-1) == y).double().mean()))
-    sklearn = LogisticRegression(C=1.0, tol=1e-9, max_iter=9999).fit(scores.flatten(1).numpy(), y.numpy())
+    assert found["soft"] == pytest.approx(
+        float((mixed(scores, gate.log_prob(x)).argmax(-1) == y).double().mean())
+    )
+    sklearn = LogisticRegression(C=1.0, tol=1e-9, max_iter=9999).fit(
+        scores.flatten(1).numpy(), y.numpy()
+    )
     assert found["combiner"] == pytest.approx(sklearn.score(scores.flatten(1).numpy(), y.numpy()))
     assert found["oracle_unattainable"] == 1.0  # its own part's expert is right about every row
 
@@ -507,7 +570,12 @@ def test_the_oracle_prefers_an_expert_that_is_right_to_one_with_more_belief():
     bias = torch.tensor([[0.46, 0.45, 0.09], [0.30, 0.40, 0.30]], dtype=torch.float64)
     model = regressions(torch.zeros(2, 3, 1, dtype=torch.float64), bias)
     x, y = randn(4, 1), torch.ones(4, dtype=torch.int64)
-    assert compare_routing(model, Labels(torch.arange(4) % 2, 2), (x, y), (x, y))["oracle_unattainable"] == 1.0
+    assert (
+        compare_routing(model, Labels(torch.arange(4) % 2, 2), (x, y), (x, y))[
+            "oracle_unattainable"
+        ]
+        == 1.0
+    )
 
 
 def test_comparison_refuses_what_does_not_fit():
@@ -515,7 +583,9 @@ def test_comparison_refuses_what_does_not_fit():
     model = regressions(randn(3, 2), randn(3, seed=1))
     with pytest.raises(PartitionError, match="no labels"):
         compare_routing(model, Labels(None, 3), (x, y), (x, y))
-    with pytest.raises(PartitionError, match="FullPartition holds no labels of rows: give the HardPartition"):
+    with pytest.raises(
+        PartitionError, match="FullPartition holds no labels of rows: give the HardPartition"
+    ):
         compare_routing(model, FullPartition(model, components=3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="labels of 29 rows"):
         compare_routing(model, Labels(part[1:], 3), (x, y), (x, y))
@@ -536,7 +606,9 @@ def test_comparison_refuses_what_does_not_fit():
 def test_one_new_row_with_a_metric():
     x, y, part = three_regressions(30, 1)
     model = regressions(randn(3, 2), randn(3, seed=1))
-    found = compare_routing(model, Labels(part, 3), (x, y), (x[:1], y[:1]), metric=lambda p, y: (p - y).abs().sum())
+    found = compare_routing(
+        model, Labels(part, 3), (x, y), (x[:1], y[:1]), metric=lambda p, y: (p - y).abs().sum()
+    )
     best = (expert_predictions(model, x[:1]) - y[0]).abs().min()
     assert found["oracle_unattainable"] == pytest.approx(float(best))
 

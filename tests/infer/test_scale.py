@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, assign, evidence, fit
+from pyro_mixtures.infer import EM, assign, fit, log_evidence
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 
@@ -27,7 +27,11 @@ PARTITIONS = {
         model, components=model.components, candidates=2, neighbors=4, explore=1, seed=0
     ),
     "everyone": lambda model: TruncatedPartition(
-        model, components=model.components, candidates=model.components, neighbors=model.components, seed=0
+        model,
+        components=model.components,
+        candidates=model.components,
+        neighbors=model.components,
+        seed=0,
     ),
 }
 
@@ -67,7 +71,11 @@ def started(build, x, components, dtype=F64):
 
 def quiet(inference, *rows, **options):
     """A fit that no tolerance ends, without a progress bar."""
-    return fit(inference, *rows, **{"tolerance": -math.inf, "progress": False, "warmup": 2, "epochs": 3, **options})
+    return fit(
+        inference,
+        *rows,
+        **{"tolerance": -math.inf, "progress": False, "warmup": 2, "epochs": 3, **options},
+    )
 
 
 def params(model):
@@ -90,7 +98,9 @@ def winners(em):
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize("partition", ["exact", "truncated"])
 def test_fits_are_the_same_bits_on_any_number_of_threads(family, partition, dtype, monkeypatch):
-    monkeypatch.setattr(sys.modules["pyro_mixtures.infer.em.m_step"], "_NUMBERS_A_PART", 64)  # several parts of components
+    monkeypatch.setattr(
+        sys.modules["pyro_mixtures.infer.em.m_step"], "_NUMBERS_A_PART", 64
+    )  # several parts of components
     x, found = clusters(1500, 5, components=40).to(dtype), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -189,7 +199,9 @@ def test_rows_come_by_their_winners_once_these_are_known(small_batches):
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize("narrow", [torch.uint8, torch.float16], ids=["uint8", "float16"])
 @pytest.mark.parametrize("partition", ["exact", "truncated"])
-def test_narrow_rows_give_the_parameters_of_the_same_rows_as_floats(family, partition, narrow, dtype, small_batches):
+def test_narrow_rows_give_the_parameters_of_the_same_rows_as_floats(
+    family, partition, narrow, dtype, small_batches
+):
     x = (20 * clusters(1500, 4) + 128).clamp(0, 255).round().to(narrow)
     given, found = x.clone(), []
     for rows in (x, x.to(dtype)):
@@ -221,14 +233,16 @@ def test_float32_fits_agree_with_those_in_float64(family, partition):
     for dtype in (F32, F64):
         pyro.clear_param_store()
         model, rows = copy.deepcopy(start).to(dtype), x.to(dtype)
-        before = evidence(model, rows).detach()
-        em = EM(model, PARTITIONS[partition](model), dead="keep")
+        before = log_evidence(model, rows).detach()
+        em = EM(model, PARTITIONS[partition](model), empty="keep")
         em.guide.posterior(rows)  # finds all candidates
         loss = em.step(rows)
-        values = {n: getattr(model, n).detach().double() for n in ("weights", "loc", *em_names(model))}
-        after = evidence(model, rows).detach()
+        values = {
+            n: getattr(model, n).detach().double() for n in ("weights", "loc", *em_names(model))
+        }
+        after = log_evidence(model, rows).detach()
         pyro.clear_param_store()
-        exact = evidence(copy.deepcopy(model).double(), rows.double()).detach()
+        exact = log_evidence(copy.deepcopy(model).double(), rows.double()).detach()
         torch.testing.assert_close(after.double(), exact, rtol=1e-4, atol=1e-4)
         found[dtype] = values, loss, before.double(), after.double()
     mine, loss, before, after = found[F32]
@@ -242,7 +256,10 @@ def test_float32_fits_agree_with_those_in_float64(family, partition):
     assert bool(((mine["loc"] - theirs["loc"]).abs() <= 1e-4 * deviation + rounding).all())
     torch.testing.assert_close(mine["weights"], theirs["weights"], rtol=1e-4, atol=1e-6)
     for name in em_names(narrow):
-        a, b = in_deviations(name, mine[name], deviation), in_deviations(name, theirs[name], deviation)
+        a, b = (
+            in_deviations(name, mine[name], deviation),
+            in_deviations(name, theirs[name], deviation),
+        )
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
@@ -268,14 +285,16 @@ def in_deviations(name, value, deviation):
 def test_fits_search_in_the_epochs_that_were_asked_for(family, search_every):
     x = clusters(700, 3, apart=1.5)
     model = started(family, x, 8)
-    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    em = EM(model, PARTITIONS["truncated"](model), empty="keep")
     history = quiet(em, x, epochs=12, warmup=2, search_every=search_every).history
     updates = history["phase"] == "EM"
     assert history["searched"][~updates].tolist() == [True] * 2
     searched = history["searched"][updates]
     if search_every is None:
         assert searched[:2].tolist() == [True, False]
-        assert not any(not searched[k : k + 5].any() for k in range(len(searched) - 4))  # at most four between
+        assert not any(
+            not searched[k : k + 5].any() for k in range(len(searched) - 4)
+        )  # at most four between
     else:
         assert searched.tolist() == [epoch % search_every == 0 for epoch in range(12)]
     spent = np.diff(history["evaluations"], prepend=0)[updates]
@@ -289,7 +308,9 @@ def test_fits_search_in_the_epochs_that_were_asked_for(family, search_every):
 def test_exact_guides_search_nothing(family, search_every):
     x = clusters(300, 3, apart=1.5)
     model = started(family, x, 5)
-    history = quiet(EM(model, PARTITIONS["exact"](model)), x, epochs=7, search_every=search_every).history
+    history = quiet(
+        EM(model, PARTITIONS["exact"](model)), x, epochs=7, search_every=search_every
+    ).history
     assert history["searched"].tolist() == [False] * 7
     assert np.diff(history["evaluations"], prepend=0).tolist() == [5 * len(x)] * 7
 
@@ -297,10 +318,15 @@ def test_exact_guides_search_nothing(family, search_every):
 def test_only_epochs_that_search_end_a_fit():
     x = clusters(300, 3)
     model = started(FAMILIES["diagonal"], x, 5)
-    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
-    found = fit(em, x, epochs=100, tolerance=math.inf, patience=2, search_every=4, warmup=0, progress=False)
+    em = EM(model, PARTITIONS["truncated"](model), empty="keep")
+    found = fit(
+        em, x, epochs=100, tolerance=math.inf, patience=2, search_every=4, warmup=0, progress=False
+    )
     assert found.converged
-    assert found.history["searched"].nonzero()[0].tolist() == [0, 4, 8][: int(found.history["searched"].sum())]
+    assert (
+        found.history["searched"].nonzero()[0].tolist()
+        == [0, 4, 8][: int(found.history["searched"].sum())]
+    )
     assert found.history["searched"][-1]
     assert found.history["searched"].sum() >= 2
 
@@ -314,12 +340,14 @@ def far_away(family, dtype):
     model = started(family, x, 6, dtype)
     with torch.no_grad():
         model.loc[4:] += 1e3
-    return x, EM(model, PARTITIONS["truncated"](model), dead="reseed")
+    return x, EM(model, PARTITIONS["truncated"](model), empty="reseed")
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize("search_every", [1, 3, None])
-def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(family, search_every, dtype):
+def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(
+    family, search_every, dtype
+):
     x, em = far_away(family, dtype)
     history = quiet(em, x, epochs=10, search_every=search_every).history
     updates = history["phase"] == "EM"
@@ -328,14 +356,14 @@ def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(family
     assert reseeded.sum() == 2  # those split off have rows enough never to die again
     assert np.diff(live).min() >= 0
     assert live[-1] == 6
-    assert em.guide.wins.min() > 20
+    assert em.guide.rows_won.min() > 20
 
 
 @pytest.mark.parametrize("search_every", [2, 3])
 def test_a_component_that_dies_between_searches_waits_for_the_next_one(search_every):
     x = clusters(600, 3, components=3, apart=10.0)
     model = started(FAMILIES["diagonal"], x, 6)
-    em = EM(model, PARTITIONS["truncated"](model), dead="reseed")
+    em = EM(model, PARTITIONS["truncated"](model), empty="reseed")
 
     def take_away(found):
         """Before the second epoch, which re-weighs."""
@@ -343,7 +371,9 @@ def test_a_component_that_dies_between_searches_waits_for_the_next_one(search_ev
             with torch.no_grad():
                 model.loc[5] += 1e4
 
-    history = quiet(em, x, epochs=search_every + 1, search_every=search_every, callbacks=[take_away]).history
+    history = quiet(
+        em, x, epochs=search_every + 1, search_every=search_every, callbacks=[take_away]
+    ).history
     updates = history["phase"] == "EM"
     expected = [epoch % search_every == 0 for epoch in range(search_every + 1)]
     assert history["searched"][updates].tolist() == expected
@@ -366,16 +396,18 @@ def finished(em, found=None):
 def test_after_a_fit_the_guide_searches_and_reuses_nothing(small_batches):
     x = clusters(1500, 3)
     model = started(FAMILIES["diagonal"], x, 6)
-    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    em = EM(model, PARTITIONS["truncated"](model), empty="keep")
     finished(em, quiet(em, x, epochs=5, search_every=9))
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("epoch", [1, 4], ids=["warm-up", "EM"])
-def test_after_an_error_of_a_callback_the_guide_searches_and_reuses_nothing(error, epoch, small_batches):
+def test_after_an_error_of_a_callback_the_guide_searches_and_reuses_nothing(
+    error, epoch, small_batches
+):
     x = clusters(1500, 3)
     model = started(FAMILIES["diagonal"], x, 6)
-    em = EM(model, PARTITIONS["truncated"](model), dead="keep")
+    em = EM(model, PARTITIONS["truncated"](model), empty="keep")
     states = []
 
     def broken(found):

@@ -16,11 +16,16 @@ def run(schedule, gains, tolerance=0.1):
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_a_given_rhythm_is_kept_from_the_first_epoch(every):
-    assert run(SearchSchedule(every), {True: 1.0, False: 1.0}) == [epoch % every == 0 for epoch in range(12)]
+    assert run(SearchSchedule(every), {True: 1.0, False: 1.0}) == [
+        epoch % every == 0 for epoch in range(12)
+    ]
 
 
 def test_both_kinds_are_tried_first_and_the_better_one_for_its_cost_is_taken():
-    searching, weighing = run(SearchSchedule(), {True: 9.0, False: 1.0}), run(SearchSchedule(), {True: 2.0, False: 1.0})
+    searching, weighing = (
+        run(SearchSchedule(), {True: 9.0, False: 1.0}),
+        run(SearchSchedule(), {True: 2.0, False: 1.0}),
+    )
     assert searching[:2] == weighing[:2] == [True, False]
     assert sum(searching) == 11
     assert sum(weighing) < 4

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
-from pyro_mixtures.infer import EM, Responsibilities, assign, evidence, fit, responsibilities
+from pyro_mixtures.infer import EM, Responsibilities, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
 
@@ -33,9 +33,14 @@ def mixture(family="diagonal", components=C, spread=2.0, dtype=F64):
     model.to(dtype)
     with torch.no_grad():
         model.loc = spread * torch.randn(components, D, dtype=dtype)
-        model.weights = torch.arange(2.0, components + 2, dtype=dtype) / (torch.arange(2.0, components + 2).sum())
+        model.weights = torch.arange(2.0, components + 2, dtype=dtype) / (
+            torch.arange(2.0, components + 2).sum()
+        )
         if family == "factor":
-            model.factor, model.noise = torch.randn_like(model.factor), 0.5 + torch.rand_like(model.noise)
+            model.factor, model.noise = (
+                torch.randn_like(model.factor),
+                0.5 + torch.rand_like(model.noise),
+            )
         elif family == "full":
             tril = 0.5 * torch.randn_like(model.scale_tril).tril(-1)
             model.scale_tril = tril + (0.5 + torch.rand(components, D, dtype=dtype)).diag_embed()
@@ -74,7 +79,13 @@ def separated(components=30, count=300):
 
 def trained(model, x, **options):
     """A truncated guide that has searched ``x``."""
-    settings = {"components": model.components, "candidates": 3, "neighbors": 5, "seed": 0, **options}
+    settings = {
+        "components": model.components,
+        "candidates": 3,
+        "neighbors": 5,
+        "seed": 0,
+        **options,
+    }
     guide = TruncatedPartition(model, **settings)
     for _ in range(8):
         guide.posterior(x)
@@ -88,7 +99,7 @@ def trained(model, x, **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evidence_is_the_brute_force_sum(family, chunk):
     model, x = mixture(family), rows()
-    torch.testing.assert_close(evidence(model, x, chunk=chunk), brute(model, x).logsumexp(-1))
+    torch.testing.assert_close(log_evidence(model, x, chunk=chunk), brute(model, x).logsumexp(-1))
 
 
 def test_rows_need_not_be_those_of_the_fit():
@@ -96,20 +107,20 @@ def test_rows_need_not_be_those_of_the_fit():
     fit(EM(model, FullPartition(model, components=C)), rows(), epochs=3, progress=False)
     for count in (1, 2, 77):
         x = rows(count)
-        torch.testing.assert_close(evidence(model, x), brute(model, x).logsumexp(-1))
+        torch.testing.assert_close(log_evidence(model, x), brute(model, x).logsumexp(-1))
 
 
 def test_scores_carry_no_gradient_and_take_arrays():
     model, x = mixture(), rows()
-    found = evidence(model, x)
+    found = log_evidence(model, x)
     assert not found.requires_grad
-    assert torch.equal(evidence(model, x.numpy()), found)
-    assert torch.equal(evidence(model, x.tolist()), evidence(model, x))
+    assert torch.equal(log_evidence(model, x.numpy()), found)
+    assert torch.equal(log_evidence(model, x.tolist()), log_evidence(model, x))
 
 
 def test_float32_rows_are_widened():
     model, x = mixture(), rows().float()
-    torch.testing.assert_close(evidence(model, x), brute(model, x.double()).logsumexp(-1))
+    torch.testing.assert_close(log_evidence(model, x), brute(model, x.double()).logsumexp(-1))
 
 
 @pytest.mark.parametrize("top", [1, 3, C, C + 4])
@@ -138,22 +149,22 @@ def test_a_component_of_zero_weight_is_never_assigned():
         weights[2] = 0
         model.weights = weights / weights.sum()
     assert 2 not in assign(model, x)
-    assert evidence(model, x).isfinite().all()
+    assert log_evidence(model, x).isfinite().all()
     assert responsibilities(model, x, top=C).probs[:, -1].max() == 0
 
 
 def test_an_exact_guide_gives_the_same():
     model, x = mixture(), rows()
     guide = FullPartition(model, components=C)
-    assert torch.equal(evidence(model, x, guide=guide), evidence(model, x))
+    assert torch.equal(log_evidence(model, x, guide=guide), log_evidence(model, x))
     assert torch.equal(assign(model, x, guide=guide), assign(model, x))
-    assert guide.wins.sum() == 0
+    assert guide.rows_won.sum() == 0
 
 
 def test_scoring_inside_other_handlers_leaves_no_trace():
     model, x = mixture(), rows()
     with pyro.poutine.trace() as tracer:
-        evidence(model, x)
+        log_evidence(model, x)
         assign(model, x, guide=trained(model, x))
     assert not tracer.trace.nodes
 
@@ -166,9 +177,9 @@ def test_truncated_evidence_is_a_lower_bound(family):
     model, x = mixture(family, 12), rows()
     guide = trained(model, x, candidates=2)
     exact = brute(model, x).logsumexp(-1)
-    found = evidence(model, rows(3), guide=guide)
+    found = log_evidence(model, rows(3), guide=guide)
     assert found.shape == (3,)
-    found = evidence(model, x, guide=guide)
+    found = log_evidence(model, x, guide=guide)
     assert (found <= exact + 1e-10).all()
     assert (found < exact - 1e-6).any()
     assert (exact - found).mean() < 1
@@ -177,8 +188,8 @@ def test_truncated_evidence_is_a_lower_bound(family):
 def test_truncated_evidence_with_all_components_is_exact():
     model, x = mixture(), rows()
     guide = trained(model, x, candidates=C, neighbors=C)
-    torch.testing.assert_close(evidence(model, rows(1), guide=guide).shape, torch.Size([1]))
-    torch.testing.assert_close(evidence(model, x, guide=guide), brute(model, x).logsumexp(-1))
+    torch.testing.assert_close(log_evidence(model, rows(1), guide=guide).shape, torch.Size([1]))
+    torch.testing.assert_close(log_evidence(model, x, guide=guide), brute(model, x).logsumexp(-1))
 
 
 @pytest.mark.parametrize("count", [1, 10, 300, 900])
@@ -189,7 +200,7 @@ def test_truncated_scores_are_close_on_separated_data_of_any_size(count, chunk):
     truth = torch.arange(count) % model.components
     new = (model.loc[truth] + torch.randn(count, D, dtype=F64)).detach()
     exact = brute(model, new)
-    found = evidence(model, new, guide=guide, chunk=chunk)
+    found = log_evidence(model, new, guide=guide, chunk=chunk)
     right = assign(model, new, guide=guide, chunk=chunk) == exact.argmax(-1)
     assert right.double().mean() >= 0.9
     torch.testing.assert_close(found[right], exact.logsumexp(-1)[right], rtol=0, atol=1e-3)
@@ -203,7 +214,7 @@ def state(guide):
         {
             "table": guide.sets.table,
             "graph": guide.graph.neighbors,
-            "wins": guide.wins,
+            "wins": guide.rows_won,
             "evaluations": guide.evaluations,
             "training": guide.training,
         }
@@ -211,7 +222,7 @@ def state(guide):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("use", [evidence, responsibilities, assign])
+@pytest.mark.parametrize("use", [log_evidence, responsibilities, assign])
 def test_scoring_leaves_the_guide_alone_bit_for_bit(use, training):
     model, x, _ = separated()
     guide = trained(model, x).train(training)
@@ -236,7 +247,7 @@ def test_scoring_between_steps_does_not_change_the_fit():
         for _ in range(4):
             em.step(x)
             if scores:
-                evidence(model, x[:9], guide=guide)
+                log_evidence(model, x[:9], guide=guide)
         found.append(guide.sets.table.clone())
     assert torch.equal(*found)
 
@@ -244,7 +255,7 @@ def test_scoring_between_steps_does_not_change_the_fit():
 def test_scoring_with_a_guide_that_was_never_fitted_leaves_it_so():
     model, x, _ = separated()
     guide = TruncatedPartition(model, components=30, candidates=3, neighbors=5, seed=0)
-    assert evidence(model, x, guide=guide).isfinite().all()
+    assert log_evidence(model, x, guide=guide).isfinite().all()
     assert guide.sets is None
     assert guide.graph is None
     guide.posterior(x[:100])  # not bound to the rows that were scored
@@ -254,9 +265,15 @@ def test_scoring_with_a_guide_that_was_never_fitted_leaves_it_so():
 
 
 def two_observations(x, label, index=None, size=None):
-    weights = pyro.param("weights", torch.tensor([0.5, 0.3, 0.2], dtype=F64), constraint=dist.constraints.simplex)
+    weights = pyro.param(
+        "weights", torch.tensor([0.5, 0.3, 0.2], dtype=F64), constraint=dist.constraints.simplex
+    )
     loc = pyro.param("loc", lambda: torch.randn(3, D, dtype=F64))
-    table = pyro.param("table", lambda: torch.rand(3, 4, dtype=F64).softmax(-1), constraint=dist.constraints.simplex)
+    table = pyro.param(
+        "table",
+        lambda: torch.rand(3, 4, dtype=F64).softmax(-1),
+        constraint=dist.constraints.simplex,
+    )
     with data_plate(x, index, size):
         z = pyro.sample("z", MixtureWeights(weights))
         pyro.sample("x", DiagonalNormals(loc, torch.ones(D, dtype=F64))[z], obs=x)
@@ -267,20 +284,26 @@ def two_observations(x, label, index=None, size=None):
 @pytest.mark.parametrize("guided", [False, True])
 def test_two_observations_count_both(guided, chunk):
     x, label = rows(), torch.randint(4, (N,))
-    guide = TruncatedPartition(two_observations, components=3, candidates=3, neighbors=3) if guided else None
-    found = evidence(two_observations, x, label, guide=guide, chunk=chunk)
+    guide = (
+        TruncatedPartition(two_observations, components=3, candidates=3, neighbors=3)
+        if guided
+        else None
+    )
+    found = log_evidence(two_observations, x, label, guide=guide, chunk=chunk)
     weights, loc, table = (pyro.param(name).detach() for name in ("weights", "loc", "table"))
     normals = torch.distributions.Normal(loc, 1.0).log_prob(x.unsqueeze(1)).sum(-1)
     joint = weights.log() + normals + table[:, label].T.log()
     torch.testing.assert_close(found, joint.logsumexp(-1))
-    assert torch.equal(assign(two_observations, x, label, guide=guide, chunk=chunk), joint.argmax(-1))
+    assert torch.equal(
+        assign(two_observations, x, label, guide=guide, chunk=chunk), joint.argmax(-1)
+    )
     best = responsibilities(two_observations, x, label, guide=guide, chunk=chunk)
     torch.testing.assert_close(best.probs, joint.softmax(-1).sort(-1, descending=True).values)
 
 
 def test_tensors_of_different_lengths_are_refused_before_a_run():
     with pytest.raises(DataError, match="different numbers of rows"):
-        evidence(two_observations, rows(5), torch.zeros(4, dtype=torch.int64))
+        log_evidence(two_observations, rows(5), torch.zeros(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
@@ -294,7 +317,7 @@ def test_stock_program_under_another_site_name(chunk):
 
     y = torch.randint(6, (N,)).double()
     joint = weights.log() + torch.distributions.Poisson(loc.exp()).log_prob(y.unsqueeze(1))
-    torch.testing.assert_close(evidence(model, y, site="k", chunk=chunk), joint.logsumexp(-1))
+    torch.testing.assert_close(log_evidence(model, y, site="k", chunk=chunk), joint.logsumexp(-1))
     assert torch.equal(assign(model, y, site="k", chunk=chunk), joint.argmax(-1))
 
 
@@ -314,10 +337,13 @@ def test_given_values_of_latent_sites_are_conditioned_on(guided, chunk):
         guide = FullPartition(with_prior, components=C)
     if guided == "truncated":
         guide = TruncatedPartition(with_prior, components=C, candidates=C, neighbors=C)
-    joint = torch.distributions.Normal(loc, 1.0).log_prob(x.unsqueeze(1)).sum(-1) - torch.tensor(C, dtype=F64).log()
+    joint = (
+        torch.distributions.Normal(loc, 1.0).log_prob(x.unsqueeze(1)).sum(-1)
+        - torch.tensor(C, dtype=F64).log()
+    )
     options = {"guide": guide, "given": {"loc": loc}, "chunk": chunk}
     # The prior of the means is not part of a row's evidence.
-    torch.testing.assert_close(evidence(with_prior, x, **options), joint.logsumexp(-1))
+    torch.testing.assert_close(log_evidence(with_prior, x, **options), joint.logsumexp(-1))
     assert torch.equal(assign(with_prior, x, **options), joint.argmax(-1))
     best = responsibilities(with_prior, x, top=2, **options)
     torch.testing.assert_close(best.probs, joint.softmax(-1).topk(2).values)
@@ -325,7 +351,7 @@ def test_given_values_of_latent_sites_are_conditioned_on(guided, chunk):
 
 def test_latent_sites_without_a_value_are_named():
     with pytest.raises(ModelError, match="latent site 'loc'"):
-        evidence(with_prior, rows())
+        log_evidence(with_prior, rows())
 
 
 # Memory.
@@ -350,11 +376,13 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("use", [evidence, responsibilities, assign])
+@pytest.mark.parametrize("use", [log_evidence, responsibilities, assign])
 def test_no_array_of_rows_by_components_is_made(use, guided):
     components, count, chunk = 100, 1500, 75
     model, x = mixture(components=components), rows(count)
-    guide = TruncatedPartition(model, components=components, neighbors=5, seed=0) if guided else None
+    guide = (
+        TruncatedPartition(model, components=components, neighbors=5, seed=0) if guided else None
+    )
     with LargestTensor() as seen:
         use(model, x, guide=guide, chunk=chunk)
     assert count * D <= seen.largest <= 2 * components * chunk < count * components / 5
@@ -364,7 +392,7 @@ def test_default_chunks_bound_the_pairs(monkeypatch):
     monkeypatch.setattr("pyro_mixtures.infer.scoring.posteriors._EXACT_PAIRS", 1000)
     model, x = mixture(components=100), rows(600)
     with LargestTensor() as seen:
-        evidence(model, x)
+        log_evidence(model, x)
     assert seen.largest <= 600 * D
 
 

@@ -8,7 +8,12 @@ from pyro import distributions as dist
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 
-from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FactorAnalyzers, MixtureWeights
+from pyro_mixtures.distributions import (
+    Categoricals,
+    DiagonalNormals,
+    FactorAnalyzers,
+    MixtureWeights,
+)
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.poutine import data_plate
@@ -30,7 +35,10 @@ def initial(kind):
         "labels": labels / labels.sum(1, keepdims=True),
     }
     if kind == "factor":
-        return start | {"factor": random.standard_normal((C, D, H)), "noise": 1 + random.random((C, D))}
+        return start | {
+            "factor": random.standard_normal((C, D, H)),
+            "noise": 1 + random.random((C, D)),
+        }
     return start | {"scale": 1 + random.random((C, D))}
 
 
@@ -70,14 +78,16 @@ def covariances(kind, p):
 def loops(kind, p, x, label):
     """One EM step in plain loops: (free energy before it, new params)."""
     sigma = covariances(kind, p)
-    q, evidence = np.zeros((N, C)), 0.0
+    q, log_evidence = np.zeros((N, C)), 0.0
     for n in range(N):
         for c in range(C):
             q[n, c] = (
-                np.log(p["weights"][c]) + log_normal(x[n], p["loc"][c], sigma[c]) + np.log(p["labels"][c, label[n]])
+                np.log(p["weights"][c])
+                + log_normal(x[n], p["loc"][c], sigma[c])
+                + np.log(p["labels"][c, label[n]])
             )
         top = np.logaddexp.reduce(q[n])
-        evidence += top
+        log_evidence += top
         q[n] = np.exp(q[n] - top)
 
     new = {"weights": q.mean(0), "loc": np.zeros((C, D)), "labels": np.zeros((C, L))}
@@ -89,7 +99,7 @@ def loops(kind, p, x, label):
         for c in range(C):
             new["loc"][c] = q[:, c] @ x / q[:, c].sum()
             new["scale"][c] = np.sqrt(q[:, c] @ (x - new["loc"][c]) ** 2 / q[:, c].sum())
-        return evidence, new
+        return log_evidence, new
 
     new |= {"factor": np.zeros((C, D, H)), "noise": np.zeros((C, D))}
     for c in range(C):  # Ghahramani & Hinton (1996), section 3
@@ -107,7 +117,7 @@ def loops(kind, p, x, label):
         loadings = cross @ np.linalg.inv(second)
         new["factor"][c], new["loc"][c] = loadings[:, :H], loadings[:, H]
         new["noise"][c] = np.diag(scatter - loadings @ cross.T) / q[:, c].sum()
-    return evidence, new
+    return log_evidence, new
 
 
 def rows():
@@ -125,19 +135,23 @@ def test_em_takes_the_steps_of_the_loops(kind, guided):
     guide = FullPartition(model, components=C)
     if guided == "truncated":
         guide = TruncatedPartition(model, components=C, candidates=C, neighbors=C)
-    em = EM(model, guide, variance_floor=0.0, dead="keep")
+    em = EM(model, guide, variance_floor=0.0, empty="keep")
     images, labels = torch.from_numpy(x), torch.from_numpy(label)
     for _ in range(4):
-        evidence, expected = loops(kind, expected, x, label)
+        log_evidence, expected = loops(kind, expected, x, label)
         if guided == "minibatches":
             parts = torch.arange(N).split(17)
-            loss = sum(em.accumulate(images[part], labels[part], index=part, size=N) for part in parts)
+            loss = sum(
+                em.accumulate(images[part], labels[part], index=part, size=N) for part in parts
+            )
             em.maximize()
         else:
             loss = em.step(images, labels)
-        assert -loss == pytest.approx(evidence, rel=1e-10)
+        assert -loss == pytest.approx(log_evidence, rel=1e-10)
         for name, value in expected.items():
-            torch.testing.assert_close(pyro.param(name).detach(), torch.from_numpy(value), rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(
+                pyro.param(name).detach(), torch.from_numpy(value), rtol=1e-8, atol=1e-10
+            )
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "factor"])

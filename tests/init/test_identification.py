@@ -32,13 +32,16 @@ def test_a_well_posed_problem_is_silent_and_has_rank_k():
     assert found.problems == found.constant == found.collinear == ()
     assert found.parameters == 2 * 4 + 1
     assert found.draws == float(counts.sum())
-    torch.testing.assert_close(found.eigenvalues, torch.tensor([0.72, 0.72, 0.0, 0.0]).double(), rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        found.eigenvalues, torch.tensor([0.72, 0.72, 0.0, 0.0]).double(), rtol=0, atol=0.1
+    )
     assert "rank 2" in str(found)
     assert len(str(found).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("items", "size", "draws"), [(2000, 5, 20_000), (500, 10, 50_000), (1000, 1, 1000), (4000, 3, 500)]
+    ("items", "size", "draws"),
+    [(2000, 5, 20_000), (500, 10, 50_000), (1000, 1, 1000), (4000, 3, 500)],
 )
 def test_noise_bounds_the_error_of_the_second_moment(items, size, draws):
     """Of twenty problems the error's norm passes the bound at most twice, and is not far below it."""
@@ -65,7 +68,9 @@ def test_noise_is_the_matrix_deviation_by_brute_force():
 
 def test_more_components_than_the_rank_are_told():
     features, _, counts = problem(20_000, 4, 2, 500_000)
-    with pytest.warns(IdentificationWarning, match=r"only 2 eigenvalues .* fewer than 3 components"):
+    with pytest.warns(
+        IdentificationWarning, match=r"only 2 eigenvalues .* fewer than 3 components"
+    ):
         found = identification(features, counts, 3)
     assert "- only 2 eigenvalues" in str(found)
 
@@ -78,7 +83,9 @@ def test_noise_hides_the_rank_when_items_are_few():
 
 def test_too_few_items_for_the_parameters():
     features, _, counts = problem(10, 4, 2, 10_000)
-    with pytest.warns(IdentificationWarning, match="14 parameters cannot be told from 9 free probabilities"):
+    with pytest.warns(
+        IdentificationWarning, match="14 parameters cannot be told from 9 free probabilities"
+    ):
         assert identification(features, counts, 3).parameters == 14
 
 
@@ -98,13 +105,17 @@ def test_effective_items_do_not_take_the_draws_noise_for_preference():
         found = identification(features, counts, 2)
     assert found.effective_items == pytest.approx(20_000, rel=0.05)
     with pytest.warns(IdentificationWarning):
-        assert identification(features[:50], torch.ones(50), 2).effective_items == 50  # no item drawn twice
+        assert (
+            identification(features[:50], torch.ones(50), 2).effective_items == 50
+        )  # no item drawn twice
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_constant_and_collinear_features_are_named(dtype):
     features, _, counts = problem(20_000, 4, 1, 500_000)
-    features = torch.cat([features, features[:, :1] - 2 * features[:, 2:3], torch.full((20_000, 1), 0.1)], -1).to(dtype)
+    features = torch.cat(
+        [features, features[:, :1] - 2 * features[:, 2:3], torch.full((20_000, 1), 0.1)], -1
+    ).to(dtype)
     with pytest.warns(IdentificationWarning) as caught:
         found = identification(features, counts, 1)
     assert len(caught) == 1

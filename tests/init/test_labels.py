@@ -28,7 +28,9 @@ def blobs(components=5, rows=300, features=4, dtype=torch.float32, seed=0):
     """Rows (N, D) about centres far apart, and which centre; parts of equal size."""
     draw = generator(seed)
     centers = 200 * torch.eye(components, features, dtype=torch.float64, device="cpu")
-    centers[features:] = -200 * torch.eye(max(0, components - features), features, dtype=torch.float64, device="cpu")
+    centers[features:] = -200 * torch.eye(
+        max(0, components - features), features, dtype=torch.float64, device="cpu"
+    )
     truth = torch.arange(rows, device="cpu") % components
     noise = torch.randn(rows, features, generator=draw, dtype=torch.float64, device="cpu")
     return (centers[truth] + noise).to(dtype), truth
@@ -36,7 +38,9 @@ def blobs(components=5, rows=300, features=4, dtype=torch.float32, seed=0):
 
 def inertia(x, labels):
     """Sum of squared distances from the means of the parts, by the book."""
-    return sum(float((x[labels == c] - x[labels == c].mean(0)).square().sum()) for c in labels.unique())
+    return sum(
+        float((x[labels == c] - x[labels == c].mean(0)).square().sum()) for c in labels.unique()
+    )
 
 
 # What every method keeps.
@@ -94,7 +98,9 @@ def test_without_a_generator_torchs_seed_decides(method):
 @pytest.mark.parametrize("method", ["uniform", "kmeans++", "gaussian"])
 def test_other_seeds_give_other_labels(method):
     x = torch.randn(200, 2)
-    assert not torch.equal(*(start_labels(x, 6, method=method, generator=generator(seed)) for seed in (1, 2)))
+    assert not torch.equal(
+        *(start_labels(x, 6, method=method, generator=generator(seed)) for seed in (1, 2))
+    )
 
 
 def test_rows_in_blocks_get_the_labels_of_rows_at_once(monkeypatch):
@@ -109,7 +115,12 @@ def test_rows_in_blocks_get_the_labels_of_rows_at_once(monkeypatch):
 def test_arrays_and_integers_are_taken_as_rows():
     x, truth = blobs(dtype=torch.int64)
     for method in CLUSTERING:
-        assert adjusted_rand_score(truth, start_labels(x.numpy(), 5, method=method, generator=generator())) > 0.95
+        assert (
+            adjusted_rand_score(
+                truth, start_labels(x.numpy(), 5, method=method, generator=generator())
+            )
+            > 0.95
+        )
 
 
 # What each method is.
@@ -157,16 +168,26 @@ def test_agglomerative_is_wards_clustering():
 def test_rows_outside_wards_sample_go_to_the_nearest_mean_of_its_clusters(monkeypatch):
     monkeypatch.setattr(module, "_WARD_ROWS", 40)
     x, truth = blobs(rows=500)
-    assert adjusted_rand_score(truth, start_labels(x, 5, method="agglomerative", generator=generator())) == 1.0
+    assert (
+        adjusted_rand_score(
+            truth, start_labels(x, 5, method="agglomerative", generator=generator())
+        )
+        == 1.0
+    )
 
 
 def test_gaussian_tells_clusters_by_their_spread_where_distances_do_not(monkeypatch):
     """The nearest mean gives rows of the wide cluster to the narrow one beside it."""
     monkeypatch.setattr(module, "_EM_ROWS", 300)
     truth = torch.arange(600) % 2
-    x = torch.where(truth.bool().unsqueeze(-1), 6.0, 0.3) * torch.randn(600, 2, generator=generator())
+    x = torch.where(truth.bool().unsqueeze(-1), 6.0, 0.3) * torch.randn(
+        600, 2, generator=generator()
+    )
     x[:, 0] += 12.0 * truth
-    score = {m: adjusted_rand_score(truth, start_labels(x, 2, method=m, generator=generator(1))) for m in CLUSTERING}
+    score = {
+        m: adjusted_rand_score(truth, start_labels(x, 2, method=m, generator=generator(1)))
+        for m in CLUSTERING
+    }
     assert score["gaussian"] > 0.95 > 0.9 > max(score["kmeans++"], score["balanced"])
 
 
@@ -212,7 +233,9 @@ def test_a_capacity_that_would_not_be_kept_is_refused(method):
         start_labels(torch.randn(10, 2), 3, method=method, capacity=5)
 
 
-@pytest.mark.parametrize(("method", "needs"), [("agglomerative", "cluster"), ("gaussian", "mixture")])
+@pytest.mark.parametrize(
+    ("method", "needs"), [("agglomerative", "cluster"), ("gaussian", "mixture")]
+)
 def test_scikit_learn_missing_says_what_to_install(method, needs, monkeypatch):
     monkeypatch.setitem(sys.modules, f"sklearn.{needs}", None)
     with pytest.raises(OptionError, match=r"needs scikit-learn: pip install"):

@@ -17,7 +17,12 @@ few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return torch.randn(
+        *shape,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        dtype=torch.float64,
+        device="cpu",
+    )
 
 
 def spread(size, seed=0):
@@ -28,7 +33,9 @@ def spread(size, seed=0):
 
 def counted(items, seed=0):
     """Counts (p,), many of them zero."""
-    return torch.poisson(normal(items, seed=seed).exp(), generator=torch.Generator("cpu").manual_seed(seed))
+    return torch.poisson(
+        normal(items, seed=seed).exp(), generator=torch.Generator("cpu").manual_seed(seed)
+    )
 
 
 def brute_force(features, counts, covariance, mean):
@@ -59,7 +66,10 @@ def moments_of(theta, weights):
 @given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 100), st.booleans())
 def test_moments_are_the_formulas(items, size, seed, known):
     items = max(items, 4 * size)
-    features, counts = normal(items, size, seed=seed) @ spread(size, seed) + 3.0, counted(items, seed) + 1
+    features, counts = (
+        normal(items, size, seed=seed) @ spread(size, seed) + 3.0,
+        counted(items, seed) + 1,
+    )
     mean, covariance = features.mean(0), features.mT.cov(correction=0).reshape(size, size)
     given_ = {}
     if known:
@@ -76,11 +86,15 @@ def test_moments_are_the_formulas(items, size, seed, known):
 @few
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 100))
 def test_contractions_are_those_of_the_tensor(size, columns, seed):
-    found = latent_moments(normal(30, size, seed=seed), counted(30, seed) + 1, covariance=spread(size, seed))
+    found = latent_moments(
+        normal(30, size, seed=seed), counted(30, seed) + 1, covariance=spread(size, seed)
+    )
     basis, v = normal(size, columns, seed=seed), normal(size, seed=seed + 1)
     expected = torch.einsum("abc,ai,bj,ck->ijk", found.third, basis, basis, basis)
     torch.testing.assert_close(found.project(basis), expected, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(found.contract(v), torch.einsum("abc,b,c->a", found.third, v, v), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        found.contract(v), torch.einsum("abc,b,c->a", found.third, v, v), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -102,7 +116,9 @@ def test_planted_moments_are_recovered():
     counts = 1e9 * shares(features, theta, weights)
     for given_ in ({}, {"covariance": covariance, "mean": shift}):
         found = latent_moments(features, counts, **given_)
-        for one, true in zip((found.first, found.second, found.third), moments_of(theta, weights), strict=True):
+        for one, true in zip(
+            (found.first, found.second, found.third), moments_of(theta, weights), strict=True
+        ):
             assert (one - true).abs().max() < 0.05
     # Without the mean's removal, or with another covariance, they are not.
     wrong = latent_moments(features, counts, covariance=covariance, mean=0 * shift)
@@ -114,7 +130,10 @@ def test_planted_moments_are_recovered():
 def test_other_units_of_the_features_are_those_of_the_atoms():
     """x -> A x + b and theta -> A^-T theta leave all utilities' differences alone."""
     features, counts, turn = normal(60, 3), counted(60), normal(3, 3, seed=5)
-    found, turned = latent_moments(features, counts), latent_moments(features @ turn.mT + 7.0, counts)
+    found, turned = (
+        latent_moments(features, counts),
+        latent_moments(features @ turn.mT + 7.0, counts),
+    )
     torch.testing.assert_close(turned.first @ turn, found.first, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(turned.project(turn), found.third, rtol=1e-7, atol=1e-7)
 
@@ -132,7 +151,9 @@ def test_items_that_nobody_drew_enter_the_covariance_alone():
 def uniform_features(items=200_000, half=4.0):
     """Uniform on a square, and the log ratio of N(0, I) to that density, but for a constant."""
     draw = torch.Generator("cpu").manual_seed(0)
-    features = half * (2 * torch.rand(items, 2, generator=draw, dtype=torch.float64, device="cpu") - 1)
+    features = half * (
+        2 * torch.rand(items, 2, generator=draw, dtype=torch.float64, device="cpu") - 1
+    )
     return features, -0.5 * features.square().sum(-1)
 
 
@@ -144,11 +165,15 @@ def test_draws_weighted_by_the_ratio_of_densities_give_the_atoms_and_untilted_we
     counts = 1e9 * shares(features, theta, weights)
     eye = torch.eye(2, dtype=torch.float64)
     tilted = weights * (theta.square().sum(-1) / 2).exp()
-    tilted = tilted / (torch.sinh(4 * theta) / (4 * theta)).nan_to_num(1.0).prod(-1)  # of the uniform density
+    tilted = tilted / (torch.sinh(4 * theta) / (4 * theta)).nan_to_num(1.0).prod(
+        -1
+    )  # of the uniform density
     tilted = tilted / tilted.sum()
     assert (tilted - weights).abs().max() > 0.1
     found = latent_moments(features, counts, covariance=eye, log_density_ratio=ratio + 3.0)
-    for one, true in zip((found.first, found.second, found.third), moments_of(theta, tilted), strict=True):
+    for one, true in zip(
+        (found.first, found.second, found.third), moments_of(theta, tilted), strict=True
+    ):
         assert (one - true).abs().max() < 0.05
     torch.testing.assert_close(untilt(tilted, theta, features, ratio), weights, rtol=0, atol=0.01)
     plain = latent_moments(features, counts, covariance=eye, mean=torch.zeros(2))
@@ -162,7 +187,9 @@ def test_untilt_is_the_ratio_of_sums_over_items(monkeypatch):
     expected = weights * tilt.sum(0) / (tilt * ratio.exp().unsqueeze(-1)).sum(0)
     for chunk in (1 << 20, 9):
         monkeypatch.setattr(module, "_NUMBERS", chunk)
-        torch.testing.assert_close(untilt(weights, theta, features, ratio), expected / expected.sum())
+        torch.testing.assert_close(
+            untilt(weights, theta, features, ratio), expected / expected.sum()
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -174,14 +201,22 @@ def test_features_without_meaning_take_no_part(dtype):
     assert found.factor.shape == (4, 2)
     assert float(found.first[2]) == 0
     torch.testing.assert_close(found.first[0], found.first[3], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.first[0] + found.first[3], plain.first[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found.first[0] + found.first[3], plain.first[0], rtol=1e-6, atol=1e-6
+    )
     torch.testing.assert_close(found.first[1], plain.first[1], rtol=1e-6, atol=1e-6)
 
 
 def test_features_in_very_different_units_all_count():
-    features, counts, units = normal(80, 3), counted(80), torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64)
+    features, counts, units = (
+        normal(80, 3),
+        counted(80),
+        torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64),
+    )
     found = latent_moments(features * units, counts)
-    torch.testing.assert_close(found.first * units, latent_moments(features, counts).first, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        found.first * units, latent_moments(features, counts).first, rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.meta
@@ -192,10 +227,14 @@ def test_moments_are_double_precision_whatever_the_features_are(dtype):
     assert {found.first.dtype, found.second.dtype, found.third.dtype} == {torch.float64}
     torch.testing.assert_close(found.third, exact.third)
     eye = torch.eye(3, device="cpu")
-    ratio = latent_moments(features, counts, covariance=eye, log_density_ratio=torch.zeros(200, device="cpu"))
+    ratio = latent_moments(
+        features, counts, covariance=eye, log_density_ratio=torch.zeros(200, device="cpu")
+    )
     torch.testing.assert_close(ratio.contract(exact.first), ratio.third @ exact.first @ exact.first)
     theta, equal = exact.first.expand(2, 3), torch.full((2,), 0.5, device="cpu")
-    torch.testing.assert_close(untilt(equal, theta, features, torch.zeros(200, device="cpu")), equal)
+    torch.testing.assert_close(
+        untilt(equal, theta, features, torch.zeros(200, device="cpu")), equal
+    )
 
 
 def test_arrays_and_integers_are_taken():
@@ -206,7 +245,9 @@ def test_arrays_and_integers_are_taken():
         torch.testing.assert_close(found.third, exact.third)
     theta, equal = normal(2, 3) / 50, torch.full((2,), 0.5, dtype=torch.float64)
     ratio = normal(200, seed=2)
-    torch.testing.assert_close(untilt(equal, theta, features.long(), ratio), untilt(equal, theta, features, ratio))
+    torch.testing.assert_close(
+        untilt(equal, theta, features.long(), ratio), untilt(equal, theta, features, ratio)
+    )
 
 
 @pytest.mark.parametrize(

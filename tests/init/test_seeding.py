@@ -26,7 +26,9 @@ def test_seeds_are_distinct_rows_of_the_data(data, rows, method, chain):
     assert seeds.index.shape == (components,)
     assert len(set(seeds.index.tolist())) == components
     assert torch.equal(seeds.loc, x[seeds.index])
-    torch.testing.assert_close(seeds.variance, x.var(0, unbiased=False) if rows > 1 else torch.ones(2))
+    torch.testing.assert_close(
+        seeds.variance, x.var(0, unbiased=False) if rows > 1 else torch.ones(2)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -56,7 +58,15 @@ def test_afkmc2_covers_separated_clusters_far_more_often_than_random():
     x = centers.repeat_interleave(15, 0) + torch.randn(120, 8)
     covered = {
         method: sum(
-            len(set((seed_rows(x, 8, method=method, chain=40, generator=generator(seed)).index // 15).tolist())) == 8
+            len(
+                set(
+                    (
+                        seed_rows(x, 8, method=method, chain=40, generator=generator(seed)).index
+                        // 15
+                    ).tolist()
+                )
+            )
+            == 8
             for seed in range(20)
         )
         for method in METHODS
@@ -68,7 +78,9 @@ def test_afkmc2_covers_separated_clusters_far_more_often_than_random():
 
 def test_long_chains_draw_by_squared_distance_as_kmeans_plus_plus_does():
     x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    pairs = torch.stack([seed_rows(x, 2, chain=40, generator=generator(seed)).index for seed in range(600)])
+    pairs = torch.stack(
+        [seed_rows(x, 2, chain=40, generator=generator(seed)).index for seed in range(600)]
+    )
     for first in range(4):
         second = pairs[pairs[:, 0] == first, 1]
         weight = (x - x[first]).square()[:, 0]
@@ -108,13 +120,17 @@ def test_without_a_generator_torchs_seed_decides(method):
 def test_a_constant_feature_gets_the_variance_of_a_typical_one():
     x = torch.cat([torch.randn(40, 2), torch.full((40, 1), 7.0)], 1)
     variance = seed_rows(x, 2).variance
-    torch.testing.assert_close(variance[2], variance.new_tensor(float(x.var(0, unbiased=False).mean())))
+    torch.testing.assert_close(
+        variance[2], variance.new_tensor(float(x.var(0, unbiased=False).mean()))
+    )
     assert seed_rows(torch.ones(5, 2), 2).variance.tolist() == [1.0, 1.0]
 
 
 def test_variance_is_right_far_from_the_origin():
     x = torch.randn(1000, 1) + 1e4
-    torch.testing.assert_close(seed_rows(x, 1).variance, x.double().var(0, unbiased=False).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        seed_rows(x, 1).variance, x.double().var(0, unbiased=False).float(), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])

@@ -29,7 +29,11 @@ def problem(size, components, items, draws, seed=0, norm=1.5, weights=None):
     features = torch.randn(items, size, generator=draw, dtype=torch.float64, device="cpu")
     theta = torch.randn(components, size, generator=draw, dtype=torch.float64, device="cpu")
     theta = norm * torch.nn.functional.normalize(theta, dim=-1)
-    weights = torch.full((components,), 1 / components, device="cpu") if weights is None else torch.tensor(weights)
+    weights = (
+        torch.full((components,), 1 / components, device="cpu")
+        if weights is None
+        else torch.tensor(weights)
+    )
     probability = torch.softmax(features @ theta.mT, 0) @ weights.double()
     return features, theta, weights.double(), torch.poisson(draws * probability, generator=draw)
 
@@ -57,10 +61,16 @@ def em(features, counts, start, steps=50):
         weights, target = q.sum(0), q.mT @ features
         p = torch.softmax(features @ theta.mT, 0).mT
         mean = p @ features
-        covariance = (p.unsqueeze(1) * features.mT) @ features - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        covariance = (p.unsqueeze(1) * features.mT) @ features - mean.unsqueeze(
+            -1
+        ) * mean.unsqueeze(-2)
         step = torch.linalg.solve(covariance, target / weights.unsqueeze(-1) - mean)
         theta = theta + step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)
-    return theta, weights, float(share @ (weights.log() + torch.log_softmax(features @ theta.mT, 0)).logsumexp(-1))
+    return (
+        theta,
+        weights,
+        float(share @ (weights.log() + torch.log_softmax(features @ theta.mT, 0)).logsumexp(-1)),
+    )
 
 
 # Moments.
@@ -80,19 +90,30 @@ def test_moments_of_many_items_find_the_atoms_and_say_nothing(method):
 
 @pytest.mark.parametrize("method", MOMENTS)
 @pytest.mark.parametrize(
-    ("size", "components", "items", "draws"), [(10, 3, 500, 50_000), (10, 5, 5000, 50_000), (5, 3, 2000, 20_000)]
+    ("size", "components", "items", "draws"),
+    [(10, 3, 500, 50_000), (10, 5, 5000, 50_000), (5, 3, 2000, 20_000)],
 )
 def test_moments_of_few_items_are_doubted_and_bounded(method, size, components, items, draws):
     for seed in range(2):
         features, _, _, counts = problem(size, components, items, draws, seed=seed)
         with pytest.warns(
-            MomentWarning, match="leading eigenvalues of E theta theta' exceed 1.5 times their noise"
+            MomentWarning,
+            match="leading eigenvalues of E theta theta' exceed 1.5 times their noise",
         ) as caught:
-            start = start_softmax(features, counts, components, method=method, generator=generator())
+            start = start_softmax(
+                features, counts, components, method=method, generator=generator()
+            )
         assert len(caught) == 1
         assert caught[0].filename == __file__
         assert all(doubt in str(caught[0].message) for doubt in start.doubts)
-        assert float((start.theta @ latent_moments(features, counts).factor.pinverse().mT).norm(dim=-1).max()) < 4.5
+        assert (
+            float(
+                (start.theta @ latent_moments(features, counts).factor.pinverse().mT)
+                .norm(dim=-1)
+                .max()
+            )
+            < 4.5
+        )
         assert float(start.weights.sum()) == pytest.approx(1)
 
 
@@ -110,7 +131,9 @@ def test_directions_below_the_noise_make_up_no_atoms_without_bound():
     moments = latent_moments(features, counts)
     assert float(torch.linalg.eigvalsh(moments.second)[0]) < 0
     for diagonalize in (False, True):
-        found = moment_atoms(moments, 5, longest=1e9, diagonalize=diagonalize, generator=generator())
+        found = moment_atoms(
+            moments, 5, longest=1e9, diagonalize=diagonalize, generator=generator()
+        )
         assert float(found.theta.norm(dim=-1).max()) < 6.0
         assert any("of the 5 leading eigenvalues" in doubt for doubt in found.doubts)
 
@@ -118,7 +141,9 @@ def test_directions_below_the_noise_make_up_no_atoms_without_bound():
 def test_long_atoms_are_clipped_and_told():
     features, _, _, counts = separate()
     with pytest.warns(MomentWarning, match=r"2 atoms were clipped to length 1"):
-        start = start_softmax(features, counts, 2, method="moments", norm=1.0, generator=generator())
+        start = start_softmax(
+            features, counts, 2, method="moments", norm=1.0, generator=generator()
+        )
     root = torch.linalg.cholesky(latent_moments(features, counts).covariance)
     torch.testing.assert_close((start.theta @ root).norm(dim=-1), torch.ones(2).double())
 
@@ -143,11 +168,20 @@ def test_standard_errors_are_those_of_repeated_samples():
 def test_weights_of_another_density_of_features_are_those_of_the_classes():
     draw = generator()
     features = 4 * (2 * torch.rand(50_000, 2, generator=draw, dtype=torch.float64) - 1)
-    theta, weights = torch.tensor([[1.0, 0.0], [0.0, 0.6]]).double(), torch.tensor([0.5, 0.5]).double()
+    theta, weights = (
+        torch.tensor([[1.0, 0.0], [0.0, 0.6]]).double(),
+        torch.tensor([0.5, 0.5]).double(),
+    )
     counts = torch.poisson(5e6 * (torch.softmax(features @ theta.mT, 0) @ weights), generator=draw)
     ratio = -0.5 * features.square().sum(-1)
     start = start_softmax(
-        features, counts, 2, method="moments", covariance=torch.eye(2), log_density_ratio=ratio, generator=draw
+        features,
+        counts,
+        2,
+        method="moments",
+        covariance=torch.eye(2),
+        log_density_ratio=ratio,
+        generator=draw,
     )
     errors = matched_errors(start.theta, theta, start.weights, weights)
     assert float(errors.worst) < 0.2
@@ -166,7 +200,9 @@ def test_weights_of_another_density_of_features_are_those_of_the_classes():
 
 def test_more_components_than_features_have_no_moment_start():
     features, _, _, counts = problem(3, 4, 500, 5000)
-    with pytest.raises(OptionError, match="at most one component a feature: 4 components, features of rank 3"):
+    with pytest.raises(
+        OptionError, match="at most one component a feature: 4 components, features of rank 3"
+    ):
         start_softmax(features, counts, 4, method="moments")
     for method in ("subspace", "random", "kmeans"):
         assert start_softmax(features, counts, 4, method=method).theta.shape == (4, 3)
@@ -179,7 +215,9 @@ def test_subspace_points_lie_in_the_leading_eigenvectors_with_the_length_of_the_
     features, theta, _, counts = separate()
     second = latent_moments(features, counts, covariance=torch.eye(5)).second
     leading = torch.linalg.eigh(second).eigenvectors[:, -2:]
-    for start in starts_softmax(features, counts, 2, count=5, covariance=torch.eye(5), generator=generator()):
+    for start in starts_softmax(
+        features, counts, 2, count=5, covariance=torch.eye(5), generator=generator()
+    ):
         torch.testing.assert_close(start.theta @ leading @ leading.mT, start.theta)
         assert start.theta.norm(dim=-1).tolist() == pytest.approx([1.5, 1.5], rel=0.1)
         basis = torch.linalg.qr(theta.mT).Q
@@ -212,7 +250,9 @@ def test_clusters_of_drawn_items_lie_at_the_atoms_far_apart():
     features, _, weights, _ = problem(2, 3, 200_000, 1, weights=[0.2, 0.3, 0.5])
     theta = 3 * torch.tensor([[1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]).double()
     scale = torch.tensor([10.0, 0.1]).double()
-    counts = torch.poisson(50_000 * torch.softmax(features @ theta.mT, 0) @ weights, generator=generator())
+    counts = torch.poisson(
+        50_000 * torch.softmax(features @ theta.mT, 0) @ weights, generator=generator()
+    )
     start = start_softmax(features * scale, counts, 3, method="kmeans", generator=generator())
     errors = matched_errors(start.theta * scale, theta, start.weights, weights)
     assert float(errors.worst) < 0.6
@@ -231,7 +271,10 @@ def test_planted_parameters_come_back_as_copies():
     features, theta, weights, counts = problem(3, 2, 100, 1000)
     start = start_softmax(features.float(), counts, 2, method="planted", planted=(theta, weights))
     torch.testing.assert_close(start.theta, theta.float())
-    assert start_softmax(features, counts, 2, method="planted", planted=(theta, weights)).theta is not theta
+    assert (
+        start_softmax(features, counts, 2, method="planted", planted=(theta, weights)).theta
+        is not theta
+    )
 
 
 # Models that start there.
@@ -244,14 +287,20 @@ def test_a_model_starts_there_and_keeps_weights_that_are_constant(equal_weights)
     SoftmaxStart(theta, weights, "planted")(model)
     torch.testing.assert_close(model.theta.detach(), theta)
     expected = torch.tensor([0.5, 0.5]) if equal_weights else weights
-    torch.testing.assert_close(model.weights.detach(), expected.to(model.weights), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        model.weights.detach(), expected.to(model.weights), rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("method", DRAWN)
 def test_integer_and_array_features_start_as_floats_do(method):
     features, _, _, counts = problem(3, 2, 400, 5000)
     whole = (3 * features).round()
-    options = {"covariance": 9 * torch.eye(3), "log_density_ratio": torch.zeros(400), "method": method}
+    options = {
+        "covariance": 9 * torch.eye(3),
+        "log_density_ratio": torch.zeros(400),
+        "method": method,
+    }
     expected = silent(whole.float(), counts, 2, generator=generator(), **options)
     for given in (whole.long(), whole.float().numpy()):
         start = silent(given, counts.numpy(), 2, generator=generator(), **options)
@@ -270,7 +319,10 @@ def test_shapes_dtypes_and_seeds(method, dtype):
     features, theta, weights, counts = problem(4, 3, 600, 5000)
     options = {"planted": (theta, weights)} if method == "planted" else {}
     starts = [
-        silent(features.to(dtype), counts.long(), 3, method=method, generator=generator(4), **options) for _ in range(2)
+        silent(
+            features.to(dtype), counts.long(), 3, method=method, generator=generator(4), **options
+        )
+        for _ in range(2)
     ]
     for start in starts:
         assert start.theta.shape == (3, 4)
@@ -296,7 +348,9 @@ def test_several_starts_differ_and_begin_as_one_does():
 
 
 def test_both_functions_take_the_same_options():
-    one, several = (inspect.signature(function).parameters for function in (start_softmax, starts_softmax))
+    one, several = (
+        inspect.signature(function).parameters for function in (start_softmax, starts_softmax)
+    )
     assert dict(one) == {name: parameter for name, parameter in several.items() if name != "count"}
 
 
@@ -325,7 +379,9 @@ def test_em_from_the_starts_reaches_the_optimum_that_the_truth_reaches():
     for method in ("subspace", "random", "kmeans", "moments"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MomentWarning)
-            starts = starts_softmax(features, counts, 2, count=2, method=method, generator=generator())
+            starts = starts_softmax(
+                features, counts, 2, count=2, method=method, generator=generator()
+            )
         best = max((em(features, counts, start) for start in starts), key=lambda found: found[2])
         assert best[2] > truth[2] - 1e-5
         assert float(matched_errors(best[0], truth[0], best[1], truth[1]).worst) < 0.05
@@ -342,14 +398,27 @@ def test_em_from_the_starts_reaches_the_optimum_that_the_truth_reaches():
         ({"components": 2.0}, OptionError, "components=2.0 must be a whole number"),
         ({"method": "planted"}, OptionError, "belong together"),
         ({"planted": (torch.zeros(2, 3), torch.ones(2) / 2)}, OptionError, "belong together"),
-        ({"method": "planted", "planted": (torch.zeros(3, 3), torch.ones(2) / 2)}, DataError, "must be"),
-        ({"method": "planted", "planted": (torch.zeros(2, 3), torch.ones(2))}, DataError, "sum one"),
+        (
+            {"method": "planted", "planted": (torch.zeros(3, 3), torch.ones(2) / 2)},
+            DataError,
+            "must be",
+        ),
+        (
+            {"method": "planted", "planted": (torch.zeros(2, 3), torch.ones(2))},
+            DataError,
+            "sum one",
+        ),
         ({"counts": torch.zeros(10)}, DataError, "positive somewhere"),
         ({"log_density_ratio": torch.zeros(10)}, OptionError, "give its covariance="),
     ],
 )
 def test_bad_input_is_refused(options, error, says):
-    arguments = {"features": torch.randn(10, 3), "counts": torch.ones(10), "components": 2, **options}
+    arguments = {
+        "features": torch.randn(10, 3),
+        "counts": torch.ones(10),
+        "components": 2,
+        **options,
+    }
     with pytest.raises(error, match=says):
         start_softmax(**arguments)
 

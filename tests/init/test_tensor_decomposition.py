@@ -18,7 +18,9 @@ def generator(seed=0):
 
 def orthogonal(size, seed=0):
     """Orthonormal rows (K, K)."""
-    return torch.linalg.qr(torch.randn(size, size, generator=generator(seed), dtype=torch.float64, device="cpu")).Q
+    return torch.linalg.qr(
+        torch.randn(size, size, generator=generator(seed), dtype=torch.float64, device="cpu")
+    ).Q
 
 
 def build(values, vectors):
@@ -26,7 +28,9 @@ def build(values, vectors):
 
 
 def symmetric(size, seed):
-    noise = torch.randn(size, size, size, generator=generator(seed), dtype=torch.float64, device="cpu")
+    noise = torch.randn(
+        size, size, size, generator=generator(seed), dtype=torch.float64, device="cpu"
+    )
     orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     return sum(noise.permute(order) for order in orders) / 6
 
@@ -36,15 +40,21 @@ def symmetric(size, seed):
 @given(st.integers(1, 7), st.integers(0, 1000), st.data())
 def test_orthogonal_tensors_are_recovered(decompose, size, seed, data):
     """Values of either sign come back positive, their vectors turned round."""
-    signs = torch.tensor(data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=size, max_size=size)))
+    signs = torch.tensor(
+        data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=size, max_size=size))
+    )
     values = torch.linspace(1.0, 3.0, size, dtype=torch.float64) * signs
     vectors = orthogonal(size, seed)
     tensor = build(values, vectors)
     found = decompose(tensor, generator=generator(seed))
-    torch.testing.assert_close(found.values, values.abs().sort(descending=True).values, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        found.values, values.abs().sort(descending=True).values, rtol=1e-7, atol=1e-7
+    )
     torch.testing.assert_close(build(found.values, found.vectors), tensor, rtol=0, atol=1e-6)
     order = values.abs().argsort(descending=True)
-    torch.testing.assert_close(found.vectors, (vectors * signs.unsqueeze(-1))[order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        found.vectors, (vectors * signs.unsqueeze(-1))[order], rtol=0, atol=1e-6
+    )
     assert float(found.residual) < 1e-6
 
 
@@ -52,7 +62,9 @@ def test_orthogonal_tensors_are_recovered(decompose, size, seed, data):
 def test_equal_values_are_no_obstacle(decompose):
     """As with equal weights; a matrix could not tell its eigenvectors apart."""
     vectors = orthogonal(4)
-    found = decompose(build(torch.full((4,), 2.0, dtype=torch.float64), vectors), generator=generator())
+    found = decompose(
+        build(torch.full((4,), 2.0, dtype=torch.float64), vectors), generator=generator()
+    )
     torch.testing.assert_close(
         (found.vectors @ vectors.mT).amax(-1), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0
     )
@@ -87,8 +99,13 @@ def test_a_tensor_of_zeros_ends_finite(decompose):
 @pytest.mark.meta
 @pytest.mark.parametrize("decompose", METHODS)
 def test_same_seed_same_answer_in_double_precision(decompose):
-    tensor = build(torch.linspace(1, 2, 3, dtype=torch.float64, device="cpu"), orthogonal(3)).float()
-    first, second = decompose(tensor, generator=generator()), decompose(tensor, generator=generator())
+    tensor = build(
+        torch.linspace(1, 2, 3, dtype=torch.float64, device="cpu"), orthogonal(3)
+    ).float()
+    first, second = (
+        decompose(tensor, generator=generator()),
+        decompose(tensor, generator=generator()),
+    )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert {part.dtype for part in first} == {torch.float64}
 

@@ -27,9 +27,16 @@ def backend(request):
 def problem(rows, slots, components, outputs, features, dtype=torch.float64, seed=0):
     """Rows, weights, slots with padding, and numbers by slot."""
     draw = torch.Generator("cpu").manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu").to(dtype)  # noqa: E731
+    normal = lambda *shape: torch.randn(
+        *shape, generator=draw, dtype=torch.float64, device="cpu"
+    ).to(dtype)
     z = torch.randint(-1, components, (slots, rows), generator=draw, device="cpu")
-    return normal(rows, features), normal(components, outputs, features), z, normal(slots * rows, outputs)
+    return (
+        normal(rows, features),
+        normal(components, outputs, features),
+        z,
+        normal(slots * rows, outputs),
+    )
 
 
 def dense_products(x, weight, z):
@@ -44,14 +51,17 @@ def one_hot(z, components, like):
 
 @pytest.mark.meta
 @pytest.mark.parametrize(
-    "shape", [(70, 3, 5, 1, 4), (70, 1, 5, 3, 4), (200, 2, 2, 2, 1), (1, 1, 3, 1, 2), (40, 2, 90, 2, 3)]
+    "shape",
+    [(70, 3, 5, 1, 4), (70, 1, 5, 3, 4), (200, 2, 2, 2, 1), (1, 1, 3, 1, 2), (40, 2, 90, 2, 3)],
 )
 def test_products_and_sums_equal_einsum(shape, dtype, backend):
     x, weight, z, values = problem(*shape, dtype)
     pairs = Pairs(z, shape[2])
     products = pair_products(x, weight, pairs)
     assert products.dtype == dtype
-    torch.testing.assert_close(products, dense_products(x, weight, z), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        products, dense_products(x, weight, z), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
     hot = one_hot(z, shape[2], values.double())
     sums = pair_outer(values, x, pairs)
     expected = torch.einsum("kc,km,kp->cmp", hot, values.double(), x.double().repeat(shape[1], 1))
@@ -68,7 +78,9 @@ def test_any_shape(rows, slots, components, outputs, features, seed):
     pairs = Pairs(z, components)
     torch.testing.assert_close(pair_products(x, weight, pairs), dense_products(x, weight, z))
     hot, many = one_hot(z, components, values), x.repeat(slots, 1)
-    torch.testing.assert_close(pair_outer(values, x, pairs), torch.einsum("kc,km,kp->cmp", hot, values, many))
+    torch.testing.assert_close(
+        pair_outer(values, x, pairs), torch.einsum("kc,km,kp->cmp", hot, values, many)
+    )
     q = values[:, 0].square()
     moments = torch.einsum("kc,k,kp,kr->cpr", hot, q, many, many)
     torch.testing.assert_close(pair_moments_of(x, q, pairs), moments)
@@ -76,10 +88,10 @@ def test_any_shape(rows, slots, components, outputs, features, seed):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("everyone", [False, True])
-def test_gradients_are_those_of_finite_differences(everyone, backend):
+def test_gradients_are_those_of_finite_differences(all_components, backend):
     x, weight, z, _ = problem(7, 3, 3, 2, 2)
-    z = torch.arange(3, device="cpu").unsqueeze(-1).expand(3, 7) if everyone else z
-    assert Pairs(z, 3).everyone == everyone
+    z = torch.arange(3, device="cpu").unsqueeze(-1).expand(3, 7) if all_components else z
+    assert Pairs(z, 3).all_components == all_components
     x.requires_grad_(), weight.requires_grad_()
     with torch.device("cpu"):  # gradcheck makes its own tensors
         torch.autograd.gradcheck(lambda a, w: pair_products(a, w, Pairs(z, 3)), (x, weight))
@@ -92,10 +104,12 @@ def test_everyone_with_everyone_takes_the_short_way_to_the_same_numbers(dtype):
     x, weight, _, values = problem(50, 4, 4, 3, 5, dtype)
     z = torch.arange(4, device="cpu").unsqueeze(-1).expand(4, 50)
     short, plain = Pairs(z, 4), Pairs(z.contiguous(), 4)
-    assert short.everyone
-    assert not plain.everyone
+    assert short.all_components
+    assert not plain.all_components
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-    torch.testing.assert_close(pair_products(x, weight, short), pair_products(x, weight, plain), **tolerance)
+    torch.testing.assert_close(
+        pair_products(x, weight, short), pair_products(x, weight, plain), **tolerance
+    )
     torch.testing.assert_close(pair_outer(values, x, short), pair_outer(values, x, plain))
 
 
@@ -105,7 +119,9 @@ def test_rows_may_be_numbered():
     rows = torch.tensor([5, 0, 0, 3, 2, 5])
     numbered, plain = Pairs(z, 3, rows), Pairs(z, 3)
     x.requires_grad_()
-    torch.testing.assert_close(pair_products(x, weight, numbered), pair_products(x[rows], weight, plain))
+    torch.testing.assert_close(
+        pair_products(x, weight, numbered), pair_products(x[rows], weight, plain)
+    )
     torch.testing.assert_close(pair_outer(values, x, numbered), pair_outer(values, x[rows], plain))
     out = torch.randn(2, 6, 2, dtype=torch.float64)
     mine, theirs = (
@@ -122,7 +138,9 @@ def test_no_rows_give_no_products_and_zero_sums():
     assert products.shape == (2, 0, 2)
     products.sum().backward()
     assert torch.equal(weight.grad, torch.zeros(3, 2, 4))
-    assert torch.equal(pair_outer(torch.zeros(0, 2), x, pairs), torch.zeros(3, 2, 4, dtype=torch.float64))
+    assert torch.equal(
+        pair_outer(torch.zeros(0, 2), x, pairs), torch.zeros(3, 2, 4, dtype=torch.float64)
+    )
 
 
 def test_padding_keeps_broken_rows_out_of_all_sums():
@@ -132,7 +150,12 @@ def test_padding_keeps_broken_rows_out_of_all_sums():
     weight.requires_grad_()
     products = pair_products(x, weight, pairs)
     products.sum().backward()
-    for tensor in (products, weight.grad, pair_outer(values, x, pairs), pair_moments_of(x, values[:, 0], pairs)):
+    for tensor in (
+        products,
+        weight.grad,
+        pair_outer(values, x, pairs),
+        pair_moments_of(x, values[:, 0], pairs),
+    ):
         assert bool(tensor.isfinite().all())
 
 

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.ops import logits
-from pyro_mixtures.ops.logits import Fitting, fit_thetas, item_covariance, log_table, log_totals, running_log_totals
+from pyro_mixtures.ops.logits import (
+    Fitting,
+    fit_thetas,
+    item_covariance,
+    log_table,
+    log_totals,
+    running_log_totals,
+)
 
 F64 = torch.float64
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -26,9 +33,14 @@ def chunks(request, monkeypatch) -> None:
         monkeypatch.setattr(logits, "_SCALED", 1)
 
 
-def problem(dtype: torch.dtype, components: int = 7, items: int = 300, size: float = 1.0) -> tuple[Tensor, Tensor]:
+def problem(
+    dtype: torch.dtype, components: int = 7, items: int = 300, size: float = 1.0
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator("cpu").manual_seed(0)
-    theta, x = (torch.randn(n, 4, generator=generator, dtype=F64, device="cpu").to(dtype) for n in (components, items))
+    theta, x = (
+        torch.randn(n, 4, generator=generator, dtype=F64, device="cpu").to(dtype)
+        for n in (components, items)
+    )
     return size * theta, x
 
 
@@ -47,11 +59,15 @@ def test_log_totals_and_gradients_equal_dense_torch(dtype, chunks):
     expected = (theirs @ x.double().T).logsumexp(-1)
     found = log_totals(mine, x)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
     weight = torch.arange(7.0, dtype=F64, device="cpu")
     (weight.to(dtype) * found).sum().backward()
     (weight * expected).sum().backward()
-    torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+    torch.testing.assert_close(
+        mine.grad.double(), theirs.grad, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype]
+    )
 
 
 def test_log_totals_pass_gradcheck():
@@ -68,7 +84,9 @@ def test_table_and_moments_equal_dense_torch(dtype, chunks):
     torch.testing.assert_close(table.log_prob.double(), expected, **tolerance)
     torch.testing.assert_close(table.log_total, running_log_totals(theta, x), **tolerance)
     for known in (None, table.log_prob):
-        torch.testing.assert_close(logits.tilted_means(theta, x, table.log_total, known), mean[0], **tolerance)
+        torch.testing.assert_close(
+            logits.tilted_means(theta, x, table.log_total, known), mean[0], **tolerance
+        )
     step = theta.flip(0)
     along = logits.variances_along(step, theta, x, table.log_total, mean[0], table.log_prob)
     expected = torch.einsum("cl,clm,cm->c", step.double(), mean[1], step.double())
@@ -106,7 +124,9 @@ def test_fits_reach_the_optimum_of_l_bfgs(dtype, ridge, solver):
     best = l_bfgs(target, x.double(), ridge)
     for known in (log_table(theta, x), running_log_totals(theta, x)):
         found = fit_thetas(fitting, theta, known, steps=None)
-        torch.testing.assert_close(found.double(), best, rtol=0, atol=5e-3 if dtype == torch.float32 else 1e-5)
+        torch.testing.assert_close(
+            found.double(), best, rtol=0, atol=5e-3 if dtype == torch.float32 else 1e-5
+        )
         height = [fitting.value(t, running_log_totals(t, x)) for t in (best.to(dtype), found)]
         assert (height[1] >= height[0] - (5e-6 if dtype == torch.float32 else 1e-10)).all()
 
@@ -114,12 +134,18 @@ def test_fits_reach_the_optimum_of_l_bfgs(dtype, ridge, solver):
 def l_bfgs(target: Tensor, x: Tensor, ridge: float) -> Tensor:
     theta = torch.zeros_like(target).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [theta], max_iter=1000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+        [theta],
+        max_iter=1000,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = ((theta @ x.T).logsumexp(-1) - (theta * target).sum(-1) + ridge * theta.square().sum(-1)).sum()
+        loss = (
+            (theta @ x.T).logsumexp(-1) - (theta * target).sum(-1) + ridge * theta.square().sum(-1)
+        ).sum()
         loss.backward()
         return loss
 

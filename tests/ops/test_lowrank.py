@@ -18,10 +18,15 @@ def test_factorize_inverts_the_covariance(components, features, rank):
     noise = 0.5 + torch.rand(components, features, dtype=torch.float64)
     dense = factor @ factor.mT + noise.diag_embed()
     low = factorize(factor, noise)
-    torch.testing.assert_close(low.precision.diag_embed() - low.projection.mT @ low.projection, dense.inverse())
+    torch.testing.assert_close(
+        low.precision.diag_embed() - low.projection.mT @ low.projection, dense.inverse()
+    )
     torch.testing.assert_close(low.logdet, dense.logdet())
     beta = factor.mT @ dense.inverse()
-    diff, index = torch.randn(2, features, 1, dtype=torch.float64), torch.tensor([components - 1, 0])
+    diff, index = (
+        torch.randn(2, features, 1, dtype=torch.float64),
+        torch.tensor([components - 1, 0]),
+    )
     torch.testing.assert_close(posterior_mean(low, index, diff), beta[index] @ diff)
     expected = torch.eye(rank, dtype=torch.float64) - beta @ factor
     torch.testing.assert_close(posterior_covariance(low), expected.expand(components, rank, rank))

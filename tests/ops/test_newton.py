@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from pyro_mixtures.distributions.regression.generalized_regressions import LogisticRegressions, PoissonRegressions
+from pyro_mixtures.distributions.regression.generalized_regressions import (
+    LogisticRegressions,
+    PoissonRegressions,
+)
 from pyro_mixtures.ops.optimize.newton import expand
 from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows
 from pyro_mixtures.ops.optimize.softmax_regression import minimize as minimize_softmax
@@ -29,7 +32,9 @@ def least_loss(x, y, weight, bias=0.0, family=LogisticRegressions) -> float:
 
 def sklearn_loss(x, y) -> float:
     linear_model = pytest.importorskip("sklearn.linear_model")
-    model = linear_model.LogisticRegression(C=float("inf"), tol=1e-12, max_iter=10_000, solver="newton-cholesky")
+    model = linear_model.LogisticRegression(
+        C=float("inf"), tol=1e-12, max_iter=10_000, solver="newton-cholesky"
+    )
     eta = torch.from_numpy(model.fit(x.numpy(), y.numpy()).decision_function(x.numpy()))
     return float((torch.nn.functional.softplus(eta) - y * eta).sum())
 
@@ -94,7 +99,9 @@ def test_rates_far_from_the_counts_lead_to_the_optimum(bias):
     y = torch.poisson((0.5 * x[:, 0] + 1).exp())
     zero = torch.zeros(2, dtype=F64)
     expected = least_loss(x, y, zero, family=PoissonRegressions)
-    assert least_loss(x, y, zero, bias, family=PoissonRegressions) == pytest.approx(expected, rel=1e-9)
+    assert least_loss(x, y, zero, bias, family=PoissonRegressions) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("held", [0, 1])
@@ -103,9 +110,14 @@ def test_gates_that_saturate_lead_to_the_optimum(size, held):
     x, y = labelled()
     design = torch.cat([x, torch.ones(len(x), 1, dtype=F64)], -1)
     sums = torch.stack([(1 - y) @ design, y @ design])
-    rows, zero = SoftmaxRows(design, torch.ones(len(x), dtype=F64), sums), torch.zeros(2, 3, dtype=F64)
+    rows, zero = (
+        SoftmaxRows(design, torch.ones(len(x), dtype=F64), sums),
+        torch.zeros(2, 3, dtype=F64),
+    )
     start = zero.clone()
     start[1] = size
     penalty = torch.zeros(3, dtype=F64)
     found, expected = (minimize_softmax(rows, at, penalty, held=held) for at in (start, zero))
-    torch.testing.assert_close((design @ found.T).softmax(-1), (design @ expected.T).softmax(-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        (design @ found.T).softmax(-1), (design @ expected.T).softmax(-1), atol=1e-6, rtol=0
+    )

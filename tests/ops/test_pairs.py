@@ -51,7 +51,9 @@ def test_components_out_of_range_are_refused(backend, bad):
     z = torch.tensor([[0, bad]])
     with use_backend(backend), pytest.raises(PartitionError, match=r"not in \[0, 3\)"):
         Pairs(z, 3).sorted  # noqa: B018
-    kernel = Quadratic(torch.zeros(3, 1), torch.ones(3, 1), torch.zeros(3, 0, 1), torch.zeros(3), 1.0)
+    kernel = Quadratic(
+        torch.zeros(3, 1), torch.ones(3, 1), torch.zeros(3, 0, 1), torch.zeros(3), 1.0
+    )
     with use_backend(backend), pytest.raises(PartitionError, match=r"not in \[0, 3\)"):
         pair_log_density(torch.zeros(2, 1), kernel, Pairs(z, 3))
 

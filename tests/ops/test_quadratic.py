@@ -29,7 +29,11 @@ def problem(rows, components, features, rank, slots, padding, dtype=torch.float6
     def randn(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    args = randn(components, features), randn(components, features).exp(), randn(components, rank, features)
+    args = (
+        randn(components, features),
+        randn(components, features).exp(),
+        randn(components, rank, features),
+    )
     z = torch.randint(components, (slots, rows), generator=generator)
     z[torch.rand(z.shape, generator=generator) < padding] = -1
     return randn(rows, features), Quadratic(*args, randn(components), 1.0 if rows % 2 else -1.0), z
@@ -38,14 +42,20 @@ def problem(rows, components, features, rank, slots, padding, dtype=torch.float6
 def dense_log_density(x, kernel, z):
     diff = x.unsqueeze(1) - kernel.loc
     along = (diff.unsqueeze(-2) @ kernel.projection.mT).squeeze(-2)  # (N, C, R)
-    total = kernel.offset + (kernel.precision * diff.square()).sum(-1) + kernel.sign * along.square().sum(-1)
+    total = (
+        kernel.offset
+        + (kernel.precision * diff.square()).sum(-1)
+        + kernel.sign * along.square().sum(-1)
+    )
     found = (-0.5 * total).gather(1, z.clamp_min(0).T).T
     return torch.where(z < 0, -torch.inf, found).reshape(-1)
 
 
 def dense_moments(x, loc, projection, q, z):
     weight = torch.zeros(len(x), len(loc) + 1, dtype=torch.float64)
-    weight.scatter_add_(1, z.T.remainder(len(loc) + 1), q.reshape(z.shape).double().T)  # padding goes last
+    weight.scatter_add_(
+        1, z.T.remainder(len(loc) + 1), q.reshape(z.shape).double().T
+    )  # padding goes last
     weight, diff = weight[:, :-1], (x.unsqueeze(1) - loc).double()
     first = torch.einsum("nc,ncd->cd", weight, diff)
     second = torch.einsum("nc,ncd->cd", weight, diff.square())
@@ -54,7 +64,9 @@ def dense_moments(x, loc, projection, q, z):
 
 
 def assert_close(actual, expected, tolerance):
-    size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
+    size = (
+        float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
+    )
     torch.testing.assert_close(actual, expected.to(actual), rtol=tolerance, atol=tolerance * size)
 
 
@@ -89,7 +101,9 @@ def test_moments_add_to_those_of_earlier_batches():
     parts = None
     for some in (slice(0, 25), slice(25, 40)):
         weight = q[:, some].reshape(-1)
-        parts = pair_moments(x[some], kernel.loc, kernel.projection, weight, Pairs(z[:, some], 3), parts)
+        parts = pair_moments(
+            x[some], kernel.loc, kernel.projection, weight, Pairs(z[:, some], 3), parts
+        )
     for mine, theirs in zip(parts, whole, strict=True):
         assert_close(mine, theirs, 1e-12)
 
@@ -102,7 +116,9 @@ def test_moments_equal_dense_brute_force(shape, backend, dtype):
     with use_backend(backend):
         pairs = Pairs(z, len(kernel.loc))
         found = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
-    for mine, theirs in zip(found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True):
+    for mine, theirs in zip(
+        found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True
+    ):
         assert_close(mine, theirs, TOLERANCE[dtype])
 
 
@@ -144,9 +160,13 @@ def test_many_rows_of_one_component_are_all_counted(backend, monkeypatch):
     q = torch.rand(1099, dtype=torch.float64)
     with use_backend(backend):
         pairs = Pairs(z, 3)
-        assert_close(pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12)
+        assert_close(
+            pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12
+        )
         found = pair_moments(x, kernel.loc, kernel.projection, q, pairs)
-    for mine, theirs in zip(found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True):
+    for mine, theirs in zip(
+        found, dense_moments(x, kernel.loc, kernel.projection, q, z), strict=True
+    ):
         assert_close(mine, theirs, 1e-12)
 
 
@@ -157,19 +177,27 @@ def test_float32_moments_of_many_rows_keep_their_digits(backend):
     with use_backend(backend):
         found = pair_moments(x, torch.zeros(1, 1), torch.ones(1, 1, 1), q, Pairs(z, 1))
     wide = x.double()
-    expected = torch.tensor([n, wide.sum(), wide.square().sum(), wide.square().sum()], dtype=torch.float64)
-    torch.testing.assert_close(torch.cat([part.reshape(-1) for part in found]).double(), expected, rtol=2e-6, atol=0)
+    expected = torch.tensor(
+        [n, wide.sum(), wide.square().sum(), wide.square().sum()], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        torch.cat([part.reshape(-1) for part in found]).double(), expected, rtol=2e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_and_expanded_tensors_are_read_right(backend):
     x, kernel, z = problem(20, 3, 4, 2, 1, 0.0)
     x = torch.cat([x, x], 1)[::2, ::2]
-    kernel = kernel._replace(loc=kernel.loc[:1].expand(3, 4), precision=kernel.precision.T.contiguous().T)
+    kernel = kernel._replace(
+        loc=kernel.loc[:1].expand(3, 4), precision=kernel.precision.T.contiguous().T
+    )
     z = z[:, ::2]
     with use_backend(backend):
         pairs = Pairs(z, 3)
-        assert_close(pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12)
+        assert_close(
+            pair_log_density(x, kernel, pairs).reshape(-1), dense_log_density(x, kernel, z), 1e-12
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -214,7 +242,9 @@ def test_results_lie_on_the_device_of_the_rows(backend):
 @pytest.mark.parametrize("shift", range(4))
 def test_rows_may_begin_anywhere_within_a_cache_line(shift, dtype):
     """Rows in many pairs are copied to whole lines first."""
-    x, kernel, _ = problem(130, 40, 21, 5, 1, 0.0, torch.float64 if dtype == torch.float64 else torch.float32)
+    x, kernel, _ = problem(
+        130, 40, 21, 5, 1, 0.0, torch.float64 if dtype == torch.float64 else torch.float32
+    )
     x = (10 * x.abs()).to(dtype)
     z = torch.stack([torch.randperm(40)[:20] for _ in range(130)], 1)
     memory = torch.empty(x.numel() + shift, dtype=dtype)

@@ -67,7 +67,9 @@ def rows_of(sums):
 def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, backend, dtype):
     space = search_space(*search)
     components = len(search[1])
-    density = torch.randn(space.shape, dtype=dtype).masked_fill(space < 0, torch.nan)  # padding is never read
+    density = torch.randn(space.shape, dtype=dtype).masked_fill(
+        space < 0, torch.nan
+    )  # padding is never read
     best = density.nan_to_num(-torch.inf).argmax(0, keepdim=True)
     winner = space.gather(0, best)[0]
     total, count = defaultdict(float), defaultdict(int)
@@ -83,14 +85,20 @@ def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, bac
     assert len(keys) == len(set(keys))
     assert dict(zip(keys, found.count.tolist(), strict=True)) == count
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    assert dict(zip(keys, found.total.tolist(), strict=True)) == pytest.approx(total, rel=tolerance, abs=tolerance)
+    assert dict(zip(keys, found.total.tolist(), strict=True)) == pytest.approx(
+        total, rel=tolerance, abs=tolerance
+    )
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
     generator = torch.Generator().manual_seed(0)
     components, rows = 100, 2000  # several chunks of both kernels
     candidates = torch.rand(rows, components, generator=generator).argsort(-1)[:, :3]
-    graph = torch.rand(components, components, generator=generator).fill_diagonal_(-1).argsort(-1)[:, :5]
+    graph = (
+        torch.rand(components, components, generator=generator)
+        .fill_diagonal_(-1)
+        .argsort(-1)[:, :5]
+    )
     explore = torch.randint(components, (rows, 2), generator=generator)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
@@ -133,10 +141,17 @@ def test_the_best_are_kept_best_first(search, keep, backend):
         found = keep_best(space, log_joint, keep)
     assert found.evaluations == int((space >= 0).sum())
     for n in range(space.shape[1]):
-        known = {k: v for k, v in zip(space[:, n].tolist(), log_joint[:, n].tolist(), strict=True) if k >= 0}
+        known = {
+            k: v
+            for k, v in zip(space[:, n].tolist(), log_joint[:, n].tolist(), strict=True)
+            if k >= 0
+        }
         kept = [k for k in found.candidates[:, n].tolist() if k >= 0]
         assert len(set(kept)) == len(kept) == min(keep, len(known))
-        assert found.log_joint[: len(kept), n].tolist() == sorted(known.values(), reverse=True)[: len(kept)]
+        assert (
+            found.log_joint[: len(kept), n].tolist()
+            == sorted(known.values(), reverse=True)[: len(kept)]
+        )
         assert [known[k] for k in kept] == found.log_joint[: len(kept), n].tolist()
 
 
@@ -146,7 +161,10 @@ def test_merged_sums_are_those_of_all_rows_together():
     dense = torch.zeros(2, 7, 7, dtype=torch.float64)
     for _ in range(3):
         key = torch.randperm(49, generator=generator)[:20]
-        total, count = torch.rand(20, generator=generator).double(), torch.randint(1, 5, (20,), generator=generator)
+        total, count = (
+            torch.rand(20, generator=generator).double(),
+            torch.randint(1, 5, (20,), generator=generator),
+        )
         parts.append(Divergences.of_pairs(key // 7, key % 7, total, count, 7))
         dense[0].view(-1).index_add_(0, key, total)
         dense[1].view(-1).index_add_(0, key, count.double())
@@ -177,7 +195,9 @@ def test_take_looks_up_and_pads(backend, shape):
     with use_backend(backend):
         assert torch.equal(take(table, index), expected)
         for turned in (index.movedim(0, -1), index.expand(2, *shape)) if shape else ():
-            assert torch.equal(take(table, turned), torch.where(turned < 0, -torch.inf, table[turned.clamp_min(0)]))
+            assert torch.equal(
+                take(table, turned), torch.where(turned < 0, -torch.inf, table[turned.clamp_min(0)])
+            )
 
 
 def test_take_refuses_what_is_not_in_the_table():
@@ -204,10 +224,12 @@ def test_sums_come_with_the_best_of_each_row_and_its_nan(backend, by_row):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evidence_of_the_kept_is_the_log_of_their_sum(backend):
     search = torch.tensor([[0, 1, 2, 4], [1, 2, -1, 3], [3, 4, -1, 0]])
-    joint = torch.tensor([[-1.0, -800.0, -3.0, -torch.inf], [-2.0, -801.0, 9.0, -torch.inf], [0.5, -805.0, 9.0, 1.0]])
+    joint = torch.tensor(
+        [[-1.0, -800.0, -3.0, -torch.inf], [-2.0, -801.0, 9.0, -torch.inf], [0.5, -805.0, 9.0, 1.0]]
+    )
     with use_backend(backend):
         best = keep_best(search, joint, 2)
-    torch.testing.assert_close(best.evidence, best.log_joint.logsumexp(0))
+    torch.testing.assert_close(best.log_evidence, best.log_joint.logsumexp(0))
     assert best.log_joint[:, 2].tolist() == [-3.0, -torch.inf]
 
 

@@ -12,7 +12,9 @@ SHAPES = [(1, 1, 1, 1), (3, 2, 4, 7), (5, 6, 6, 33), (2, 0, 3, 5), (0, 2, 2, 4)]
 
 def tensors(dtype, *shapes):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -51,4 +53,6 @@ def test_strided_and_expanded_tensors_are_read_right(backend):
 def test_gradients_flow_where_they_are_recorded(backend):
     m, rows = (t.requires_grad_() for t in tensors(torch.float64, (2, 3, 2), (2, 2, 4)))
     with use_backend(backend):
-        assert torch.autograd.gradcheck(lambda m, rows: (mix(m, rows), inner(rows, rows)), (m, rows))
+        assert torch.autograd.gradcheck(
+            lambda m, rows: (mix(m, rows), inner(rows, rows)), (m, rows)
+        )

@@ -82,7 +82,12 @@ def test_errors_on_all_threads_reach_the_caller_as_one(several):
 def test_helpers_have_ended_when_an_error_is_raised():
     """What a task writes to must not change after its caller has gone on."""
     torch.set_num_threads(2)
-    caller, meet, go_on, ended = threading.get_ident(), threading.Barrier(2, timeout=HANGS), threading.Event(), []
+    caller, meet, go_on, ended = (
+        threading.get_ident(),
+        threading.Barrier(2, timeout=HANGS),
+        threading.Event(),
+        [],
+    )
 
     def task(i):
         meet.wait()

@@ -28,26 +28,28 @@ def drawn(seed, rows, components, kind="ties"):
 
 
 def total(cost, labels):
-    return float(np.asarray(cost, dtype=np.float64)[np.arange(len(labels)), np.asarray(labels)].sum())
+    return float(
+        np.asarray(cost, dtype=np.float64)[np.arange(len(labels)), np.asarray(labels)].sum()
+    )
 
 
 def sizes(labels, components):
     return np.bincount(np.asarray(labels), minlength=components)
 
 
-def by_duplicated_columns(cost, most):
-    """Least total cost with at most ``most`` rows a part: every part stands there ``most`` times."""
-    wide = np.repeat(cost, most, axis=1)
+def by_duplicated_columns(cost, capacity):
+    """Least total cost with at most ``capacity`` rows a part: every part stands there ``capacity`` times."""
+    wide = np.repeat(cost, capacity, axis=1)
     rows, columns = linear_sum_assignment(wide)
     return wide[rows, columns].sum()
 
 
-def by_linear_program(cost, most, least):
-    """Least total cost with ``least`` to ``most`` rows a part, None if there is none: vertices are integral."""
+def by_linear_program(cost, capacity, min_size):
+    """Least total cost with ``min_size`` to ``capacity`` rows a part, None if there is none: vertices are integral."""
     rows, components = cost.shape
     of_row = kron(eye_array(rows), np.ones((1, components)), format="csr")
     of_part = kron(np.ones((1, rows)), eye_array(components), format="csr")
-    limits = np.concatenate([np.full(components, most), np.full(components, -least)])
+    limits = np.concatenate([np.full(components, capacity), np.full(components, -min_size)])
     upper = np.where(np.isinf(cost), 0.0, 1.0).ravel()
     found = linprog(
         np.where(np.isinf(cost), 0.0, cost).ravel(),
@@ -62,11 +64,11 @@ def by_linear_program(cost, most, least):
 
 @st.composite
 def shapes(draw, most_rows=40):
-    """(rows, components, most, least) that fit together."""
+    """(rows, components, capacity, min_size) that fit together."""
     rows, components = draw(st.integers(1, most_rows)), draw(st.integers(1, 6))
-    least = draw(st.integers(0, rows // components))
-    most = draw(st.integers(max(1, least, -(-rows // components)), rows))
-    return rows, components, most, least
+    min_size = draw(st.integers(0, rows // components))
+    capacity = draw(st.integers(max(1, min_size, -(-rows // components)), rows))
+    return rows, components, capacity, min_size
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -76,28 +78,28 @@ kinds = st.sampled_from(["ties", "normal"])
 @many
 @given(shapes(), seeds, kinds)
 def test_optimal_equals_the_assignment_of_duplicated_columns(shape, seed, kind):
-    rows, components, most, _ = shape
+    rows, components, capacity, _ = shape
     cost = drawn(seed, rows, components, kind)
-    labels = assign(tensor(cost), most=most)
-    assert sizes(labels, components).max() <= most
-    assert total(cost, labels) == pytest.approx(by_duplicated_columns(cost, most), abs=1e-9)
+    labels = assign(tensor(cost), capacity=capacity)
+    assert sizes(labels, components).max() <= capacity
+    assert total(cost, labels) == pytest.approx(by_duplicated_columns(cost, capacity), abs=1e-9)
 
 
 @many
 @given(shapes(20), seeds, kinds, st.sampled_from([0.0, 0.2, 0.5]))
 def test_optimal_equals_the_linear_program(shape, seed, kind, forbidden):
     """Lower bounds and forbidden pairs too; where nothing fits, both say so."""
-    rows, components, most, least = shape
+    rows, components, capacity, min_size = shape
     cost = drawn(seed, rows, components, kind)
     cost[np.random.default_rng(seed + 1).random(cost.shape) < forbidden] = np.inf
-    least_total = by_linear_program(cost, most, least)
+    least_total = by_linear_program(cost, capacity, min_size)
     if least_total is None:
         with pytest.raises(DataError, match=r"finite cost|every component"):
-            assign(tensor(cost), most=most, least=least)
+            assign(tensor(cost), capacity=capacity, min_size=min_size)
         return
-    labels = assign(tensor(cost), most=most, least=least)
-    assert sizes(labels, components).max() <= most
-    assert sizes(labels, components).min() >= least
+    labels = assign(tensor(cost), capacity=capacity, min_size=min_size)
+    assert sizes(labels, components).max() <= capacity
+    assert sizes(labels, components).min() >= min_size
     assert total(cost, labels) == pytest.approx(least_total, abs=1e-7)
 
 
@@ -105,43 +107,55 @@ def test_optimal_equals_the_linear_program(shape, seed, kind, forbidden):
 @given(shapes(), seeds, st.sampled_from(DTYPES), st.booleans())
 def test_no_labelling_that_fits_costs_less(shape, seed, dtype, spoilt):
     """From any start the total never rises: what makes alternating minimisation descend."""
-    rows, components, most, least = shape
+    rows, components, capacity, min_size = shape
     generator = np.random.default_rng(seed)
-    slots = generator.permutation(np.repeat(np.arange(components), most - least))[: rows - least * components]
-    start = generator.permutation(np.concatenate([np.repeat(np.arange(components), least), slots]))
+    slots = generator.permutation(np.repeat(np.arange(components), capacity - min_size))[
+        : rows - min_size * components
+    ]
+    start = generator.permutation(
+        np.concatenate([np.repeat(np.arange(components), min_size), slots])
+    )
     cost = tensor(drawn(seed, rows, components), dtype)
     # A start that is nearly optimal is the harder one to beat.
     cost[torch.arange(rows, device="cpu"), tensor(start, torch.int64)] -= 2.0 * (not spoilt)
-    labels = assign(cost, most=most, least=least)
-    assert sizes(labels, components).max() <= most
-    assert sizes(labels, components).min() >= least
+    labels = assign(cost, capacity=capacity, min_size=min_size)
+    assert sizes(labels, components).max() <= capacity
+    assert sizes(labels, components).min() >= min_size
     assert total(cost, labels) <= total(cost, start)
 
 
 @many
 @given(shapes(), seeds)
 def test_optimal_never_costs_more_than_greedy(shape, seed):
-    rows, components, most, least = shape
+    rows, components, capacity, min_size = shape
     cost = drawn(seed, rows, components)
-    found = {method: assign(tensor(cost), most=most, least=least, method=method) for method in METHODS}
+    found = {
+        method: assign(tensor(cost), capacity=capacity, min_size=min_size, method=method)
+        for method in METHODS
+    }
     for labels in found.values():
-        assert least <= sizes(labels, components).min() <= sizes(labels, components).max() <= most
+        assert (
+            min_size
+            <= sizes(labels, components).min()
+            <= sizes(labels, components).max()
+            <= capacity
+        )
     assert total(cost, found["optimal"]) <= total(cost, found["greedy"])
 
 
 def test_greedy_may_cost_more():
     cost = tensor([[0.0, 1.0], [1.0, 9.0]])
-    assert assign(cost, most=1, method="greedy").tolist() == [0, 1]
-    assert assign(cost, most=1).tolist() == [1, 0]
+    assert assign(cost, capacity=1, method="greedy").tolist() == [0, 1]
+    assert assign(cost, capacity=1).tolist() == [1, 0]
 
 
-def by_hand(cost, most, least):
+def by_hand(cost, capacity, min_size):
     """Greedy filling as it is documented, with sorted tuples."""
     rows, components = cost.shape
     labels, held = {}, [0] * components
     for _, i, c in sorted((cost[i, c], i, c) for i in range(rows) for c in range(components)):
-        spare = rows - len(labels) - sum(max(0, least - h) for h in held)
-        if i not in labels and held[c] < most and (held[c] < least or spare > 0):
+        spare = rows - len(labels) - sum(max(0, min_size - h) for h in held)
+        if i not in labels and held[c] < capacity and (held[c] < min_size or spare > 0):
             labels[i] = c
             held[c] += 1
     return [labels[i] for i in range(rows)]
@@ -150,9 +164,11 @@ def by_hand(cost, most, least):
 @many
 @given(shapes(), seeds, kinds)
 def test_greedy_accepts_pairs_in_order(shape, seed, kind):
-    rows, components, most, least = shape
+    rows, components, capacity, min_size = shape
     cost = drawn(seed, rows, components, kind)
-    assert assign(tensor(cost), most=most, least=least, method="greedy").tolist() == by_hand(cost, most, least)
+    assert assign(
+        tensor(cost), capacity=capacity, min_size=min_size, method="greedy"
+    ).tolist() == by_hand(cost, capacity, min_size)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,26 +178,33 @@ def test_without_bounds_it_is_the_argmin(method, shape, seed):
     rows, components, _, _ = shape
     cost = drawn(seed, rows, components)
     assert assign(tensor(cost), method=method).tolist() == cost.argmin(1).tolist()
-    slack = {"most": max(sizes(cost.argmin(1), components)), "least": min(sizes(cost.argmin(1), components))}
+    slack = {
+        "capacity": max(sizes(cost.argmin(1), components)),
+        "min_size": min(sizes(cost.argmin(1), components)),
+    }
     assert assign(tensor(cost), method=method, **slack).tolist() == cost.argmin(1).tolist()
 
 
-@pytest.mark.parametrize(("least", "most"), [(0, 210), (190, None), (195, 205), (200, 200), (0, 1000)])
+@pytest.mark.parametrize(
+    ("min_size", "capacity"), [(0, 210), (190, None), (195, 205), (200, 200), (0, 1000)]
+)
 @pytest.mark.parametrize("tilt", [0.5, 4.0])
-def test_large_imbalance_starts_from_prices_of_a_sample(tilt, least, most):
+def test_large_imbalance_starts_from_prices_of_a_sample(tilt, min_size, capacity):
     """Most rows want the same parts, so that the search goes through samples first."""
     generator = np.random.default_rng(0)
     cost = generator.random((2000, 10)) + tilt * np.linspace(0.0, 1.0, 10)
-    labels = assign(tensor(cost), most=most, least=least)
-    assert least <= sizes(labels, 10).min() <= sizes(labels, 10).max() <= (most or 2000)
-    assert total(cost, labels) == pytest.approx(by_linear_program(cost, most or 2000, least), rel=1e-10)
+    labels = assign(tensor(cost), capacity=capacity, min_size=min_size)
+    assert min_size <= sizes(labels, 10).min() <= sizes(labels, 10).max() <= (capacity or 2000)
+    assert total(cost, labels) == pytest.approx(
+        by_linear_program(cost, capacity or 2000, min_size), rel=1e-10
+    )
 
 
 def test_sample_without_solution_is_only_a_start():
     """Every fourth row may go to one part alone, which does not hold its share of them but holds all of them."""
     cost = np.random.default_rng(0).random((400, 4)) + np.array([0.0, 1.0, 1.0, 1.0])
     cost[::4, 1:] = np.inf
-    labels = assign(tensor(cost), most=100)
+    labels = assign(tensor(cost), capacity=100)
     assert total(cost, labels) == pytest.approx(by_linear_program(cost, 100, 0), rel=1e-10)
     assert sizes(labels, 4).tolist() == [100] * 4
 
@@ -191,11 +214,11 @@ def test_sample_without_solution_is_only_a_start():
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
 def test_any_dtype_and_layout(method, dtype):
     cost = tensor(drawn(3, 60, 4), dtype)
-    labels = assign(cost, most=16, least=14, method=method)
+    labels = assign(cost, capacity=16, min_size=14, method=method)
     assert labels.device.type == "cpu"
     assert labels.dtype == torch.int64
     for same in (cost.double(), cost.T.contiguous().T, cost.clone().requires_grad_()):
-        assert torch.equal(assign(same, most=16, least=14, method=method), labels)
+        assert torch.equal(assign(same, capacity=16, min_size=14, method=method), labels)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -203,43 +226,46 @@ def test_large_offsets_of_rows_do_not_matter(dtype):
     """What all components cost a row alike changes no decision: differences are in float64."""
     cost = tensor(drawn(5, 80, 5), dtype)
     offset = tensor(2.0 ** np.random.default_rng(5).integers(0, 18, (80, 1)), dtype)
-    assert torch.equal(assign(cost + offset, most=16), assign(cost, most=16))
+    assert torch.equal(assign(cost + offset, capacity=16), assign(cost, capacity=16))
 
 
 def test_steps_smaller_than_float32_differences_are_seen():
     """Two rows compete for one place; what they would pay elsewhere differs in the last bit only."""
     step = torch.finfo(torch.float32).eps
     cost = tensor([[-100.0, 1.0 + step], [-100.0, 1.0]], torch.float32)
-    assert assign(cost, most=1).tolist() == [0, 1]
-    assert assign(cost.flip(0), most=1).tolist() == [1, 0]
+    assert assign(cost, capacity=1).tolist() == [0, 1]
+    assert assign(cost.flip(0), capacity=1).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_input_same_output(method):
     cost = tensor(drawn(7, 500, 6), torch.float32)
-    first = assign(cost, most=85, least=80, method=method)
-    assert all(torch.equal(assign(cost.clone(), most=85, least=80, method=method), first) for _ in range(3))
+    first = assign(cost, capacity=85, min_size=80, method=method)
+    assert all(
+        torch.equal(assign(cost.clone(), capacity=85, min_size=80, method=method), first)
+        for _ in range(3)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_input_is_left_alone(method):
     cost = tensor(drawn(8, 30, 3)).T.contiguous().T
     before = cost.clone()
-    assign(cost, most=10, method=method)
+    assign(cost, capacity=10, method=method)
     assert torch.equal(cost, before)
 
 
 def test_no_rows():
-    assert assign(torch.empty(0, 3, device="cpu"), most=2).tolist() == []
+    assert assign(torch.empty(0, 3, device="cpu"), capacity=2).tolist() == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "hungarian"}, r"unknown method 'hungarian'.*optimal.*greedy"),
-        ({"least": -1}, "least=-1"),
-        ({"most": 1, "least": 2}, "most=1 and least=2"),
-        ({"most": 0}, "most=0"),
+        ({"min_size": -1}, "min_size=-1"),
+        ({"capacity": 1, "min_size": 2}, "capacity=1 and min_size=2"),
+        ({"capacity": 0}, "capacity=0"),
     ],
 )
 def test_impossible_options(options, message):
@@ -250,7 +276,10 @@ def test_impossible_options(options, message):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"most": 3}, "most=3 rows hold 6, not 7"), ({"least": 4}, "least=4 rows need 8, not 7")],
+    [
+        ({"capacity": 3}, "capacity=3 rows hold 6, not 7"),
+        ({"min_size": 4}, "min_size=4 rows need 8, not 7"),
+    ],
 )
 def test_rows_that_do_not_fit(method, options, message):
     with pytest.raises(DataError, match=message):
@@ -265,9 +294,9 @@ def test_rows_that_do_not_fit(method, options, message):
 def test_values_that_are_no_costs(method, value, message):
     cost = torch.zeros(4, 3, device="cpu")
     cost[2, 1] = value
-    for most in (None, 2):
+    for capacity in (None, 2):
         with pytest.raises(DataError, match=message):
-            assign(cost, most=most, method=method)
+            assign(cost, capacity=capacity, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -278,7 +307,9 @@ def test_row_without_any_component(method):
         assign(cost, method=method)
 
 
-@pytest.mark.parametrize("cost", [torch.zeros(3), torch.zeros(3, 0), torch.zeros(3, 2, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "cost", [torch.zeros(3), torch.zeros(3, 0), torch.zeros(3, 2, dtype=torch.int64)]
+)
 def test_shapes_and_dtypes_that_are_no_costs(cost):
     with pytest.raises(DataError, match=r"\(N, C\), not torch"):
         assign(cost)
@@ -287,19 +318,24 @@ def test_shapes_and_dtypes_that_are_no_costs(cost):
 def test_forbidden_pairs_that_fill_a_part():
     cost = torch.zeros(6, 3, device="cpu")
     cost[:5, 1:] = torch.inf
-    with pytest.raises(DataError, match=r"5 rows have finite costs in components \[0\] only, which hold 3.*most=3"):
-        assign(cost, most=3)
+    with pytest.raises(
+        DataError,
+        match=r"5 rows have finite costs in components \[0\] only, which hold 3.*capacity=3",
+    ):
+        assign(cost, capacity=3)
 
 
 def test_forbidden_pairs_that_starve_a_part():
     cost = torch.zeros(6, 3, device="cpu")
     cost[:5, 1:] = torch.inf
-    with pytest.raises(DataError, match=r"components \[1, 2\] need 2 rows, least=1 each, but at most 1 rows"):
-        assign(cost, least=1)
+    with pytest.raises(
+        DataError, match=r"components \[1, 2\] need 2 rows, min_size=1 each, but at most 1 rows"
+    ):
+        assign(cost, min_size=1)
 
 
 def test_greedy_says_when_it_has_blocked_itself():
     cost = tensor([[0.0, 1.0], [2.0, np.inf]])
     with pytest.raises(DataError, match=r"greedy.*1 of 2 rows.*method=.optimal"):
-        assign(cost, most=1, method="greedy")
-    assert assign(cost, most=1).tolist() == [1, 0]
+        assign(cost, capacity=1, method="greedy")
+    assert assign(cost, capacity=1).tolist() == [1, 0]

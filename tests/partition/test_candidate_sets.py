@@ -13,7 +13,9 @@ few = settings(max_examples=40, deadline=None, derandomize=True)
 
 def make(rows=20, components=8, candidates=3, seed=0):
     generator = torch.Generator("cpu").manual_seed(seed)
-    return CandidateSets(rows=rows, components=components, candidates=candidates, generator=generator)
+    return CandidateSets(
+        rows=rows, components=components, candidates=candidates, generator=generator
+    )
 
 
 @few
@@ -62,7 +64,8 @@ def test_what_was_read_is_a_copy():
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"), [([1, 1, 2], "row 4 lists a component twice"), ([0, 1, 8], "outside"), ([-1, 0, 1], "outside")]
+    ("bad", "message"),
+    [([1, 1, 2], "row 4 lists a component twice"), ([0, 1, 8], "outside"), ([-1, 0, 1], "outside")],
 )
 def test_check_names_what_is_wrong(bad, message):
     sets = make()

@@ -70,7 +70,10 @@ def test_refresh_takes_the_nearest_measured_ones_then_old_neighbours(case):
     assert_well_formed(graph, components, neighbors)
     for c, row in enumerate(graph.neighbors.tolist()):
         nearest = [
-            k for _, k in sorted((mean, k) for (row_, k), mean in zip(pairs, means, strict=True) if row_ == c != k)
+            k
+            for _, k in sorted(
+                (mean, k) for (row_, k), mean in zip(pairs, means, strict=True) if row_ == c != k
+            )
         ]
         width = min(neighbors - 1, len(nearest))
         assert row[1 : 1 + width] == nearest[:width]
@@ -87,7 +90,9 @@ def test_sums_of_minibatches_give_the_graph_of_the_full_batch(case, parts):
         # Each row of a pair falls into some batch; every batch has the same mean here.
         share = [len(range(part, n, parts)) for n in counts]
         kept = [i for i, n in enumerate(share) if n]
-        sums = sums_of([pairs[i] for i in kept], [means[i] for i in kept], [share[i] for i in kept], components)
+        sums = sums_of(
+            [pairs[i] for i in kept], [means[i] for i in kept], [share[i] for i in kept], components
+        )
         assert pieces.observe(sums, rows=1, size=parts) == (part == parts - 1)
     assert torch.equal(pieces.neighbors, whole.neighbors)
 
@@ -108,18 +113,26 @@ def test_the_graph_is_renewed_only_when_every_row_was_seen_and_then_starts_afres
 def test_many_minibatches_are_merged_without_loss():
     graph = make(4, 2)
     for batch in range(200):
-        graph.observe(sums_of([(0, 1), (0, 2)], [1.0 + (batch == 0), 1.001], [1, 1], 4), rows=1, size=200)
+        graph.observe(
+            sums_of([(0, 1), (0, 2)], [1.0 + (batch == 0), 1.001], [1, 1], 4), rows=1, size=200
+        )
     assert graph.neighbors[0].tolist() == [0, 2]  # 201 / 200 against 1.001
 
 
 def test_unreachable_components_come_last():
     graph = make(4, 4)
-    graph.observe(sums_of([(0, 1), (0, 2), (0, 3)], [torch.inf, 5.0, 1.0], [1, 1, 1], 4), rows=1, size=1)
+    graph.observe(
+        sums_of([(0, 1), (0, 2), (0, 3)], [torch.inf, 5.0, 1.0], [1, 1, 1], 4), rows=1, size=1
+    )
     assert graph.neighbors[0].tolist() == [0, 3, 2, 1]
 
 
 @few
-@given(st.integers(2, 8).flatmap(lambda c: st.tuples(st.just(c), st.integers(1, c), st.permutations(range(c)))))
+@given(
+    st.integers(2, 8).flatmap(
+        lambda c: st.tuples(st.just(c), st.integers(1, c), st.permutations(range(c)))
+    )
+)
 def test_replace_gives_the_neighbourhood_and_keeps_rows_distinct(case):
     components, neighbors, order = case
     component, like = order[:2]
@@ -166,7 +179,7 @@ def depth_first(neighbors):
 @given(sizes, st.integers(0, 5))
 def test_a_tour_is_a_permutation_that_goes_on_to_the_nearest_unseen_neighbour(size, seed):
     graph = make(*size, seed=seed)
-    place = graph.tour()
+    place = graph.component_order()
     assert place.dtype == torch.int64
     assert sorted(place.tolist()) == list(range(size[0]))
     assert place.argsort().tolist() == depth_first(graph.neighbors.tolist())
@@ -180,13 +193,13 @@ def test_a_tour_goes_along_a_chain_of_neighbours(chain):
     for c, following in zip(chain, [*chain[1:], chain[0]], strict=True):
         graph.neighbors[c] = torch.tensor([c, following], device="cpu")
     first = chain.index(0)
-    assert graph.tour().argsort().tolist() == [*chain[first:], *chain[:first]]
+    assert graph.component_order().argsort().tolist() == [*chain[first:], *chain[:first]]
 
 
 def test_a_tour_of_components_without_others_is_their_order():
-    assert make(5, 1).tour().tolist() == [0, 1, 2, 3, 4]
+    assert make(5, 1).component_order().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.meta
 def test_a_tour_stays_on_the_cpu():
-    assert make(5, 2).tour().device.type == "cpu"
+    assert make(5, 2).component_order().device.type == "cpu"

@@ -22,7 +22,12 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 @few
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 100), st.sampled_from([torch.float32, torch.float64]))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 100),
+    st.sampled_from([torch.float32, torch.float64]),
+)
 def test_the_total_distance_is_the_least_of_all_permutations(components, features, seed, dtype):
     a, b = (
         normal(components, features, seed=seed, dtype=dtype),
@@ -31,9 +36,12 @@ def test_the_total_distance_is_the_least_of_all_permutations(components, feature
     found = match_components(a, b)
     assert sorted(found.tolist()) == list(range(components))
     least = min(
-        float((a[list(order)] - b).double().norm(dim=-1).sum()) for order in itertools.permutations(range(components))
+        float((a[list(order)] - b).double().norm(dim=-1).sum())
+        for order in itertools.permutations(range(components))
     )
-    assert float((a[found] - b).double().norm(dim=-1).sum()) == pytest.approx(least, rel=1e-5, abs=1e-6)
+    assert float((a[found] - b).double().norm(dim=-1).sum()) == pytest.approx(
+        least, rel=1e-5, abs=1e-6
+    )
 
 
 @pytest.mark.meta
@@ -72,7 +80,9 @@ def test_nan_is_refused(where):
         matched_errors(*arguments)
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (3, 3)), ((2, 3), (2, 2)), ((2,), (2,)), ((0, 3), (0, 3))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3), (3, 3)), ((2, 3), (2, 2)), ((2,), (2,)), ((0, 3), (0, 3))]
+)
 def test_shapes_are_checked(a, b):
     with pytest.raises(DataError, match=r"must be|cannot be matched"):
         match_components(torch.zeros(a), torch.zeros(b))
@@ -85,4 +95,6 @@ def test_weights_must_fit():
 
 def test_parameters_with_gradients_can_be_matched():
     theta = torch.zeros(2, 3, requires_grad=True)
-    assert not matched_errors(theta, theta, torch.ones(2) / 2, torch.ones(2) / 2).worst.requires_grad
+    assert not matched_errors(
+        theta, theta, torch.ones(2) / 2, torch.ones(2) / 2
+    ).worst.requires_grad

@@ -8,12 +8,12 @@ import torch
 from pyro.optim import SGD
 
 from pyro_mixtures.distributions import MixtureWeights
+from pyro_mixtures.distributions.normal.unit_normals import UnitNormals
 from pyro_mixtures.distributions.regression.linear_regressions import LinearRegressions
-from pyro_mixtures.distributions.normal.squared_distances import SquaredEuclidean
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.poutine import data_plate, read_declaration
+from pyro_mixtures.poutine import data_plate, read_structure
 from pyro_mixtures.poutine.leave_one_out import LeaveOneOutMessenger
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -32,11 +32,13 @@ def rows_of():
 def program(x, y, weight, of_y):
     """Two sites under one z: y counts ``of_y`` times as often as z and x do."""
     start = torch.Generator().manual_seed(1)
-    mean, slope = (pyro.param(name, torch.randn(K, 2, generator=start).double()) for name in ("mean", "slope"))
+    mean, slope = (
+        pyro.param(name, torch.randn(K, 2, generator=start).double()) for name in ("mean", "slope")
+    )
     bias, one = pyro.param("bias", torch.zeros(K).double()), torch.ones(K).double()
     with pyro.poutine.scale(scale=weight), data_plate(x):
         z = pyro.sample("z", MixtureWeights(one / K))
-        pyro.sample("x", SquaredEuclidean(mean)[z], obs=x)
+        pyro.sample("x", UnitNormals(mean)[z], obs=x)
         with pyro.poutine.scale(scale=of_y):
             pyro.sample("y", LinearRegressions(x, slope, bias, one, ridge=RIDGE)[z], obs=y)
 
@@ -49,7 +51,9 @@ def least(x, y, w, of_y) -> float:
     a = torch.cat([x, torch.ones_like(y).unsqueeze(-1)], -1)
     penalty = float(u.sum()) * RIDGE * torch.tensor([1.0, 1.0, 0.0]).double()
     beta = torch.linalg.solve(a.T @ (u.unsqueeze(-1) * a) + penalty.diag(), a.T @ (u * y))
-    second = (u * (0.5 * (y - a @ beta).square() + HALF_LOG)).sum() + 0.5 * (penalty * beta.square()).sum()
+    second = (u * (0.5 * (y - a @ beta).square() + HALF_LOG)).sum() + 0.5 * (
+        penalty * beta.square()
+    ).sum()
     return float(first + second)
 
 
@@ -59,18 +63,22 @@ def exact_gains(x, y, labels, w, of_y) -> torch.Tensor:
         part = labels == labels[i]
         rest = part.clone()
         rest[i] = False
-        gains.append(least(x[part], y[part], w[part], of_y) - least(x[rest], y[rest], w[rest], of_y))
+        gains.append(
+            least(x[part], y[part], w[part], of_y) - least(x[rest], y[rest], w[rest], of_y)
+        )
     return torch.tensor(gains, dtype=torch.float64)
 
 
 def planted(labels, **options):
     guide = HardPartition(program, components=K, score="leave_one_out")
-    guide.plant(labels)
-    return guide, EM(program, guide, dead="keep", **options)
+    guide.set_labels(labels)
+    return guide, EM(program, guide, empty="keep", **options)
 
 
 def collected(args, labels, statistics, alone=False):
-    messenger = LeaveOneOutMessenger(read_declaration(program, "z", args, {}), statistics, labels, alone)
+    messenger = LeaveOneOutMessenger(
+        read_structure(program, "z", args, {}), statistics, labels, alone
+    )
     z = labels.clamp_min(0)
     with torch.no_grad(), pyro.poutine.block(), messenger:
         pyro.poutine.condition(program, data={"z": z})(*args)
@@ -84,8 +92,12 @@ def test_gains_are_those_of_weighted_refits_a_unit_of_weight(of_y):
     guide, em = planted(labels)
     em.step(*args)
     found = collected(args, guide.labels, guide._statistics, alone=True)
-    torch.testing.assert_close(found.total, exact_gains(x, y, labels, w, of_y) / w, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(found.alone, torch.full((K, N), (2 + of_y) * HALF_LOG, dtype=torch.float64))
+    torch.testing.assert_close(
+        found.total, exact_gains(x, y, labels, w, of_y) / w, rtol=1e-8, atol=1e-8
+    )
+    torch.testing.assert_close(
+        found.alone, torch.full((K, N), (2 + of_y) * HALF_LOG, dtype=torch.float64)
+    )
     unseen = collected(args, guide.labels.index_fill(0, torch.tensor([5]), -1), guide._statistics)
     assert unseen.total.isnan().nonzero()[:, 0].tolist() == [5]
 
@@ -97,7 +109,11 @@ def test_a_step_with_weights_is_that_of_brute_force():
     em.step(*args)
     mean, slope, bias = (pyro.param(name).detach() for name in ("mean", "slope", "bias"))
     cost = 0.5 * (x.unsqueeze(1) - mean).square().sum(-1) + 2 * HALF_LOG
-    squares = 0.5 * (y.unsqueeze(-1) - x @ slope.T - bias).square() + 0.5 * RIDGE * slope.square().sum(-1) + HALF_LOG
+    squares = (
+        0.5 * (y.unsqueeze(-1) - x @ slope.T - bias).square()
+        + 0.5 * RIDGE * slope.square().sum(-1)
+        + HALF_LOG
+    )
     cost = cost + 0.7 * squares
     cost[torch.arange(N), labels] = exact_gains(x, y, labels, w, 0.7) / w
     em.step(*args)
@@ -110,12 +126,16 @@ def test_weights_that_all_rows_share_change_nothing():
     guide, em = planted(labels)
     em.step(x, y, 1.0, 1.0)
     plain = collected((x, y, 1.0, 1.0), guide.labels, guide._statistics).total
-    torch.testing.assert_close(collected((x, y, torch.ones(N), 1.0), guide.labels, guide._statistics).total, plain)
+    torch.testing.assert_close(
+        collected((x, y, torch.ones(N), 1.0), guide.labels, guide._statistics).total, plain
+    )
     pyro.clear_param_store()
     guide, em = planted(labels)
     em.step(x, y, 2.5, 1.0)
     assert plain.isfinite().all()
-    torch.testing.assert_close(collected((x, y, 2.5, 1.0), guide.labels, guide._statistics).total, plain)
+    torch.testing.assert_close(
+        collected((x, y, 2.5, 1.0), guide.labels, guide._statistics).total, plain
+    )
 
 
 def test_sites_trained_by_gradients_take_the_parts_of_the_run():
@@ -136,11 +156,14 @@ def test_some_rows_without_statistics_are_refused():
         mean = pyro.param("mean", torch.zeros(K, 2).double())
         with data_plate(x, index, N):
             z = pyro.sample("z", MixtureWeights(torch.ones(K) / K))
-            pyro.sample("x", SquaredEuclidean(mean)[z], obs=x)
+            pyro.sample("x", UnitNormals(mean)[z], obs=x)
 
     args = (x[:9], y[:9], torch.arange(9))
-    messenger = LeaveOneOutMessenger(read_declaration(some_rows, "z", args, {}), {}, labels, False)
-    with pytest.raises(OptionError, match=r"all 36 rows in one call, not 9.*batch_size="), messenger:
+    messenger = LeaveOneOutMessenger(read_structure(some_rows, "z", args, {}), {}, labels, False)
+    with (
+        pytest.raises(OptionError, match=r"all 36 rows in one call, not 9.*batch_size="),
+        messenger,
+    ):
         pyro.poutine.condition(some_rows, data={"z": labels[:9]})(*args)
 
 
@@ -149,13 +172,15 @@ def test_frozen_sites_beside_gradients_run():
     x, y, labels, w = rows_of()
 
     def halved(x, y, weight):
-        mean = 0.5 * pyro.param("twice", torch.randn(K, 2).double())  # computed from a param: no closed form
+        mean = 0.5 * pyro.param(
+            "twice", torch.randn(K, 2).double()
+        )  # computed from a param: no closed form
         with pyro.poutine.scale(scale=weight), data_plate(x):
             z = pyro.sample("z", MixtureWeights(torch.ones(K).double() / K))
-            pyro.sample("x", SquaredEuclidean(mean)[z], obs=x)
+            pyro.sample("x", UnitNormals(mean)[z], obs=x)
 
     guide = HardPartition(halved, components=K, score="leave_one_out")
-    guide.plant(labels)
-    em = EM(halved, guide, dead="keep", gradient=SGD({"lr": 1e-3}), gradient_steps=3)
+    guide.set_labels(labels)
+    em = EM(halved, guide, empty="keep", gradient=SGD({"lr": 1e-3}), gradient_steps=3)
     losses = [em.step(x, y, w) for _ in range(4)]
     assert torch.tensor(losses).isfinite().all()

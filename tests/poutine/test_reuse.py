@@ -30,7 +30,9 @@ def x():
 
 def program(x, loc=None):
     """Weights and scales are params; so is ``loc``, unless it is given."""
-    weights = pyro.param("weights", torch.full((C,), 1 / C, device="cpu"), constraint=constraints.simplex)
+    weights = pyro.param(
+        "weights", torch.full((C,), 1 / C, device="cpu"), constraint=constraints.simplex
+    )
     if loc is None:
         loc = pyro.param("loc", torch.arange(C * D, device="cpu").reshape(C, D).float())
     scale = pyro.param("scale", torch.ones(C, D, device="cpu"), constraint=constraints.positive)
@@ -179,7 +181,11 @@ def regression(u, y, weight, bias, ridge=0.0, family=LogisticRegressions):
 @pytest.mark.meta
 def test_covariates_are_a_part_of_what_a_family_is(x):
     """The same arguments, other rows: of the same number, and changed in place."""
-    y, weight, bias = torch.ones(N, device="cpu"), torch.randn(C, D, device="cpu"), torch.zeros(C, device="cpu")
+    y, weight, bias = (
+        torch.ones(N, device="cpu"),
+        torch.randn(C, D, device="cpu"),
+        torch.zeros(C, device="cpu"),
+    )
     reuse = ReuseMessenger()
     first = run_family(reuse, regression, x, y, weight, bias)
     assert run_family(reuse, regression, x, y, weight, bias) is first
@@ -208,7 +214,9 @@ def test_families_that_hold_what_may_change_are_made_anew(x):
 
     def observe(shifts):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", Shifted(loc, scale, shifts)[torch.zeros(len(x), dtype=torch.int64)], obs=x)
+            pyro.sample(
+                "x", Shifted(loc, scale, shifts)[torch.zeros(len(x), dtype=torch.int64)], obs=x
+            )
 
     loc, scale, shifts, reuse = torch.zeros(C, D), torch.ones(C, D), [1.0], ReuseMessenger()
     first = run_family(reuse, observe, shifts)
@@ -231,17 +239,19 @@ def test_log_joints_are_those_without_it(x, build):
     """Over runs, batches and updates in between."""
     model = build()
     guide, reuse = FullPartition(model, components=C), ReuseMessenger()
-    declaration = guide.read(x)
+    structure = guide.read(x)
     handled = reuse(model)
     for update in range(3):
         with torch.no_grad():
             for rows in (x, x, x[:5]):
-                expected = exact_posterior(model, declaration, (rows,), {}, {})
-                actual = exact_posterior(handled, declaration, (rows,), {}, {})
+                expected = exact_posterior(model, structure, (rows,), {}, {})
+                actual = exact_posterior(handled, structure, (rows,), {}, {})
                 assert torch.equal(actual.log_prob, expected.log_prob)
                 assert torch.equal(actual.free_energy(), expected.free_energy())
             before = expected.log_prob
             for number, leaf in enumerate(model.parameters()):
                 if number <= update:  # one of them, then others, too
                     leaf += 0.3 * torch.randn_like(leaf)
-            assert not torch.equal(exact_posterior(handled, declaration, (x[:5],), {}, {}).log_prob, before)
+            assert not torch.equal(
+                exact_posterior(handled, structure, (x[:5],), {}, {}).log_prob, before
+            )

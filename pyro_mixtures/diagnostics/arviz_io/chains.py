@@ -14,11 +14,11 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer import Fit, History
-from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
-from pyro_mixtures.infer.restarts.placed import Placed, State, held_names, store_without
 from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.restarts.placed import Placed, State, held_names, store_without
+from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import Declaration, read_declaration
+from pyro_mixtures.poutine import ProgramStructure, read_structure
 from pyro_mixtures.poutine.params import leaf_of
 
 Values = Mapping[str, Tensor]  # of the latent sites besides z: one draw
@@ -48,10 +48,12 @@ class Draw(NamedTuple):
 class Chains:
     """Draws of one declaration, as many in each chain."""
 
-    declaration: Declaration
+    structure: ProgramStructure
     rows: Rows
     draws: list[list[Draw]]
-    labels: str | None = None  # what has labels of its own: every "chain", every "draw", or None, all have the same
+    labels: str | None = (
+        None  # what has labels of its own: every "chain", every "draw", or None, all have the same
+    )
     reference: Draw | None = None  # whose labels the others are to have, where the source says so
     numbers: np.ndarray | None = None  # (draws,) of the draws, where some were left out
     stats: dict[str, np.ndarray] = field(default_factory=dict)  # (chain, draw), or (chain,)
@@ -110,19 +112,23 @@ def _(source: Sequence[Any], rows: tuple, draws: int | None, site: str) -> Chain
     first = chains[0]
     together = [chain.draws[0] for chain in chains]
     histories = [history for chain in chains for history in chain.histories]
-    return Chains(first.declaration, first.rows, together, "chain", histories=histories)
+    return Chains(first.structure, first.rows, together, "chain", histories=histories)
 
 
 @_read.register
 def _(source: Bootstrap, rows: tuple, draws: int | None, site: str) -> Chains:
     if draws not in (None, len(source.refits)):
-        raise OptionError(f"draws={draws}, but the bootstrap has {len(source.refits)}: leave draws out")
+        raise OptionError(
+            f"draws={draws}, but the bootstrap has {len(source.refits)}: leave draws out"
+        )
     whole = _placed(source.fit, rows, None)
-    if whole.declaration.latent:
-        raise ModelError(f"sites {list(whole.declaration.latent)} are latent: a bootstrap is of params alone")
+    if whole.structure.latent:
+        raise ModelError(
+            f"sites {list(whole.structure.latent)} are latent: a bootstrap is of params alone"
+        )
     refits = [Draw(refit.model, refit.fit.guide, {}) for refit in source.refits]
     stats = {"elbo": source.elbos[None], "converged": source.converged[None]}
-    return Chains(whole.declaration, whole.rows, [refits], "draw", whole.draws[0][0], stats=stats)
+    return Chains(whole.structure, whole.rows, [refits], "draw", whole.draws[0][0], stats=stats)
 
 
 @_read.register
@@ -130,28 +136,33 @@ def _(source: MCMC, rows: tuple, draws: int | None, site: str) -> Chains:
     if not rows or isinstance(rows[0], Tensor) or not callable(rows[0]):
         raise OptionError("draws of an MCMC need its model: to_arviz(mcmc, model, x)")
     model, tensors = rows[0], Batches(rows[1:]).tensors
-    declaration = _declaration(model, site, tensors)
+    structure = _declaration(model, site, tensors)
     samples = source.get_samples(group_by_chain=True)
-    _check_values(declaration, samples)
+    _check_values(structure, samples)
     count = len(next(iter(samples.values()))[0])
     kept = _spread(count, draws)
-    values = {name: samples[name] for name in declaration.latent}
+    values = {name: samples[name] for name in structure.latent}
 
     def chain(number: int) -> list[Draw]:
-        return [Draw(model, None, {name: value[number, draw] for name, value in values.items()}) for draw in kept]
+        return [
+            Draw(model, None, {name: value[number, draw] for name, value in values.items()})
+            for draw in kept
+        ]
 
     chains = [chain(number) for number in range(source.num_chains)]
     numbers = None if len(kept) == count else kept
     stats = _sampler_stats(source, count, kept)
-    return Chains(declaration, tensors, chains, "draw", numbers=numbers, stats=stats)
+    return Chains(structure, tensors, chains, "draw", numbers=numbers, stats=stats)
 
 
 def _one(model: Callable, guide: Guide, history: History, rows: tuple, draws: int | None) -> Chains:
     """One chain of independent draws from the guide beside, or of one point."""
     tensors = Batches(rows).tensors
-    declaration = _declaration(model, guide.site, tensors)
-    given = _draw(guide, declaration, tensors, draws)
-    return Chains(declaration, tensors, [[Draw(model, guide, values) for values in given]], histories=[history])
+    structure = _declaration(model, guide.site, tensors)
+    given = _draw(guide, structure, tensors, draws)
+    return Chains(
+        structure, tensors, [[Draw(model, guide, values) for values in given]], histories=[history]
+    )
 
 
 def _placed(entry: Any, rows: tuple, draws: int | None) -> Chains:
@@ -163,10 +174,14 @@ def _placed(entry: Any, rows: tuple, draws: int | None) -> Chains:
         )
     guide: Any = source.guide if isinstance(source, Fit) else source
     program = source.model if isinstance(source, Fit) else guide.model
-    model = Placed(program, _checked_state(state) if state is not None else store_without(program, guide))
+    model = Placed(
+        program, _checked_state(state) if state is not None else store_without(program, guide)
+    )
     before = set(model.state["params"])
     with model.store():
-        chain = _one(program, guide, source.history if isinstance(source, Fit) else History(), rows, draws)
+        chain = _one(
+            program, guide, source.history if isinstance(source, Fit) else History(), rows, draws
+        )
     _check_known(set(model.state["params"]) - before - held_names(program, guide))
     chain.draws = [[draw._replace(model=model) for draw in chain.draws[0]]]
     return chain
@@ -190,33 +205,37 @@ def _check_known(created: set[str]) -> None:
         )
 
 
-def _declaration(model: Callable, site: str, tensors: Rows) -> Declaration:
-    return read_declaration(model, site, tuple(tensor[:1] for tensor in tensors), {})
+def _declaration(model: Callable, site: str, tensors: Rows) -> ProgramStructure:
+    return read_structure(model, site, tuple(tensor[:1] for tensor in tensors), {})
 
 
-def _draw(guide: Guide, declaration: Declaration, rows: Rows, draws: int | None) -> list[Values]:
+def _draw(guide: Guide, structure: ProgramStructure, rows: Rows, draws: int | None) -> list[Values]:
     """Values of the other latent sites, one mapping a draw; one empty mapping for a point estimate."""
-    if not declaration.latent:
+    if not structure.latent:
         if draws not in (None, 1):
-            raise OptionError(f"draws={draws}, but {declaration.site!r} is the only latent site: params are points")
+            raise OptionError(
+                f"draws={draws}, but {structure.site!r} is the only latent site: params are points"
+            )
         return [{}]
     with pyro.poutine.block(), torch.no_grad():
         given = [guide.latent_values(*rows) for _ in range(_DRAWS if draws is None else draws)]
-    _check_values(declaration, given[0])
-    return [{name: values[name] for name in declaration.latent} for values in given]
+    _check_values(structure, given[0])
+    return [{name: values[name] for name in structure.latent} for values in given]
 
 
-def _check_values(declaration: Declaration, values: Mapping[str, Any]) -> None:
-    missing = [name for name in declaration.latent if name not in values]
+def _check_values(structure: ProgramStructure, values: Mapping[str, Any]) -> None:
+    missing = [name for name in structure.latent if name not in values]
     if missing:
         raise ModelError(
-            f"sites {missing} are latent and the guide has no values for them: give it beside=, a guide over them, for "
-            f"example AutoNormal(poutine.block(model, hide=[{declaration.site!r}]))"
+            f"sites {missing} are latent and the guide has no values for them: give it global_guide=, a guide over them, for "
+            f"example AutoNormal(poutine.block(model, hide=[{structure.site!r}]))"
         )
 
 
 def _check_same_mixture(chains: list[Chains]) -> None:
-    kinds = {(c.declaration.site, c.declaration.components, c.declaration.latent, c.shape) for c in chains}
+    kinds = {
+        (c.structure.site, c.structure.components, c.structure.latent, c.shape) for c in chains
+    }
     if len(kinds) > 1:
         raise ModelError(
             f"these fits are of different mixtures, (site, components, latent sites, shape) {sorted(map(str, kinds))}: "
@@ -261,8 +280,12 @@ def _sampler_stats(mcmc: MCMC, count: int, kept: np.ndarray) -> dict[str, np.nda
     if "divergences" in found:
         diverging = np.zeros((len(chains), count), dtype=bool)
         for chain in chains:
-            diverging[chain, [draw for draw in found["divergences"][f"chain {chain}"] if draw < count]] = True
+            diverging[
+                chain, [draw for draw in found["divergences"][f"chain {chain}"] if draw < count]
+            ] = True
         stats["diverging"] = diverging[:, kept]
     if "acceptance rate" in found:
-        stats["mean_acceptance_rate"] = np.array([float(found["acceptance rate"][f"chain {c}"]) for c in chains])
+        stats["mean_acceptance_rate"] = np.array(
+            [float(found["acceptance rate"][f"chain {c}"]) for c in chains]
+        )
     return stats

@@ -116,12 +116,16 @@ def _sizes(groups: Groups, parts: Mapping[str, Masks]) -> dict[str, int]:
     return sizes
 
 
-def _group_sizes(variables: Mapping[str, Variable], known: Mapping[str, int], part: Masks) -> dict[str, int]:
+def _group_sizes(
+    variables: Mapping[str, Variable], known: Mapping[str, int], part: Masks
+) -> dict[str, int]:
     """Sizes of a group's dimensions and the ``known``; of a dimension that it has in part, the whole."""
     sizes = dict(known)
     for name, variable in variables.items():
         if len(set(variable.dims)) != len(variable.dims):
-            raise OptionError(f"variable {name!r} has dims {variable.dims}: give it different names in dims=")
+            raise OptionError(
+                f"variable {name!r} has dims {variable.dims}: give it different names in dims="
+            )
         for dim, size in zip(variable.dims, variable.values.shape, strict=True):
             size = len(part[dim]) if dim in part else size
             if sizes.setdefault(dim, size) != size:
@@ -135,8 +139,13 @@ def _labels(sizes: Mapping[str, int], coords: Coords) -> dict[str, np.ndarray]:
     unknown = sorted(set(coords) - set(sizes))
     if unknown:
         raise OptionError(f"coords= names {unknown}, but the dimensions are {sorted(sizes)}")
-    labels = {dim: np.asarray(coords[dim]) if dim in coords else np.arange(size) for dim, size in sizes.items()}
+    labels = {
+        dim: np.asarray(coords[dim]) if dim in coords else np.arange(size)
+        for dim, size in sizes.items()
+    }
     for dim, label in labels.items():
         if label.shape != (sizes[dim],):
-            raise OptionError(f"coords= has labels of shape {label.shape} for {dim!r}, whose size is {sizes[dim]}")
+            raise OptionError(
+                f"coords= has labels of shape {label.shape} for {dim!r}, whose size is {sizes[dim]}"
+            )
     return labels

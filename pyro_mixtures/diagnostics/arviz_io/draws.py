@@ -29,24 +29,36 @@ class Scores(NamedTuple):
 
 
 def score(
-    chains: Chains, observed: Mapping[str, Tensor], *, by_site: bool, truncated: bool, chunk: int | None
+    chains: Chains,
+    observed: Mapping[str, Tensor],
+    *,
+    by_site: bool,
+    truncated: bool,
+    chunk: int | None,
 ) -> Scores:
     """Evaluate every draw on all rows; with ``by_site`` each observed site by itself, too."""
 
     counted = np.zeros(len(chains.rows[0]), dtype=bool)
 
     def terms(handled: Callable[[Callable], Callable]) -> np.ndarray:
-        found = [_evidence(chains, draw, handled(draw.model), truncated, chunk, counted) for draw in chains.all]
+        found = [
+            _evidence(chains, draw, handled(draw.model), truncated, chunk, counted)
+            for draw in chains.all
+        ]
         stacked = np.stack(found)
         return (stacked if counted.all() else stacked[:, counted]).reshape(*chains.shape, -1)
 
     joint = terms(lambda model: model)
-    prior = [log_prior(draw.model, chains.declaration, chains.rows, draw.given) for draw in chains.all]
+    prior = [
+        log_prior(draw.model, chains.structure, chains.rows, draw.given) for draw in chains.all
+    ]
     lp = joint.sum(-1, dtype=np.float64) + np.reshape(prior, chains.shape)
     if not by_site or len(observed) == 1:
         return Scores({"_".join(observed) or "evidence": joint}, lp, counted)
-    others = {name: frozenset(chains.declaration.observed) - {name} for name in observed}
-    return Scores({name: terms(_SilenceMessenger(rest)) for name, rest in others.items()}, lp, counted)
+    others = {name: frozenset(chains.structure.observed) - {name} for name in observed}
+    return Scores(
+        {name: terms(_SilenceMessenger(rest)) for name, rest in others.items()}, lp, counted
+    )
 
 
 def predictive_numbers(chains: Chains, count: int) -> np.ndarray:
@@ -59,11 +71,15 @@ def predictive_numbers(chains: Chains, count: int) -> np.ndarray:
     if draws == 1:
         return np.zeros(count, dtype=int)
     if count > draws:
-        raise OptionError(f"posterior_predictive={count}, but a chain has {draws} draws: ask for no more data sets")
+        raise OptionError(
+            f"posterior_predictive={count}, but a chain has {draws} draws: ask for no more data sets"
+        )
     return np.arange(count) * draws // count
 
 
-def predictive(chains: Chains, numbers: np.ndarray, sites: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def predictive(
+    chains: Chains, numbers: np.ndarray, sites: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
     """New values (chain, draw, N, ...) of the observed ``sites``, a data set for each of the draws' ``numbers``."""
     _check_drawable(chains, sites)
     picked = [chain[number] for chain in chains.draws for number in numbers]
@@ -71,31 +87,44 @@ def predictive(chains: Chains, numbers: np.ndarray, sites: Mapping[str, Tensor])
     return {name: _stacked(found, name, (len(chains.draws), len(numbers))) for name in sites}
 
 
-def prior_draws(chains: Chains, count: int, sites: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], ...]:
+def prior_draws(
+    chains: Chains, count: int, sites: Mapping[str, Tensor]
+) -> tuple[dict[str, np.ndarray], ...]:
     """Latent and observed sites (1, count, ...) drawn from the program itself.
 
     :raises OptionError: when the program has no priors.
     """
     check_whole(prior=count)
-    latent = chains.declaration.latent
+    latent = chains.structure.latent
     if not latent:
         raise OptionError(
-            f"prior={count}, but {chains.declaration.site!r} is the only latent site: params have no prior"
+            f"prior={count}, but {chains.structure.site!r} is the only latent site: params have no prior"
         )
     _check_drawable(chains, sites)
     found = [sample(chains.all[0].model, *chains.rows) for _ in range(count)]
-    return tuple({name: _stacked(found, name, (1, count)) for name in names} for names in (latent, sites))
+    return tuple(
+        {name: _stacked(found, name, (1, count)) for name in names} for names in (latent, sites)
+    )
 
 
 def _evidence(
-    chains: Chains, draw: Draw, model: Callable, truncated: bool, chunk: int | None, counted: np.ndarray
+    chains: Chains,
+    draw: Draw,
+    model: Callable,
+    truncated: bool,
+    chunk: int | None,
+    counted: np.ndarray,
 ) -> np.ndarray:
     """Log evidence (N,) of all that each row stands for; notes in ``counted`` which rows stand for something."""
-    guide, site = draw.guide if truncated else None, chains.declaration.site
+    guide, site = draw.guide if truncated else None, chains.structure.site
     found, start = [], 0
     for posterior, part in posteriors(model, chains.rows, guide, site, draw.given, chunk):
         weight = posterior.row_weight
-        found.append(torch.where(weight > 0, weight * posterior.evidence, 0.0).to(posterior.evidence.dtype))
+        found.append(
+            torch.where(weight > 0, weight * posterior.log_evidence, 0.0).to(
+                posterior.log_evidence.dtype
+            )
+        )
         counted[start : start + len(part[0])] |= (weight > 0).cpu().numpy()
         start += len(part[0])
     return array(torch.cat(found))
@@ -117,7 +146,7 @@ def _stacked(found: list[dict[str, Tensor]], name: str, lead: tuple[int, int]) -
 
 
 def _check_drawable(chains: Chains, sites: Mapping[str, Tensor]) -> None:
-    factors = sorted(set(chains.declaration.observed) - set(sites))
+    factors = sorted(set(chains.structure.observed) - set(sites))
     if factors or not sites:
         raise ModelError(
             f"the likelihood has factors {factors}, from which nothing can be drawn: observe a distribution"

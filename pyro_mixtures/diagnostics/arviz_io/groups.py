@@ -9,9 +9,20 @@ from torch import Tensor
 
 from pyro_mixtures.diagnostics.arviz_io.chains import Chains, Draw, Values
 from pyro_mixtures.diagnostics.arviz_io.datasets import SAMPLE_DIMS, Variable
-from pyro_mixtures.diagnostics.arviz_io.draws import Scores, predictive, predictive_numbers, prior_draws
+from pyro_mixtures.diagnostics.arviz_io.draws import (
+    Scores,
+    predictive,
+    predictive_numbers,
+    prior_draws,
+)
 from pyro_mixtures.diagnostics.arviz_io.ownership import Owned
-from pyro_mixtures.diagnostics.arviz_io.program import ROW, Program, array, default_dims, read_params
+from pyro_mixtures.diagnostics.arviz_io.program import (
+    ROW,
+    Program,
+    array,
+    default_dims,
+    read_params,
+)
 from pyro_mixtures.infer import History
 from pyro_mixtures.infer.restarts.placed import Placed
 
@@ -41,9 +52,11 @@ class Labels(NamedTuple):
 def posterior(source: Source, labels: Labels | None) -> Groups:
     """Draws of the latent sites and the params beside them; without latent sites the params themselves."""
     chains, dims = source.chains, source.dims
-    if not chains.declaration.latent:
+    if not chains.structure.latent:
         return {
-            "posterior": _samples(_relabelled([_params(source, d) for d in chains.all], labels), dims, chains.shape)
+            "posterior": _samples(
+                _relabelled([_params(source, d) for d in chains.all], labels), dims, chains.shape
+            )
         }
     latent = [draw.given for draw in chains.all]
     return {
@@ -55,7 +68,7 @@ def posterior(source: Source, labels: Labels | None) -> Groups:
 def _params(source: Source, draw: Draw) -> Values:
     if draw.model is source.chains.all[0].model:
         return source.program.params
-    return read_params(draw.model, source.chains.declaration, source.chains.rows, draw.given)
+    return read_params(draw.model, source.chains.structure, source.chains.rows, draw.given)
 
 
 def _relabelled(draws: list[Values], labels: Labels | None) -> list[Values]:
@@ -70,12 +83,17 @@ def _constants(source: Source, labels: Labels | None) -> Group:
     """The params beside draws of latent sites: one value of each, or one a chain."""
     chains, dims = source.chains, source.dims
     if chains.labels != "chain":
-        return {name: Variable(array(value), dims[name]) for name, value in source.program.params.items()}
+        return {
+            name: Variable(array(value), dims[name])
+            for name, value in source.program.params.items()
+        }
     first = [_params(source, chain[0]) for chain in chains.draws]
     if labels is not None:
         first = [labels.relabel(*one) for one in zip(first, labels.permutations[:, 0], strict=True)]
     return {
-        name: Variable(np.stack([array(values[name]) for values in first]), (SAMPLE_DIMS[0], *dims[name]))
+        name: Variable(
+            np.stack([array(values[name]) for values in first]), (SAMPLE_DIMS[0], *dims[name])
+        )
         for name in source.program.params
     }
 
@@ -98,7 +116,9 @@ def row_dim(source: Source) -> str:
 
 def sampler_stats(chains: Chains) -> Group:
     """What the source of the draws tells of them."""
-    return {name: Variable(values, SAMPLE_DIMS[: values.ndim]) for name, values in chains.stats.items()}
+    return {
+        name: Variable(values, SAMPLE_DIMS[: values.ndim]) for name, values in chains.stats.items()
+    }
 
 
 def predictive_group(source: Source, count: int) -> Groups:
@@ -116,7 +136,9 @@ def prior_group(source: Source, count: int) -> Groups:
 
 def data_groups(source: Source) -> Groups:
     """What was observed, and the arguments that were not."""
-    observed = {name: Variable(array(x), source.dims[name]) for name, x in source.program.observed.items()}
+    observed = {
+        name: Variable(array(x), source.dims[name]) for name, x in source.program.observed.items()
+    }
     return {"observed_data": observed, "constant_data": _covariates(source)}
 
 
@@ -134,10 +156,14 @@ def _covariates(source: Source) -> Group:
     }
 
 
-def _samples(draws: Sequence[Values], dims: Mapping[str, tuple[str, ...]], shape: tuple[int, int]) -> Group:
+def _samples(
+    draws: Sequence[Values], dims: Mapping[str, tuple[str, ...]], shape: tuple[int, int]
+) -> Group:
     """Values of all draws as arrays (chain, draw, ...)."""
     stacked = {name: np.stack([array(values[name]) for values in draws]) for name in draws[0]}
-    return _named({name: values.reshape(*shape, *values.shape[1:]) for name, values in stacked.items()}, dims)
+    return _named(
+        {name: values.reshape(*shape, *values.shape[1:]) for name, values in stacked.items()}, dims
+    )
 
 
 def _named(values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Group:
@@ -146,10 +172,18 @@ def _named(values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]
 
 def histories(histories: list[History]) -> Group:
     """The epochs of the fits: columns as they are of one, a row for each of several."""
-    tables = [{name: np.array(column) for name, column in h.to_dict().items() if column} for h in histories]
+    tables = [
+        {name: np.array(column) for name, column in h.to_dict().items() if column}
+        for h in histories
+    ]
     if len(tables) == 1:
-        return {name: Variable(values, ("epoch", "part")[: values.ndim]) for name, values in tables[0].items()}
-    names = [name for name in (tables[0] if tables else {}) if all(name in table for table in tables)]
+        return {
+            name: Variable(values, ("epoch", "part")[: values.ndim])
+            for name, values in tables[0].items()
+        }
+    names = [
+        name for name in (tables[0] if tables else {}) if all(name in table for table in tables)
+    ]
     dims = (SAMPLE_DIMS[0], "epoch", "part")
     padded = {name: _padded([table[name] for table in tables]) for name in names}
     return {name: Variable(values, dims[: values.ndim]) for name, values in padded.items()}
@@ -159,9 +193,13 @@ def _padded(columns: list[np.ndarray]) -> np.ndarray:
     """One array (chain, epoch, ...): shorter columns are filled up."""
     length = max(map(len, columns))
     if any(len(column) < length for column in columns):
-        columns = [column if column.dtype.kind == "U" else column.astype(float) for column in columns]
+        columns = [
+            column if column.dtype.kind == "U" else column.astype(float) for column in columns
+        ]
     fill = "" if columns[0].dtype.kind == "U" else np.nan
-    return np.stack([np.concatenate([c, np.full((length - len(c), *c.shape[1:]), fill)]) for c in columns])
+    return np.stack(
+        [np.concatenate([c, np.full((length - len(c), *c.shape[1:]), fill)]) for c in columns]
+    )
 
 
 def merged(*parts: Groups) -> Groups:

@@ -19,7 +19,9 @@ class Owned(NamedTuple):
     """Variables of components, by the form they have."""
 
     axes: dict[str, int]  # a dimension counts the components
-    contrasts: dict[str, int]  # a dimension counts all but the first: differences from it, the reference
+    contrasts: dict[
+        str, int
+    ]  # a dimension counts all but the first: differences from it, the reference
     numbered: tuple[tuple[str, ...], ...]  # C names each: one variable a component
 
     def __bool__(self) -> bool:
@@ -27,19 +29,27 @@ class Owned(NamedTuple):
 
     def relabel(self, values: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
         """Those of ``values`` that components own, in the ``order`` (C,)."""
-        axes, contrasts = ({name: dim for name, dim in own.items() if name in values} for own in self[:2])
+        axes, contrasts = (
+            {name: dim for name, dim in own.items() if name in values} for own in self[:2]
+        )
         moved = relabel({name: values[name] for name in axes}, order, dim=axes)
         for names in self.numbered:
             if names[0] in values:
-                moved |= {name: values[names[k]] for name, k in zip(names, order.tolist(), strict=True)}
-        return moved | {name: _contrasts(name, values[name], dim, order) for name, dim in contrasts.items()}
+                moved |= {
+                    name: values[names[k]] for name, k in zip(names, order.tolist(), strict=True)
+                }
+        return moved | {
+            name: _contrasts(name, values[name], dim, order) for name, dim in contrasts.items()
+        }
 
 
 def _contrasts(name: str, value: Tensor, dim: int, order: Tensor) -> Tensor:
     """Differences from another reference."""
     if value.shape[dim] != len(order) - 1:
         found, wanted = tuple(value.shape), len(order) - 1
-        raise DataError(f"{name!r} {found} has no {wanted} differences from a first component in dimension {dim}")
+        raise DataError(
+            f"{name!r} {found} has no {wanted} differences from a first component in dimension {dim}"
+        )
     first = torch.zeros_like(value.narrow(dim, 0, 1))
     full = torch.cat([first, value], dim).index_select(dim, order.to(value.device))
     return (full - full.narrow(dim, 0, 1)).narrow(dim, 1, value.shape[dim])
@@ -56,11 +66,19 @@ def numbered(variables: Mapping[str, Tensor], components: int) -> list[tuple[tup
         if found:
             before, number, rest = found.groups()
             lists[before][int(number)][rest] = name
-    return [_in_columns(entries) for entries in lists.values() if _is_complete(entries, variables, components)]
+    return [
+        _in_columns(entries)
+        for entries in lists.values()
+        if _is_complete(entries, variables, components)
+    ]
 
 
-def _is_complete(entries: dict[int, dict[str, str]], variables: Mapping[str, Tensor], components: int) -> bool:
-    shapes = [{rest: variables[name].shape for rest, name in one.items()} for one in entries.values()]
+def _is_complete(
+    entries: dict[int, dict[str, str]], variables: Mapping[str, Tensor], components: int
+) -> bool:
+    shapes = [
+        {rest: variables[name].shape for rest, name in one.items()} for one in entries.values()
+    ]
     return sorted(entries) == list(range(components)) and all(one == shapes[0] for one in shapes)
 
 

@@ -14,12 +14,14 @@ from pyro_mixtures.distributions import Components, MixtureWeights, RestrictedSu
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ModelError
-from pyro_mixtures.poutine import CandidateMessenger, Declaration
+from pyro_mixtures.poutine import CandidateMessenger, ProgramStructure
 from pyro_mixtures.poutine.params import leaf_of
 
 ROW = "row"
 COMPONENT = "component"
-CONTRAST = "contrast"  # of another component with the first, the reference: one less than components
+CONTRAST = (
+    "contrast"  # of another component with the first, the reference: one less than components
+)
 
 # Event dimensions by argument of the component families. A covariance has its features twice; a dimension of the
 # variable "factor" must have another name than the variable, for xarray's sake.
@@ -40,68 +42,83 @@ class Program(NamedTuple):
     """One run of a mixture's program on all rows."""
 
     params: dict[str, Tensor]  # constrained, by name without the module's prefix
-    observed: dict[str, Tensor]  # values of the observed sites inside the data plate, in the program's order
+    observed: dict[
+        str, Tensor
+    ]  # values of the observed sites inside the data plate, in the program's order
     dims: dict[str, tuple[str, ...]]  # of params, latent and observed sites, where they are known
     names: dict[str, str]  # of the params in Pyro, by their names here
 
 
-def read_program(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> Program:
+def read_program(
+    model: Callable, structure: ProgramStructure, rows: tuple, given: Mapping[str, Tensor]
+) -> Program:
     """Run ``model`` on ``rows``, its other latent sites at ``given``, and read its params and observed sites.
 
     :raises ModelError: when a site other than z is latent in every row, or has no value in ``given``.
     """
-    trace = _run(model, declaration, rows, given)
-    for name in declaration.latent:
-        if _inside(trace.nodes[name], declaration):
+    trace = _run(model, structure, rows, given)
+    for name in structure.latent:
+        if _inside(trace.nodes[name], structure):
             raise ModelError(
-                f"site {name!r} is latent in every row, and only {declaration.site!r} can be summed out of the "
+                f"site {name!r} is latent in every row, and only {structure.site!r} can be summed out of the "
                 f"likelihood: integrate {name!r} out in the model, as FactorAnalyzers does with its factors"
             )
     found = {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "param"}
     short = _short_names(list(found))
-    sites = [name for name in trace.nodes if name in declaration.observed and _is_data(trace.nodes[name])]
+    sites = [
+        name for name in trace.nodes if name in structure.observed and _is_data(trace.nodes[name])
+    ]
     observed = {name: trace.nodes[name]["value"] for name in sites}
     tensors = {short[name]: value for name, value in found.items()} | dict(given)
-    known = _argument_dims(trace, declaration, observed, tensors) | _row_dims(trace, declaration, observed)
-    plates = _plate_dims(trace, declaration, {**given, **observed}, taken={*tensors, *observed})
+    known = _argument_dims(trace, structure, observed, tensors) | _row_dims(
+        trace, structure, observed
+    )
+    plates = _plate_dims(trace, structure, {**given, **observed}, taken={*tensors, *observed})
     return Program(
         params={short[name]: value for name, value in found.items()},
         observed=observed,
-        dims={name: _first_known(name, known.get(name), plates.get(name)) for name in known.keys() | plates.keys()},
+        dims={
+            name: _first_known(name, known.get(name), plates.get(name))
+            for name in known.keys() | plates.keys()
+        },
         names={short[name]: name for name in found},
     )
 
 
 def read_params(
-    model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]
+    model: Callable, structure: ProgramStructure, rows: tuple, given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The params of ``model``, constrained, by name without the module's prefix: its run on the first row alone."""
-    return read_program(model, declaration, tuple(tensor[:1] for tensor in rows), given).params
+    return read_program(model, structure, tuple(tensor[:1] for tensor in rows), given).params
 
 
-def log_prior(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]) -> float:
+def log_prior(
+    model: Callable, structure: ProgramStructure, rows: tuple, given: Mapping[str, Tensor]
+) -> float:
     """Log probability of all sites outside the data plate: latent sites at ``given``, and factors."""
-    trace = _run(model, declaration, tuple(tensor[:1] for tensor in rows), given)
+    trace = _run(model, structure, tuple(tensor[:1] for tensor in rows), given)
 
     def outside(name: str, node: Any) -> bool:
-        return not _inside(node, declaration) and not site_is_subsample(node)
+        return not _inside(node, structure) and not site_is_subsample(node)
 
     with torch.no_grad():
         return float(trace.log_prob_sum(outside))
 
 
-def _run(model: Callable, declaration: Declaration, rows: tuple, given: Mapping[str, Tensor]):
+def _run(model: Callable, structure: ProgramStructure, rows: tuple, given: Mapping[str, Tensor]):
     """Trace the program with z := 0, which needs neither random numbers nor anything of size N x C."""
 
     def first(index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.zeros(1, 1, dtype=torch.long, device=device)
 
     with pyro.poutine.block(), torch.no_grad():
-        return pyro.poutine.trace(CandidateMessenger(declaration, first, given)(model)).get_trace(*rows)
+        return pyro.poutine.trace(CandidateMessenger(structure, first, given)(model)).get_trace(
+            *rows
+        )
 
 
-def _inside(node, declaration: Declaration) -> bool:
-    return any(frame.name == declaration.plate for frame in node["cond_indep_stack"])
+def _inside(node, structure: ProgramStructure) -> bool:
+    return any(frame.name == structure.plate for frame in node["cond_indep_stack"])
 
 
 def _is_data(node) -> bool:
@@ -121,12 +138,15 @@ def _short_names(names: list[str]) -> dict[str, str]:
 
 
 def _argument_dims(
-    trace, declaration: Declaration, observed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    trace,
+    structure: ProgramStructure,
+    observed: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> dict[str, tuple[str, ...]]:
     """Dims of the ``tensors`` that a component family or the mixture weights take as they are."""
     names = {id(leaf_of(tensor)): name for name, tensor in tensors.items()}
     dims = {}
-    for site in (declaration.site, *observed):
+    for site in (structure.site, *observed):
         fn = _unmasked(trace.nodes[site]["fn"])
         fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
         family = fn.family if isinstance(fn, Selected) else fn
@@ -157,17 +177,21 @@ def _dims_of_argument(name: str, family: Any, argument: str, prefix: str) -> tup
     if lead and shape[lead - 1] == family.components:
         dims[lead - 1] = COMPONENT
     for i, dim in zip(range(lead, len(shape)), _EVENT_DIMS.get(argument, ()), strict=False):
-        if not dim.startswith("feature") or (_is_over_features(family) and shape[i] == family.event_shape[-1]):
+        if not dim.startswith("feature") or (
+            _is_over_features(family) and shape[i] == family.event_shape[-1]
+        ):
             dims[i] = prefix + dim
     return tuple(dims)
 
 
-def _row_dims(trace, declaration: Declaration, observed: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+def _row_dims(
+    trace, structure: ProgramStructure, observed: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
     """Dims of observed values: rows, and the features of those with a component family."""
     dims = {}
     for site, value in observed.items():
         fn, names = _unmasked(trace.nodes[site]["fn"]), list(default_dims(site, value.shape))
-        row = value.dim() - fn.event_dim + declaration.dim
+        row = value.dim() - fn.event_dim + structure.dim
         if row >= 0:
             names[row] = ROW
         if isinstance(fn, Selected) and fn.event_dim == 1 and _is_over_features(fn.family):
@@ -182,7 +206,7 @@ def _is_over_features(family: Components) -> bool:
 
 
 def _plate_dims(
-    trace, declaration: Declaration, values: Mapping[str, Tensor], taken: set[str]
+    trace, structure: ProgramStructure, values: Mapping[str, Tensor], taken: set[str]
 ) -> dict[str, tuple[str, ...]]:
     """Dims of sites in plates other than the data plate, whose names they have where no variable is called so."""
     dims = {}
@@ -190,7 +214,11 @@ def _plate_dims(
         node, names = trace.nodes[site], list(default_dims(site, value.shape))
         for frame in node["cond_indep_stack"]:
             place = value.dim() - node["fn"].event_dim + frame.dim if frame.vectorized else -1
-            if place >= 0 and frame.name not in taken | {declaration.plate} and value.shape[place] == frame.size:
+            if (
+                place >= 0
+                and frame.name not in taken | {structure.plate}
+                and value.shape[place] == frame.size
+            ):
                 names[place] = frame.name
         dims[site] = tuple(names)
     return dims
@@ -201,7 +229,8 @@ def _first_known(name: str, *choices: tuple[str, ...] | None) -> tuple[str, ...]
     given = [choice for choice in choices if choice is not None]
     defaults = tuple(f"{name}_dim_{i}" for i in range(len(given[0])))
     return tuple(
-        next((dim for dim in dims if dim != default), default) for default, *dims in zip(defaults, *given, strict=True)
+        next((dim for dim in dims if dim != default), default)
+        for default, *dims in zip(defaults, *given, strict=True)
     )
 
 

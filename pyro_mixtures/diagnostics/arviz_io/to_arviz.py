@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from pyro.infer import MCMC
 
+from pyro_mixtures.diagnostics.arviz_io.chains import Chains, Values, read_chains
+from pyro_mixtures.diagnostics.arviz_io.datasets import Coords, Dims, to_container
+from pyro_mixtures.diagnostics.arviz_io.draws import Scores, predictive_numbers, score
 from pyro_mixtures.diagnostics.arviz_io.groups import (
     Labels,
     Source,
@@ -19,15 +22,12 @@ from pyro_mixtures.diagnostics.arviz_io.groups import (
     row_dim,
     sampler_stats,
 )
-from pyro_mixtures.diagnostics.arviz_io.chains import Chains, Values, read_chains
-from pyro_mixtures.diagnostics.arviz_io.datasets import Coords, Dims, to_container
-from pyro_mixtures.diagnostics.arviz_io.draws import Scores, predictive_numbers, score
 from pyro_mixtures.diagnostics.arviz_io.program import CONTRAST, Program, default_dims, read_program
 from pyro_mixtures.diagnostics.arviz_io.relabeling import owned_by_components, permutations
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer import Fit
-from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.options import check_flag
 
 
@@ -80,8 +80,8 @@ def to_arviz(
     :param fit: where draws come from.
 
         - The outcome of :func:`~pyro_mixtures.infer.em.fit`, or a guide of :mod:`pyro_mixtures.guides`, which knows its
-          model: one chain, of the draws of the guide ``beside`` or of one point. ``FullPartition(model, components=C,
-          beside=autoguide)`` makes a guide for a fit by other means. A guide alone may be one that nothing was fitted
+          model: one chain, of the draws of the guide ``global_guide`` or of one point. ``FullPartition(model, components=C,
+          global_guide=autoguide)`` makes a guide for a fit by other means. A guide alone may be one that nothing was fitted
           with: it shows the params as they are.
         - A list of these, restarts for example: as many chains. Modules hold their params. Those of functions live in
           Pyro's store, by name, so fits of a function are given as (fit, state), with the state of the
@@ -89,7 +89,7 @@ def to_arviz(
         - A :class:`~pyro_mixtures.infer.uncertainty.bootstrap.Bootstrap`: its refits as draws.
         - A Pyro ``MCMC`` that has run, its model before the rows: ``to_arviz(mcmc, model, x)``.
     :param rows: the model's tensor arguments, N rows each. They need not be those of the fit.
-    :param draws: number of draws from ``beside``, 100 by default; of an MCMC's, evenly spread, all by default. Random
+    :param draws: number of draws from ``global_guide``, 100 by default; of an MCMC's, evenly spread, all by default. Random
         numbers here are Pyro's.
     :param prior: number of draws from the prior, by default none.
     :param posterior_predictive: number of new data sets a chain, from draws evenly spread, or as many of the one point;
@@ -152,7 +152,11 @@ def to_arviz(
     source = _source(chains, dims or {})
     options: Any = {"truncated": truncated, "chunk": chunk}
     aligns = align and chains.labels is not None
-    scores = score(chains, source.program.observed, by_site=by_site, **options) if log_likelihood or aligns else None
+    scores = (
+        score(chains, source.program.observed, by_site=by_site, **options)
+        if log_likelihood or aligns
+        else None
+    )
     labels = _labels(source, scores, **options) if aligns and scores is not None else None
     coords = _with_contrasts(source, coords or {})
     return to_container(
@@ -167,13 +171,15 @@ def to_arviz(
         ),
         coords=coords,
         own=_numbers(chains, posterior_predictive, coords),
-        parts={} if scores is None or scores.counted.all() else {"log_likelihood": {row_dim(source): scores.counted}},
+        parts={}
+        if scores is None or scores.counted.all()
+        else {"log_likelihood": {row_dim(source): scores.counted}},
     )
 
 
 def _source(chains: Chains, dims: Dims) -> Source:
     first = chains.all[0]
-    program = read_program(first.model, chains.declaration, chains.rows, first.given)
+    program = read_program(first.model, chains.structure, chains.rows, first.given)
     return Source(chains, program, _checked_dims(program, first.given, dims))
 
 
@@ -184,14 +190,22 @@ def _checked_dims(program: Program, given: Values, chosen: Dims) -> dict[str, tu
     if unknown:
         raise OptionError(f"dims= names {unknown}, but the variables are {sorted(variables)}")
     for name, names in chosen.items():
-        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise OptionError(f"dims= has {names!r} for {name!r}: give a list of names, one for each dimension")
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not all(isinstance(n, str) for n in names)
+        ):
+            raise OptionError(
+                f"dims= has {names!r} for {name!r}: give a list of names, one for each dimension"
+            )
         if len(names) != variables[name].dim():
             raise OptionError(
                 f"dims= has {tuple(names)} for {name!r}, whose shape is {tuple(variables[name].shape)}: give one name "
                 "for each dimension besides chain and draw"
             )
-    known = {name: default_dims(name, value.shape) for name, value in variables.items()} | program.dims
+    known = {
+        name: default_dims(name, value.shape) for name, value in variables.items()
+    } | program.dims
     return known | {name: tuple(names) for name, names in chosen.items()}
 
 
@@ -204,7 +218,7 @@ def _labels(source: Source, scores: Scores, *, truncated: bool, chunk: int | Non
 
 def _with_contrasts(source: Source, coords: Coords) -> Coords:
     """Differences from a first component have the numbers of the others."""
-    components = source.chains.declaration.components
+    components = source.chains.structure.components
     shapes = {**source.program.params, **source.chains.all[0].given}
     sizes = {
         size

@@ -8,12 +8,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.infer.restarts.path import Build, Plan, Start
 from pyro_mixtures.diagnostics.model_choice.rows import heldout_rows
 from pyro_mixtures.diagnostics.model_choice.score import INFORMATION, PREDICTIVE, Comparison, Score
 from pyro_mixtures.diagnostics.model_choice.scorer import Scorer
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.restarts.growth import checked_sizes
+from pyro_mixtures.infer.restarts.path import Build, Plan, Start
 from pyro_mixtures.infer.restarts.trials import random_state_kept
 from pyro_mixtures.options import check_flag, check_generator, check_whole
 
@@ -100,17 +100,23 @@ def compare_fits(
     check_generator(generator)
     _check_builds(builds)
     if start is not None and not callable(start):
-        raise OptionError(f"start={start!r}: give a function start(model, *rows) that sets the params of a fresh model")
+        raise OptionError(
+            f"start={start!r}: give a function start(model, *rows) that sets the params of a fresh model"
+        )
     sizes = checked_sizes(components)
     _check_criterion(criterion, heldout=heldout is not None, folds=folds, draws=draws)
     tensors = Batches(rows).tensors
     plan = Plan(warm_start, starts, start, chunk, fit_options)
-    scorer = Scorer(tensors, sizes, plan, heldout_rows(heldout, tensors), folds, draws, truncated, generator)
+    scorer = Scorer(
+        tensors, sizes, plan, heldout_rows(heldout, tensors), folds, draws, truncated, generator
+    )
     scores: list[Score] = []
     interrupted = False
     with (
         random_state_kept(),
-        tqdm(total=len(builds) * scorer.fits(), desc="fits", disable=not progress, unit="fit") as bar,
+        tqdm(
+            total=len(builds) * scorer.fits(), desc="fits", disable=not progress, unit="fit"
+        ) as bar,
     ):
         try:
             for name, build in builds.items():
@@ -129,16 +135,24 @@ def compare_fits(
 
 def _check_builds(builds: Any) -> None:
     if not isinstance(builds, Mapping) or not builds or not all(map(callable, builds.values())):
-        raise OptionError(f'builds={builds!r}: give families by name, {{"diagonal": build}} with build(components)')
+        raise OptionError(
+            f'builds={builds!r}: give families by name, {{"diagonal": build}} with build(components)'
+        )
 
 
 def _check_criterion(criterion: str, *, heldout: bool, folds: int, draws: int) -> None:
     if criterion not in (*INFORMATION, *PREDICTIVE):
-        raise OptionError(f"unknown criterion={criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}")
+        raise OptionError(
+            f"unknown criterion={criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}"
+        )
     if heldout and folds:
-        raise OptionError(f"heldout= and folds={folds}: give rows that are held out, or folds, not both")
+        raise OptionError(
+            f"heldout= and folds={folds}: give rows that are held out, or folds, not both"
+        )
     if criterion == "heldout" and not heldout and not folds:
-        raise OptionError("criterion='heldout' needs rows that are held out: heldout=rows, or folds=5")
+        raise OptionError(
+            "criterion='heldout' needs rows that are held out: heldout=rows, or folds=5"
+        )
     if draws:
         check_whole(least=30, draws=draws)
     elif criterion == "loo":

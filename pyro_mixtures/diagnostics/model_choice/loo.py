@@ -7,15 +7,17 @@ import numpy as np
 import torch
 
 from pyro_mixtures.diagnostics.arviz_io.datasets import SAMPLE_DIMS, Variable, to_container
-from pyro_mixtures.infer.restarts.path import Member, Path
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
+from pyro_mixtures.infer.restarts.path import Member, Path
 
 
 class LeaveOneOut(NamedTuple):
     """Leave-one-out evidence of one fit."""
 
     predictive: Predictive  # PSIS where it is to be trusted, else the draws without the row
-    pareto_k: np.ndarray  # (N,) of the importance weights; -inf where none are needed, inf where none can be trusted
+    pareto_k: (
+        np.ndarray
+    )  # (N,) of the importance weights; -inf where none are needed, inf where none can be trusted
     good_k: float  # up to which they are to be trusted
     elpd: Any  # arviz.ELPDData of PSIS alone, for az.compare and az.plot_khat
 
@@ -71,12 +73,16 @@ def psis(
     import arviz  # here, since it takes seconds
 
     tied = _tied(log_likelihood)
-    terms = Variable(np.where(tied, _parted(log_likelihood), log_likelihood)[None], (*SAMPLE_DIMS, "row"))
+    terms = Variable(
+        np.where(tied, _parted(log_likelihood), log_likelihood)[None], (*SAMPLE_DIMS, "row")
+    )
     data = to_container({"log_likelihood": {"evidence": terms}})
     options: Any = {"pointwise": True, "reff": 1.0}
     with warnings.catch_warnings():
         # LeaveOneOut.unreliable says so, for every fit.
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message="Estimated shape parameter of Pareto", category=UserWarning
+        )
         if int(arviz.__version__.partition(".")[0]) >= 1:
             found = arviz.loo(data, **options)
             given, k, good = found.elpd_i, found.pareto_k, found.good_k

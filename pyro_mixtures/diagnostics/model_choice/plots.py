@@ -19,7 +19,9 @@ _TITLES = {
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axes | None = None) -> Axes:
+def plot_comparison(
+    result: Comparison, *, criterion: str | None = None, ax: Axes | None = None
+) -> Axes:
     """One criterion of all fits against their numbers of components; a ring marks the choice by it.
 
     Bars of held-out evidence and PSIS-LOO are one standard error of the difference to the largest, which therefore has
@@ -35,7 +37,10 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
     ax = figure((7, 4)).subplots() if ax is None else ax
     shifts = _shifts(result)
     for number, (family, scores) in enumerate(result.families().items()):
-        x, y = [score.components + shifts[family] for score in scores], [score.value(criterion) for score in scores]
+        x, y = (
+            [score.components + shifts[family] for score in scores],
+            [score.value(criterion) for score in scores],
+        )
         style: dict[str, Any] = {
             "color": color_of(number),
             "marker": _MARKERS[number % len(_MARKERS)],
@@ -43,9 +48,17 @@ def plot_comparison(result: Comparison, *, criterion: str | None = None, ax: Axe
             "label": family,
         }
         ax.errorbar(x, y, yerr=_errors(result, scores, criterion), capsize=3, **style)
-    ring: dict[str, Any] = {"s": 140, "facecolors": "none", "edgecolors": GREY, "linewidths": 1.5, "zorder": 3}
+    ring: dict[str, Any] = {
+        "s": 140,
+        "facecolors": "none",
+        "edgecolors": GREY,
+        "linewidths": 1.5,
+        "zorder": 3,
+    }
     ax.scatter([best.components + shifts[best.family]], [best.value(criterion)], **ring)
-    label(ax, f"Chosen: {best.family}, {best.components} components", "Components", _TITLES[criterion])
+    label(
+        ax, f"Chosen: {best.family}, {best.components} components", "Components", _TITLES[criterion]
+    )
     ax.legend(frameon=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
@@ -56,7 +69,9 @@ def _shifts(result: Comparison) -> dict[str, float]:
     """How far beside its number of components each family is drawn."""
     sizes, families = [score.components for score in result.scores], list(result.families())
     step = 0.01 * max(1, max(sizes) - min(sizes))
-    return {family: step * (number - (len(families) - 1) / 2) for number, family in enumerate(families)}
+    return {
+        family: step * (number - (len(families) - 1) / 2) for number, family in enumerate(families)
+    }
 
 
 def _errors(result: Comparison, scores: list[Score], criterion: str) -> np.ndarray | None:

@@ -40,13 +40,13 @@ def predictive(member: Member, rows: Rows, *, truncated: bool, chunk: int | None
     guide = member.fit.guide
     with member.model.store():
         found = [
-            (posterior.evidence.double(), posterior.row_weight.double())
+            (posterior.log_evidence.double(), posterior.row_weight.double())
             for posterior, _ in posteriors(
                 member.fit.model, rows, guide if truncated else None, guide.site, None, chunk
             )
         ]
-    evidence, weight = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return Predictive(torch.where(weight > 0, evidence, 0.0).numpy(), weight.numpy())
+    log_evidence, weight = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return Predictive(torch.where(weight > 0, log_evidence, 0.0).numpy(), weight.numpy())
 
 
 def _error_of_sum(values: np.ndarray, weight: np.ndarray | float) -> float:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.infer.restarts.path import Rows
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.infer.restarts.path import Rows
 
 
 class Fold(NamedTuple):
@@ -38,7 +38,9 @@ def folds_of(rows: Rows, count: int, generator: torch.Generator | None) -> list[
     if count == 0:
         return []
     if count == 1 or count > len(rows[0]):
-        raise OptionError(f"folds={count} of {len(rows[0])} rows: give at least 2, and no more than rows")
+        raise OptionError(
+            f"folds={count} of {len(rows[0])} rows: give at least 2, and no more than rows"
+        )
     parts = torch.randperm(len(rows[0]), generator=generator, device="cpu").tensor_split(count)
     return [Fold(rows, torch.cat(parts[:k] + parts[k + 1 :]), part) for k, part in enumerate(parts)]
 
@@ -53,5 +55,7 @@ def heldout_rows(heldout: Any, rows: Rows) -> Rows | None:
     tensors = Batches(heldout if isinstance(heldout, tuple | list) else (heldout,)).tensors
     given, wanted = ([tuple(tensor.shape[1:]) for tensor in several] for several in (tensors, rows))
     if given != wanted:
-        raise DataError(f"rows of heldout= have shapes {given}, those of the fit {wanted}: give one tensor for each")
+        raise DataError(
+            f"rows of heldout= have shapes {given}, those of the fit {wanted}: give one tensor for each"
+        )
     return tensors

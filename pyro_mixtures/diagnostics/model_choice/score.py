@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_mixtures.infer.restarts.path import Member
 from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
 from pyro_mixtures.diagnostics.model_choice.table import columns, table
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.restarts.path import Member
 from pyro_mixtures.infer.restarts.placed import Placed
 from pyro_mixtures.infer.restarts.trials import put_in_place
+from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.options import check_number
 
 INFORMATION = ("bic", "aic", "icl")
@@ -63,8 +63,12 @@ class Score:
             return self.loo.predictive
         options = {"heldout": "heldout=rows or folds=5", "loo": "draws=100"}
         if criterion in options:
-            raise OptionError(f"criterion {criterion!r} was not computed: give compare_fits {options[criterion]}")
-        raise OptionError(f"unknown criterion {criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}")
+            raise OptionError(
+                f"criterion {criterion!r} was not computed: give compare_fits {options[criterion]}"
+            )
+        raise OptionError(
+            f"unknown criterion {criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,13 @@ class Comparison:
         as_good = [
             score
             for score in self.scores
-            if top.total - score.value(criterion) <= errors * top.error_against(score.predictive(criterion))
+            if top.total - score.value(criterion)
+            <= errors * top.error_against(score.predictive(criterion))
         ]
-        return min(as_good or [leader], key=lambda score: (score.criteria.parameters, -score.value(criterion)))
+        return min(
+            as_good or [leader],
+            key=lambda score: (score.criteria.parameters, -score.value(criterion)),
+        )
 
     def families(self) -> dict[str, list[Score]]:
         """Scores by family."""
@@ -110,7 +118,11 @@ class Comparison:
     def criteria(self) -> list[str]:
         """Names of the criteria that were computed."""
         first = self.scores[0]
-        return [*INFORMATION, *["heldout"] * (first.heldout is not None), *["loo"] * (first.loo is not None)]
+        return [
+            *INFORMATION,
+            *["heldout"] * (first.heldout is not None),
+            *["loo"] * (first.loo is not None),
+        ]
 
     def to_frame(self) -> Any:
         """A ``pandas.DataFrame``, one line a fit."""

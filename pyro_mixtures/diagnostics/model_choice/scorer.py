@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_mixtures.infer.restarts.path import Build, Member, Path, Plan, Rows, Tick
 from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut, leave_one_out
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 from pyro_mixtures.diagnostics.model_choice.rows import folds_of
 from pyro_mixtures.diagnostics.model_choice.score import Score
+from pyro_mixtures.infer.restarts.path import Build, Member, Path, Plan, Rows, Tick
+from pyro_mixtures.infer.restarts.trials import inference_of, own_params
 from pyro_mixtures.infer.uncertainty.bootstrap import check_unweighted
 from pyro_mixtures.infer.uncertainty.criteria import Criteria, criteria
-from pyro_mixtures.infer.restarts.trials import inference_of, own_params
 
 
 class Scorer:
@@ -32,13 +32,17 @@ class Scorer:
     ):
         self.rows, self.sizes, self.plan, self.heldout = rows, sizes, plan, heldout
         self.draws, self.truncated = draws, truncated
-        self.seeds = torch.randint(1 << 31, (folds + 1, len(sizes)), generator=generator, device="cpu").tolist()
+        self.seeds = torch.randint(
+            1 << 31, (folds + 1, len(sizes)), generator=generator, device="cpu"
+        ).tolist()
         self.draw_seed = int(torch.randint(1 << 31, (), generator=generator, device="cpu"))
         self.folds = folds_of(rows, folds, generator)
 
     def fits(self) -> int:
         """Fits of one family."""
-        return (1 + len(self.folds)) * self.plan.fits(len(self.sizes)) + self.draws * len(self.sizes)
+        return (1 + len(self.folds)) * self.plan.fits(len(self.sizes)) + self.draws * len(
+            self.sizes
+        )
 
     def scores(self, name: str, build: Build, tick: Tick) -> Iterator[Score]:
         """One score a size, after the fits of all sizes."""
@@ -59,7 +63,11 @@ class Scorer:
 
     def _criteria(self, member: Member) -> Criteria:
         guide = member.fit.guide
-        options: Any = {"guide": guide if self.truncated else None, "site": guide.site, "chunk": self.plan.chunk}
+        options: Any = {
+            "guide": guide if self.truncated else None,
+            "site": guide.site,
+            "chunk": self.plan.chunk,
+        }
         with member.model.store():
             return criteria(member.fit.model, *self.rows, freeze=member.freeze, **options)
 
@@ -72,7 +80,9 @@ class Scorer:
         found = np.empty((len(members), 2, len(self.rows[0])))  # values and weights
         for fold, seeds in zip(self.folds, self.seeds[1:], strict=True):
             fitted = Path(build, fold.training(), self.plan, tick)(self.sizes, seeds)
-            found[..., fold.test.numpy()] = [predictive(member, fold.testing(), **self._options()) for member in fitted]
+            found[..., fold.test.numpy()] = [
+                predictive(member, fold.testing(), **self._options()) for member in fitted
+            ]
         return [Predictive(*rows) for rows in found]
 
     def _loo(self, path: Path, member: Member) -> LeaveOneOut | None:

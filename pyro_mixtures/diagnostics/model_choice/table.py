@@ -30,14 +30,18 @@ def columns(score: "Score") -> dict[str, Any]:
 def table(scores: Sequence["Score"], winners: Mapping[str, "Score"]) -> str:
     """Aligned columns; a star marks each column's winner."""
     rows = [
-        {name: _text(value) + ("*" if winners.get(name) is score else " ") for name, value in columns(score).items()}
+        {
+            name: _text(value) + ("*" if winners.get(name) is score else " ")
+            for name, value in columns(score).items()
+        }
         for score in scores
     ]
     heads = [name + " " for name in rows[0]]
     lines = [heads, *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        " ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        " ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 

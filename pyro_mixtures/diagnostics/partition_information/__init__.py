@@ -8,4 +8,10 @@ from pyro_mixtures.diagnostics.partition_information.partition_information impor
 )
 from pyro_mixtures.diagnostics.partition_information.plots import plot_information
 
-__all__ = ["Dependence", "Knowledge", "PartitionInformation", "partition_information", "plot_information"]
+__all__ = [
+    "Dependence",
+    "Knowledge",
+    "PartitionInformation",
+    "partition_information",
+    "plot_information",
+]

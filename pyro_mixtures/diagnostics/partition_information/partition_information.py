@@ -7,14 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.information.hypercontractivity import FEWEST, hypercontractivity
 from pyro_mixtures.diagnostics.partition_information.labelled_rows import LabelledRows, read_rows
-from pyro_mixtures.information.mutual_information import mutual_information
-from pyro_mixtures.information.permutation import Generator, benjamini_hochberg
-from pyro_mixtures.diagnostics.partition_information.report import Dependence, Knowledge, PartitionInformation
-from pyro_mixtures.information.variables import Array, as_columns, near_one, varying
+from pyro_mixtures.diagnostics.partition_information.report import (
+    Dependence,
+    Knowledge,
+    PartitionInformation,
+)
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.scoring.posteriors import Responsibilities
+from pyro_mixtures.information.hypercontractivity import FEWEST, hypercontractivity
+from pyro_mixtures.information.mutual_information import mutual_information
+from pyro_mixtures.information.permutation import Generator, benjamini_hochberg
+from pyro_mixtures.information.variables import Array, as_columns, near_one, varying
 from pyro_mixtures.options import check_whole
 
 _SETS = 4  # of rows, at most, whose coefficients over all parts are averaged
@@ -85,19 +89,29 @@ def _entropy(labels: Tensor) -> float:
     return float(-(share * share.log()).sum())
 
 
-def _knowledge(sample: LabelledRows, neighbors: int, permutations: int, generator: Generator) -> list[Knowledge]:
+def _knowledge(
+    sample: LabelledRows, neighbors: int, permutations: int, generator: Generator
+) -> list[Knowledge]:
     variables = [(name, "feature", sample.x[:, d]) for d, name in enumerate(sample.names)]
     drawn = f", among the {len(sample.x)} rows drawn,"
     if bool((sample.labels == sample.labels[0]).all()):
-        raise DataError(f"the partition has one part{drawn} which tells nothing: give one of two parts or more")
+        raise DataError(
+            f"the partition has one part{drawn} which tells nothing: give one of two parts or more"
+        )
     for name, _, values in variables:
         as_columns(values, f"feature {name!r}{drawn}")
     variables.append(("x", "all features", _spread(sample.x)))
     if sample.y is not None:
         y = varying(sample.y)
-        variables.append(("y", "outcome", _spread(as_columns(y if y.shape[1] else sample.y, f"y{drawn}"))))
+        variables.append(
+            ("y", "outcome", _spread(as_columns(y if y.shape[1] else sample.y, f"y{drawn}")))
+        )
     estimate = partial(
-        mutual_information, discrete="x", neighbors=neighbors, permutations=permutations, generator=generator
+        mutual_information,
+        discrete="x",
+        neighbors=neighbors,
+        permutations=permutations,
+        generator=generator,
     )
     found = [estimate(sample.labels, values) for _, _, values in variables]
     adjusted = _adjusted([f.p_value for f in found])
@@ -120,8 +134,14 @@ def _dependences(
     data: LabelledRows, part_rows: int, parts: int, permutations: int, generator: Generator
 ) -> list[Dependence]:
     order = torch.randperm(len(data.x), generator=generator, device="cpu")
-    sets = [data.take(some) for some in order.split(part_rows)[: max(1, min(_SETS, len(order) // part_rows))]]
-    overall = [_mean([_coefficient(rows, d, 0, generator)[0] for rows in sets]) for d in range(len(data.names))]
+    sets = [
+        data.take(some)
+        for some in order.split(part_rows)[: max(1, min(_SETS, len(order) // part_rows))]
+    ]
+    overall = [
+        _mean([_coefficient(rows, d, 0, generator)[0] for rows in sets])
+        for d in range(len(data.names))
+    ]
     lines = []
     for part, size in _largest(data.labels, part_rows, parts):
         members = (data.labels == part).nonzero()[:, 0].cpu()
@@ -151,13 +171,17 @@ def _largest(labels: Tensor, part_rows: int, parts: int) -> list[tuple[int, int]
     ]
 
 
-def _coefficient(rows: LabelledRows, d: int, permutations: int, generator: Generator) -> tuple[float, float | None]:
+def _coefficient(
+    rows: LabelledRows, d: int, permutations: int, generator: Generator
+) -> tuple[float, float | None]:
     """Of feature d and the outcome, with its p-value; NaN where one of them does not vary."""
     assert rows.y is not None
     x, y = rows.x[:, d], varying(rows.y)
     if not y.shape[1] or not bool((x != x[0]).any()):
         return np.nan, np.nan if permutations else None
-    found = hypercontractivity(x, y, steps=_STEPS, starts=_STARTS, permutations=permutations, generator=generator)
+    found = hypercontractivity(
+        x, y, steps=_STEPS, starts=_STARTS, permutations=permutations, generator=generator
+    )
     return found.coefficient, found.p_value
 
 

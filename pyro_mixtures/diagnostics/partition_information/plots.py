@@ -46,9 +46,16 @@ def plot_information(
     shown = result.knowledge[:count]
     if ax is None:
         longest = max(len(written[line.name]) for line in shown)
-        size = (max(7.5, 5.5 + 0.1 * longest), 1.3 + 0.28 * len(shown))  # inches, of which the bars get about half
+        size = (
+            max(7.5, 5.5 + 0.1 * longest),
+            1.3 + 0.28 * len(shown),
+        )  # inches, of which the bars get about half
         ax = Figure(figsize=size, dpi=150, layout="constrained").subplots()
-    bars = ax.barh(range(len(shown)), [line.nats for line in shown], color=[_COLORS[line.kind] for line in shown])
+    bars = ax.barh(
+        range(len(shown)),
+        [line.nats for line in shown],
+        color=[_COLORS[line.kind] for line in shown],
+    )
     for bar, line in zip(bars, shown, strict=True):
         bar.set_alpha(1.0 if _found(line, level) else _PALE)
     ax.axvline(0, color="#555555", linewidth=0.8)
@@ -76,7 +83,9 @@ def _written(result: PartitionInformation, labels: Mapping[str, str]) -> dict[st
     names = {line.name: line.name for line in result.knowledge}
     for name in labels:
         if name not in names:
-            raise OptionError(f"labels for {name!r}, which is no variable of the result: give names of its knowledge")
+            raise OptionError(
+                f"labels for {name!r}, which is no variable of the result: give names of its knowledge"
+            )
     return {name: _short(text) for name, text in (names | dict(labels)).items()}
 
 
@@ -99,9 +108,19 @@ def _decorate(ax: Axes, result: PartitionInformation, pad: float | None) -> None
 
 
 def _add_legend(ax: Axes, shown: list[Knowledge], level: float) -> None:
-    kinds = [Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in {s.kind for s in shown}]
+    kinds = [
+        Patch(color=color, label=kind)
+        for kind, color in _COLORS.items()
+        if kind in {s.kind for s in shown}
+    ]
     pale = [Patch(color="#777777", alpha=_PALE, label=f"adjusted p > {level:g}")]
     handles = kinds + (pale if not all(_found(line, level) for line in shown) else [])
     ax.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderaxespad=0.2, **_SLIM
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        borderaxespad=0.2,
+        **_SLIM,
     )

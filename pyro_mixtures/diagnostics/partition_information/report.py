@@ -53,10 +53,14 @@ class PartitionInformation:
         [('a', 0)]
         """
         if any(d.adjusted is None for d in self.dependences):
-            raise OptionError("no tests were made: pass permutations=199, say, to partition_information")
+            raise OptionError(
+                "no tests were made: pass permutations=199, say, to partition_information"
+            )
         # NaN, where no test was possible, is neither.
         found = [d for d in self.dependences if d.adjusted is not None and d.adjusted <= level]
-        missed = {d.feature for d in self.dependences if d.adjusted is not None and d.adjusted > level}
+        missed = {
+            d.feature for d in self.dependences if d.adjusted is not None and d.adjusted > level
+        }
         hidden = [d for d in found if d.feature in missed and d.inside > d.overall]
         return sorted(hidden, key=lambda d: d.overall - d.inside)
 
@@ -80,7 +84,10 @@ class PartitionInformation:
         title = f"I(z; variable) in nats from {self.rows} rows; H(z) = {self.entropy:.3f}"
         text = [title, *_aligned(Knowledge._fields, self.knowledge)]
         if self.dependences:
-            text += ["", "Dependence of the outcome on features (hypercontractivity), inside a part and overall"]
+            text += [
+                "",
+                "Dependence of the outcome on features (hypercontractivity), inside a part and overall",
+            ]
             text += _aligned(Dependence._fields, self.dependences)
         return "\n".join(text)
 
@@ -88,7 +95,10 @@ class PartitionInformation:
 def _aligned(header: Sequence[str], lines: Sequence[tuple]) -> list[str]:
     cells = [[*header], *([_text(value) for value in line] for line in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
 
 
 def _text(value: Any) -> str:

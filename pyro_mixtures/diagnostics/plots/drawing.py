@@ -23,7 +23,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
 # Sides of a picture with equal scales differ at most by this factor.
 _LONG = 5
-SLIM: dict[str, float] = {"borderaxespad": 0.2, "borderpad": 0, "columnspacing": 1.5, "handlelength": 1.8}
+SLIM: dict[str, float] = {
+    "borderaxespad": 0.2,
+    "borderpad": 0,
+    "columnspacing": 1.5,
+    "handlelength": 1.8,
+}
 
 
 def figure(size: tuple[float, float], *, layout: Any = "constrained") -> Figure:
@@ -47,7 +52,9 @@ def to_finite(name: str, values: Array) -> np.ndarray:
     """The same, without NaN and infinity."""
     array = to_array(values, name)
     if not np.isfinite(array).all():
-        raise DataError(f"{name} holds NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}")
+        raise DataError(
+            f"{name} holds NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}"
+        )
     return array
 
 

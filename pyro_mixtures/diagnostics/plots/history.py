@@ -15,7 +15,9 @@ _AXES = {"epochs": "Epoch", "seconds": "Time (s)"}
 _COLORS = {"warm-up": "#E69F00", "EM": "#0072B2", "SVI": "#009E73"}
 
 
-def plot_history(history: History, *, against: str = "epochs", full: int | None = None, axes: Any = None) -> np.ndarray:
+def plot_history(
+    history: History, *, against: str = "epochs", full: int | None = None, axes: Any = None
+) -> np.ndarray:
     """ELBO (nats per row) and joint evaluations of a fit, epoch by epoch; phases of the fit told apart.
 
     :param against: ``"epochs"`` or ``"seconds"``, the horizontal axis.

@@ -46,21 +46,32 @@ def plot_image_sheet(
     """
     if contrast not in _CONTRASTS:
         raise OptionError(f"unknown contrast={contrast!r}; choose one of {_CONTRASTS}")
-    check_whole(**{name: value for name, value in {"columns": columns, "count": count}.items() if value is not None})
+    check_whole(
+        **{
+            name: value
+            for name, value in {"columns": columns, "count": count}.items()
+            if value is not None
+        }
+    )
     stack = _ordered(_stack(images, shape), order)
     shown = stack[: count or len(stack)]
     low, high = np.percentile(stack, [1, 99])
     sheet = _sheet(
-        _stretched(shown) if contrast == "each" else shown, columns or min(20, math.ceil((2 * len(shown)) ** 0.5))
+        _stretched(shown) if contrast == "each" else shown,
+        columns or min(20, math.ceil((2 * len(shown)) ** 0.5)),
     )
     if ax is None:
-        ax = figure((9, 8.4 * sheet.shape[0] / sheet.shape[1] + 0.4), layout="compressed").subplots()
+        ax = figure(
+            (9, 8.4 * sheet.shape[0] / sheet.shape[1] + 0.4), layout="compressed"
+        ).subplots()
     if contrast == "each":
         _show(ax, sheet, 0, 1)
     else:
         image = _show(ax, sheet, low, max(high, low + 1e-12))
         if sheet.ndim == 2:
-            high_as = min(1.0, 0.6 * sheet.shape[1] / sheet.shape[0])  # the sheet, unless that is very tall
+            high_as = min(
+                1.0, 0.6 * sheet.shape[1] / sheet.shape[0]
+            )  # the sheet, unless that is very tall
             beside = ax.inset_axes((1.01, 1 - high_as, 0.015, high_as))
             ax.figure.colorbar(image, cax=beside, extend="both", label="Pixel value")
     number = f"{len(shown)}" if len(shown) == len(stack) else f"{len(shown)} of {len(stack)}"
@@ -114,8 +125,15 @@ def plot_denoised(
 def _stack(images: Array, shape: tuple[int, ...]) -> np.ndarray:
     flat = to_finite("images", images)
     colour = len(shape) == 3 and shape[-1] == 3
-    if not (len(shape) == 2 or colour) or flat.ndim != 2 or not len(flat) or flat.shape[1] != math.prod(shape):
-        raise DataError(f"images of shape {flat.shape} are not rows of {shape} images: (C, height * width [* 3]) are")
+    if (
+        not (len(shape) == 2 or colour)
+        or flat.ndim != 2
+        or not len(flat)
+        or flat.shape[1] != math.prod(shape)
+    ):
+        raise DataError(
+            f"images of shape {flat.shape} are not rows of {shape} images: (C, height * width [* 3]) are"
+        )
     return flat.reshape(-1, *shape)
 
 
@@ -126,7 +144,9 @@ def _ordered(stack: np.ndarray, order: Array | None) -> np.ndarray:
     if keys.shape != (len(stack),):
         raise DataError(f"order has shape {keys.shape}; {len(stack)} images need ({len(stack)},)")
     if np.isnan(keys).any():
-        raise DataError(f"order holds NaN at {int(np.isnan(keys).argmax())}: give a number for each image")
+        raise DataError(
+            f"order holds NaN at {int(np.isnan(keys).argmax())}: give a number for each image"
+        )
     return stack[np.argsort(-keys, kind="stable")]
 
 
@@ -153,7 +173,9 @@ def _show(ax: Axes, image: np.ndarray, low: float, high: float) -> Any:
     """Draw an image in grey, or in colour; NaN is white."""
     ax.set_axis_off()
     if image.ndim == 3:
-        return ax.imshow(np.nan_to_num((image - low) / (high - low), nan=1.0).clip(0, 1), interpolation="nearest")
+        return ax.imshow(
+            np.nan_to_num((image - low) / (high - low), nan=1.0).clip(0, 1), interpolation="nearest"
+        )
     return ax.imshow(image, cmap="gray", norm=Normalize(low, high), interpolation="nearest")
 
 
@@ -182,12 +204,16 @@ def _panel(images: list[np.ndarray], lines: int, axes: Any) -> np.ndarray:
             raise OptionError(f"{given.size} axes for {lines} x {len(images)} pictures")
         return given.reshape(lines, len(images))
     height, width = images[0].shape[:2]
-    drawn = figure((3.4 * len(images), 3.4 * (height / width + lines - 1) + 0.7), layout="compressed")
+    drawn = figure(
+        (3.4 * len(images), 3.4 * (height / width + lines - 1) + 0.7), layout="compressed"
+    )
     ratios = [height / width, 1.0][:lines]
     return drawn.subplots(lines, len(images), squeeze=False, height_ratios=ratios)
 
 
-def _show_crops(axes: np.ndarray, images: list[np.ndarray], crop: tuple[int, int, int], peak: float) -> None:
+def _show_crops(
+    axes: np.ndarray, images: list[np.ndarray], crop: tuple[int, int, int], peak: float
+) -> None:
     if not isinstance(crop, Sequence) or len(crop) != 3:
         raise OptionError(f"crop={crop!r} must be (top, left, size)")
     top, left, size = crop
@@ -195,7 +221,9 @@ def _show_crops(axes: np.ndarray, images: list[np.ndarray], crop: tuple[int, int
         check_whole(least=0, crop=number)
     height, width = images[0].shape[:2]
     if size < 1 or top + size > height or left + size > width:
-        raise OptionError(f"crop={crop}, (top, left, size), does not lie in an image of {height} x {width}")
+        raise OptionError(
+            f"crop={crop}, (top, left, size), does not lie in an image of {height} x {width}"
+        )
     frame: dict[str, Any] = {"edgecolor": "#E69F00", "facecolor": "none", "linewidth": 1.5}
     for above, below, image in zip(*axes, images, strict=True):
         above.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, **frame))

@@ -4,7 +4,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, set_aspect, to_finite
+from pyro_mixtures.diagnostics.plots.drawing import (
+    COLORS,
+    GREY,
+    Array,
+    figure,
+    label,
+    set_aspect,
+    to_finite,
+)
 from pyro_mixtures.diagnostics.plots.places import NUMBERED, plane_of
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
@@ -39,18 +47,24 @@ def plot_neighbors(
         raise DataError(f"loc {loc.shape} and neighbors {graph.shape} must be (C, D) and (C, G)")
     if graph.size and not 0 <= graph.min() <= graph.max() < len(loc):
         wrong = graph.min() if graph.min() < 0 else graph.max()
-        raise DataError(f"neighbors name component {wrong}, but there are {len(loc)}, the first of them 0")
+        raise DataError(
+            f"neighbors name component {wrong}, but there are {len(loc)}, the first of them 0"
+        )
     plane = plane_of(loc, None, rows)
     place = plane(loc)
     ax = figure((6.5, 6)).subplots() if ax is None else ax
     mutual, single = _edges(graph[:, 1 : 1 + nearest])
     width = 0.5 + 10 / (10 + len(loc))
     for edges, color, name in ((single, "#BBBBBB", "one way"), (mutual, GREY, "both ways")):
-        ax.add_collection(LineCollection(list(place[edges]), colors=color, linewidths=width, label=name, zorder=1))
+        ax.add_collection(
+            LineCollection(list(place[edges]), colors=color, linewidths=width, label=name, zorder=1)
+        )
     _draw_means(ax, place, sizes)
     set_aspect(ax)
     shown = min(nearest, graph.shape[1] - 1)
-    label(ax, f"{len(loc)} components and their {shown} nearest neighbours", *plane.names, legend=True)
+    label(
+        ax, f"{len(loc)} components and their {shown} nearest neighbours", *plane.names, legend=True
+    )
     return ax
 
 
@@ -80,7 +94,15 @@ def _draw_means(ax: Axes, place: np.ndarray, sizes: Array | None) -> None:
         zorder=2,
     )
     if not live.all():
-        ax.scatter(place[~live, 0], place[~live, 1], s=25, color=COLORS[5], marker="x", zorder=3, label="no rows")
+        ax.scatter(
+            place[~live, 0],
+            place[~live, 1],
+            s=25,
+            color=COLORS[5],
+            marker="x",
+            zorder=3,
+            label="no rows",
+        )
     if len(place) <= NUMBERED:
         for number, at in enumerate(place):
             ax.annotate(str(number), at, (4, 4), textcoords="offset points", fontsize=7, zorder=4)

@@ -4,7 +4,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_mixtures.diagnostics.plots.drawing import COLORS, GREY, Array, figure, label, to_array, to_finite, to_numbers
+from pyro_mixtures.diagnostics.plots.drawing import (
+    COLORS,
+    GREY,
+    Array,
+    figure,
+    label,
+    to_array,
+    to_finite,
+    to_numbers,
+)
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring.posteriors import Responsibilities
 from pyro_mixtures.options import check_whole
@@ -29,7 +38,9 @@ def plot_sizes(sizes: Array, *, ax: Axes | None = None) -> Axes:
     """
     counts = to_finite("sizes", sizes)
     if counts.ndim != 1 or not counts.any() or (counts < 0).any():
-        raise DataError(f"sizes {counts.shape} must be (C,) counts of rows, and not all of them zero")
+        raise DataError(
+            f"sizes {counts.shape} must be (C,) counts of rows, and not all of them zero"
+        )
     order = np.argsort(-counts, kind="stable")
     ranked, live = counts[order], int((counts > 0).sum())
     ax = figure((7.5, 3)).subplots() if ax is None else ax
@@ -38,13 +49,17 @@ def plot_sizes(sizes: Array, *, ax: Axes | None = None) -> Axes:
         ax.set_xticks(range(len(ranked)), order, fontsize=8 if len(ranked) > 20 else None)
     else:
         ax.stairs(ranked, np.arange(len(ranked) + 1) - 0.5, fill=True, color=COLORS[0])
-    ax.axhline(ranked.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {ranked.mean():.4g}")
+    ax.axhline(
+        ranked.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {ranked.mean():.4g}"
+    )
     if ranked[0] >= _FAR_APART * ranked[live - 1]:
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.7 * ranked[live - 1])
     numbered = len(ranked) <= _NUMBERED
     x = "Part, the largest first" if numbered else "Rank of the part"
-    label(ax, f"{_count(counts.sum())} rows in {live} of {len(counts)} parts", x, "Rows", legend=True)
+    label(
+        ax, f"{_count(counts.sum())} rows in {live} of {len(counts)} parts", x, "Rows", legend=True
+    )
     return ax
 
 
@@ -82,7 +97,9 @@ def plot_responsibilities(
         raise OptionError(f"unknown order={order!r}; choose 'uncertain' or 'first'")
     components, probs = to_array(found.components).astype(int), to_array(found.probs)
     if components.shape != probs.shape or probs.ndim != 2 or not probs.size:
-        raise DataError(f"components {components.shape} and probabilities {probs.shape} must both be (N, S)")
+        raise DataError(
+            f"components {components.shape} and probabilities {probs.shape} must both be (N, S)"
+        )
     if not ((probs >= 0) & (probs <= 1 + _ROUNDING)).all():
         raise DataError("probabilities must lie between 0 and 1, and some do not, or are NaN")
     names = to_numbers("numbers", numbers, "rows", len(probs))
@@ -101,7 +118,11 @@ def plot_responsibilities(
 def _chosen(components: np.ndarray, probs: np.ndarray, count: int, order: str) -> np.ndarray:
     """Row numbers to show, by their winner and how sure it is."""
     best = probs.max(1)
-    rows = np.argsort(best, kind="stable")[:count] if order == "uncertain" else np.arange(min(count, len(best)))
+    rows = (
+        np.argsort(best, kind="stable")[:count]
+        if order == "uncertain"
+        else np.arange(min(count, len(best)))
+    )
     winner = components[rows, probs[rows].argmax(1)]
     return rows[np.lexsort((-best[rows], winner))]
 

@@ -63,13 +63,17 @@ def plot_ellipses(
     check_number(positive=True, deviations=deviations)
     loc, covariance = to_finite("loc", loc), to_finite("covariance", covariance)
     if loc.ndim != 2 or covariance.shape != (*loc.shape, loc.shape[-1]):
-        raise DataError(f"loc {loc.shape} and covariance {covariance.shape} must be (K, D) and (K, D, D)")
+        raise DataError(
+            f"loc {loc.shape} and covariance {covariance.shape} must be (K, D) and (K, D, D)"
+        )
     names = to_numbers("numbers", numbers, "components", len(loc))
     plane = plane_of(loc, covariance, rows)
     ax = figure((6.5, 6)).subplots() if ax is None else ax
     if rows is not None:
         _draw_rows(ax, plane, to_finite("rows", rows), labels)
-    for name, center, spread in zip(names, plane(loc), plane.axes @ covariance @ plane.axes.T, strict=True):
+    for name, center, spread in zip(
+        names, plane(loc), plane.axes @ covariance @ plane.axes.T, strict=True
+    ):
         ax.add_patch(_ellipse(center, spread, deviations, color_of(name)))
         if len(loc) <= NUMBERED:
             write_number(ax, center, name)
@@ -87,7 +91,9 @@ def plane_of(loc: np.ndarray, covariance: np.ndarray | None, rows: Array | None)
     features = loc.shape[1]
     points = loc if rows is None else to_finite("rows", rows)
     if features < 2 or points.ndim != 2 or points.shape[1] != features:
-        raise DataError(f"a plane needs rows (N, D) of two features or more, as many as the means: {points.shape}")
+        raise DataError(
+            f"a plane needs rows (N, D) of two features or more, as many as the means: {points.shape}"
+        )
     if features == 2:
         return Plane(np.zeros(2), np.eye(2), ("Feature 0", "Feature 1"))
     center = points.mean(0)
@@ -96,9 +102,13 @@ def plane_of(loc: np.ndarray, covariance: np.ndarray | None, rows: Array | None)
         scatter = scatter + covariance.mean(0)
     values, vectors = np.linalg.eigh(scatter)
     axes = vectors[:, :-3:-1].T
-    axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # the same way round on every machine
+    axes = (
+        axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]
+    )  # the same way round on every machine
     share = values[:-3:-1] / max(values.sum(), 1e-300)
-    return Plane(center, axes, (f"Principal axis 1 ({share[0]:.0%})", f"Principal axis 2 ({share[1]:.0%})"))
+    return Plane(
+        center, axes, (f"Principal axis 1 ({share[0]:.0%})", f"Principal axis 2 ({share[1]:.0%})")
+    )
 
 
 def _ellipse(center: np.ndarray, spread: np.ndarray, deviations: float, color: str) -> Ellipse:
@@ -106,7 +116,9 @@ def _ellipse(center: np.ndarray, spread: np.ndarray, deviations: float, color: s
     values, vectors = np.linalg.eigh(spread)
     width, height = 2 * deviations * np.sqrt(values[::-1].clip(0))
     angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
-    return Ellipse(tuple(center), width, height, angle=angle, facecolor="none", edgecolor=color, linewidth=1.6)
+    return Ellipse(
+        tuple(center), width, height, angle=angle, facecolor="none", edgecolor=color, linewidth=1.6
+    )
 
 
 def _draw_rows(ax: Axes, plane: Plane, rows: np.ndarray, labels: Array | None) -> None:

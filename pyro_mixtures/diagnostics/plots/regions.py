@@ -10,7 +10,14 @@ from matplotlib.colors import ListedColormap, to_rgb
 from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
-from pyro_mixtures.diagnostics.plots.drawing import Array, color_of, figure, label, to_finite, to_numbers
+from pyro_mixtures.diagnostics.plots.drawing import (
+    Array,
+    color_of,
+    figure,
+    label,
+    to_finite,
+    to_numbers,
+)
 from pyro_mixtures.diagnostics.plots.places import draw_labelled, write_number
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.experts.gates import Gate
@@ -21,7 +28,12 @@ _ROWS, _MARGIN = 3000, 0.05
 
 
 def plot_gate(
-    gate: Gate, x: Array, *, labels: Array | None = None, resolution: int = 300, ax: Axes | None = None
+    gate: Gate,
+    x: Array,
+    *,
+    labels: Array | None = None,
+    resolution: int = 300,
+    ax: Axes | None = None,
 ) -> Axes:
     """Regions of the parts that ``gate`` sends rows to, numbered, and the rows themselves in their own colours.
 
@@ -40,7 +52,9 @@ def plot_gate(
     """
     check_whole(resolution=resolution, least=2)
     if not isinstance(gate, Gate):
-        raise OptionError(f"gate is of type {type(gate).__name__}: give a Gate, as fit_gate() returns it")
+        raise OptionError(
+            f"gate is of type {type(gate).__name__}: give a Gate, as fit_gate() returns it"
+        )
     x = as_rows(x)
     if x.dim() != 2 or x.shape[1] != 2 or not len(x):
         raise DataError(f"rows are {tuple(x.shape)}: regions can be drawn of rows (N, 2)")
@@ -54,7 +68,12 @@ def plot_gate(
     draw_labelled(ax, to_finite("rows", x[some]), own)
     ax.set_xlim(low[0], high[0])
     ax.set_ylim(low[1], high[1])
-    label(ax, f"Regions of {len(np.unique(parts))} of the gate's {gate.components} parts", "Feature 0", "Feature 1")
+    label(
+        ax,
+        f"Regions of {len(np.unique(parts))} of the gate's {gate.components} parts",
+        "Feature 0",
+        "Feature 1",
+    )
     return ax
 
 
@@ -80,11 +99,29 @@ def _draw_regions(ax: Axes, parts: np.ndarray, low: np.ndarray, high: np.ndarray
     """Pale colours, borders between them (colours repeat), and numbers."""
     names, place = np.unique(parts, return_inverse=True)
     place = place.reshape(parts.shape)
-    pale = ListedColormap([[1 - 0.3 * (1 - value) for value in to_rgb(color_of(name))] for name in names.tolist()])
-    frame: dict[str, Any] = {"extent": (low[0], high[0], low[1], high[1]), "origin": "lower", "aspect": "auto"}
-    ax.imshow(place, cmap=pale, vmin=-0.5, vmax=len(names) - 0.5, interpolation="nearest", zorder=-2, **frame)
+    pale = ListedColormap(
+        [[1 - 0.3 * (1 - value) for value in to_rgb(color_of(name))] for name in names.tolist()]
+    )
+    frame: dict[str, Any] = {
+        "extent": (low[0], high[0], low[1], high[1]),
+        "origin": "lower",
+        "aspect": "auto",
+    }
+    ax.imshow(
+        place,
+        cmap=pale,
+        vmin=-0.5,
+        vmax=len(names) - 0.5,
+        interpolation="nearest",
+        zorder=-2,
+        **frame,
+    )
     cell = (high - low) / len(parts)
-    ax.add_collection(LineCollection(list(low + cell * _borders(place)), colors="#777777", linewidths=0.8, zorder=-1))
+    ax.add_collection(
+        LineCollection(
+            list(low + cell * _borders(place)), colors="#777777", linewidths=0.8, zorder=-1
+        )
+    )
     for number, name in enumerate(names.tolist()):
         cells = np.argwhere(place == number)
         inside = cells[np.square(cells - cells.mean(0)).sum(1).argmin()]

@@ -44,7 +44,9 @@ def _table(a: Labels, b: Labels) -> csr_array:
     both = [as_rows(a), as_rows(b)]
     for name, labels in zip("ab", both, strict=True):
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise DataError(f"{name} is {labels.dtype} {tuple(labels.shape)}: labels are integers (N,)")
+            raise DataError(
+                f"{name} is {labels.dtype} {tuple(labels.shape)}: labels are integers (N,)"
+            )
     if len(both[0]) != len(both[1]):
         raise DataError(
             f"labels of {len(both[0])} and of {len(both[1])} rows: both partitions must be of the same rows"

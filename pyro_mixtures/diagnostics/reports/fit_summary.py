@@ -28,11 +28,16 @@ def what_was_fitted(fit: Fit, rows: Sequence[Tensor]) -> list[tuple[str, str]]:
         ("components", f"{fit.guide.components} at site {fit.guide.site!r}"),
         ("rows", shapes),
         ("outcome", f"{ending} after {len(fit.history)} epochs, ELBO {fit.elbo:.6g} nats a row"),
-        ("versions", f"pyro-mixtures {pyro_mixtures.__version__}, Pyro {pyro.__version__}, torch {torch.__version__}"),
+        (
+            "versions",
+            f"pyro-mixtures {pyro_mixtures.__version__}, Pyro {pyro.__version__}, torch {torch.__version__}",
+        ),
     ]
 
 
-def params_of_fit(fit: Fit, rows: Sequence[Tensor], given: Mapping[str, Tensor]) -> list[tuple[str, str, str, int]]:
+def params_of_fit(
+    fit: Fit, rows: Sequence[Tensor], given: Mapping[str, Tensor]
+) -> list[tuple[str, str, str, int]]:
     """Each param's name, shape with the meaning of its dimensions where that is known, dtype, and numbers in it."""
     first = tuple(tensor[:1] for tensor in rows)
     with params_of(fit):
@@ -47,7 +52,9 @@ def phases(epochs: Sequence[Epoch]) -> list[tuple]:
     """For each phase of a fit its epochs, last ELBO, evaluations so far, seconds so far, components with rows."""
     last = {epoch.phase: epoch for epoch in epochs}
     count = {phase: sum(epoch.phase == phase for epoch in epochs) for phase in last}
-    return [(p, count[p], e.elbo, e.evaluations, round(e.seconds, 2), e.live) for p, e in last.items()]
+    return [
+        (p, count[p], e.elbo, e.evaluations, round(e.seconds, 2), e.live) for p, e in last.items()
+    ]
 
 
 def _described(thing: Any) -> str:
@@ -55,7 +62,9 @@ def _described(thing: Any) -> str:
     if inspect.isfunction(thing):
         return f"{thing.__name__}()"
     held, names = vars(thing), inspect.signature(type(thing)).parameters
-    options = {name: held[name] for name in names if name in held and isinstance(held[name], _SIMPLE)}
+    options = {
+        name: held[name] for name in names if name in held and isinstance(held[name], _SIMPLE)
+    }
     return f"{type(thing).__name__}({', '.join(f'{name}={_value(value)}' for name, value in options.items())})"
 
 

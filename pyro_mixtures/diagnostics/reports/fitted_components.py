@@ -25,7 +25,9 @@ class FittedComponents(NamedTuple):
     rows: Tensor  # (N, D), what the site observed
 
 
-def fitted_components(fit: Fit, *rows: Tensor, given: Mapping[str, Tensor] | None = None) -> FittedComponents | None:
+def fitted_components(
+    fit: Fit, *rows: Tensor, given: Mapping[str, Tensor] | None = None
+) -> FittedComponents | None:
     """The first observed site of a family with a location argument; None where the program has none.
 
     :param rows: the model's tensor arguments; some of the fit's rows are enough.
@@ -57,7 +59,10 @@ def covariances(family: Components, some: Tensor) -> Tensor | None:
     """
     if not isinstance(family, QuadraticComponents):
         return None
-    own = {name: value[some] if family.is_own(name) else value for name, value in family.arguments.items()}
+    own = {
+        name: value[some] if family.is_own(name) else value
+        for name, value in family.arguments.items()
+    }
     with torch.no_grad():
         kernel = family.of({name: value.double() for name, value in own.items()}).kernel()
         inner = kernel.sign * (kernel.projection.mT @ kernel.projection)

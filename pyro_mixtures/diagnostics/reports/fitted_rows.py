@@ -20,7 +20,9 @@ class FittedRows(NamedTuple):
     """N rows under q(z), on the CPU."""
 
     labels: Tensor  # (N,) int64, each row's most probable component; -1 where masked
-    evidence: Tensor  # (N,) float64, log of the joints that q sums over, in nats; NaN where masked
+    log_evidence: (
+        Tensor  # (N,) float64, log of the joints that q sums over, in nats; NaN where masked
+    )
     entropy: Tensor  # (N,) float64, of the responsibilities in nats; NaN where masked
     point: Point  # of the model's other latent sites that this is for
 
@@ -30,7 +32,9 @@ class FittedRows(NamedTuple):
         return (self.labels >= 0).nonzero()[:, 0]
 
 
-def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: int = 0) -> FittedRows:
+def fitted_rows(
+    fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: int = 0
+) -> FittedRows:
     """One pass of the fit's guide over the ``rows`` that it was fitted to, without searching or moving any.
 
     :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.em.fit`.
@@ -48,7 +52,9 @@ def fitted_rows(fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: in
     """
     guide = fit.guide
     if isinstance(guide, Partition) and guide.labels is not None and guide.labels.dim() > 1:
-        raise OptionError(f"the guide holds {len(guide.labels)} partitions side by side: give the fit of one of them")
+        raise OptionError(
+            f"the guide holds {len(guide.labels)} partitions side by side: give the fit of one of them"
+        )
     batches, _ = plan(fit.inference, rows, batch_size)
     found: FittedRows | None = None
     with params_of(fit), _unchanged(guide), torch.no_grad():
@@ -73,8 +79,13 @@ def params_of(fit: Fit) -> Iterator[None]:
     own: dict[str, Tensor] = {}
     for program in (fit.model, fit.guide):
         if isinstance(program, nn.Module):
-            own |= {name.removesuffix("_unconstrained"): leaf for name, leaf in program.named_parameters()}
-    foreign = {name for name, leaf in state["params"].items() if name in own and own[name] is not leaf}
+            own |= {
+                name.removesuffix("_unconstrained"): leaf
+                for name, leaf in program.named_parameters()
+            }
+    foreign = {
+        name for name, leaf in state["params"].items() if name in own and own[name] is not leaf
+    }
     kept: Any = {kind: {n: v for n, v in state[kind].items() if n not in foreign} for kind in state}  # type: ignore
     with store.scope(kept):
         yield
@@ -95,7 +106,9 @@ def _unchanged(guide: Any) -> Iterator[None]:
 
 def _empty(rows: int, point: Point) -> FittedRows:
     nothing = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
-    return FittedRows(torch.full((rows,), -1, dtype=torch.int64, device="cpu"), nothing, nothing.clone(), point)
+    return FittedRows(
+        torch.full((rows,), -1, dtype=torch.int64, device="cpu"), nothing, nothing.clone(), point
+    )
 
 
 def _fill(found: FittedRows, posterior: Posterior, rows: int) -> None:
@@ -108,5 +121,5 @@ def _fill(found: FittedRows, posterior: Posterior, rows: int) -> None:
     q = posterior.probs.double()
     surprise = torch.where(q > 0, -q * posterior.log_prob.double(), 0.0).sum(0)
     found.labels[index] = posterior.winner[seen].to("cpu", torch.int64)
-    found.evidence[index] = posterior.evidence[seen].to("cpu", torch.float64)
+    found.log_evidence[index] = posterior.log_evidence[seen].to("cpu", torch.float64)
     found.entropy[index] = surprise[seen].to("cpu")

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.partition_information.plots import plot_information
-from pyro_mixtures.diagnostics.partition_information.report import Dependence, Knowledge, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information.report import (
+    Dependence,
+    Knowledge,
+    PartitionInformation,
+)
 from pyro_mixtures.diagnostics.plots.history import plot_history
 from pyro_mixtures.diagnostics.plots.images import plot_image_sheet
 from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
@@ -17,7 +21,11 @@ from pyro_mixtures.diagnostics.plots.pictures import plot_responsibilities, plot
 from pyro_mixtures.diagnostics.plots.places import plot_ellipses
 from pyro_mixtures.diagnostics.plots.regions import plot_gate
 from pyro_mixtures.diagnostics.reports.fit_summary import params_of_fit, phases, what_was_fitted
-from pyro_mixtures.diagnostics.reports.fitted_components import FittedComponents, covariances, fitted_components
+from pyro_mixtures.diagnostics.reports.fitted_components import (
+    FittedComponents,
+    covariances,
+    fitted_components,
+)
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
 from pyro_mixtures.diagnostics.reports.neighbor_recall import WithGraph
 from pyro_mixtures.diagnostics.reports.page import Page, write_whole
@@ -78,7 +86,13 @@ def report(
     tensors, page = Batches(rows).tensors, Page(title)
     with looking(generator) as source:
         state, summary = report_of(
-            fit, tensors, source, sample=sample, others=others, outliers=outliers, batch_size=batch_size
+            fit,
+            tensors,
+            source,
+            sample=sample,
+            others=others,
+            outliers=outliers,
+            batch_size=batch_size,
         )
         some = state.known[:: max(1, -(-len(state.known) // _ROWS))]
         found = _places(fit, state, some, tensors, image_shape)
@@ -98,7 +112,9 @@ def report(
 def _add_fit(page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...]) -> None:
     page.heading("What was fitted")
     page.table(what_was_fitted(fit, rows))
-    page.table(params_of_fit(fit, rows, state.point.values), header=("Param", "Shape", "Type", "Numbers"))
+    page.table(
+        params_of_fit(fit, rows, state.point.values), header=("Param", "Shape", "Type", "Numbers")
+    )
     page.heading("History")
     if not len(fit.history):
         page.text("No epochs: nothing was fitted.")
@@ -113,7 +129,9 @@ def _add_fit(page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...]) 
     )
     page.table(phases(fit.history.epochs), header=names)
     full = len(rows[0]) * fit.guide.components if fit.guide.searches else None
-    page.picture(plot_history(fit.history, full=full)[0], "Objective and joint evaluations, epoch by epoch.")
+    page.picture(
+        plot_history(fit.history, full=full)[0], "Objective and joint evaluations, epoch by epoch."
+    )
 
 
 def _add_partition(page: Page, summary: PartitionReport) -> None:
@@ -125,32 +143,55 @@ def _add_partition(page: Page, summary: PartitionReport) -> None:
     entropy = [float(summary.part_entropy[c]) for c in largest]
     names = ("Component", "Rows", "Share", "Entropy of q (nats a row)")
     caption = f"The {len(lines)} largest of {len(summary.sizes)} parts"
-    page.table([(*line, value) for line, value in zip(lines, entropy, strict=True)], header=names, caption=caption)
+    page.table(
+        [(*line, value) for line, value in zip(lines, entropy, strict=True)],
+        header=names,
+        caption=caption,
+    )
     worst = zip(summary.outliers.tolist(), summary.outlier_evidence.tolist(), strict=True)
-    page.table(worst, header=("Row", "Log evidence (nats)"), caption="Outliers: rows of lowest evidence")
+    page.table(
+        worst, header=("Row", "Log evidence (nats)"), caption="Outliers: rows of lowest evidence"
+    )
 
 
 def _add_responsibilities(
-    page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator
+    page: Page,
+    fit: Fit,
+    state: FittedRows,
+    rows: tuple[Tensor, ...],
+    sample: int,
+    generator: torch.Generator,
 ) -> None:
     known = state.known
-    some = known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
+    some = (
+        known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
+    )
     part = tuple(tensor[some.to(tensor.device)] for tensor in rows)
     with params_of(fit), torch.no_grad():
         top = min(_TOP, fit.guide.components)
-        found = responsibilities(fit.model, *part, top=top, site=fit.guide.site, given=state.point.values)
-    caption = f"Exact responsibilities of the least certain of {len(some)} random rows, by their winner."
+        found = responsibilities(
+            fit.model, *part, top=top, site=fit.guide.site, given=state.point.values
+        )
+    caption = (
+        f"Exact responsibilities of the least certain of {len(some)} random rows, by their winner."
+    )
     page.picture(plot_responsibilities(found, numbers=some), caption)
 
 
 def _places(
-    fit: Fit, state: FittedRows, some: Tensor, rows: tuple[Tensor, ...], image_shape: tuple[int, ...] | None
+    fit: Fit,
+    state: FittedRows,
+    some: Tensor,
+    rows: tuple[Tensor, ...],
+    image_shape: tuple[int, ...] | None,
 ) -> FittedComponents | None:
     """Components among ``some`` rows, where there is something to draw of them."""
     part = (tensor[some.to(tensor.device)] for tensor in rows)
     found = fitted_components(fit, *part, given=state.point.values)
     if found is None and image_shape is not None:
-        raise OptionError(f"image_shape={image_shape}, but no observed site has components with a place: leave it out")
+        raise OptionError(
+            f"image_shape={image_shape}, but no observed site has components with a place: leave it out"
+        )
     return found if found is None or image_shape is not None or found.loc.shape[1] > 1 else None
 
 
@@ -171,17 +212,30 @@ def _add_components(
         _add_graph(page, fit, found, summary)
 
 
-def _add_ellipses(page: Page, found: FittedComponents, labels: Tensor, summary: PartitionReport) -> None:
-    some = summary.sizes.argsort(descending=True, stable=True)[:_ELLIPSES].sort().values.to(found.loc.device)
+def _add_ellipses(
+    page: Page, found: FittedComponents, labels: Tensor, summary: PartitionReport
+) -> None:
+    some = (
+        summary.sizes.argsort(descending=True, stable=True)[:_ELLIPSES]
+        .sort()
+        .values.to(found.loc.device)
+    )
     spread = covariances(found.family, some)
     if spread is not None:
         ax = plot_ellipses(found.loc[some], spread, rows=found.rows, labels=labels, numbers=some)
-        page.picture(ax, f"Components of site {found.site!r} with most rows, among {len(found.rows)} of its rows.")
+        page.picture(
+            ax,
+            f"Components of site {found.site!r} with most rows, among {len(found.rows)} of its rows.",
+        )
 
 
 def _add_graph(page: Page, fit: Fit, found: FittedComponents, summary: PartitionReport) -> None:
     guide = fit.guide
-    if not isinstance(guide, WithGraph) or guide.graph is None or guide.graph.neighbors.shape[1] < 2:
+    if (
+        not isinstance(guide, WithGraph)
+        or guide.graph is None
+        or guide.graph.neighbors.shape[1] < 2
+    ):
         return
     if guide.components > _NODES:
         page.text(f"The neighbour graph of {guide.components} components is too dense to be drawn.")
@@ -200,7 +254,10 @@ def _add_information(page: Page, information: PartitionInformation) -> None:
     page.heading("What the partition knows")
     shown = information.knowledge[:_LINES]
     count = f"{len(shown)} of {len(information.knowledge)} variables"
-    page.picture(plot_information(information, count=_LINES), f"Mutual information of the partition with {count}.")
+    page.picture(
+        plot_information(information, count=_LINES),
+        f"Mutual information of the partition with {count}.",
+    )
     page.table(shown, header=Knowledge._fields, caption=f"{count}, those it knows most of")
     if information.dependences:
         _add_dependences(page, information)
@@ -211,13 +268,19 @@ def _add_dependences(page: Page, information: PartitionInformation) -> None:
     tested = all(line.adjusted is not None for line in every)
     partial = information.partial() if tested else []
     order = sorted(every, key=lambda line: (line not in partial, -_excess(line)))
-    first = f"{len(partial) or 'none'} found in some parts only (adjusted p at most 0.05)" if tested else "not tested"
+    first = (
+        f"{len(partial) or 'none'} found in some parts only (adjusted p at most 0.05)"
+        if tested
+        else "not tested"
+    )
     page.text(
         "How the outcome depends on a feature: hypercontractivity coefficients inside a part and over all rows, "
         f"{first}{', these first' if partial else ''}; the largest inside - overall at the top."
     )
     shown = order[:_LINES]
-    page.table(shown, header=Dependence._fields, caption=f"{len(shown)} of {len(every)} dependences")
+    page.table(
+        shown, header=Dependence._fields, caption=f"{len(shown)} of {len(every)} dependences"
+    )
 
 
 def _excess(line: Dependence) -> float:

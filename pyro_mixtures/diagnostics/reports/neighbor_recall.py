@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.partition import NeighborGraph
-from pyro_mixtures.poutine import Declaration, ReuseMessenger, log_joint
+from pyro_mixtures.poutine import ProgramStructure, ReuseMessenger, log_joint
 
 # Rows that a component's divergences are averaged over, at most.
 _ROWS_A_COMPONENT = 32
@@ -30,7 +30,7 @@ class NeighborRecall(NamedTuple):
 
 def neighbor_recall(
     model: Callable,
-    declaration: Declaration,
+    structure: ProgramStructure,
     neighbors: Tensor,
     labels: Tensor,
     *rows: Tensor,
@@ -43,7 +43,7 @@ def neighbor_recall(
     Nearness is the guide's, :math:`D(c, k) = \mathrm{mean}_{n: z_n = c} \log p(x_n | c) - \log p(x_n | k)`, here with
     all k evaluated for some of the rows of random components c: C joint densities a row.
 
-    :param declaration: of the ``model``, read from these rows.
+    :param structure: of the ``model``, read from these rows.
     :param labels: (N,) component of every row, negative for none.
     :param sample: rows in all, at most 32 of a component.
     :param generator: picks components and rows, on the CPU; torch's global one by default.
@@ -55,9 +55,11 @@ def neighbor_recall(
     for component, members in _members(labels, generator):
         members = members[:left]
         part = tuple(tensor[members.to(tensor.device)] for tensor in rows)
-        with declaration.threads():
-            nearest = _nearest(handled, declaration, component, part, neighbors.shape[1], given)
-        found.append(torch.isin(nearest, neighbors[component, 1:].to("cpu", torch.int64)).double().mean())
+        with structure.threads():
+            nearest = _nearest(handled, structure, component, part, neighbors.shape[1], given)
+        found.append(
+            torch.isin(nearest, neighbors[component, 1:].to("cpu", torch.int64)).double().mean()
+        )
         left -= len(members)
         if left <= 0:
             break
@@ -76,15 +78,22 @@ def _members(labels: Tensor, generator: torch.Generator | None):
 
 
 def _nearest(
-    model: Callable, d: Declaration, component: int, rows: tuple[Tensor, ...], size: int, given: Mapping | None
+    model: Callable,
+    d: ProgramStructure,
+    component: int,
+    rows: tuple[Tensor, ...],
+    size: int,
+    given: Mapping | None,
 ) -> Tensor:
     """The ``size`` - 1 other components (G - 1,) of least divergence from this one, on the CPU."""
 
-    def everyone(index: Tensor, size: int, device: torch.device) -> Tensor:
+    def all_components(index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(d.components, device=device).unsqueeze(-1)
 
-    joint = log_joint(model, d, everyone, rows, {}, given)
+    joint = log_joint(model, d, all_components, rows, {}, given)
     density = joint.log_density.expand(joint.log_joint.shape).double()
     divergence = (density[component] - density).mean(1)
-    divergence[component] = torch.inf  # infinite ones are nobody's neighbours, and it is not its own
+    divergence[component] = (
+        torch.inf
+    )  # infinite ones are nobody's neighbours, and it is not its own
     return divergence.topk(size - 1, largest=False).indices.to("cpu")

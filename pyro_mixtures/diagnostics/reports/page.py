@@ -49,17 +49,24 @@ class Page:
         """A paragraph."""
         self.fragments.append(f"<p class=note>{escape(text)}</p>")
 
-    def table(self, lines: Iterable[Sequence[Any]], *, header: Sequence[str] = (), caption: str = "") -> None:
+    def table(
+        self, lines: Iterable[Sequence[Any]], *, header: Sequence[str] = (), caption: str = ""
+    ) -> None:
         """Numbers stand on the right, and so do their headings; a first cell of a line without header is its name."""
         body = [list(line) for line in lines]
         rows = "".join(_row(line, named=not header) for line in body)
-        sides = [bool(body) and all(_is_number(line[i]) for line in body) for i in range(len(header))]
+        sides = [
+            bool(body) and all(_is_number(line[i]) for line in body) for i in range(len(header))
+        ]
         head = "".join(
-            f"<th{_NUMBER * side} scope=col>{escape(name)}</th>" for name, side in zip(header, sides, strict=True)
+            f"<th{_NUMBER * side} scope=col>{escape(name)}</th>"
+            for name, side in zip(header, sides, strict=True)
         )
         head = f"<thead><tr>{head}</tr></thead>" if header else ""
         title = f"<caption>{escape(caption)}</caption>" if caption else ""
-        self.fragments.append(f"<div class=scroll><table>{title}{head}<tbody>{rows}</tbody></table></div>")
+        self.fragments.append(
+            f"<div class=scroll><table>{title}{head}<tbody>{rows}</tbody></table></div>"
+        )
 
     def picture(self, ax: Axes, caption: str) -> None:
         """The figure of ``ax`` as a PNG inside the page; its caption is what those hear who do not see it."""

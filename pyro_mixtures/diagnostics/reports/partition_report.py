@@ -11,7 +11,11 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
-from pyro_mixtures.diagnostics.reports.neighbor_recall import NeighborRecall, WithGraph, neighbor_recall
+from pyro_mixtures.diagnostics.reports.neighbor_recall import (
+    NeighborRecall,
+    WithGraph,
+    neighbor_recall,
+)
 from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.em.fit import Fit
@@ -19,7 +23,9 @@ from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior
 
-Other = Fit | Tensor | np.ndarray | Sequence[int]  # another fit of the same rows, or its labels (N,)
+Other = (
+    Fit | Tensor | np.ndarray | Sequence[int]
+)  # another fit of the same rows, or its labels (N,)
 # Roundings, of the numbers that a log joint is the sum of, within which two components are equally probable.
 _ROUNDINGS = 64
 
@@ -39,7 +45,9 @@ class PartitionReport:
 
     sizes: Tensor  # (C,) int64, rows of which each component is the most probable
     entropy: float  # of the responsibilities, in nats a row
-    part_entropy: Tensor  # (C,) float64, the same for the rows of each component; NaN where it has none
+    part_entropy: (
+        Tensor  # (C,) float64, the same for the rows of each component; NaN where it has none
+    )
     gap: Gap
     recall: NeighborRecall | None  # None for guides without a neighbour graph
     reseeded: int  # components split off others during the fit, or parts given new rows
@@ -55,7 +63,7 @@ class PartitionReport:
         return int(self.sizes.sum())
 
     @property
-    def dead(self) -> Tensor:
+    def empty(self) -> Tensor:
         """Components without rows."""
         return (self.sizes == 0).nonzero()[:, 0]
 
@@ -68,8 +76,14 @@ class PartitionReport:
         changed = f"{self.reseeded} re-seeded during the fit, {self.dropped} dropped for good"
         lines = [
             ("partition", f"{self.rows} rows in {len(live)} of {len(self.sizes)} components"),
-            ("sizes", f"largest {live.max()}, median {np.median(live):.10g}, smallest {live.min()}"),
-            ("dead components", f"{'number ' * bool(len(self.dead))}{_some(self.dead.tolist())}; {changed}"),
+            (
+                "sizes",
+                f"largest {live.max()}, median {np.median(live):.10g}, smallest {live.min()}",
+            ),
+            (
+                "dead components",
+                f"{'number ' * bool(len(self.empty))}{_some(self.empty.tolist())}; {changed}",
+            ),
             ("entropy of q", f"{self.entropy:.4g} nats a row"),
             ("truncation gap", _of_gap(self.gap)),
         ]
@@ -77,11 +91,23 @@ class PartitionReport:
             lines.insert(1, ("latent sites", self.latents))
         if self.recall is not None:
             share, of = f"{self.recall.share:.3f}", f"{self.recall.neighbors} nearest others"
-            lines.append(("neighbour graph", f"holds {share} of the {of}, of {self.recall.components} components"))
+            lines.append(
+                (
+                    "neighbour graph",
+                    f"holds {share} of the {of}, of {self.recall.components} components",
+                )
+            )
         for number, found in enumerate(self.stability, 1):
-            lines.append((f"against fit {number}", f"adjusted Rand {found.rand:.3f}, matched rows {found.matched:.3f}"))
+            lines.append(
+                (
+                    f"against fit {number}",
+                    f"adjusted Rand {found.rand:.3f}, matched rows {found.matched:.3f}",
+                )
+            )
         worst = zip(self.outliers.tolist(), self.outlier_evidence.tolist(), strict=True)
-        lines.append(("lowest evidence", _some([f"row {row} ({value:.4g})" for row, value in worst])))
+        lines.append(
+            ("lowest evidence", _some([f"row {row} ({value:.4g})" for row, value in worst]))
+        )
         return lines
 
 
@@ -126,7 +152,15 @@ def partition_report(
     (100, 1.0)
     """
     with looking(generator) as source:
-        return report_of(fit, rows, source, sample=sample, others=others, outliers=outliers, batch_size=batch_size)[1]
+        return report_of(
+            fit,
+            rows,
+            source,
+            sample=sample,
+            others=others,
+            outliers=outliers,
+            batch_size=batch_size,
+        )[1]
 
 
 def report_of(
@@ -143,7 +177,9 @@ def report_of(
     check_whole(sample=sample)
     check_whole(least=0, outliers=outliers)
     _check_fits(fit, others)
-    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))  # one for all fits: a fit equals itself
+    seed = int(
+        torch.randint(2**31, (), generator=generator, device="cpu")
+    )  # one for all fits: a fit equals itself
     tensors = Batches(rows).tensors
     state = fitted_rows(fit, *tensors, batch_size=batch_size, seed=seed)
     stability = tuple(_against(state.labels, other, tensors, batch_size, seed) for other in others)
@@ -164,7 +200,7 @@ def _found(
         raise DataError("all rows are masked: no row is left to report on")
     labels, entropy = state.labels[known], state.entropy[known]
     sizes = torch.bincount(labels, minlength=fit.guide.components)
-    worst = state.evidence[known].topk(min(outliers, len(known)), largest=False)
+    worst = state.log_evidence[known].topk(min(outliers, len(known)), largest=False)
     history = fit.history.epochs
     return PartitionReport(
         sizes=sizes,
@@ -183,17 +219,25 @@ def _found(
 
 def _check_fits(fit: Any, others: Any) -> None:
     if not isinstance(fit, Fit):
-        raise OptionError(f"fit is of type {type(fit).__name__}: give a Fit, as fit() returns it, or a result's .best")
+        raise OptionError(
+            f"fit is of type {type(fit).__name__}: give a Fit, as fit() returns it, or a result's .best"
+        )
     if not isinstance(others, Sequence):
-        raise OptionError(f"others is of type {type(others).__name__}: give a list of fits or labels")
+        raise OptionError(
+            f"others is of type {type(others).__name__}: give a list of fits or labels"
+        )
     for number, other in enumerate(others):
         if not isinstance(other, (Fit, Tensor, np.ndarray, Sequence)):
             kind = type(other).__name__
-            raise OptionError(f"others[{number}] is of type {kind}: give a Fit, a result's .best, or labels (N,)")
+            raise OptionError(
+                f"others[{number}] is of type {kind}: give a Fit, a result's .best, or labels (N,)"
+            )
 
 
 def _draw(known: Tensor, sample: int, generator: torch.Generator) -> Tensor:
-    return known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
+    return (
+        known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
+    )
 
 
 def _gap(fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], some: Tensor) -> Gap:
@@ -202,17 +246,19 @@ def _gap(fit: Fit, state: FittedRows, rows: tuple[Tensor, ...], some: Tensor) ->
     with params_of(fit), torch.no_grad():
         for found, _ in posteriors(fit.model, part, None, fit.guide.site, state.point.values):
             held, labels = labels.tensor_split([len(found.index)])
-            exact.append(found.evidence.double().cpu())
+            exact.append(found.log_evidence.double().cpu())
             missed.append(_missed(found, held))
-    gap = torch.cat(exact) - state.evidence[some]
-    return Gap(len(some), float(gap.mean()), float(gap.max()), float(torch.cat(missed).double().mean()))
+    gap = torch.cat(exact) - state.log_evidence[some]
+    return Gap(
+        len(some), float(gap.mean()), float(gap.max()), float(torch.cat(missed).double().mean())
+    )
 
 
 def _missed(exact: Posterior, labels: Tensor) -> Tensor:
     """Rows (B,) of which another component than ``labels`` is more probable, by more than rounding."""
     log_prob = exact.log_prob
     lost = log_prob.max(0).values - log_prob.gather(0, labels.to(log_prob.device).unsqueeze(0))[0]
-    rounding = _ROUNDINGS * torch.finfo(log_prob.dtype).eps * (1 + exact.evidence.abs())
+    rounding = _ROUNDINGS * torch.finfo(log_prob.dtype).eps * (1 + exact.log_evidence.abs())
     return (lost > rounding).cpu()
 
 
@@ -225,10 +271,14 @@ def _recall(
     with params_of(fit), torch.no_grad():
         d = guide.read(*(tensor[:1] for tensor in rows))
         known = guide.graph.neighbors, state.labels, *rows
-        return neighbor_recall(fit.model, d, *known, sample=sample, given=state.point.values, generator=generator)
+        return neighbor_recall(
+            fit.model, d, *known, sample=sample, given=state.point.values, generator=generator
+        )
 
 
-def _against(labels: Tensor, other: Other, rows: tuple[Tensor, ...], batch_size: int | None, seed: int) -> Agreement:
+def _against(
+    labels: Tensor, other: Other, rows: tuple[Tensor, ...], batch_size: int | None, seed: int
+) -> Agreement:
     if isinstance(other, Fit):
         return agreement(labels, fitted_rows(other, *rows, batch_size=batch_size, seed=seed).labels)
     return agreement(labels, other)

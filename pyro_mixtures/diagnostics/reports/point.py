@@ -18,7 +18,7 @@ from pyro_mixtures.infer.restarts.trials import random_state_kept
 class _Beside(Protocol):
     """What is asked of a guide with other latent sites: ``pyro_mixtures.guides`` has it."""
 
-    beside: Callable | None
+    global_guide: Callable | None
 
 
 class Point(NamedTuple):
@@ -36,22 +36,24 @@ def point_of(fit: Fit, rows: Sequence[Tensor], seed: int = 0) -> Point:
     guide = fit.guide
     with _seeded(seed, rows), pyro.poutine.block(), torch.no_grad():
         names = guide.read(*some_rows(rows, guide.components)).latent
-        guide.latent_values(*rows)  # an autoguide's first call sets it up, from random numbers of its own
+        guide.latent_values(
+            *rows
+        )  # an autoguide's first call sets it up, from random numbers of its own
         pyro.set_rng_seed(seed)
         drawn = guide.latent_values(*rows)
-        median = _median(guide.beside, rows) if isinstance(guide, _Beside) else {}
+        median = _median(guide.global_guide, rows) if isinstance(guide, _Beside) else {}
     known = set(names) <= median.keys()
     values = median if known else drawn
     kind = "the guide's median" if known else "one draw of the guide"
     return Point({name: values[name] for name in names if name in values}, kind)
 
 
-def _median(beside: Callable | None, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+def _median(global_guide: Callable | None, rows: Sequence[Tensor]) -> dict[str, Tensor]:
     """Nothing for other guides and for autoguides without it; Pyro's lists leave out the sites of such members."""
-    if not isinstance(beside, AutoGuide):
+    if not isinstance(global_guide, AutoGuide):
         return {}
     try:
-        return beside.median(*rows)
+        return global_guide.median(*rows)
     except NotImplementedError:
         return {}
 
@@ -66,7 +68,11 @@ def looking(generator: torch.Generator | None) -> Iterator[torch.Generator]:
     True
     """
     with random_state_kept():
-        yield torch.Generator("cpu").set_state(torch.get_rng_state()) if generator is None else generator
+        yield (
+            torch.Generator("cpu").set_state(torch.get_rng_state())
+            if generator is None
+            else generator
+        )
 
 
 @contextmanager

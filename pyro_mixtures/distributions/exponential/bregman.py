@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions.normal.closed_form import empty_to_one
 from pyro_mixtures.distributions.components import Components, check_floating, match_dtype
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
+from pyro_mixtures.distributions.normal.closed_form import empty_to_one
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops import Pairs
@@ -128,9 +128,11 @@ class BregmanComponents(Components):
         mean, base = self.flat(self.mean, 1), self.base(x)
         products = pair_products(x, self.natural(mean).unsqueeze(1), pairs).squeeze(-1)
         # Where all rows have the same components, so is their offset.
-        z = pairs.z[:, :1] if pairs.everyone else pairs.z
+        z = pairs.z[:, :1] if pairs.all_pairs else pairs.z
         offset = take(-self.log_partition(mean), z)
-        return (products + offset + (base if pairs.rows is None else base[pairs.rows])).reshape(index.shape)
+        return (products + offset + (base if pairs.rows is None else base[pairs.rows])).reshape(
+            index.shape
+        )
 
     def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
         """The same by plain torch indexing: slower, and traceable."""
@@ -161,7 +163,9 @@ class BregmanComponents(Components):
         typical = empty_to_one(away.mean().clamp_min(0))
         return fraction * torch.where(away > 0, away, typical)
 
-    def maximize(self, statistics: MeanStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: MeanStatistics, free: frozenset[str], *, floor: Tensor
+    ) -> dict[str, Tensor]:
         """The mean of each part's rows, kept inside its domain by ``floor``; empty parts stay where they are."""
         if "mean" not in free:
             return {}
@@ -195,13 +199,17 @@ class BregmanComponents(Components):
         """Means inside their domain, a little towards their average, to start from at ``rows`` (C, D)."""
         means = rows / cls.row_size(rows).clamp_min(torch.finfo(rows.dtype).tiny)
         average = means.mean(0)
-        return cls.inside(means.lerp(average.expand_as(means), _SMOOTHING), cls._floor(average, 1e-3))
+        return cls.inside(
+            means.lerp(average.expand_as(means), _SMOOTHING), cls._floor(average, 1e-3)
+        )
 
     def _rows(self, value: Tensor) -> Tensor:
         """Rows in the dtype of the means, checked; NaN may stand in for what a mask hides."""
         x = match_dtype(value, self.mean)
         if bool((self.distance_to_boundary(x) < 0).any()):
-            raise DataError(f"rows in [{float(x.min())}, {float(x.max())}] leave the support of {type(self).__name__}")
+            raise DataError(
+                f"rows in [{float(x.min())}, {float(x.max())}] leave the support of {type(self).__name__}"
+            )
         return x
 
     def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
@@ -225,12 +233,17 @@ def _weighted_sums(x: Tensor, weight: Tensor, pairs: Pairs) -> MeanStatistics:
 
 def _dense_sums(x: Tensor, weight: Tensor, pairs: Pairs) -> MeanStatistics:
     """The same by matrix products, some rows at a time, as if all rows met all components."""
-    count, first = (torch.zeros(pairs.components, w, dtype=torch.float64, device=x.device) for w in (1, x.shape[1]))
+    count, first = (
+        torch.zeros(pairs.components, w, dtype=torch.float64, device=x.device)
+        for w in (1, x.shape[1])
+    )
     step = max(1, _NUMBERS // (pairs.components + x.shape[1]))
     for at in range(0, len(x), step):
         some = slice(at, at + step)
         # -1 falls into the place before the first, which is cut off.
-        table = torch.zeros(pairs.components + 1, len(x[some]), dtype=torch.float64, device=x.device)
+        table = torch.zeros(
+            pairs.components + 1, len(x[some]), dtype=torch.float64, device=x.device
+        )
         table = table.scatter_add_(0, pairs.z[:, some] + 1, weight[:, some].double())[1:]
         count += table.sum(-1, keepdim=True)
         # What no component has may hold anything, NaN included.

@@ -41,7 +41,9 @@ class Categoricals(Components):
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         label = self._labels(value).expand(index.shape)
         floor = torch.finfo(self.probs.dtype).tiny
-        table = torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf).reshape(-1)
+        table = torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf).reshape(
+            -1
+        )
         found = table[index.clamp_min(0) * self.labels + label]
         return torch.where(index < 0, -torch.inf, found)
 
@@ -64,7 +66,9 @@ class Categoricals(Components):
         found = LabelCounts(counts.reshape(-1, self.labels))
         return found if into is None else add(into, found)
 
-    def maximize(self, statistics: LabelCounts, free: frozenset[str], *, floor: Tensor | None) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: LabelCounts, free: frozenset[str], *, floor: Tensor | None
+    ) -> dict[str, Tensor]:
         if "probs" not in free:
             return {}
         total = statistics.counts.sum(-1, keepdim=True)
@@ -74,5 +78,7 @@ class Categoricals(Components):
     def _labels(self, value: Tensor) -> Tensor:
         label = value.long()
         if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.labels):
-            raise DataError(f"labels lie in [{int(label.min())}, {int(label.max())}], not in [0, {self.labels})")
+            raise DataError(
+                f"labels lie in [{int(label.min())}, {int(label.max())}], not in [0, {self.labels})"
+            )
         return label

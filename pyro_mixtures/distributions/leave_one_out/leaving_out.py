@@ -22,7 +22,9 @@ class Leaving(NamedTuple):
         return torch.where(self.others, self.weight / self.rest, 0.0)
 
 
-def leaving(total: Tensor, index: Tensor, weight: Tensor | None, size: Tensor | float = 1.0) -> Leaving:
+def leaving(
+    total: Tensor, index: Tensor, weight: Tensor | None, size: Tensor | float = 1.0
+) -> Leaving:
     """Rows of ``weight`` (B,), one each by default, times their ``size`` leave parts ``index`` of ``total`` (C,).
 
     >>> gone = leaving(torch.tensor([3.0, 1.0]), torch.tensor([0, 1]), None)

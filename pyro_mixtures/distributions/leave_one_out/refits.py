@@ -13,7 +13,9 @@ from pyro_mixtures.ops.optimize.newton import PairedRows
 # Numbers of rows and Hessians that are alive at once.
 _NUMBERS = 1 << 22
 
-Solve = Callable[[PairedRows, Tensor], tuple[Tensor, Tensor]]  # -> coefficients (C, M, Q), losses (C, M)
+Solve = Callable[
+    [PairedRows, Tensor], tuple[Tensor, Tensor]
+]  # -> coefficients (C, M, Q), losses (C, M)
 
 
 class Leavers(NamedTuple):
@@ -28,7 +30,9 @@ class Leavers(NamedTuple):
         return Leavers(*(t[rows] for t in self))
 
 
-def hinge_losses_without(parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve, *, width: float) -> Tensor:
+def hinge_losses_without(
+    parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve, *, width: float
+) -> Tensor:
     r"""Minimal losses (B, M) of the parts without each of the ``rows``, where losses are hinges of signs.
 
     Where the margins of rows i and j are larger than one at the minimum of :math:`S \setminus i`, that is the minimum
@@ -64,7 +68,9 @@ def _furthest(rows: Leavers, margin: Tensor) -> tuple[Tensor, Tensor]:
     return group, order[counts.cumsum(0) - 1]
 
 
-def _solve_without(parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve) -> tuple[Tensor, Tensor]:
+def _solve_without(
+    parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve
+) -> tuple[Tensor, Tensor]:
     """Coefficients (B, M, Q) and losses (B, M) of the parts without each of the ``rows``; memory is bounded."""
     outputs, wide = start.shape[1:]
     sizes = parts.pairs.sorted.starts.diff()[rows.part]
@@ -84,8 +90,18 @@ def _without(parts: PairedRows, rows: Leavers) -> PairedRows:
     known, problems = parts.pairs.sorted, torch.arange(len(rows.part), device=rows.part.device)
     begin, counts = known.starts[rows.part], known.starts.diff()[rows.part]
     problem = problems.repeat_interleave(counts)
-    position = begin[problem] + torch.arange(len(problem), device=problem.device) - (counts.cumsum(0) - counts)[problem]
-    z, numbers = torch.cat([problem, problems]), torch.cat([known.rows[position], len(parts.design) + problems])
+    position = (
+        begin[problem]
+        + torch.arange(len(problem), device=problem.device)
+        - (counts.cumsum(0) - counts)[problem]
+    )
+    z, numbers = (
+        torch.cat([problem, problems]),
+        torch.cat([known.rows[position], len(parts.design) + problems]),
+    )
     weight = torch.cat([parts.weight[known.order[position]].double(), -rows.weight.double()])
-    design, targets = torch.cat([parts.design, rows.design]), torch.cat([parts.targets, rows.targets])
+    design, targets = (
+        torch.cat([parts.design, rows.design]),
+        torch.cat([parts.targets, rows.targets]),
+    )
     return PairedRows(design, targets, Pairs(z.unsqueeze(0), len(problems), numbers), weight)

@@ -52,7 +52,9 @@ def gains_by_steps(losses: Losses, params: Params, weight: Tensor, descent: Desc
         with torch.no_grad():
             own = weight * losses({name: value[0] for name, value in end.items()}).double()
         without = []
-        for rows in torch.arange(len(weight), device=weight.device).split(_problems(losses, params)):
+        for rows in torch.arange(len(weight), device=weight.device).split(
+            _problems(losses, params)
+        ):
             others = weight.expand(len(rows), -1).scatter(1, rows.unsqueeze(-1), 0.0)
             without.append(_descend(losses, params, others, length, descent.steps)[0])
     except RuntimeError as error:
@@ -63,7 +65,9 @@ def gains_by_steps(losses: Losses, params: Params, weight: Tensor, descent: Desc
     return whole - torch.minimum(torch.cat(without), whole - own)
 
 
-def _descend(losses: Losses, start: Params, weight: Tensor, length: Tensor, steps: int) -> tuple[Tensor, Params]:
+def _descend(
+    losses: Losses, start: Params, weight: Tensor, length: Tensor, steps: int
+) -> tuple[Tensor, Params]:
     """Losses (R,) of R problems after some steps, and where: problem r weighs rows by ``weight`` (R, n)."""
 
     def total(at: Params, w: Tensor) -> Tensor:
@@ -99,7 +103,8 @@ def _rate(losses: Losses, params: Params, weight: Tensor) -> float:
     generator = torch.Generator("cpu").manual_seed(0)
     bend: Callable = vjp(grad(mean), params)[1]  # the Hessian is symmetric
     along = {
-        name: torch.randn(value.shape, generator=generator, device="cpu").to(value) for name, value in params.items()
+        name: torch.randn(value.shape, generator=generator, device="cpu").to(value)
+        for name, value in params.items()
     }
     size = _norm(along)
     for _ in range(_POWERS):
@@ -118,7 +123,9 @@ def _norm(params: Params) -> float:
 
 def _problems(losses: Losses, params: Params) -> int:
     """How many problems to solve side by side, by what one keeps for its gradients."""
-    kept = [value.numel() for value in params.values()] * 4  # the parameters, trials, and both slopes
+    kept = [
+        value.numel() for value in params.values()
+    ] * 4  # the parameters, trials, and both slopes
 
     def count(tensor: Tensor) -> Tensor:
         kept.append(tensor.numel())

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
-from pyro_mixtures.distributions.regression.conditional import ConditionalComponents, nudge
 from pyro_mixtures.distributions.indexing import once
+from pyro_mixtures.distributions.regression.conditional import ConditionalComponents, nudge
 from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.errors import DataError, ModelError, OptionError
-from pyro_mixtures.ops.optimize.choice_newton import WeightedChoices, expand, minimize
 from pyro_mixtures.ops.choices import Choices, choice_log_prob, relative
+from pyro_mixtures.ops.optimize.choice_newton import WeightedChoices, expand, minimize
 from pyro_mixtures.options import check_number
 
 
@@ -58,18 +58,30 @@ class ChoiceLogits(ConditionalComponents):
     maximizes_in_parts = False
     has_rsample = False
 
-    def __init__(self, design: Tensor, available: Tensor, theta: Tensor, *, ridge: float = 0.0, validate_args=None):
+    def __init__(
+        self,
+        design: Tensor,
+        available: Tensor,
+        theta: Tensor,
+        *,
+        ridge: float = 0.0,
+        validate_args=None,
+    ):
         check_floating("ChoiceLogits", theta)
         _check_situations(design, available)
         if theta.dim() != 2 or theta.shape[-1] != design.shape[-1]:
-            raise OptionError(f"theta {tuple(theta.shape)} for {design.shape[-1]} attributes: give (C, L)")
+            raise OptionError(
+                f"theta {tuple(theta.shape)} for {design.shape[-1]} attributes: give (C, L)"
+            )
         check_number(ridge=ridge)
         self.attributes, self.available, self.theta, self.ridge = design, available, theta, ridge
         batch_shape, event_shape = torch.Size([len(theta)]), torch.Size([design.shape[1]])
         super().__init__(design.flatten(1), batch_shape, event_shape, validate_args=validate_args)
 
     def of(self, arguments: dict[str, Any]) -> "ChoiceLogits":
-        return ChoiceLogits(self.attributes, self.available, **arguments, ridge=self.ridge, validate_args=False)
+        return ChoiceLogits(
+            self.attributes, self.available, **arguments, ridge=self.ridge, validate_args=False
+        )
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self):
@@ -88,7 +100,9 @@ class ChoiceLogits(ConditionalComponents):
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         finite = self.finite()
-        found = choice_log_prob(self._choices(value, finite), self.theta, self.pairs(index)).reshape(index.shape)
+        found = choice_log_prob(
+            self._choices(value, finite), self.theta, self.pairs(index)
+        ).reshape(index.shape)
         penalty = self.ridge * self.theta.square().sum(-1)
         found = found - penalty[once(index).clamp_min(0)]
         # Rows that a mask hides may hold NaN, which must not reach the others' gradients.
@@ -118,19 +132,25 @@ class ChoiceLogits(ConditionalComponents):
         return torch.where(self.available.any(-1), drawn, -1)
 
     def mean_at(self, index: Tensor) -> Tensor:
-        raise ModelError("a mean of alternatives' numbers says nothing: use probabilities_at(index)")
+        raise ModelError(
+            "a mean of alternatives' numbers says nothing: use probabilities_at(index)"
+        )
 
     def statistics_at(
         self, index: Tensor, value: Tensor, weight: Tensor, into: ChoiceStatistics | None = None
     ) -> ChoiceStatistics:
         """The choosers; those of ``into`` are kept, nothing is added up."""
         pairs = self.pairs(index)
-        if not pairs.everyone:
+        if not pairs.all_pairs:
             pairs = self.pairs(torch.where(weight > 0, index, -1))
-        sums = ChoiceStatistics(WeightedChoices(self._choices(value, self.finite()), pairs, weight.reshape(-1)))
+        sums = ChoiceStatistics(
+            WeightedChoices(self._choices(value, self.finite()), pairs, weight.reshape(-1))
+        )
         return sums if into is None else into + sums
 
-    def maximize(self, statistics: ChoiceStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: ChoiceStatistics, free: frozenset[str], *, floor: Any
+    ) -> dict[str, Tensor]:
         """Each component's maximum over its choosers, from its present coefficients; no component gets worse."""
         if not free:
             return {}
@@ -153,7 +173,9 @@ class ChoiceLogits(ConditionalComponents):
         Deviations are those among alternatives that are all as likely; zero where an attribute has none.
         """
         zero = torch.zeros_like(self.theta, dtype=torch.float64)
-        curvature = expand(list(statistics.batches), zero, 0.0).hessian.diagonal(dim1=-2, dim2=-1).sum(0)
+        curvature = (
+            expand(list(statistics.batches), zero, 0.0).hessian.diagonal(dim1=-2, dim2=-1).sum(0)
+        )
         situations = sum(batch.situations for batch in statistics.batches)
         return torch.where(curvature > 0, (situations / curvature).sqrt(), 0.0).to(self.theta)
 
@@ -192,13 +214,17 @@ def _check_situations(design: Tensor, available: Tensor) -> None:
 def _check_chosen(value: Tensor, available: Tensor) -> None:
     """Refuse choices (B, T) that are not numbers of available alternatives, -1 apart."""
     if value.shape != available.shape[:-1]:
-        raise DataError(f"choices are {tuple(value.shape)}, the situations {tuple(available.shape[:-1])}")
+        raise DataError(
+            f"choices are {tuple(value.shape)}, the situations {tuple(available.shape[:-1])}"
+        )
     if value.is_floating_point() or value.dtype == torch.bool:
         raise DataError(f"choices are numbers of alternatives, integers, not {value.dtype}")
     with torch.no_grad():
         known = (value >= -1) & (value < available.shape[-1])
         number = torch.where(known, value, -1).long()
-        wrong = ~known | ((number >= 0) & ~available.gather(-1, number.clamp_min(0).unsqueeze(-1)).squeeze(-1))
+        wrong = ~known | (
+            (number >= 0) & ~available.gather(-1, number.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        )
         if bool(wrong.any()):
             row, situation = wrong.nonzero()[0].tolist()
             numbers = available[row, situation].nonzero()[:, 0].tolist()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mixtures.distributions.components import Components, check_floating
 from pyro_mixtures.distributions.exponential.bregman import MeanStatistics
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one
-from pyro_mixtures.distributions.components import Components, check_floating
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.ops import Pairs
@@ -94,7 +94,13 @@ class SoftmaxComponents(Components):
             raise OptionError(f"unknown solver {solver!r}; choose one of {SOLVERS}")
         if steps is not None and steps < 1:
             raise OptionError(f"steps={steps} must be positive, or None for as many as it takes")
-        self.theta, self.features, self.ridge, self.solver, self.steps = theta, features, ridge, solver, steps
+        self.theta, self.features, self.ridge, self.solver, self.steps = (
+            theta,
+            features,
+            ridge,
+            solver,
+            steps,
+        )
         self._known: tuple[int, LogTable | Tensor] | None = None
         super().__init__(theta.shape[:-1], torch.Size(), validate_args=validate_args)
 
@@ -124,7 +130,9 @@ class SoftmaxComponents(Components):
         pairs = self._pairs(items, index)
         penalty = self.ridge * theta.square().sum(-1)
         if self._recorded():
-            found = _products(theta, self.features, pairs, -log_totals(theta, self.features) - penalty)
+            found = _products(
+                theta, self.features, pairs, -log_totals(theta, self.features) - penalty
+            )
         else:
             found = self._known_log_prob(theta, pairs, penalty)
         return found.reshape(index.shape)
@@ -135,7 +143,7 @@ class SoftmaxComponents(Components):
             return _products(theta, self.features, pairs, -known.to(theta) - penalty)
         found = _look_up(known.log_prob, pairs)
         if self.ridge:
-            found -= penalty.unsqueeze(-1) if pairs.everyone else penalty[pairs.z.clamp_min(0)]
+            found -= penalty.unsqueeze(-1) if pairs.all_pairs else penalty[pairs.z.clamp_min(0)]
         return found
 
     def _gathered_log_prob(self, theta: Tensor, index: Tensor, items: Tensor) -> Tensor:
@@ -177,7 +185,11 @@ class SoftmaxComponents(Components):
         """The pairs of rows with the components ``index``; pairs' rows are the items themselves."""
         components, lead = self.batch_shape.numel(), index.dim() - items.dim()
         if index.shape[lead:] == items.shape:
-            return Pairs(index.reshape(index.shape[:lead].numel(), items.numel()), components, items.reshape(-1))
+            return Pairs(
+                index.reshape(index.shape[:lead].numel(), items.numel()),
+                components,
+                items.reshape(-1),
+            )
         return Pairs(index.reshape(1, -1), components, items.expand(index.shape).reshape(-1))
 
     # Draws.
@@ -187,7 +199,10 @@ class SoftmaxComponents(Components):
         with torch.no_grad():
             theta, totals = self.flat(self.theta, 1), self.totals()
             used, place = torch.unique(index, return_inverse=True)
-            where, out = torch.rand(index.shape, dtype=torch.float64, device=theta.device), torch.empty_like(index)
+            where, out = (
+                torch.rand(index.shape, dtype=torch.float64, device=theta.device),
+                torch.empty_like(index),
+            )
             for some in used.split(max(1, _NUMBERS // self.items)):
                 log_prob = theta[some] @ self.features.T - totals[some].to(theta).unsqueeze(-1)
                 mine = (place >= 0) & (place < len(some))
@@ -214,7 +229,9 @@ class SoftmaxComponents(Components):
         sums = _feature_sums(self.features, weight.reshape(pairs.z.shape), pairs)
         return sums if into is None else add(into, sums)
 
-    def maximize(self, statistics: MeanStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: MeanStatistics, free: frozenset[str], *, floor: Any
+    ) -> dict[str, Tensor]:
         """Better thetas, from the present ones; those of empty components stay where they are."""
         if "theta" not in free:
             return {}
@@ -229,7 +246,9 @@ class SoftmaxComponents(Components):
             new = fit_thetas(problem, theta, self.known(), steps=self.steps)
         else:
             new = theta.clone()
-            new[live] = fit_thetas(problem.of(live), theta[live], self.totals()[live], steps=self.steps)
+            new[live] = fit_thetas(
+                problem.of(live), theta[live], self.totals()[live], steps=self.steps
+            )
         return {"theta": new.reshape(self.theta.shape)}
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
@@ -240,7 +259,9 @@ class SoftmaxComponents(Components):
         """
         theta, mean = self.flat(self.theta.detach(), 1)[component], self.feature_means()[component]
         away = (self.features[int(row)] - mean).double()
-        return theta + (covariance_of(self.features).inverse()[0] @ away / len(away) ** 0.5).to(theta)
+        return theta + (covariance_of(self.features).inverse()[0] @ away / len(away) ** 0.5).to(
+            theta
+        )
 
 
 def covariance_of(features: Tensor) -> Curvature:
@@ -252,19 +273,26 @@ def covariance_of(features: Tensor) -> Curvature:
 
 
 def _check_shapes(theta: Tensor, features: Tensor) -> None:
-    if theta.dim() < 2 or features.dim() != 2 or theta.shape[-1] != features.shape[-1] or len(features) < 2:
+    if (
+        theta.dim() < 2
+        or features.dim() != 2
+        or theta.shape[-1] != features.shape[-1]
+        or len(features) < 2
+    ):
         raise OptionError(
             f"theta {tuple(theta.shape)} and features {tuple(features.shape)}: give (C, L), and (p, L) with p >= 2"
         )
     if theta.dtype != features.dtype:
         raise OptionError(f"theta is {theta.dtype} but features are {features.dtype}: cast one")
     if features.requires_grad:
-        raise ClosedFormError("features are constants here, but these require gradients: pass features.detach()")
+        raise ClosedFormError(
+            "features are constants here, but these require gradients: pass features.detach()"
+        )
 
 
 def _products(theta: Tensor, features: Tensor, pairs: Pairs, offset: Tensor) -> Tensor:
     """Products (S, B) of the rows' features with their components' ``theta`` (C, L), plus ``offset`` (C,)."""
-    if pairs.everyone:
+    if pairs.all_pairs:
         assert pairs.rows is not None
         return torch.addmm(offset.unsqueeze(-1), theta, features[pairs.rows].T)
     return pair_products(features, theta.unsqueeze(1), pairs).squeeze(-1) + take(offset, pairs.z)
@@ -273,18 +301,22 @@ def _products(theta: Tensor, features: Tensor, pairs: Pairs, offset: Tensor) -> 
 def _look_up(table: Tensor, pairs: Pairs) -> Tensor:
     """Entries (S, B) of the ``table`` (C, p)."""
     assert pairs.rows is not None
-    if pairs.everyone:
+    if pairs.all_pairs:
         return table.index_select(1, pairs.rows)
     if pairs.z.numel() and (int(pairs.z.min()) < -1 or int(pairs.z.max()) >= len(table)):
         raise pairs.out_of_range()
-    return take(table.reshape(-1), torch.where(pairs.z < 0, -1, pairs.z * table.shape[1] + pairs.rows))
+    return take(
+        table.reshape(-1), torch.where(pairs.z < 0, -1, pairs.z * table.shape[1] + pairs.rows)
+    )
 
 
 def _inverse(prob: Tensor, row: Tensor, where: Tensor) -> Tensor:
     """Where ``where`` (n,) in [0, 1) falls among the cumulative sums of ``prob[row]`` (g, p)."""
     sums = prob.cumsum(-1)
     # All rows as one ascending sequence: row r from r to r + 1.
-    steps = (sums / sums[:, -1:] + torch.arange(len(sums), device=sums.device).unsqueeze(-1)).flatten()
+    steps = (
+        sums / sums[:, -1:] + torch.arange(len(sums), device=sums.device).unsqueeze(-1)
+    ).flatten()
     return torch.searchsorted(steps, where + row, right=True) - row * prob.shape[1]
 
 
@@ -300,11 +332,17 @@ def _dense_sums(features: Tensor, weight: Tensor, pairs: Pairs) -> MeanStatistic
     """The same by matrix products, some rows at a time, as if all rows met all components."""
     assert pairs.rows is not None
     shape = pairs.components, features.shape[1]
-    count, first = (torch.zeros(shape[0], w, dtype=torch.float64, device=features.device) for w in (1, shape[1]))
+    count, first = (
+        torch.zeros(shape[0], w, dtype=torch.float64, device=features.device) for w in (1, shape[1])
+    )
     step = max(64, _NUMBERS // sum(shape))
     for at in range(0, len(pairs.rows), step):
         some = slice(at, at + step)
-        table = weight[:, some] if pairs.everyone else _spread(pairs.z[:, some], weight[:, some], shape[0])
+        table = (
+            weight[:, some]
+            if pairs.all_pairs
+            else _spread(pairs.z[:, some], weight[:, some], shape[0])
+        )
         count += table.sum(1, keepdim=True, dtype=torch.float64)
         first += table.to(features) @ features[pairs.rows[some]]
     return MeanStatistics(count.squeeze(-1), first)

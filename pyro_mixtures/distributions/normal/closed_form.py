@@ -26,7 +26,9 @@ def empty_to_one(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
-def update_loc(family: QuadraticComponents, shift: Tensor, center: Tensor, free: frozenset[str]) -> Tensor:
+def update_loc(
+    family: QuadraticComponents, shift: Tensor, center: Tensor, free: frozenset[str]
+) -> Tensor:
     """How far the means move from ``center`` (C, D): by ``shift`` if they are free, to where they are held if not.
 
     :raises ClosedFormError: for a mean that components share, which has no closed form under unequal variances.

@@ -6,13 +6,19 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
+from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
-from pyro_mixtures.ops.lowrank import LowRank, factorize, posterior_covariance, posterior_mean, solve_small
+from pyro_mixtures.ops.lowrank import (
+    LowRank,
+    factorize,
+    posterior_covariance,
+    posterior_mean,
+    solve_small,
+)
 from pyro_mixtures.ops.small import inner, mix, residual
 
 # Expected rows below which a component's sums have lost their digits, in float32 and float64 alike.
@@ -43,7 +49,12 @@ class FactorAnalyzers(QuadraticComponents):
     def __init__(self, loc: Tensor, factor: Tensor, noise: Tensor, *, validate_args=None):
         check_floating("FactorAnalyzers", loc, factor, noise)
         features = loc.shape[-1]
-        if factor.dim() < 2 or factor.shape[-2] != features or noise.dim() < 1 or noise.shape[-1] not in (1, features):
+        if (
+            factor.dim() < 2
+            or factor.shape[-2] != features
+            or noise.dim() < 1
+            or noise.shape[-1] not in (1, features)
+        ):
             raise OptionError(
                 f"factor {tuple(factor.shape)} must end in (D, H) and noise {tuple(noise.shape)} in (D,) or (1,), "
                 f"with D = {features} as loc {tuple(loc.shape)} has"
@@ -84,11 +95,15 @@ class FactorAnalyzers(QuadraticComponents):
         """Mean of a half split off the component towards ``row``: moved by what its factors explain of the row."""
         if not self.factor.shape[-1]:
             return super().split_loc(component, row)
-        return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[0]
+        return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[
+            0
+        ]
 
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
-        factors = torch.randn(*index.shape, self.factor.shape[-1], 1, dtype=loc.dtype, device=loc.device)
+        factors = torch.randn(
+            *index.shape, self.factor.shape[-1], 1, dtype=loc.dtype, device=loc.device
+        )
         signal = (self.flat(self.factor, 2)[index] @ factors).squeeze(-1)
         return loc + signal + self._noise()[index].sqrt() * torch.randn_like(loc)
 
@@ -100,9 +115,13 @@ class FactorAnalyzers(QuadraticComponents):
         along = unmix @ inner(sums.outer, low.projection) @ unmix.mT
         outer = along + sums.count.view(-1, 1, 1) * posterior_covariance(low)
         cross = mix(unmix, sums.outer)
-        return FactorStatistics(sums.center, sums.count, sums.first, sums.second, mean, outer, cross)
+        return FactorStatistics(
+            sums.center, sums.count, sums.first, sums.second, mean, outer, cross
+        )
 
-    def maximize(self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor
+    ) -> dict[str, Tensor]:
         s, rank = statistics, self.factor.shape[-1]
         gram, target = _regression(s)
         coefficients = self._regress(s, gram, target, free)
@@ -118,13 +137,19 @@ class FactorAnalyzers(QuadraticComponents):
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
         return out
 
-    def _regress(self, s: FactorStatistics, gram: Tensor, target: Tensor, free: frozenset[str]) -> Tensor:
+    def _regress(
+        self, s: FactorStatistics, gram: Tensor, target: Tensor, free: frozenset[str]
+    ) -> Tensor:
         """Coefficients (C, H + 1, D) of the rows on [factors, 1]: factor and shift of loc, maximal where free."""
         rank = self.factor.shape[-1]
         if "factor" in free and self.factor.shape != (*s.center.shape, rank):
-            raise ClosedFormError("a factor that components share has no closed form: give each its own, or use SVI")
+            raise ClosedFormError(
+                "a factor that components share has no closed form: give each its own, or use SVI"
+            )
         # Components without rows have statistics of zero, or next to it; the identity keeps their systems regular.
-        empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(rank + 1, dtype=gram.dtype, device=gram.device)
+        empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(
+            rank + 1, dtype=gram.dtype, device=gram.device
+        )
         if {"factor", "loc"} <= free:
             update_loc(self, s.first, s.center, free)  # refuses a mean that components share
             return solve_small(gram + empty, target)
@@ -135,7 +160,9 @@ class FactorAnalyzers(QuadraticComponents):
         else:
             factor = self.flat(self.factor, 2).mT
             explained = s.first - (gram[:, rank:, :rank] @ factor).squeeze(-2)
-            shift = update_loc(self, explained / empty_to_one(s.count).unsqueeze(-1), s.center, free).unsqueeze(-2)
+            shift = update_loc(
+                self, explained / empty_to_one(s.count).unsqueeze(-1), s.center, free
+            ).unsqueeze(-2)
         return torch.cat([factor, shift], -2)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
@@ -157,7 +184,10 @@ class FactorAnalyzers(QuadraticComponents):
         """The same components seen on some ``features`` only."""
         noise = self.noise.expand(self.noise.shape[:-1] + self.event_shape)
         return FactorAnalyzers(
-            self.loc[..., features], self.factor[..., features, :], noise[..., features], validate_args=False
+            self.loc[..., features],
+            self.factor[..., features, :],
+            noise[..., features],
+            validate_args=False,
         )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ def data_moments(s: NormalStatistics | FactorStatistics) -> tuple[Tensor, Tensor
     """Mean (D,) and variance (D,) of the whole data set, from the components' statistics."""
     total = s.count.sum().clamp_min(torch.finfo(s.center.dtype).tiny)
     parts = [part(s, slice(at, at + _COMPONENTS)) for at in range(0, len(s.count), _COMPONENTS)]
-    mean = sum(((p.count.unsqueeze(-1) * p.center + p.first).sum(0) for p in parts), torch.zeros_like(total)) / total
+    mean = (
+        sum(
+            ((p.count.unsqueeze(-1) * p.center + p.first).sum(0) for p in parts),
+            torch.zeros_like(total),
+        )
+        / total
+    )
     spread = sum((_spread(p, mean) for p in parts), torch.zeros_like(total))
     return mean, (spread / total).clamp_min(0)
 

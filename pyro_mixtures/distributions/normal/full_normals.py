@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
+from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -29,7 +29,9 @@ class FullNormals(QuadraticComponents):
     def __init__(self, loc: Tensor, scale_tril: Tensor, *, validate_args=None):
         check_floating("FullNormals", loc, scale_tril)
         if scale_tril.shape[-2:] != (loc.shape[-1],) * 2:
-            raise OptionError(f"scale_tril {tuple(scale_tril.shape)} must end in (D, D) with D = {loc.shape[-1]}")
+            raise OptionError(
+                f"scale_tril {tuple(scale_tril.shape)} must end in (D, D) with D = {loc.shape[-1]}"
+            )
         self.loc, self.scale_tril = loc, scale_tril
         batch = batch_shape_of(loc.shape[:-1], scale_tril.shape[:-2])
         super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
@@ -41,7 +43,9 @@ class FullNormals(QuadraticComponents):
     def _make_kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-        inverse = torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
+        inverse = torch.linalg.solve_triangular(
+            self.scale_tril, identity.expand_as(self.scale_tril), upper=False
+        )
         logdet = 2 * self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         offset = self.flat(logdet, 0) + loc.shape[-1] * math.log(2 * math.pi)
         return Quadratic(loc, torch.zeros_like(loc), self.flat(inverse, 2), offset, 1.0)
@@ -57,7 +61,9 @@ class FullNormals(QuadraticComponents):
         noise = torch.randn_like(loc).unsqueeze(-1)
         return loc + (self.flat(self.scale_tril, 2)[index] @ noise).squeeze(-1)
 
-    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor
+    ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count)
         shift = update_loc(self, statistics.first / count.unsqueeze(-1), loc, free)
@@ -73,7 +79,9 @@ class FullNormals(QuadraticComponents):
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         """Posterior mean of the noise-free row under white noise of variance ``noise`` (D,), all entries equal."""
         if noise is None or not bool((noise == noise[0]).all()):
-            raise OptionError("FullNormals has no noise part of its own: pass noise=, one standard deviation")
+            raise OptionError(
+                "FullNormals has no noise part of its own: pass noise=, one standard deviation"
+            )
         covariance = self.flat(self.scale_tril @ self.scale_tril.mT, 2)
         values, vectors = torch.linalg.eigh(covariance)
         gain = (vectors * ((values - noise[0]).clamp_min(0) / values).unsqueeze(-2)) @ vectors.mT
@@ -83,7 +91,9 @@ class FullNormals(QuadraticComponents):
     def marginal(self, features: Tensor) -> "FullNormals":
         """The same components seen on some ``features`` only."""
         covariance = (self.scale_tril @ self.scale_tril.mT)[..., features, :][..., features]
-        return FullNormals(self.loc[..., features], torch.linalg.cholesky(covariance), validate_args=False)
+        return FullNormals(
+            self.loc[..., features], torch.linalg.cholesky(covariance), validate_args=False
+        )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
         """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features))."""

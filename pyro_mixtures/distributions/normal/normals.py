@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
+from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -38,7 +38,9 @@ class _AxisAlignedNormals(QuadraticComponents):
         loc = self.flat(self.loc, 1)
         scale = self._flat_spread()
         offset = 2 * scale.log().sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
-        return Quadratic(loc, scale.square().reciprocal(), loc.new_zeros(len(loc), 0, loc.shape[-1]), offset, 1.0)
+        return Quadratic(
+            loc, scale.square().reciprocal(), loc.new_zeros(len(loc), 0, loc.shape[-1]), offset, 1.0
+        )
 
     def _flat_spread(self) -> Tensor:
         """Scales (C, D), batch dimensions flattened."""
@@ -50,19 +52,25 @@ class _AxisAlignedNormals(QuadraticComponents):
         scale = self._flat_spread()[index]
         return loc + scale * torch.randn_like(loc)
 
-    def maximize(self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor
+    ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count).unsqueeze(-1)
         shift = update_loc(self, statistics.first / count, loc, free)
         out = {"loc": loc + shift} if "loc" in free else {}
         if "scale" in free:
             residual = (
-                statistics.second - 2 * shift * statistics.first + statistics.count.unsqueeze(-1) * shift.square()
+                statistics.second
+                - 2 * shift * statistics.first
+                + statistics.count.unsqueeze(-1) * shift.square()
             )
             shape = self.spread().shape
             variance = pool(residual, statistics.count.unsqueeze(-1), shape)
             smallest = floor.mean(-1, keepdim=True) if shape[-1:] == (1,) else floor
-            out["scale"] = self.argument_shape(torch.maximum(variance, smallest.expand_as(variance)).sqrt())
+            out["scale"] = self.argument_shape(
+                torch.maximum(variance, smallest.expand_as(variance)).sqrt()
+            )
         return out
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
@@ -88,7 +96,10 @@ class DiagonalNormals(_AxisAlignedNormals):
     tensor([0.1592, 0.1592])
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}
+    arg_constraints = {
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+    }
 
     def __init__(self, loc: Tensor, scale: Tensor, *, validate_args=None):
         check_floating("DiagonalNormals", loc, scale)

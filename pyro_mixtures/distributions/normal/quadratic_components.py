@@ -27,7 +27,9 @@ class QuadraticComponents(Components):
 
     def kernel(self) -> Quadratic:
         """The kernel's arguments; made once where no gradients are recorded."""
-        if torch.is_grad_enabled() and any(argument.requires_grad for argument in self.arguments.values()):
+        if torch.is_grad_enabled() and any(
+            argument.requires_grad for argument in self.arguments.values()
+        ):
             return self._make_kernel()
         if self._kernel is None:
             with torch.no_grad():
@@ -42,7 +44,9 @@ class QuadraticComponents(Components):
         part: Any = super().part(some)
         if self._kernel is not None:
             k = self._kernel
-            part._kernel = Quadratic(k.loc[some], k.precision[some], k.projection[some], k.offset[some], k.sign)
+            part._kernel = Quadratic(
+                k.loc[some], k.precision[some], k.projection[some], k.offset[some], k.sign
+            )
         return part
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
@@ -56,7 +60,9 @@ class QuadraticComponents(Components):
         kernel, c = self.kernel(), index.clamp_min(0)
         diff = match_dtype(value, self.loc) - kernel.loc[c]
         projected = (kernel.projection[c] @ diff.unsqueeze(-1)).squeeze(-1)
-        total = (kernel.precision[c] * diff.square()).sum(-1) + kernel.sign * projected.square().sum(-1)
+        total = (kernel.precision[c] * diff.square()).sum(
+            -1
+        ) + kernel.sign * projected.square().sum(-1)
         return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
     def statistics_at(

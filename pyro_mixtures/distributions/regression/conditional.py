@@ -21,7 +21,14 @@ class ConditionalComponents(Components):
     option_names: tuple[str, ...] = ()
     covariates: Tensor
 
-    def __init__(self, covariates: Tensor, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args=None):
+    def __init__(
+        self,
+        covariates: Tensor,
+        batch_shape: torch.Size,
+        event_shape: torch.Size,
+        *,
+        validate_args=None,
+    ):
         if covariates.dim() != 2:
             raise DataError(f"covariates must be (B, P), not {tuple(covariates.shape)}")
         self.covariates = covariates
@@ -51,7 +58,9 @@ class ConditionalComponents(Components):
     def pairs(self, index: Tensor) -> Pairs:
         """The pairs of the rows with the components ``index`` (..., B)."""
         if index.shape[-1] != len(self.covariates):
-            raise DataError(f"{index.shape[-1]} outcomes for {len(self.covariates)} rows of covariates")
+            raise DataError(
+                f"{index.shape[-1]} outcomes for {len(self.covariates)} rows of covariates"
+            )
         return Pairs(index.reshape(index.shape[:-1].numel(), -1), self.components)
 
     def predictor(self, coefficients: Tensor, index: Tensor) -> Tensor:
@@ -80,4 +89,6 @@ def nudge(gram: Tensor, deviation: Tensor) -> Tensor:
 def augmented(weight: Tensor, bias: Tensor, outputs: int) -> Tensor:
     """Coefficients (C, M, P + 1) of ``weight`` (C, [M,] P) and ``bias`` (C, [M])."""
     components, features = weight.shape[0], weight.shape[-1]
-    return torch.cat([weight.reshape(components, outputs, features), bias.reshape(components, outputs, 1)], -1)
+    return torch.cat(
+        [weight.reshape(components, outputs, features), bias.reshape(components, outputs, 1)], -1
+    )

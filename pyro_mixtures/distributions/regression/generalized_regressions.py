@@ -8,7 +8,10 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from pyro_mixtures.distributions.components import match_dtype
-from pyro_mixtures.distributions.regression.row_statistics import RowFittedComponents, check_outcomes
+from pyro_mixtures.distributions.regression.row_statistics import (
+    RowFittedComponents,
+    check_outcomes,
+)
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, minimize
 
@@ -47,7 +50,9 @@ class _GeneralizedRegressions(RowFittedComponents):
         validate_args: bool | None = None,
     ):
         if weight.dim() != 2:
-            raise OptionError(f"weight {tuple(weight.shape)}: {type(self).__name__} has one outcome, give (C, P)")
+            raise OptionError(
+                f"weight {tuple(weight.shape)}: {type(self).__name__} has one outcome, give (C, P)"
+            )
         super().__init__(covariates, weight, bias, ridge=ridge, validate_args=validate_args)
 
     def targets(self, value: Tensor) -> Tensor:
@@ -56,7 +61,9 @@ class _GeneralizedRegressions(RowFittedComponents):
             # Rows that a mask hides may hold NaN.
             wrong = ~(self.support.check(value) | value.isnan())
             if bool(wrong.any()):
-                raise DataError(f"{type(self).__name__} cannot have the outcome {value[wrong][0].item()}")
+                raise DataError(
+                    f"{type(self).__name__} cannot have the outcome {value[wrong][0].item()}"
+                )
         return match_dtype(value, self.weight).unsqueeze(-1)
 
     def _solve(self, rows: PairedRows, start: Tensor) -> Tensor:

@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating, match_dtype
-from pyro_mixtures.distributions.regression.conditional import ConditionalComponents, augmented, nudge
 from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
+from pyro_mixtures.distributions.regression.conditional import (
+    ConditionalComponents,
+    augmented,
+    nudge,
+)
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.bilinear import pair_moments_of
@@ -108,8 +112,12 @@ class LinearRegressions(ConditionalComponents):
         known = once(index).clamp_min(0)
         residual = self._outcomes(value) - self.predictor(coefficients, index)
         squares = (residual / scale[known]).square()
-        total = squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)  # a sum of one is as slow as of many
-        penalty = self.ridge * (self.weight.reshape(*scale.shape, -1).square().sum(-1) / scale.square()).sum(-1)
+        total = (
+            squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)
+        )  # a sum of one is as slow as of many
+        penalty = self.ridge * (
+            self.weight.reshape(*scale.shape, -1).square().sum(-1) / scale.square()
+        ).sum(-1)
         offset = 2 * scale.log().sum(-1) + self.outputs * math.log(2 * math.pi) + penalty
         return torch.where(once(index) < 0, -torch.inf, -0.5 * (total + offset[known]))
 
@@ -142,24 +150,39 @@ class LinearRegressions(ConditionalComponents):
     ) -> dict[str, Tensor]:
         """Ridge regression of each component; scale from its penalised residuals."""
         if ("weight" in free) != ("bias" in free):
-            raise ClosedFormError("weight and bias have a closed form together only: free or freeze both, or use SVI")
+            raise ClosedFormError(
+                "weight and bias have a closed form together only: free or freeze both, or use SVI"
+            )
         s = center(statistics)
         penalty = self.ridge * statistics.count
         weight = self.weight.double().reshape(len(self.weight), self.outputs, -1)
-        shift = s.y - self.bias.double().reshape(len(self.bias), -1) - (weight @ s.x.unsqueeze(-1)).squeeze(-1)
+        shift = (
+            s.y
+            - self.bias.double().reshape(len(self.bias), -1)
+            - (weight @ s.x.unsqueeze(-1)).squeeze(-1)
+        )
         out = {}
         if "weight" in free:
             root = s.inverse_root(penalty)
             weight, shift = s.cross @ root.mT @ root, torch.zeros_like(s.y)
             out["weight"] = weight.reshape(self.weight.shape).to(self.weight)
-            out["bias"] = (s.y - (weight @ s.x.unsqueeze(-1)).squeeze(-1)).reshape(self.bias.shape).to(self.bias)
+            out["bias"] = (
+                (s.y - (weight @ s.x.unsqueeze(-1)).squeeze(-1))
+                .reshape(self.bias.shape)
+                .to(self.bias)
+            )
         if "scale" in free:
-            left = s.loss(weight, penalty).clamp_min(0) / _positive(statistics.count).unsqueeze(-1) + shift.square()
+            left = (
+                s.loss(weight, penalty).clamp_min(0) / _positive(statistics.count).unsqueeze(-1)
+                + shift.square()
+            )
             variance = left if floor is None else torch.maximum(left, floor)
             out["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
         return out
 
-    def split(self, component: int, row: Any, statistics: RegressionStatistics) -> dict[str, Tensor]:
+    def split(
+        self, component: int, row: Any, statistics: RegressionStatistics
+    ) -> dict[str, Tensor]:
         """Coefficients changed at random, the means of the component's rows by one deviation."""
         gram = statistics.gram[component] / _positive(statistics.count[component])
         penalty = torch.full_like(gram[0], self.ridge)
@@ -185,7 +208,11 @@ class LinearRegressions(ConditionalComponents):
         return (scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi))[index]
 
     def leave_one_out_at(
-        self, statistics: RegressionStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+        self,
+        statistics: RegressionStatistics,
+        index: Tensor,
+        value: Tensor,
+        weight: Tensor | None = None,
     ) -> Tensor:
         r"""What each row adds to the minimal loss of its part, f(S) - f(S \ i), (B,); scales are held where they are.
 
@@ -206,12 +233,18 @@ class LinearRegressions(ConditionalComponents):
         for tile in tiles(self.pairs(index).sorted, 2 * wide + wide * wide // 16):
             c, rows, some = tile.components, tile.rows, tile.valid
             x = self.covariates[rows].double() - s.x[c].unsqueeze(1)
-            at = _Leaver(x, y[rows] - s.y[c].unsqueeze(1), share[rows], row.ratio[rows], row.others[rows])
+            at = _Leaver(
+                x, y[rows] - s.y[c].unsqueeze(1), share[rows], row.ratio[rows], row.others[rows]
+            )
             half = s.cross[c] @ basis[c].mT
-            out.index_add_(0, tile.slots[some], at.scatter(basis[c], half, statistics.count[c])[some])
+            out.index_add_(
+                0, tile.slots[some], at.scatter(basis[c], half, statistics.count[c])[some]
+            )
         scale = self.scale.reshape(len(self.scale), -1).double()
         own = scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi)
-        return (0.5 * (out / scale[index].square()).sum(-1) + row.weight * own[index]).to(self.weight)
+        return (0.5 * (out / scale[index].square()).sum(-1) + row.weight * own[index]).to(
+            self.weight
+        )
 
 
 class _Leaver(NamedTuple):

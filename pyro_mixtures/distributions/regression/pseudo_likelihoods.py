@@ -12,12 +12,14 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from pyro_mixtures.distributions.components import match_dtype
-from pyro_mixtures.distributions.regression.conditional import ConditionalComponents
 from pyro_mixtures.distributions.leave_one_out.warm_starts import Descent, gains_by_steps
+from pyro_mixtures.distributions.regression.conditional import ConditionalComponents
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.options import check_number, check_whole
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...) and outcomes (B, ...) of B rows -> their losses (B,)
+Loss = Callable[
+    [Tensor, Tensor], Tensor
+]  # outputs (B, ...) and outcomes (B, ...) of B rows -> their losses (B,)
 
 
 class PartRows(NamedTuple):
@@ -68,10 +70,17 @@ class PseudoLikelihoods(ConditionalComponents):
     ):
         self.experts, self.loss = list(experts), loss_named(loss)
         self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
-        named = ((f"{c}.{name}", p) for c, expert in enumerate(self.experts) for name, p in expert.named_parameters())
+        named = (
+            (f"{c}.{name}", p)
+            for c, expert in enumerate(self.experts)
+            for name, p in expert.named_parameters()
+        )
         self._parameters: dict[str, Tensor] = dict(named)
         super().__init__(
-            covariates, torch.Size([len(self.experts)]), torch.Size(event_shape), validate_args=validate_args
+            covariates,
+            torch.Size([len(self.experts)]),
+            torch.Size(event_shape),
+            validate_args=validate_args,
         )
 
     @property
@@ -80,7 +89,9 @@ class PseudoLikelihoods(ConditionalComponents):
         return self._parameters
 
     def of(self, arguments: dict[str, Any]) -> NoReturn:
-        raise ClosedFormError("the experts' parameters belong to their modules: train them by gradients")
+        raise ClosedFormError(
+            "the experts' parameters belong to their modules: train them by gradients"
+        )
 
     @property
     def support(self):
@@ -93,8 +104,12 @@ class PseudoLikelihoods(ConditionalComponents):
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         shape = (len(self.covariates), *self.event_shape)
         if value.shape != shape:
-            raise DataError(f"outcomes {tuple(value.shape)}: these components have outcomes {shape}; see event_shape")
-        return self._evaluate(index, lambda output, rows: -self._losses(output, value[rows]), -torch.inf)
+            raise DataError(
+                f"outcomes {tuple(value.shape)}: these components have outcomes {shape}; see event_shape"
+            )
+        return self._evaluate(
+            index, lambda output, rows: -self._losses(output, value[rows]), -torch.inf
+        )
 
     def mean_at(self, index: Tensor) -> Tensor:
         """The experts' outputs (*index.shape, ...), those of one number like the outcomes, without its dimension.
@@ -108,10 +123,12 @@ class PseudoLikelihoods(ConditionalComponents):
         """Outputs (C, B, ...) of all experts for all rows."""
         return torch.stack([expert(self._inputs()) for expert in self.experts])
 
-    def _evaluate(self, index: Tensor, finish: Callable[[Tensor, Any], Tensor], fill: float) -> Tensor:
+    def _evaluate(
+        self, index: Tensor, finish: Callable[[Tensor, Any], Tensor], fill: float
+    ) -> Tensor:
         """``finish(output, rows)`` of every row with its expert, (*index.shape, ...); ``fill`` at padding."""
         pairs, x = self.pairs(index), self._inputs()
-        if pairs.everyone:
+        if pairs.all_pairs:
             found = torch.stack([finish(expert(x), slice(None)) for expert in self.experts])
             return found.reshape(*index.shape, *found.shape[2:])
         rows, order, starts = pairs.sorted
@@ -141,17 +158,25 @@ class PseudoLikelihoods(ConditionalComponents):
 
     def _dtype(self) -> torch.dtype:
         """That of the experts' first parameter; without any, of the covariates."""
-        floating = [t.dtype for t in (*self._parameters.values(), self.covariates) if t.is_floating_point()]
+        floating = [
+            t.dtype for t in (*self._parameters.values(), self.covariates) if t.is_floating_point()
+        ]
         return floating[0] if floating else torch.get_default_dtype()
 
     def sample_at(self, index: Tensor) -> Tensor:
-        raise ModelError("exp(-loss) is no distribution to draw outcomes from: pass y=, or take the experts' outputs")
+        raise ModelError(
+            "exp(-loss) is no distribution to draw outcomes from: pass y=, or take the experts' outputs"
+        )
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        raise ClosedFormError("modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI")
+        raise ClosedFormError(
+            "modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI"
+        )
 
     def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
-        raise ClosedFormError("modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI")
+        raise ClosedFormError(
+            "modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI"
+        )
 
     def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> PartRows:
         """The rows themselves."""
@@ -164,7 +189,9 @@ class PseudoLikelihoods(ConditionalComponents):
 
         :param statistics: of these rows themselves.
         """
-        out = torch.zeros(len(statistics.index), dtype=torch.float64, device=statistics.index.device)
+        out = torch.zeros(
+            len(statistics.index), dtype=torch.float64, device=statistics.index.device
+        )
         rows, _, starts = self.pairs(statistics.index).sorted
         for expert, (a, b) in zip(self.experts, pairwise(starts.tolist()), strict=True):
             if a < b:
@@ -173,7 +200,9 @@ class PseudoLikelihoods(ConditionalComponents):
 
     def _gains(self, expert: Module, rows: Tensor, part: PartRows) -> Tensor:
         x, y = self._inputs()[rows], part.value[rows]
-        params: dict[str, Tensor] = {name: p for name, p in expert.named_parameters() if p.requires_grad}
+        params: dict[str, Tensor] = {
+            name: p for name, p in expert.named_parameters() if p.requires_grad
+        }
 
         def losses(at: dict[str, Tensor]) -> Tensor:
             return self._losses(functional_call(expert, at, (x,)), y)
@@ -198,7 +227,9 @@ def squared(output: Tensor, y: Tensor) -> Tensor:
     :raises DataError: when outputs and outcomes differ in shape, where broadcasting would compare wrong rows.
     """
     if output.shape not in (y.shape, (*y.shape, 1)):
-        raise DataError(f"outputs {tuple(output.shape)} for outcomes {tuple(y.shape)}: their shapes must agree")
+        raise DataError(
+            f"outputs {tuple(output.shape)} for outcomes {tuple(y.shape)}: their shapes must agree"
+        )
     return (output.reshape(y.shape) - match_dtype(y, output)).square().reshape(len(y), -1).sum(-1)
 
 
@@ -214,7 +245,9 @@ def cross_entropy_loss(output: Tensor, y: Tensor) -> Tensor:
         )
     # torch would give class -100 no loss at all.
     if int(y.min()) < 0 or int(y.max()) >= output.shape[-1]:
-        raise DataError(f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {output.shape[-1]})")
+        raise DataError(
+            f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {output.shape[-1]})"
+        )
     return cross_entropy(output, y.long(), reduction="none")
 
 
@@ -232,5 +265,7 @@ def loss_named(loss: str | Loss) -> Loss:
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:
-        raise OptionError(f"unknown loss {loss!r}; choose one of {sorted(LOSSES)}, or give a function of output and y")
+        raise OptionError(
+            f"unknown loss {loss!r}; choose one of {sorted(LOSSES)}, or give a function of output and y"
+        )
     return LOSSES[loss]

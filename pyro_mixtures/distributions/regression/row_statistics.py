@@ -9,9 +9,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import check_floating
-from pyro_mixtures.distributions.regression.conditional import ConditionalComponents, augmented, nudge
 from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
+from pyro_mixtures.distributions.regression.conditional import (
+    ConditionalComponents,
+    augmented,
+    nudge,
+)
 from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
@@ -47,7 +51,9 @@ class RowStatistics(KeptRows):
     @cached_property
     def whole(self) -> PairedRows:
         """All rows and all pairs."""
-        design, targets, rows, components, weight = (list(parts) for parts in zip(*self.batches, strict=True))
+        design, targets, rows, components, weight = (
+            list(parts) for parts in zip(*self.batches, strict=True)
+        )
         before = 0
         for i, batch in enumerate(self.batches):
             rows[i] = rows[i] + before
@@ -61,7 +67,11 @@ class RowStatistics(KeptRows):
         order = whole.pairs.sorted
         some = slice(*order.starts[component : component + 2].tolist())
         rows = order.rows[some]
-        return whole.design[rows].double(), whole.targets[rows].double(), whole.weight[order.order[some]].double()
+        return (
+            whole.design[rows].double(),
+            whole.targets[rows].double(),
+            whole.weight[order.order[some]].double(),
+        )
 
 
 class RowFittedComponents(ConditionalComponents):
@@ -91,7 +101,9 @@ class RowFittedComponents(ConditionalComponents):
     row_loss: RowLoss
     penalises_bias = False
 
-    def __init__(self, covariates: Tensor, weight: Tensor, bias: Tensor, *, ridge: float, validate_args=None):
+    def __init__(
+        self, covariates: Tensor, weight: Tensor, bias: Tensor, *, ridge: float, validate_args=None
+    ):
         check_floating(type(self).__name__, weight, bias)
         if weight.dim() not in (2, 3) or bias.shape != weight.shape[:-1]:
             raise OptionError(
@@ -101,7 +113,9 @@ class RowFittedComponents(ConditionalComponents):
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
         check_number(ridge=ridge)
         self.weight, self.bias, self.ridge = weight, bias, ridge
-        super().__init__(covariates, torch.Size([len(weight)]), torch.Size(), validate_args=validate_args)
+        super().__init__(
+            covariates, torch.Size([len(weight)]), torch.Size(), validate_args=validate_args
+        )
 
     @abstractmethod
     def targets(self, value: Tensor) -> Tensor:
@@ -133,7 +147,9 @@ class RowFittedComponents(ConditionalComponents):
     @property
     def penalty(self) -> Tensor:
         """Of each coefficient (P + 1,), in float64."""
-        out = torch.full((self.weight.shape[-1] + 1,), self.ridge, dtype=torch.float64, device=self.weight.device)
+        out = torch.full(
+            (self.weight.shape[-1] + 1,), self.ridge, dtype=torch.float64, device=self.weight.device
+        )
         out[-1] = self.ridge if self.penalises_bias else 0.0
         return out
 
@@ -157,7 +173,8 @@ class RowFittedComponents(ConditionalComponents):
         rows = slots % max(1, len(design))
         self._check_finite(rows)
         sums = RowStatistics(
-            self.components, RowBatch(design, self.targets(value), rows, flat[slots].long(), weight[slots])
+            self.components,
+            RowBatch(design, self.targets(value), rows, flat[slots].long(), weight[slots]),
         )
         return sums if into is None else into + sums
 
@@ -166,16 +183,25 @@ class RowFittedComponents(ConditionalComponents):
         wrong = ~self.covariates.isfinite().all(-1)
         if bool(wrong[rows].any()):
             row = int(rows[wrong[rows]].min())
-            raise DataError(f"row {row} of the covariates holds NaN or infinity: remove such rows first")
+            raise DataError(
+                f"row {row} of the covariates holds NaN or infinity: remove such rows first"
+            )
 
-    def maximize(self, statistics: RowStatistics, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
+    def maximize(
+        self, statistics: RowStatistics, free: frozenset[str], *, floor: Any
+    ) -> dict[str, Tensor]:
         """Each component's minimum over its rows, from its present coefficients; no component gets worse."""
         if not free:
             return {}
         if free != {"weight", "bias"}:
-            raise ClosedFormError("weight and bias are fitted together only: free or freeze both, or use SVI")
+            raise ClosedFormError(
+                "weight and bias are fitted together only: free or freeze both, or use SVI"
+            )
         found = self._solve(statistics.whole, self.coefficients.detach().double())
-        weight, bias = found[..., :-1].reshape(self.weight.shape), found[..., -1].reshape(self.bias.shape)
+        weight, bias = (
+            found[..., :-1].reshape(self.weight.shape),
+            found[..., -1].reshape(self.bias.shape),
+        )
         return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
 
     def split(self, component: int, row: Any, statistics: RowStatistics) -> dict[str, Tensor]:
@@ -190,7 +216,10 @@ class RowFittedComponents(ConditionalComponents):
         deviation = (1 + (share * curvature).sum(0)).rsqrt()
         found = coefficients + nudge((share * design).mT @ design + self.penalty.diag(), deviation)
         own, bias = self.weight[component], self.bias[component]
-        return {"weight": found[:, :-1].reshape(own.shape).to(own), "bias": found[:, -1].reshape(bias.shape).to(bias)}
+        return {
+            "weight": found[:, :-1].reshape(own.shape).to(own),
+            "bias": found[:, -1].reshape(bias.shape).to(bias),
+        }
 
     def leave_one_out_at(
         self, statistics: RowStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
@@ -206,16 +235,23 @@ class RowFittedComponents(ConditionalComponents):
             wide = x.shape[1] * (1 + 3 * self.outputs)
             for tile in tiles(self.pairs(index).sorted, wide):
                 c, rows, some = tile.components, tile.rows, tile.valid
-                leaver = _Leaver(x[rows].double(), targets[rows], row.weight[rows], row.others[rows])
+                leaver = _Leaver(
+                    x[rows].double(), targets[rows], row.weight[rows], row.others[rows]
+                )
                 gains = self._gains(leaver, coefficients[c], basis[c], shared[c], part.value[c])
                 out.index_add_(0, tile.slots[some], gains[some])
         return out.to(self.weight)
 
-    def _gains(self, row: "_Leaver", beta: Tensor, basis: Tensor, shared: Tensor, whole: Tensor) -> Tensor:
+    def _gains(
+        self, row: "_Leaver", beta: Tensor, basis: Tensor, shared: Tensor, whole: Tensor
+    ) -> Tensor:
         """Gains (T, R) of rows of components with ``beta`` (T, M, Q), ``basis`` (T, M, Q, Q), minimum (T, M)."""
         eta = row.x @ beta.mT
         slope, curvature = (d.mT for d in self.row_loss.derivatives(eta, row.target))  # (T, M, R)
-        x, pull = row.x.unsqueeze(1), 2 * self.penalty * beta.unsqueeze(2)  # (T, 1, R, Q), (T, M, 1, Q)
+        x, pull = (
+            row.x.unsqueeze(1),
+            2 * self.penalty * beta.unsqueeze(2),
+        )  # (T, 1, R, Q), (T, M, 1, Q)
         weight, others = row.weight.unsqueeze(1), row.others.unsqueeze(1)  # (T, 1, R)
         # 1 - w mu, in the basis that the parts' rows share; nothing of it is left where nothing is.
         left = 1 - weight.unsqueeze(-1) * shared.unsqueeze(2)
@@ -224,10 +260,14 @@ class RowFittedComponents(ConditionalComponents):
         leverage = weight * curvature * (along.square() * metric).sum(-1)
         cross = (along * metric * gradient).sum(-1).square() * weight * curvature / (1 - leverage)
         quadratic = weight.square() * ((gradient.square() * metric).sum(-1) + cross)
-        own = self.row_loss.value(eta, row.target).mT + (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
+        own = self.row_loss.value(eta, row.target).mT + (self.penalty * beta.square()).sum(
+            -1
+        ).unsqueeze(-1)
         gain = weight * own + 0.5 * quadratic
         whole = whole.unsqueeze(-1).expand_as(gain)
-        return torch.where(others & (1 - leverage > _HELD), torch.minimum(gain, whole), whole).sum(1)
+        return torch.where(others & (1 - leverage > _HELD), torch.minimum(gain, whole), whole).sum(
+            1
+        )
 
 
 class _Leaver(NamedTuple):
@@ -251,4 +291,6 @@ def _shared_basis(hessian: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
 def check_outcomes(value: Tensor, covariates: Tensor) -> None:
     """Refuse outcomes that are not one number a row."""
     if value.shape != covariates.shape[:1]:
-        raise DataError(f"outcomes must be ({len(covariates)},), one a row of covariates, not {tuple(value.shape)}")
+        raise DataError(
+            f"outcomes must be ({len(covariates)},), one a row of covariates, not {tuple(value.shape)}"
+        )

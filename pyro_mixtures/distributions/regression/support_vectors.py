@@ -10,7 +10,11 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
 from pyro_mixtures.distributions.leave_one_out.refits import Leavers, hinge_losses_without
-from pyro_mixtures.distributions.regression.row_statistics import RowFittedComponents, RowStatistics, check_outcomes
+from pyro_mixtures.distributions.regression.row_statistics import (
+    RowFittedComponents,
+    RowStatistics,
+    check_outcomes,
+)
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, expand, minimize
 from pyro_mixtures.options import check_number
@@ -120,9 +124,15 @@ class SupportVectorMachines(RowFittedComponents):
         check_outcomes(value, self.covariates)
         missing = value.isnan()  # as rows that a mask hides may be
         label = torch.where(missing, 0, value).long()
-        if bool(((label != value) & ~missing).any()) or bool(((label < 0) | (label >= self.classes)).any()):
+        if bool(((label != value) & ~missing).any()) or bool(
+            ((label < 0) | (label >= self.classes)).any()
+        ):
             raise DataError(f"labels must be integers in [0, {self.classes})")
-        ours = torch.arange(self.outputs, device=value.device) if self.outputs > 1 else torch.ones_like(label[:1])
+        ours = (
+            torch.arange(self.outputs, device=value.device)
+            if self.outputs > 1
+            else torch.ones_like(label[:1])
+        )
         sign = torch.where(label.unsqueeze(-1) == ours, 1.0, -1.0).to(self.weight)
         return torch.where(missing.unsqueeze(-1), torch.nan, sign)
 
@@ -133,7 +143,9 @@ class SupportVectorMachines(RowFittedComponents):
 
     def sample_at(self, index: Tensor) -> Tensor:
         """:raises ModelError: always."""
-        raise ModelError("a support vector machine is a pseudo-likelihood, which has no samples: pass the labels y")
+        raise ModelError(
+            "a support vector machine is a pseudo-likelihood, which has no samples: pass the labels y"
+        )
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         r"""Minimal loss of a part of one row, at :math:`a s [x, 1]` for the best number a; r is :math:`|x|^2 + 1`."""
@@ -163,8 +175,12 @@ class SupportVectorMachines(RowFittedComponents):
             gains = torch.where(row.others | (row.weight == 0), 0.0, part.value.sum(-1)[index])
             some = (row.others & (row.weight > 0)).nonzero()[:, 0]
             if len(some):
-                rows = Leavers(self.design(self.weight), self.targets(value), index.long(), row.weight).some(some)
-                least = hinge_losses_without(parts, rows, start, self._refit, width=_NEAR_WIDTHS[-1])
+                rows = Leavers(
+                    self.design(self.weight), self.targets(value), index.long(), row.weight
+                ).some(some)
+                least = hinge_losses_without(
+                    parts, rows, start, self._refit, width=_NEAR_WIDTHS[-1]
+                )
                 own = -rows.weight * self.log_prob_at(index, value)[some]
                 gains[some] = torch.maximum((part.value[rows.part] - least).sum(-1), own)
         return gains.to(self.weight)
@@ -182,13 +198,18 @@ class SupportVectorMachines(RowFittedComponents):
 
     def _by_rounding(self, rows: PairedRows, start: Tensor, widths: Sequence[float]) -> Tensor:
         for width in widths:
-            rounded = RowLoss(partial(_rounded_hinge, width=width), partial(_rounded_hinge_derivatives, width=width))
+            rounded = RowLoss(
+                partial(_rounded_hinge, width=width),
+                partial(_rounded_hinge_derivatives, width=width),
+            )
             start = minimize(rounded, rows, start, self.penalty)
         return start
 
     def _better(self, rows: PairedRows, start: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
         """Neither solver is exact to the last digit: what was there before may be better. With the losses (C, M)."""
-        before, after = (expand(self.row_loss, rows, at, self.penalty).value for at in (start, found))
+        before, after = (
+            expand(self.row_loss, rows, at, self.penalty).value for at in (start, found)
+        )
         good = after <= before
         return torch.where(good.unsqueeze(-1), found, start), torch.where(good, after, before)
 
@@ -207,10 +228,15 @@ def _by_liblinear(rows: PairedRows, start: Tensor, ridge: float, loss: str) -> T
     """Coefficients (C, M, Q) by LinearSVC; components without rows stay at ``start``."""
     machine, out = _linear_svc(), start.clone()
     order = rows.pairs.sorted
-    for c, (low, high) in enumerate(zip(order.starts[:-1].tolist(), order.starts[1:].tolist(), strict=True)):
+    for c, (low, high) in enumerate(
+        zip(order.starts[:-1].tolist(), order.starts[1:].tolist(), strict=True)
+    ):
         if low == high:
             continue
-        x, signs = rows.design[order.rows[low:high]].cpu().double(), rows.targets[order.rows[low:high]].cpu().double()
+        x, signs = (
+            rows.design[order.rows[low:high]].cpu().double(),
+            rows.targets[order.rows[low:high]].cpu().double(),
+        )
         weight = rows.weight[order.order[low:high]].cpu().double()
         fit = machine(
             C=1 / (2 * ridge * float(weight.sum())),

@@ -30,16 +30,25 @@ def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) 
     batches = Batches(rows, batch_size)
     if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
         return Plan(batches, False)
-    size = inference.guide.read(*some_rows(batches.tensors, inference.guide.components)).parameter_bytes
+    size = inference.guide.read(
+        *some_rows(batches.tensors, inference.guide.components)
+    ).parameter_bytes
     # Every batch passes over all parameters: of a large model that is worth some more rows.
-    room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * inference.guide.slots
+    room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * inference.guide.evaluations_per_row
     ordered = inference.guide.searches and size > _CACHED_BYTES
-    return Plan(Batches(batches.tensors, max(1024, room // (_bytes_a_row(batches, ordered) + slots))), ordered)
+    return Plan(
+        Batches(batches.tensors, max(1024, room // (_bytes_a_row(batches, ordered) + slots))),
+        ordered,
+    )
 
 
 def _takes_batches(inference: EM | SVI) -> bool:
     """Whether rows may be given some at a time, in any order, with nothing changed: exact EM, and a program for it."""
-    if not isinstance(inference, EM) or inference.step_size is not None or inference.gradient is not None:
+    if (
+        not isinstance(inference, EM)
+        or inference.step_size is not None
+        or inference.gradient is not None
+    ):
         return False
     try:
         taken = inspect.signature(getattr(inference.model, "forward", inference.model)).parameters

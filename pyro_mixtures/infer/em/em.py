@@ -10,13 +10,13 @@ from pyro_mixtures.data.rows import as_arguments
 from pyro_mixtures.distributions.statistics import blend, scaled
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.infer.em.m_step import MStep, finished
-from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.em.reseed import Pauses, Reservoir, choose_splits, copy_component
+from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
     CandidateMessenger,
-    Declaration,
     Posterior,
+    ProgramStructure,
     ReuseMessenger,
     StatisticsMessenger,
     collect_statistics,
@@ -25,7 +25,7 @@ from pyro_mixtures.poutine.joint import site_term
 from pyro_mixtures.poutine.params import ParamHandle
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
-DEAD = ("reseed", "drop", "keep")
+EMPTY = ("reseed", "drop", "keep")
 
 
 class Update(NamedTuple):
@@ -50,7 +50,7 @@ class EM:
         "On-line expectation-maximization algorithm for latent data models", JRSS B 71 (2009), with s = t^-a, a in
         (1/2, 1].
     :param variance_floor: smallest variance, as a fraction of each feature's variance over the data.
-    :param dead: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
+    :param empty: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
         one, which may cost a step up to log 2 for each of its rows, and what the few rows of the dead one lose;
         ``"drop"`` sets their weight to zero for good; ``"keep"`` holds their parameters and updates their weight.
     :param freeze: names of params to hold fixed.
@@ -70,7 +70,9 @@ class EM:
     True
     """
 
-    random_rows: torch.Generator | None = None  # set by growth: dead components split others at random rows
+    random_rows: torch.Generator | None = (
+        None  # set by growth: dead components split others at random rows
+    )
 
     def __init__(
         self,
@@ -79,32 +81,44 @@ class EM:
         *,
         step_size: Callable[[int], float] | None = None,
         variance_floor: float = 1e-6,
-        dead: str = "reseed",
+        empty: str = "reseed",
         freeze: Iterable[str] = (),
         gradient: Any = None,
         gradient_steps: int = 1,
     ):
         if guide is None or not callable(getattr(guide, "posterior", None)):
-            raise ModelError(f"guide={guide!r} has no E-step: pass a guide of pyro_mixtures.guides for this model")
+            raise ModelError(
+                f"guide={guide!r} has no E-step: pass a guide of pyro_mixtures.guides for this model"
+            )
         if guide.model is not model:
-            raise ModelError("this guide was made for another model: build guide and EM from the same program")
-        if dead not in DEAD:
-            raise OptionError(f"unknown dead={dead!r}; choose one of {DEAD}")
+            raise ModelError(
+                "this guide was made for another model: build guide and EM from the same program"
+            )
+        if empty not in EMPTY:
+            raise OptionError(f"unknown empty={empty!r}; choose one of {EMPTY}")
         if step_size is not None and not callable(step_size):
-            raise OptionError(f"step_size={step_size!r} must be a function of the step number, lambda t: t**-0.6 say")
+            raise OptionError(
+                f"step_size={step_size!r} must be a function of the step number, lambda t: t**-0.6 say"
+            )
         if gradient is not None and not callable(gradient):
-            raise OptionError(f"gradient={gradient!r} must be a Pyro optimiser, pyro.optim.Adam({{'lr': 0.01}}) say")
+            raise OptionError(
+                f"gradient={gradient!r} must be a Pyro optimiser, pyro.optim.Adam({{'lr': 0.01}}) say"
+            )
         if isinstance(freeze, str):
-            raise OptionError(f"freeze={freeze!r} must list names of params: give freeze=[{freeze!r}]")
+            raise OptionError(
+                f"freeze={freeze!r} must list names of params: give freeze=[{freeze!r}]"
+            )
         names = list(freeze) if isinstance(freeze, Iterable) else [freeze]
         if not isinstance(freeze, Iterable) or not all(isinstance(name, str) for name in names):
             raise OptionError(f"freeze={freeze!r} must list names of params, as freeze=['loc']")
         check_number(variance_floor=variance_floor)
         check_whole(gradient_steps=gradient_steps)
         if gradient is None and gradient_steps > 1:
-            raise OptionError(f"gradient_steps={gradient_steps} without an optimiser: pass gradient=")
+            raise OptionError(
+                f"gradient_steps={gradient_steps} without an optimiser: pass gradient="
+            )
         self.model, self.guide, self.step_size = model, guide, step_size
-        self.variance_floor, self.dead, self.freeze = variance_floor, dead, frozenset(names)
+        self.variance_floor, self.empty, self.freeze = variance_floor, empty, frozenset(names)
         self.gradient, self.gradient_steps = gradient, gradient_steps
         self.steps = 0
         self.last_update: Update | None = None
@@ -156,8 +170,12 @@ class EM:
         """The M-step: set the params to the maximisers of what was accumulated."""
         if not self._sites:
             raise OptionError("nothing accumulated: call accumulate() or step() with data first")
-        if not self._weighted_rows and not self._online:  # a later minibatch of stepwise EM may be of such rows
-            raise DataError(f"all {self._rows} rows have weight zero, or are masked: check the row weights")
+        if (
+            not self._weighted_rows and not self._online
+        ):  # a later minibatch of stepwise EM may be of such rows
+            raise DataError(
+                f"all {self._rows} rows have weight zero, or are masked: check the row weights"
+            )
         self.steps += 1
         sites = self._sites if self.step_size is None else self._blend()
         with torch.no_grad(), self.guide.read().threads():
@@ -171,40 +189,47 @@ class EM:
 
     def _collect(self, args: tuple, kwargs: dict[str, Any]) -> Posterior:
         args, kwargs = as_arguments(args, kwargs)
-        declaration = self.guide.read(*args, **kwargs)
-        if declaration.latent:
+        structure = self.guide.read(*args, **kwargs)
+        if structure.latent:
             raise ClosedFormError(
-                f"EM maximises params, but sites {list(declaration.latent)} are latent: use SVI, with beside= in the "
+                f"EM maximises params, but sites {list(structure.latent)} are latent: use SVI, with global_guide= in the "
                 "guide"
             )
-        if declaration.outside:
+        if structure.outside:
             raise ClosedFormError(
-                f"sites {list(declaration.outside)} lie outside the data plate: EM maximises the likelihood alone and "
+                f"sites {list(structure.outside)} lie outside the data plate: EM maximises the likelihood alone and "
                 "would ignore them; use SVI"
             )
         if self.guide.reuse is None:
             self.guide.reuse = ReuseMessenger()
         posterior = self.guide.posterior(*args, **kwargs)
-        skip = self._sites_without_closed_form(declaration, posterior, args, kwargs)
-        with declaration.threads():
-            found = self._statistics(declaration, posterior, args, kwargs, skip)
+        skip = self._sites_without_closed_form(structure, posterior, args, kwargs)
+        with structure.threads():
+            found = self._statistics(structure, posterior, args, kwargs, skip)
         self._params = found.params
         unknown = sorted(self.freeze - found.params.keys())
         if unknown:
-            raise OptionError(f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}")
+            raise OptionError(
+                f"freeze={unknown}: the model has no such params; it has {sorted(found.params)}"
+            )
         self._check_bindings(found.sites)
         self._sites = {name: site._replace(rows=None) for name, site in found.sites.items()}
         self._rows, self._size = self._rows + len(posterior.index), posterior.size
         self._weighted_rows += int((posterior.row_weight > 0).sum())
         self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
-        if self.dead == "reseed":
+        if self.empty == "reseed":
             self._reservoir.add(posterior, {name: site.rows for name, site in found.sites.items()})
         if skip:
             self._calls.append((posterior, args, kwargs))
         return posterior
 
     def _statistics(
-        self, d: Declaration, posterior: Posterior, args: tuple, kwargs: dict[str, Any], skip: frozenset[str]
+        self,
+        d: ProgramStructure,
+        posterior: Posterior,
+        args: tuple,
+        kwargs: dict[str, Any],
+        skip: frozenset[str],
     ) -> StatisticsMessenger:
         """Statistics of one batch, added to those of the batches before it.
 
@@ -222,19 +247,27 @@ class EM:
             self._bound = True
         assert self.guide.reuse is not None
         with torch.no_grad():
-            return collect_statistics(self.guide.reuse(self.model), *given, skip=skip, before=self._sites)
+            return collect_statistics(
+                self.guide.reuse(self.model), *given, skip=skip, before=self._sites
+            )
 
-    def _sites_without_closed_form(self, d: Declaration, posterior: Posterior, args, kwargs) -> frozenset[str]:
+    def _sites_without_closed_form(
+        self, d: ProgramStructure, posterior: Posterior, args, kwargs
+    ) -> frozenset[str]:
         """Sites to leave to ``gradient`` (none without it: their error then reaches the user)."""
         if self.gradient is None:
             return frozenset()
         if self._no_closed_form is None:
             self._no_closed_form = frozenset(
-                name for name in d.observed if not self._has_closed_form(name, d, posterior, args, kwargs)
+                name
+                for name in d.observed
+                if not self._has_closed_form(name, d, posterior, args, kwargs)
             )
         return self._no_closed_form
 
-    def _has_closed_form(self, name: str, d: Declaration, posterior: Posterior, args, kwargs) -> bool:
+    def _has_closed_form(
+        self, name: str, d: ProgramStructure, posterior: Posterior, args, kwargs
+    ) -> bool:
         others = frozenset(d.observed) - {name}
         try:
             collect_statistics(self.model, d, posterior, args, kwargs, skip=others)
@@ -258,7 +291,9 @@ class EM:
             if name not in owners and name not in self.freeze and handle.leaf.requires_grad
         ]
         if left and self.gradient is None:
-            raise ClosedFormError(f"params {left} have no closed form: freeze= them, use SVI, or pass gradient= to EM")
+            raise ClosedFormError(
+                f"params {left} have no closed form: freeze= them, use SVI, or pass gradient= to EM"
+            )
 
     def _blend(self) -> dict[str, SiteStatistics]:
         assert self.step_size is not None
@@ -279,36 +314,48 @@ class EM:
         count = sites[z].sums.counts
         least = max(site.family.min_rows for site in sites.values())
         # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
-        rows = count * (max(1.0, self._weighted_rows / self._weight) if self._weighted_rows else 1.0)
-        starved = rows < least
+        rows = count * (
+            max(1.0, self._weighted_rows / self._weight) if self._weighted_rows else 1.0
+        )
+        empty = rows < least
         # Where rows only re-weigh the candidates they have, a new component could win none.
-        reseed = self.dead == "reseed" and self.guide.search and not self.guide.revives
-        ready = self._pauses.ready(starved.nonzero()[:, 0].tolist(), self.steps)
-        splits = choose_splits(self._reservoir, rows, least, ready, self.random_rows) if reseed else []
+        reseed = self.empty == "reseed" and self.guide.search and not self.guide.reseeds
+        ready = self._pauses.ready(empty.nonzero()[:, 0].tolist(), self.steps)
+        splits = (
+            choose_splits(self._reservoir, rows, least, ready, self.random_rows) if reseed else []
+        )
         self._pauses.record(splits)
-        dropped = starved if self.dead == "drop" and bool((count[~starved] > 0).any()) else None
+        dropped = empty if self.empty == "drop" and bool((count[~empty] > 0).any()) else None
         m_step.update_weights(sites[z], splits, dropped)
         if dropped is not None:
-            self.guide.dropped(dropped)
+            self.guide.drop_components(dropped)
         for name, site in sites.items():
             if name != z:
-                m_step.update_components(site, starved)
+                m_step.update_components(site, empty)
                 free = m_step.free(site)
-                held = site._replace(params={name: h for name, h in site.params.items() if name in free})
+                held = site._replace(
+                    params={name: h for name, h in site.params.items() if name in free}
+                )
                 for split in splits:
                     copy_component(name, held, split, self._reservoir)
         for split in splits:
-            self.guide.reseeded(split.component, split.like)
+            self.guide.reseed_component(split.component, split.like)
         others = {name: site.sums for name, site in sites.items() if name != z}
-        self.guide.fitted(others, learned_weights=bool(m_step.free(sites[z])))
-        live = int((~starved).sum()) + len(splits)
-        return Update(live, len(splits), int(starved.sum()) if self.dead == "drop" else 0)
+        self.guide.record_statistics(others, learned_weights=bool(m_step.free(sites[z])))
+        live = int((~empty).sum()) + len(splits)
+        return Update(live, len(splits), int(empty.sum()) if self.empty == "drop" else 0)
 
     def _gradient_step(self) -> None:
         """One step of the gradient optimiser on the expected log density of the sites without a closed form."""
         skip = self._no_closed_form or frozenset()
-        owned = {handle.name for site in self._sites.values() for handle in site.params.values()} - self.freeze
-        free = [h.leaf for name, h in self._params.items() if name not in owned | self.freeze and h.leaf.requires_grad]
+        owned = {
+            handle.name for site in self._sites.values() for handle in site.params.values()
+        } - self.freeze
+        free = [
+            h.leaf
+            for name, h in self._params.items()
+            if name not in owned | self.freeze and h.leaf.requires_grad
+        ]
         if not skip or not free:
             return
         for posterior, args, kwargs in self._calls:
@@ -316,7 +363,9 @@ class EM:
                 propose = lambda *_, posterior=posterior: posterior.candidates  # noqa: E731
                 d = self.guide.read(*args, **kwargs)
                 messenger = CandidateMessenger(d, propose, index=posterior.index)
-                nodes: Any = pyro.poutine.trace(messenger(self.model)).get_trace(*args, **kwargs).nodes
+                nodes: Any = (
+                    pyro.poutine.trace(messenger(self.model)).get_trace(*args, **kwargs).nodes
+                )
             weight = posterior.probs * posterior.row_weight
             terms = [site_term(nodes[name], nodes[d.site], d) for name in skip]
             loss = -sum(torch.where(weight > 0, weight * term, 0.0).sum() for term in terms)
@@ -328,9 +377,15 @@ class EM:
 
     def _refuse_shared(self, loss: Any, owned: set[str]) -> None:
         """A param of both kinds of sites has no update that raises the ELBO, by closed form or gradient alone."""
-        leaves = {name: h.leaf for name, h in self._params.items() if name in owned and h.leaf.requires_grad}
+        leaves = {
+            name: h.leaf
+            for name, h in self._params.items()
+            if name in owned and h.leaf.requires_grad
+        }
         slopes = (
-            torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True) if leaves else ()
+            torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+            if leaves
+            else ()
         )
         shared = [name for name, slope in zip(leaves, slopes, strict=True) if slope is not None]
         if shared:

@@ -16,8 +16,8 @@ from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.history import Epoch, History
-from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.em.schedule import SearchSchedule
+from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ReuseMessenger
 
@@ -98,7 +98,9 @@ def fit(
     result = Fit(inference, History())
     batches, ordered = plan(inference, rows, batch_size)
     schedule = SearchSchedule(search_every)
-    loop = _Loop(result, batches, tuple(callbacks), tolerance, patience, progress, schedule, ordered)
+    loop = _Loop(
+        result, batches, tuple(callbacks), tolerance, patience, progress, schedule, ordered
+    )
     try:
         if isinstance(inference, EM) and inference.guide.searches and warmup:
             loop.run("warm-up", warmup, loop.search)
@@ -129,7 +131,11 @@ class _Loop:
         ordered: bool,
     ):
         self.result, self.batches, self.callbacks = result, batches, callbacks
-        self.tolerance, self.patience, self.progress = tolerance * batches.features, patience, progress
+        self.tolerance, self.patience, self.progress = (
+            tolerance * batches.features,
+            patience,
+            progress,
+        )
         self.schedule, self.ordered = schedule, ordered
         self.order: Tensor | None = None  # of the rows, where the loop may choose it
         self.reorder = 1  # epochs after which it does so next
@@ -140,7 +146,9 @@ class _Loop:
 
     def run(self, phase: str, epochs: int, one_pass: Callable[[], float]) -> bool:
         """Up to ``epochs`` passes under a progress bar; True when the ELBO has settled."""
-        with tqdm(total=epochs, desc=phase, disable=not self.progress, unit="epoch", dynamic_ncols=True) as bar:
+        with tqdm(
+            total=epochs, desc=phase, disable=not self.progress, unit="epoch", dynamic_ncols=True
+        ) as bar:
             return self._passes(phase, epochs, one_pass, bar)
 
     def _passes(self, phase: str, epochs: int, one_pass: Callable[[], float], bar: Any) -> bool:
@@ -157,7 +165,9 @@ class _Loop:
             elif searched:  # what only re-weighs must not end a fit
                 settled += 1
             best = max(best, elbo)
-            answers = [callback(self.result) for callback in self.callbacks]  # every callback is called
+            answers = [
+                callback(self.result) for callback in self.callbacks
+            ]  # every callback is called
             self.stopped = any(answer is True for answer in answers)
             if self.stopped or settled >= self.patience:
                 return settled >= self.patience
@@ -168,9 +178,11 @@ class _Loop:
         self.spent = self.guide.evaluations - self.evaluations
         update = getattr(self.inference, "last_update", None)
         # Components that were just split off are in no row's candidates yet: without a search they would win none.
-        must = phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
+        must = (
+            phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
+        )
         self.guide.search = must or self.schedule.next()
-        self.guide.reset_wins()
+        self.guide.reset_counts()
         elbo = -one_pass() / (self.batches.rows * self.guide.mean_weight)
         self._record(phase, elbo, bar)
         if self.ordered and self.guide.search and len(self.result.history) >= self.reorder:
@@ -197,17 +209,21 @@ class _Loop:
     def _exact_em(self) -> float:
         assert isinstance(self.inference, EM)
         loss = sum(
-            self.inference.accumulate(*batch.args, **batch.kwargs) for batch in self.batches.in_order(self.order)
+            self.inference.accumulate(*batch.args, **batch.kwargs)
+            for batch in self.batches.in_order(self.order)
         )
         self.inference.maximize()
         return self._whole(loss)
 
     def _whole(self, loss: float) -> float:
         """The loss of the rows that were evaluated, scaled up to all rows if the model itself draws a subsample."""
-        return loss * self.batches.rows / max(1, int(self.guide.wins.sum()))
+        return loss * self.batches.rows / max(1, int(self.guide.rows_won.sum()))
 
     def _stochastic(self) -> float:
-        losses = [(self.inference.step(*batch.args, **batch.kwargs), batch.rows) for batch in self.batches.shuffled()]
+        losses = [
+            (self.inference.step(*batch.args, **batch.kwargs), batch.rows)
+            for batch in self.batches.shuffled()
+        ]
         # Each loss is scaled up to the data set.
         return sum(loss * rows for loss, rows in losses) / self.batches.rows
 
@@ -217,15 +233,20 @@ class _Loop:
             phase=phase,
             elbo=elbo,
             evaluations=self.guide.evaluations - self.evaluations,
-            live=int((self.guide.wins > 0).sum()),
-            reseeded=(update.reseeded if update else 0) + self.guide.revived,
+            live=int((self.guide.rows_won > 0).sum()),
+            reseeded=(update.reseeded if update else 0) + self.guide.reseeded,
             moved=self.guide.moved,
             objective=self.guide.objective,
-            sizes=self.guide.part_sizes(),
+            sizes=self.guide.cluster_sizes(),
             dropped=update.dropped if update else 0,
             seconds=time.perf_counter() - self.started,
             searched=self.guide.search and self.guide.searches,
         )
         self.result.history.epochs.append(epoch)
-        bar.set_postfix(elbo=f"{elbo:.4f}", evaluations=f"{epoch.evaluations:.3g}", live=epoch.live, refresh=False)
+        bar.set_postfix(
+            elbo=f"{elbo:.4f}",
+            evaluations=f"{epoch.evaluations:.3g}",
+            live=epoch.live,
+            refresh=False,
+        )
         bar.update()

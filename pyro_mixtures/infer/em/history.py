@@ -18,7 +18,9 @@ class Epoch(NamedTuple):
     dropped: int
     seconds: float  # since the fit began
     moved: int = 0  # rows that changed their component; hard partitions alone count them
-    objective: float = math.nan  # of hard partitions: the sum of the rows' losses, before the pass's update
+    objective: float = (
+        math.nan
+    )  # of hard partitions: the sum of the rows' losses, before the pass's update
     sizes: tuple[int, ...] = ()  # of the parts of hard partitions
     searched: bool = True  # whether candidates were searched for, or only re-weighed
 
@@ -45,4 +47,8 @@ class History:
         """Columns as plain lists, for JSON; those of hard partitions only where there are any."""
         columns = {name: [getattr(epoch, name) for epoch in self.epochs] for name in Epoch._fields}
         hard = any(columns["sizes"])
-        return {name: column for name, column in columns.items() if hard or name not in ("objective", "sizes")}
+        return {
+            name: column
+            for name, column in columns.items()
+            if hard or name not in ("objective", "sizes")
+        }

@@ -1,8 +1,8 @@
 r"""Dead components: re-seeded by splitting a large component at one of its rows.
 
 A split may cost the step its gain. With responsibilities q at the parameters that the step would have had without it, a
-row is left at least :math:`1 - q(dead) - q(like) / 2` of its evidence: the half that stays, and all other components.
-So the loss is at most :math:`-\sum_n \log(1 - q_n(dead) - q_n(like) / 2)` above that of the step without a split: at
+row is left at least :math:`1 - q(empty) - q(like) / 2` of its evidence: the half that stays, and all other components.
+So the loss is at most :math:`-\sum_n \log(1 - q_n(empty) - q_n(like) / 2)` above that of the step without a split: at
 most log 2 for each expected row of the component that is split, where the dead one has no rows. What a split gains
 comes with the steps after it. Components that die again after a split wait longer and longer for the next.
 """
@@ -40,8 +40,14 @@ class Reservoir:
         weight = posterior.row_weight[::step]
         pick = torch.arange(0, len(posterior.index), step, device=weight.device)[weight > 0]
         for value in rows.values():
-            if value is not None and len(value) == len(posterior.index) and value.is_floating_point():
-                pick = pick[value[pick].reshape(len(pick), value.shape[1:].numel()).isfinite().all(-1)]
+            if (
+                value is not None
+                and len(value) == len(posterior.index)
+                and value.is_floating_point()
+            ):
+                pick = pick[
+                    value[pick].reshape(len(pick), value.shape[1:].numel()).isfinite().all(-1)
+                ]
         self.winners.append(posterior.winner[pick])
         for name, value in rows.items():
             if value is not None and len(value) == len(posterior.index):
@@ -60,19 +66,21 @@ class Pauses:
     """
 
     def __init__(self) -> None:
-        self._alive: set[int] = set()  # components that were split off, and have had rows enough since
+        self._alive: set[int] = (
+            set()
+        )  # components that were split off, and have had rows enough since
         self._again: set[int] = set()  # those of them that have died since
         self._pause, self._until = 1, 0
 
-    def ready(self, dead: list[int], step: int) -> list[int]:
-        """The components among the ``dead`` that may be split off another at ``step``, of all steps in turn."""
-        died = self._alive.intersection(dead)
+    def ready(self, empty: list[int], step: int) -> list[int]:
+        """The components among the ``empty`` that may be split off another at ``step``, of all steps in turn."""
+        died = self._alive.intersection(empty)
         if died:
             self._alive -= died
             self._again |= died
             self._pause *= 2
             self._until = step + self._pause
-        return [c for c in dead if c not in self._again or step >= self._until]
+        return [c for c in empty if c not in self._again or step >= self._until]
 
     def record(self, splits: Iterable[Split]) -> None:
         """Remember what was split off."""
@@ -82,13 +90,17 @@ class Pauses:
 
 
 def choose_splits(
-    reservoir: Reservoir, count: Tensor, least: int, dead: list[int], generator: torch.Generator | None = None
+    reservoir: Reservoir,
+    count: Tensor,
+    least: int,
+    empty: list[int],
+    generator: torch.Generator | None = None,
 ) -> list[Split]:
-    """Pair ``dead`` components with rows of components that can spare half of theirs, of ``least`` rows or more.
+    """Pair ``empty`` components with rows of components that can spare half of theirs, of ``least`` rows or more.
 
     Of each the first row in the reservoir, or a random one of the ``generator``.
     """
-    if not dead or not reservoir.winners:
+    if not empty or not reservoir.winners:
         return []
     winners = torch.cat(reservoir.winners)
     can_split = count.to(winners.device)[winners] >= 2 * max(1, least)
@@ -100,11 +112,11 @@ def choose_splits(
     order = shuffled[torch.argsort(size, descending=True, stable=True)]
     for row in order[: int(can_split.sum())].tolist():
         like = int(winners[row])
-        if len(splits) == len(dead):
+        if len(splits) == len(empty):
             break
         if like not in used:
             used.add(like)
-            splits.append(Split(dead[len(splits)], like, row))
+            splits.append(Split(empty[len(splits)], like, row))
     return splits
 
 

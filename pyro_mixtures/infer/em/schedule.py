@@ -31,7 +31,9 @@ class SearchSchedule:
             return self._must or self._since >= 1
         return self._rates[True] > self._rates[False]
 
-    def record(self, searched: bool, gain: float, evaluations_a_row: float, tolerance: float) -> None:
+    def record(
+        self, searched: bool, gain: float, evaluations_a_row: float, tolerance: float
+    ) -> None:
         """An epoch raised the ELBO by ``gain`` nats a row; below ``tolerance`` it does not pay to go on like it."""
         self._since = 0 if searched else self._since + 1
         self._rates[searched] = gain / (evaluations_a_row + _OVERHEAD)

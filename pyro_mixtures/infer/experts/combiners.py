@@ -26,7 +26,9 @@ class Combiner(NamedTuple):
         """Outcomes (N, ...), or probabilities (N, L) of classes, for ``predictions`` (N, C, ...)."""
         rows = predictions.flatten(1)
         if rows.shape[1] != self.weight.shape[1]:
-            raise DataError(f"{rows.shape[1]} predictions a row; the combiner was fitted to {self.weight.shape[1]}")
+            raise DataError(
+                f"{rows.shape[1]} predictions a row; the combiner was fitted to {self.weight.shape[1]}"
+            )
         out = rows @ self.weight.to(rows).T + self.bias.to(rows)
         return out.softmax(-1) if self.classes else out.reshape(len(rows), *self.shape)
 
@@ -59,24 +61,38 @@ def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combin
     classes = not y.is_floating_point()
     check_number(penalty=penalty)
     if classes and not penalty:
-        raise OptionError(f"penalty={penalty} must be positive, or zero for outcomes that are no classes")
+        raise OptionError(
+            f"penalty={penalty} must be positive, or zero for outcomes that are no classes"
+        )
     rows = predictions.flatten(1)
     standard = standard_of(rows)
-    weight, bias, shape = _classifier(rows, y, penalty, standard) if classes else _ridge(rows, y, penalty, standard.loc)
+    weight, bias, shape = (
+        _classifier(rows, y, penalty, standard)
+        if classes
+        else _ridge(rows, y, penalty, standard.loc)
+    )
     return Combiner(weight, bias - weight @ standard.loc, shape, classes)
 
 
-def _classifier(rows: Tensor, y: Tensor, penalty: float, standard: Standard) -> tuple[Tensor, Tensor, torch.Size]:
+def _classifier(
+    rows: Tensor, y: Tensor, penalty: float, standard: Standard
+) -> tuple[Tensor, Tensor, torch.Size]:
     """Weights, and biases over centred rows; found on standardised rows, whose weights pay what those of rows would."""
     if y.dim() != 1 or int(y.min()) < 0:
-        raise DataError(f"integer outcomes are classes 0, 1, ... (N,), not {tuple(y.shape)} from {int(y.min())}")
+        raise DataError(
+            f"integer outcomes are classes 0, 1, ... (N,), not {tuple(y.shape)} from {int(y.min())}"
+        )
     label = y.long()
     counts = torch.bincount(label)
-    weight, bias = logistic_regression(rows, label, len(counts), penalty / standard.scale.square(), standard)
+    weight, bias = logistic_regression(
+        rows, label, len(counts), penalty / standard.scale.square(), standard
+    )
     return weight / standard.scale, bias.masked_fill(counts == 0, -torch.inf), counts.shape
 
 
-def _ridge(rows: Tensor, y: Tensor, penalty: float, loc: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+def _ridge(
+    rows: Tensor, y: Tensor, penalty: float, loc: Tensor
+) -> tuple[Tensor, Tensor, torch.Size]:
     """As :func:`_classifier`, by the normal equations in float64, some rows at a time."""
     outcomes = y.reshape(len(y), -1)
     mean = outcomes.mean(0, dtype=torch.float64)

@@ -8,9 +8,9 @@ from torch import Tensor
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.experts.combiners import fit_combiner
-from pyro_mixtures.infer.experts.predictions import chosen, covariates, expert_predictions, mixed
 from pyro_mixtures.infer.experts.gates import Gate, check_gate, fit_gate
 from pyro_mixtures.infer.experts.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.predictions import chosen, covariates, expert_predictions, mixed
 
 Rows = tuple[Tensor, Tensor]  # covariates (N, P) and outcomes (N, ...)
 Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
@@ -72,7 +72,9 @@ def r2(prediction: Tensor, y: Tensor) -> float:
     value, y = prediction.double().reshape(len(y), -1), y.double().reshape(len(y), -1)
     total = (y - y.mean(0)).square().sum(0)
     if not bool((total > 0).all()):
-        raise DataError(f"an output is constant in all {len(y)} rows: R2 is not defined; give more rows, or metric=")
+        raise DataError(
+            f"an output is constant in all {len(y)} rows: R2 is not defined; give more rows, or metric="
+        )
     return float((1 - (y - value).square().sum(0) / total).mean())
 
 
@@ -102,7 +104,9 @@ def _error(predictions: Tensor, y: Tensor, classes: bool) -> Tensor:
     """What each expert (N, C) gets wrong: squared error; for classes whether it errs, then its score."""
     if not classes:
         return (predictions - y.unsqueeze(1)).square().reshape(*predictions.shape[:2], -1).sum(-1)
-    score = predictions.gather(2, y.long().reshape(-1, 1, 1).expand(*predictions.shape[:2], 1))[..., 0]
+    score = predictions.gather(2, y.long().reshape(-1, 1, 1).expand(*predictions.shape[:2], 1))[
+        ..., 0
+    ]
     # Scores need not be probabilities: any rank of them below one keeps mistakes last.
     return (predictions.argmax(-1) != y.unsqueeze(-1)).to(score) - score.sigmoid()
 
@@ -110,9 +114,13 @@ def _error(predictions: Tensor, y: Tensor, classes: bool) -> Tensor:
 def _check_outcomes(predictions: Tensor, y: Tensor, classes: bool) -> None:
     """Whether outcomes (N, ...) are of the kind that the experts predict, (N, C, ...)."""
     if classes and (int(y.min()) < 0 or int(y.max()) >= predictions.shape[2]):
-        raise DataError(f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {predictions.shape[2]})")
+        raise DataError(
+            f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {predictions.shape[2]})"
+        )
     if not classes and predictions.shape[2:] != y.shape[1:]:
-        raise DataError(f"outcomes are {tuple(y.shape)}, but the experts' predictions {tuple(predictions.shape)}")
+        raise DataError(
+            f"outcomes are {tuple(y.shape)}, but the experts' predictions {tuple(predictions.shape)}"
+        )
 
 
 def _pair(name: str, rows: Rows) -> Rows:
@@ -122,5 +130,7 @@ def _pair(name: str, rows: Rows) -> Rows:
     for what, values in (("covariates", x), ("outcomes", y)):
         bad = ~values.flatten(1).isfinite().all(-1) if values.dim() > 1 else ~values.isfinite()
         if bool(bad.any()):
-            raise DataError(f"row {int(bad.nonzero()[0])} of the {name} {what} holds NaN or infinity: remove such rows")
+            raise DataError(
+                f"row {int(bad.nonzero()[0])} of the {name} {what} holds NaN or infinity: remove such rows"
+            )
     return x, y

@@ -113,14 +113,18 @@ def fit_gate(
     labels = _checked_labels(labels, len(x), components).to(x.device)
     check_number(penalty=penalty)
     if not penalty:
-        raise OptionError(f"penalty={penalty} must be positive: without it separable parts have no finite weights")
+        raise OptionError(
+            f"penalty={penalty} must be positive: without it separable parts have no finite weights"
+        )
     present, standard = torch.bincount(labels, minlength=components) > 0, standard_of(x)
     if module is not None:
         gate = Gate(module, standard, present)
         _train(gate, x, labels, penalty, epochs, batch_size, learning_rate)
         return gate
     flat = Standard(standard.loc.flatten(), standard.scale.flatten())
-    weight, bias = logistic_regression(x.flatten(1), labels, components, torch.full_like(flat.loc, penalty), flat)
+    weight, bias = logistic_regression(
+        x.flatten(1), labels, components, torch.full_like(flat.loc, penalty), flat
+    )
     return Gate(_linear(weight, bias, x), standard, present)
 
 
@@ -145,7 +149,9 @@ def logistic_regression(
     return full[:, :-1], full[:, -1]
 
 
-def _minimize(theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard) -> None:
+def _minimize(
+    theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard
+) -> None:
     """Put the minimiser in place of ``theta`` (L, P + 1)."""
     optimizer = torch.optim.LBFGS(
         [theta],
@@ -170,7 +176,9 @@ def _minimize(theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standar
         )
 
 
-def _mean_loss(theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard) -> tuple[Tensor, Tensor]:
+def _mean_loss(
+    theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard
+) -> tuple[Tensor, Tensor]:
     """The objective over N and its gradient in ``theta`` (L, P + 1); some rows at a time, since both are in float64."""
     gradient = penalty * theta
     value = 0.5 * (gradient * theta).sum()
@@ -187,11 +195,19 @@ def _mean_loss(theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standa
 
 
 def _train(
-    gate: Gate, x: Tensor, labels: Tensor, penalty: float, epochs: int, batch_size: int, learning_rate: float
+    gate: Gate,
+    x: Tensor,
+    labels: Tensor,
+    penalty: float,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
 ) -> None:
     parameters = [parameter for parameter in gate.parameters() if parameter.requires_grad]
     if not parameters:
-        raise OptionError(f"{type(gate.module).__name__} has no parameters to train: give a module with some")
+        raise OptionError(
+            f"{type(gate.module).__name__} has no parameters to train: give a module with some"
+        )
     check_whole(epochs=epochs, batch_size=batch_size)
     check_number(positive=True, learning_rate=learning_rate)
     # The penalty of the sum over rows, as it acts on a mean over them.
@@ -210,16 +226,22 @@ def _train(
 
 def check_gate(gate: Gate, components: int) -> None:
     if not isinstance(gate, Gate):
-        raise OptionError(f"gate is a {type(gate).__name__}: give one of fit_gate, or a Gate of your own")
+        raise OptionError(
+            f"gate is a {type(gate).__name__}: give one of fit_gate, or a Gate of your own"
+        )
     if gate.components != components:
-        raise OptionError(f"the gate has {gate.components} parts, the model {components} components")
+        raise OptionError(
+            f"the gate has {gate.components} parts, the model {components} components"
+        )
 
 
 def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> nn.Module:
     """The regression as a module, in the dtype of the rows."""
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     # Random initial weights would only use up the generator.
-    layer: Any = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight), dtype=dtype, device=x.device)
+    layer: Any = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], len(weight), dtype=dtype, device=x.device
+    )
     layer.requires_grad_(False)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
@@ -242,7 +264,9 @@ def _checked_rows(x: Tensor, features: torch.Size | None) -> Tensor:
     x = as_rows(x)
     if x.dim() < 2 or not len(x) or (features is not None and x.shape[1:] != features):
         wanted = "N, P, ..." if features is None else f"N, {', '.join(map(str, features))}"
-        raise DataError(f"a gate's rows are {tuple(x.shape)}, but must be ({wanted}) with N at least one")
+        raise DataError(
+            f"a gate's rows are {tuple(x.shape)}, but must be ({wanted}) with N at least one"
+        )
     if x.is_complex():
         raise DataError(f"a gate's rows must be real, not {x.dtype}")
     if x.is_floating_point() and not bool(x.isfinite().all()):
@@ -255,7 +279,9 @@ def _checked_labels(labels: Tensor, rows: int, components: int) -> Tensor:
     check_whole(components=components)
     labels = as_rows(labels)
     if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise PartitionError(f"labels are {labels.dtype} {tuple(labels.shape)}, but must be integers ({rows},)")
+        raise PartitionError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}, but must be integers ({rows},)"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= components:
         raise PartitionError(

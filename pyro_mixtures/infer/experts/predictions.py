@@ -13,7 +13,7 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import DataError, ModelError
 from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import CandidateMessenger, read_declaration
+from pyro_mixtures.poutine import CandidateMessenger, read_structure
 
 # (row, component) pairs of a chunk.
 _PAIRS = 1 << 21
@@ -59,35 +59,50 @@ class Experts:
     :raises ModelError: when it cannot be called with covariates alone, or has no such sites.
     """
 
-    def __init__(self, model: Callable, x: Tensor, site: str, observed: str, given: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        model: Callable,
+        x: Tensor,
+        site: str,
+        observed: str,
+        given: Mapping[str, Tensor] | None = None,
+    ):
         _check_call(model, x)
         self.reader, self.given = MeanMessenger(observed), given
         self.model = self.reader(model)
-        self.declaration = read_declaration(self.model, site, (x[:1],), {})
-        if observed not in self.declaration.observed:
-            raise ModelError(f"the model has no site {observed!r} in its data plate; its sites there are not experts")
-        if self.reader.nested != [self.declaration.plate]:
-            raise ModelError(f"site {observed!r} lies in plates {self.reader.nested}, not in the data plate alone")
+        self.structure = read_structure(self.model, site, (x[:1],), {})
+        if observed not in self.structure.observed:
+            raise ModelError(
+                f"the model has no site {observed!r} in its data plate; its sites there are not experts"
+            )
+        if self.reader.nested != [self.structure.plate]:
+            raise ModelError(
+                f"site {observed!r} lies in plates {self.reader.nested}, not in the data plate alone"
+            )
 
     def means(self, x: Tensor, candidates: Tensor) -> Tensor:
         """Means (S, B, ...) of rows (B, P) under ``candidates`` (S, B), or (S, 1) where rows share them."""
-        messenger = CandidateMessenger(self.declaration, lambda *_: candidates, self.given)
-        with pyro.poutine.block(), torch.no_grad(), self.declaration.threads():
+        messenger = CandidateMessenger(self.structure, lambda *_: candidates, self.given)
+        with pyro.poutine.block(), torch.no_grad(), self.structure.threads():
             messenger(self.model)(x)
         mean, batch = self.reader.mean, self.reader.batch
         if mean is None or messenger.index is None or len(messenger.index) != len(x):
-            raise ModelError(f"the model did not take all {len(x)} rows: open its data plate without subsample_size")
+            raise ModelError(
+                f"the model did not take all {len(x)} rows: open its data plate without subsample_size"
+            )
         return mean.reshape(len(candidates), len(x), *mean.shape[len(batch) :])
 
     def all_means(self, x: Tensor) -> Tensor:
         """Means (B, C, ...) of rows under all components."""
-        return self.means(x, torch.arange(self.declaration.components, device=x.device).unsqueeze(-1)).movedim(0, 1)
+        return self.means(
+            x, torch.arange(self.structure.components, device=x.device).unsqueeze(-1)
+        ).movedim(0, 1)
 
     def chunks(self, x: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
         """The rows, so many at a time."""
         if chunk is not None:
             check_whole(chunk=chunk)
-        return x.split(chunk or max(1, _PAIRS // self.declaration.components))
+        return x.split(chunk or max(1, _PAIRS // self.structure.components))
 
 
 def expert_predictions(
@@ -123,7 +138,9 @@ def chosen(predictions: Tensor, labels: Tensor) -> Tensor:
 
 def mixed(predictions: Tensor, log_prob: Tensor) -> Tensor:
     """Means (N, ...) of ``predictions`` (N, C, ...) under ``log_prob`` (N, C); zero probability is no say at all."""
-    weight = log_prob.exp().to(predictions).reshape(*log_prob.shape, *(1,) * (predictions.dim() - 2))
+    weight = (
+        log_prob.exp().to(predictions).reshape(*log_prob.shape, *(1,) * (predictions.dim() - 2))
+    )
     return torch.where(weight > 0, weight * predictions, 0.0).sum(1)
 
 

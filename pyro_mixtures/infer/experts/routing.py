@@ -8,9 +8,16 @@ from torch import Tensor
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.experts.combiners import Combiner, fit_combiner
 from pyro_mixtures.infer.experts.comparison import Metric, Rows, accuracy, compare_routing, r2
-from pyro_mixtures.infer.experts.predictions import Experts, MeanMessenger, chosen, covariates, expert_predictions, mixed
 from pyro_mixtures.infer.experts.gates import Gate, check_gate
 from pyro_mixtures.infer.experts.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.predictions import (
+    Experts,
+    MeanMessenger,
+    chosen,
+    covariates,
+    expert_predictions,
+    mixed,
+)
 
 __all__ = [
     "Combiner",
@@ -70,7 +77,7 @@ def route(
         raise OptionError(f"unknown how={how!r}; choose one of {HOW}")
     x = covariates(x)
     experts = Experts(model, x, site, observed, given)
-    check_gate(gate, experts.declaration.components)
+    check_gate(gate, experts.structure.components)
     parts = experts.chunks(x, chunk)
     if how == "hard":
         return torch.cat([experts.means(part, gate.assign(part).unsqueeze(0))[0] for part in parts])

@@ -14,7 +14,12 @@ from pyro_mixtures.errors import NumericalError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.restarts.starts import check_new
-from pyro_mixtures.infer.restarts.trials import inference_of, own_params, put_in_place, random_state_kept
+from pyro_mixtures.infer.restarts.trials import (
+    inference_of,
+    own_params,
+    put_in_place,
+    random_state_kept,
+)
 
 Build = Callable[[], EM | tuple[Callable, EM]]
 Start = Callable[[Any], Any]  # sets the params of the model that it is given
@@ -91,7 +96,9 @@ def best_of(
     with random_state_kept():
         with tqdm(total=len(starts), desc="starts", disable=not progress, unit="start") as bar:
             for start, seed in zip(starts, seeds, strict=True):
-                trials.append(run(start, seed, [trial.made for trial in trials if trial.made is not None]))
+                trials.append(
+                    run(start, seed, [trial.made for trial in trials if trial.made is not None])
+                )
                 best = max(trials, key=lambda trial: trial.elbo)  # the first of equals
                 trials = [trial if trial is best else trial.without_fit() for trial in trials]
                 bar.set_postfix(best=f"{best.elbo:.4f}", refresh=False)
@@ -104,9 +111,15 @@ def best_of(
             ) from best.failure
         put_in_place(best.params)
         interrupted = trials[-1].interrupted
-        result = best.fit if interrupted else fit(best.fit.inference, *rows, progress=progress, **fit_options)
+        result = (
+            best.fit
+            if interrupted
+            else fit(best.fit.inference, *rows, progress=progress, **fit_options)
+        )
     winner = next(i for i, trial in enumerate(trials) if trial is best)
-    return BestOf(replace(result, interrupted=True) if interrupted else result, winner, _elbos(trials))
+    return BestOf(
+        replace(result, interrupted=True) if interrupted else result, winner, _elbos(trials)
+    )
 
 
 def _elbos(trials: list[_Trial]) -> np.ndarray:

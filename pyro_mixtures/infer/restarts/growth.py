@@ -12,7 +12,14 @@ from torch.distributions import constraints
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.restarts.trials import inference_of, own_params, params_of, put_in_place, random_state_kept, value_of
+from pyro_mixtures.infer.restarts.trials import (
+    inference_of,
+    own_params,
+    params_of,
+    put_in_place,
+    random_state_kept,
+    value_of,
+)
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine.params import ParamHandle
 
@@ -40,7 +47,7 @@ def grow(
     """Fit a mixture in stages of growing size; each begins with the components of the stage before.
 
     A stage's new components begin with hardly any weight, and so the first M-steps split them off the largest
-    components, as they do with all dead ones: growth takes an ``EM`` of ``dead="reseed"``, and families that say
+    components, as they do with all dead ones: growth takes an ``EM`` of ``empty="reseed"``, and families that say
     how to split. Growth is greedy: what a small stage has merged a split may not part again, and where components
     overlap :func:`~pyro_mixtures.infer.restarts.best_of.best_of` several starts can do far better.
 
@@ -92,7 +99,9 @@ def grow(
 def checked_sizes(components: Sequence[int]) -> list[int]:
     """Numbers of components, refused unless they increase."""
     if not isinstance(components, Iterable):
-        raise OptionError(f"components={components!r}: give several numbers of components, as range(1, 9)")
+        raise OptionError(
+            f"components={components!r}: give several numbers of components, as range(1, 9)"
+        )
     sizes = list(components)
     for size in sizes:
         check_whole(components=size)
@@ -102,12 +111,14 @@ def checked_sizes(components: Sequence[int]) -> list[int]:
 
 
 def _check_splits(inference: EM) -> None:
-    if inference.dead != "reseed":
-        raise OptionError(f"dead={inference.dead!r}: growth splits components by re-seeding, EM(dead='reseed')")
+    if inference.empty != "reseed":
+        raise OptionError(
+            f"empty={inference.empty!r}: growth splits components by re-seeding, EM(empty='reseed')"
+        )
 
 
 def _check_growth(inference: EM) -> None:
-    if inference.guide.revives:
+    if inference.guide.reseeds:
         raise OptionError(
             f"{type(inference.guide).__name__} fills empty parts by itself, so that EM splits none and new ones stay "
             "empty: use fit_restarts for each number of parts"
@@ -123,7 +134,9 @@ def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
     return max(count, float(scale.sum() if scale.numel() > 1 else scale * count))
 
 
-def inherit(inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor], size: int, old: int) -> None:
+def inherit(
+    inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor], size: int, old: int
+) -> None:
     """Give the first of ``size`` components the params ``before`` of ``old``, and the others hardly any weight.
 
     They will be split off at random rows of the largest: another time may part what this one does not.
@@ -131,16 +144,24 @@ def inherit(inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor
     :raises OptionError: for params that do not grow, or an ``EM`` that does not re-seed.
     """
     _check_splits(inference)
-    inference.random_rows = torch.Generator().manual_seed(int(torch.randint(1 << 31, (), device="cpu")))
+    inference.random_rows = torch.Generator().manual_seed(
+        int(torch.randint(1 << 31, (), device="cpu"))
+    )
     params = params_of(inference, rows)
     if params.keys() != before.keys():
-        raise ModelError(f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}")
+        raise ModelError(
+            f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}"
+        )
     little = _LITTLE / _expected_rows(inference, rows)
     weighted = False
     for name, param in params.items():
         value, wanted = before[name], value_of(param).shape
         if param.constraint is constraints.simplex and value.shape == (old,):
-            param.write(torch.cat([value * (1 - (size - old) * little), value.new_full((size - old,), little)]))
+            param.write(
+                torch.cat(
+                    [value * (1 - (size - old) * little), value.new_full((size - old,), little)]
+                )
+            )
             weighted = True
         elif wanted == value.shape:  # shared by all components
             param.write(value)
@@ -152,4 +173,6 @@ def inherit(inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor
                 "of a mixture that grows have one entry a component, or are shared by all"
             )
     if not weighted:
-        raise OptionError("new components begin with little weight: growth needs weights that are one simplex param")
+        raise OptionError(
+            "new components begin with little weight: growth needs weights that are one simplex param"
+        )

@@ -14,8 +14,21 @@ from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.restarts.parallel import fit_together
-from pyro_mixtures.infer.restarts.starts import Build, Start, Starter, Trial, as_starts, check_new, planted_guide
-from pyro_mixtures.infer.restarts.trials import inference_of, own_params, put_in_place, random_state_kept
+from pyro_mixtures.infer.restarts.starts import (
+    Build,
+    Start,
+    Starter,
+    Trial,
+    as_starts,
+    check_new,
+    labelled_guide,
+)
+from pyro_mixtures.infer.restarts.trials import (
+    inference_of,
+    own_params,
+    put_in_place,
+    random_state_kept,
+)
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,18 @@ def fit_restarts(
     rows, several = Batches(rows).tensors, as_starts(starts)
     starter = Starter(rows, on)
     seeds = torch.randint(1 << 31, (len(several),), generator=generator, device="cpu").tolist()
-    with random_state_kept(), tqdm(total=len(several), desc="restarts", disable=not progress, unit="start") as bar:
+    with (
+        random_state_kept(),
+        tqdm(total=len(several), desc="restarts", disable=not progress, unit="start") as bar,
+    ):
         if parallel:
             best, objectives = fit_together(build, rows, several, seeds, starter, fit_options, bar)
         else:
             best, objectives = _one_by_one(build, rows, several, seeds, starter, fit_options, bar)
     put_in_place(best.params)
-    return RestartsResult(best.fit, objectives.index(best.objective), np.array(objectives), best.labels)
+    return RestartsResult(
+        best.fit, objectives.index(best.objective), np.array(objectives), best.labels
+    )
 
 
 def _one_by_one(
@@ -127,8 +145,8 @@ def _trial(
     starter: Starter,
     fit_options: dict[str, Any],
 ) -> Trial:
-    guide = planted_guide(inference)
-    guide.plant(starter.labels(start, guide, seed))
+    guide = labelled_guide(inference)
+    guide.set_labels(starter.labels(start, guide, seed))
     found = fit(inference, *rows, progress=False, **fit_options)
     assert guide.labels is not None
     return Trial(found, params, _objective(inference, rows, fit_options), guide.labels.long())

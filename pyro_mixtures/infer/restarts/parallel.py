@@ -16,7 +16,14 @@ from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.em.history import Epoch, History
-from pyro_mixtures.infer.restarts.starts import Build, PlantedGuide, Starter, Trial, check_new, planted_guide
+from pyro_mixtures.infer.restarts.starts import (
+    Build,
+    LabelledGuide,
+    Starter,
+    Trial,
+    check_new,
+    labelled_guide,
+)
 from pyro_mixtures.infer.restarts.trials import inference_of, own_params, params_of, value_of
 from pyro_mixtures.poutine.params import ParamHandle
 
@@ -29,11 +36,11 @@ class Tally(Protocol):
     loss: Tensor  # minus the ELBO, in nats
     objective: Tensor
     moved: Tensor
-    revived: Tensor
+    reseeded: Tensor
 
 
 @runtime_checkable
-class BlockedGuide(PlantedGuide, Protocol):
+class BlockedGuide(LabelledGuide, Protocol):
     """A guide of several partitions side by side: ``HardPartition(blocks=R)`` is one."""
 
     blocks: int
@@ -74,15 +81,21 @@ def fit_together(
     members: list[Member] = []
     for seed in seeds:
         members.append(_member(build, rows, seed, 1, members))
-    labels = [_labels(*given, starter, len(rows[0])) for given in zip(members, starts, seeds, strict=True)]
+    labels = [
+        _labels(*given, starter, len(rows[0])) for given in zip(members, starts, seeds, strict=True)
+    ]
     whole = _member(build, rows, seeds[0], len(starts), members)
     guide = _blocked_guide(whole, members)
     _check_params(whole, members)
     _gather(whole, members)
-    guide.plant(torch.stack(labels))
+    guide.set_labels(torch.stack(labels))
     watch = _Watch(guide, rows, fit_options, bar)
     # The watch says when to stop.
-    options = {**fit_options, "tolerance": -math.inf, "callbacks": (watch, *fit_options.get("callbacks", ()))}
+    options = {
+        **fit_options,
+        "tolerance": -math.inf,
+        "callbacks": (watch, *fit_options.get("callbacks", ())),
+    }
     with pyro.get_param_store().scope(whole.store):
         found = fit(whole.inference, *rows, progress=False, **options)
         objectives = _objectives(whole.inference, guide, rows, fit_options.get("batch_size"))
@@ -90,8 +103,10 @@ def fit_together(
     best = members[winner]
     _hand_back(whole, best, winner)
     assert guide.labels is not None
-    planted_guide(best.inference).plant(guide.labels[winner])
-    result = Fit(best.inference, watch.history(winner), bool(watch.settled[winner]), found.interrupted)
+    labelled_guide(best.inference).set_labels(guide.labels[winner])
+    result = Fit(
+        best.inference, watch.history(winner), bool(watch.settled[winner]), found.interrupted
+    )
     return Trial(result, best.store, objectives[winner], guide.labels[winner].long()), objectives
 
 
@@ -108,27 +123,33 @@ def _member(build: Build, rows: Rows, seed: int, blocks: int, earlier: Sequence[
     with own_params(seed) as store:
         inference = inference_of(build(blocks=blocks))
         check_new(inference, [member.inference for member in earlier])
-        planted_guide(inference)
-        if inference.dead == "drop":
-            raise OptionError("dead='drop' shares the weights of dropped components among all starts: choose 'keep'")
+        labelled_guide(inference)
+        if inference.empty == "drop":
+            raise OptionError(
+                "empty='drop' shares the weights of dropped components among all starts: choose 'keep'"
+            )
         params = params_of(inference, rows)
     return Member(inference, store, params)
 
 
 def _labels(member: Member, start: Tensor | str, seed: int, starter: Starter, size: int) -> Tensor:
     """Labels (N,) of one start, as its own guide takes them."""
-    guide = planted_guide(member.inference)
-    guide.plant(starter.labels(start, guide, seed))
+    guide = labelled_guide(member.inference)
+    guide.set_labels(starter.labels(start, guide, seed))
     assert guide.labels is not None
     if len(guide.labels) != size:
-        raise PartitionError(f"a start has the labels of {len(guide.labels)} rows, but the data have {size}")
+        raise PartitionError(
+            f"a start has the labels of {len(guide.labels)} rows, but the data have {size}"
+        )
     return guide.labels
 
 
 def _blocked_guide(whole: Member, members: Sequence[Member]) -> BlockedGuide:
     guide, blocks = whole.inference.guide, len(members)
     if not isinstance(guide, BlockedGuide):
-        raise ModelError(f"{type(guide).__name__} holds one partition: restarts in parallel need a HardPartition guide")
+        raise ModelError(
+            f"{type(guide).__name__} holds one partition: restarts in parallel need a HardPartition guide"
+        )
     wanted = blocks * members[0].inference.guide.components
     if guide.blocks != blocks or guide.components != wanted:
         raise ModelError(
@@ -146,8 +167,13 @@ def _check_params(whole: Member, members: Sequence[Member]) -> None:
             f"params {sorted(whole.params.keys() ^ one.keys())} exist for one number of components alone: restarts in "
             "parallel need params with one entry a component; leave parallel out"
         )
-    shapes = {name: (value_of(one[name]).shape, value_of(handle).shape) for name, handle in whole.params.items()}
-    own = {name for name, (few, all_) in shapes.items() if few and all_ == (blocks * few[0], *few[1:])}
+    shapes = {
+        name: (value_of(one[name]).shape, value_of(handle).shape)
+        for name, handle in whole.params.items()
+    }
+    own = {
+        name for name, (few, all_) in shapes.items() if few and all_ == (blocks * few[0], *few[1:])
+    }
     shared = sorted(shapes.keys() - own)
     if shared:
         raise OptionError(
@@ -176,7 +202,9 @@ def _is_weights(param: ParamHandle, value: Tensor) -> bool:
     return param.constraint is constraints.simplex and value.dim() == 1
 
 
-def _objectives(inference: EM, guide: BlockedGuide, rows: Rows, batch_size: int | None) -> list[float]:
+def _objectives(
+    inference: EM, guide: BlockedGuide, rows: Rows, batch_size: int | None
+) -> list[float]:
     """Minus the ELBO of every block's last partition under the last params, in nats per row."""
     batches = plan(inference, rows, batch_size).batches
     losses = [guide.losses(*batch.args, **batch.kwargs) for batch in batches.in_order()]
@@ -188,9 +216,16 @@ class _Watch:
 
     def __init__(self, guide: BlockedGuide, rows: Rows, fit_options: dict[str, Any], bar: Any):
         defaults = inspect.signature(fit).parameters
-        tolerance, self.patience = (fit_options.get(name, defaults[name].default) for name in ("tolerance", "patience"))
+        tolerance, self.patience = (
+            fit_options.get(name, defaults[name].default) for name in ("tolerance", "patience")
+        )
         batches = Batches(rows)
-        self.guide, self.rows, self.tolerance, self.bar = guide, batches.rows, tolerance * batches.features, bar
+        self.guide, self.rows, self.tolerance, self.bar = (
+            guide,
+            batches.rows,
+            tolerance * batches.features,
+            bar,
+        )
         self.best = torch.full((guide.blocks,), -math.inf, dtype=torch.float64, device="cpu")
         self.still = torch.zeros(guide.blocks, dtype=torch.int64, device="cpu")
         self.settled = torch.zeros(guide.blocks, dtype=torch.bool, device="cpu")
@@ -218,7 +253,7 @@ class _Watch:
             elbo=float(elbo[block]),
             evaluations=epoch.evaluations // self.guide.blocks,
             live=int((sizes[block] > 0).sum()),
-            reseeded=int(tally.revived[block]),
+            reseeded=int(tally.reseeded[block]),
             moved=int(tally.moved[block]),
             objective=float(tally.objective[block]),
             sizes=tuple(sizes[block].tolist()),

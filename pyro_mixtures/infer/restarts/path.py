@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mixtures.infer.restarts.pruning import Values, losses, weights_of, without
 from pyro_mixtures.errors import NumericalError
-from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
+from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.infer.restarts.growth import inherit
 from pyro_mixtures.infer.restarts.placed import Placed
+from pyro_mixtures.infer.restarts.pruning import Values, losses, weights_of, without
 from pyro_mixtures.infer.restarts.trials import inference_of, own_params, params_of, value_of
 from pyro_mixtures.poutine.params import ParamHandle
 
@@ -107,7 +107,7 @@ class Path:
     def _first(self, size: int, seed: int, before: Member | None) -> Member:
         grown = None if before is None else self._grown(size, seed, before)
         # A guide that finds rows for empty components itself does not split others: what has grown is the fit before.
-        if grown is not None and not self.plan.starts and not grown.fit.guide.revives:
+        if grown is not None and not self.plan.starts and not grown.fit.guide.reseeds:
             return grown
         return _likelier(grown, self._fresh(size, seed, max(1, self.plan.starts)))
 
@@ -124,7 +124,9 @@ class Path:
 
         return self._best_of(start, size, seed, _SPLITS)
 
-    def _best_of(self, start: Callable[[Any, EM], None], size: int, seed: int, count: int) -> Member:
+    def _best_of(
+        self, start: Callable[[Any, EM], None], size: int, seed: int, count: int
+    ) -> Member:
         """The likeliest of ``count`` short fits that begin as ``start(model, inference)`` says, fitted to its end."""
         made: list[EM] = []
 
@@ -143,7 +145,9 @@ class Path:
     def _shrunk(self, size: int, seed: int, after: Member) -> Member:
         values = after.values
         for larger, smaller in pairwise(range(after.components, size - 1, -1)):
-            values = without(self._least(larger, values, seed), self._params(smaller, seed), values, larger)
+            values = without(
+                self._least(larger, values, seed), self._params(smaller, seed), values, larger
+            )
         return self._from(size, values, self.rows, seed)
 
     def _least(self, size: int, values: Values, seed: int) -> int:
@@ -153,7 +157,11 @@ class Path:
             params = params_of(inference, self.rows)
             _write(params, values)
             weights, site = weights_of(params, values, size), inference.guide.site
-            return int(losses(inference.model, self.rows, weights, site=site, chunk=self.plan.chunk).argmin())
+            return int(
+                losses(
+                    inference.model, self.rows, weights, site=site, chunk=self.plan.chunk
+                ).argmin()
+            )
 
     def _params(self, size: int, seed: int) -> dict[str, ParamHandle]:
         with own_params(seed):
@@ -163,7 +171,9 @@ class Path:
         with own_params(seed) as store:
             inference = inference_of(self.build(size))
             _write(params_of(inference, rows), values)
-            return _member(size, fit(inference, *rows, progress=False, **self.plan.fit_options), rows, store)
+            return _member(
+                size, fit(inference, *rows, progress=False, **self.plan.fit_options), rows, store
+            )
 
 
 def _likelier(one: Member | None, other: Member) -> Member:
@@ -180,5 +190,8 @@ def _member(size: int, found: Fit, rows: Rows, store: Any) -> Member:
         raise KeyboardInterrupt
     assert isinstance(found.inference, EM)
     with torch.no_grad():
-        values = {name: value_of(param).clone() for name, param in params_of(found.inference, rows).items()}
+        values = {
+            name: value_of(param).clone()
+            for name, param in params_of(found.inference, rows).items()
+        }
     return Member(size, found, found.inference.freeze, values, store)

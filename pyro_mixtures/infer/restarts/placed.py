@@ -46,11 +46,17 @@ def store_without(*owners: Any) -> State:
     names, state = held_names(*owners), pyro.get_param_store().get_state()
     return {
         "params": {name: leaf for name, leaf in state["params"].items() if name not in names},
-        "constraints": {name: entry for name, entry in state["constraints"].items() if name not in names},
+        "constraints": {
+            name: entry for name, entry in state["constraints"].items() if name not in names
+        },
     }
 
 
 def held_names(*owners: Any) -> set[str]:
     """Names in Pyro's store of the params that modules among ``owners`` hold."""
     modules = [owner for owner in owners if isinstance(owner, torch.nn.Module)]
-    return {name.removesuffix("_unconstrained") for module in modules for name, _ in module.named_parameters()}
+    return {
+        name.removesuffix("_unconstrained")
+        for module in modules
+        for name, _ in module.named_parameters()
+    }

@@ -14,7 +14,9 @@ from pyro_mixtures.poutine.params import ParamHandle
 Values = Mapping[str, Tensor]  # constrained, by name
 
 
-def losses(model: Callable, rows: tuple[Tensor, ...], weights: Tensor, *, site: str, chunk: int | None) -> Tensor:
+def losses(
+    model: Callable, rows: tuple[Tensor, ...], weights: Tensor, *, site: str, chunk: int | None
+) -> Tensor:
     r"""What the log likelihood would lose (C,), in nats, if a component were taken away and all else stayed.
 
     The others' weights grow by 1 / (1 - w_c), and so row n keeps (1 - r_nc) / (1 - w_c) of its density, r_nc being the
@@ -23,7 +25,10 @@ def losses(model: Callable, rows: tuple[Tensor, ...], weights: Tensor, *, site: 
 
     :param weights: (C,) of the components.
     """
-    total, left = torch.zeros(len(weights), dtype=torch.float64, device=weights.device), _others(weights.double())
+    total, left = (
+        torch.zeros(len(weights), dtype=torch.float64, device=weights.device),
+        _others(weights.double()),
+    )
     for posterior, _ in posteriors(model, rows, None, site, None, chunk):
         q = posterior.log_prob.double().exp()
         lost = left.log().unsqueeze(-1) - _others(q).log()
@@ -48,16 +53,22 @@ def weights_of(params: Mapping[str, ParamHandle], values: Values, components: in
     for name, param in params.items():
         if param.constraint is constraints.simplex and values[name].shape == (components,):
             return values[name]
-    raise OptionError("a warm start needs weights that are one simplex param: give warm_start=False")
+    raise OptionError(
+        "a warm start needs weights that are one simplex param: give warm_start=False"
+    )
 
 
-def without(component: int, params: Mapping[str, ParamHandle], values: Values, components: int) -> dict[str, Tensor]:
+def without(
+    component: int, params: Mapping[str, ParamHandle], values: Values, components: int
+) -> dict[str, Tensor]:
     """Values of ``params``, those of C - 1 components, from ``values`` of C."""
     kept = [c for c in range(components) if c != component]
     found = {}
     for name, param in params.items():
         value, shape = values[name], _shape(param)
-        if value.shape != shape:  # one entry a component, as growth has checked; others are shared by all
+        if (
+            value.shape != shape
+        ):  # one entry a component, as growth has checked; others are shared by all
             value = value[kept]
         if param.constraint is constraints.simplex and shape == (components - 1,):
             value = value / value.sum()

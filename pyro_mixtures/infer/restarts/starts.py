@@ -20,13 +20,13 @@ Start = Tensor | np.ndarray | str
 
 
 @runtime_checkable
-class PlantedGuide(Guide, Protocol):
+class LabelledGuide(Guide, Protocol):
     """A guide that starts from labels: ``pyro_mixtures.guides.HardPartition`` is one."""
 
     labels: Tensor | None
     capacity: int | None
 
-    def plant(self, labels: Tensor) -> None: ...
+    def set_labels(self, labels: Tensor) -> None: ...
 
 
 class Trial(NamedTuple):
@@ -46,10 +46,14 @@ def as_starts(starts: Any) -> list[Tensor | str]:
     several = _entries(starts)
     if not several:
         raise OptionError(f"starts={starts!r}: give a positive number, or an entry for each start")
-    several = [torch.as_tensor(start) if isinstance(start, np.ndarray) else start for start in several]
+    several = [
+        torch.as_tensor(start) if isinstance(start, np.ndarray) else start for start in several
+    ]
     unknown = [start for start in several if not isinstance(start, Tensor) and start not in METHODS]
     if unknown:
-        raise OptionError(f"starts {unknown} are neither labels (N,), a tensor or array, nor methods: {METHODS}")
+        raise OptionError(
+            f"starts {unknown} are neither labels (N,), a tensor or array, nor methods: {METHODS}"
+        )
     return several
 
 
@@ -68,7 +72,9 @@ def _entries(starts: Any) -> list[Any]:
         )
     if isinstance(starts, Sequence):
         return list(starts)
-    raise OptionError(f"starts={starts!r} is neither a whole number nor a sequence with an entry for each start")
+    raise OptionError(
+        f"starts={starts!r} is neither a whole number nor a sequence with an entry for each start"
+    )
 
 
 class Starter:
@@ -80,20 +86,24 @@ class Starter:
     def __init__(self, rows: tuple[Tensor, ...], on: Tensor | None):
         self.places = rows[0].reshape(len(rows[0]), -1) if on is None else as_rows(on)
         if len(self.places) != len(rows[0]):
-            raise DataError(f"on= has {len(self.places)} rows, the data have {len(rows[0])}: give one for each")
+            raise DataError(
+                f"on= has {len(self.places)} rows, the data have {len(rows[0])}: give one for each"
+            )
 
-    def labels(self, start: Tensor | str, guide: PlantedGuide, seed: int) -> Tensor:
+    def labels(self, start: Tensor | str, guide: LabelledGuide, seed: int) -> Tensor:
         """Labels (N,) for ``guide``."""
         if isinstance(start, Tensor):
             return start
         capacity = guide.capacity if start == "balanced" else None
         generator = torch.Generator("cpu").manual_seed(seed)
-        return start_labels(self.places, guide.components, method=start, capacity=capacity, generator=generator)
+        return start_labels(
+            self.places, guide.components, method=start, capacity=capacity, generator=generator
+        )
 
 
-def planted_guide(inference: EM) -> PlantedGuide:
+def labelled_guide(inference: EM) -> LabelledGuide:
     """The guide, if it starts from labels."""
-    if not isinstance(inference.guide, PlantedGuide):
+    if not isinstance(inference.guide, LabelledGuide):
         name = type(inference.guide).__name__
         raise ModelError(f"{name} does not start from labels: restarts need a HardPartition guide")
     return inference.guide
@@ -103,5 +113,9 @@ def check_new(inference: EM, earlier: Sequence[EM | Fit]) -> None:
     """Refuse a model or guide that an earlier start has changed."""
     guide, model = inference.guide, inference.model
     # The params of a plain function live in the store alone, and so are new in every start.
-    if any(guide is e.guide or (model is e.model and isinstance(model, nn.Module)) for e in earlier):
-        raise OptionError("build() returned the model or guide of an earlier start: make them inside build()")
+    if any(
+        guide is e.guide or (model is e.model and isinstance(model, nn.Module)) for e in earlier
+    ):
+        raise OptionError(
+            "build() returned the model or guide of an earlier start: make them inside build()"
+        )

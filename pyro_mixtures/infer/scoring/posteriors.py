@@ -10,7 +10,7 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_declaration
+from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_structure
 
 # (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
 _EXACT_PAIRS = 1 << 21
@@ -32,12 +32,14 @@ class Responsibilities(NamedTuple):
         check_whole(components=components)
         most = int(self.components.max()) + 1
         if components < most:
-            raise OptionError(f"components={components}: the rows have components up to number {most - 1}")
+            raise OptionError(
+                f"components={components}: the rows have components up to number {most - 1}"
+            )
         table = self.probs.new_zeros(len(self.probs), components)
         return table.scatter_(1, self.components.long(), self.probs)
 
 
-def evidence(
+def log_evidence(
     model: Callable,
     *rows: Tensor,
     guide: Guide | None = None,
@@ -53,7 +55,9 @@ def evidence(
     :param given: values of the model's other latent sites, if it has any.
     :param chunk: rows evaluated at once.
     """
-    return torch.cat([p.evidence for p, _ in posteriors(model, rows, guide, site, given, chunk)])
+    return torch.cat(
+        [p.log_evidence for p, _ in posteriors(model, rows, guide, site, given, chunk)]
+    )
 
 
 def responsibilities(
@@ -65,10 +69,12 @@ def responsibilities(
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Responsibilities:
-    """The ``top`` most probable components of each row with their probabilities; arguments as in :func:`evidence`."""
+    """The ``top`` most probable components of each row with their probabilities; arguments as in :func:`log_evidence`."""
     check_whole(top=top)
     found = [p.top(top) for p, _ in posteriors(model, rows, guide, site, given, chunk)]
-    return Responsibilities(torch.cat([p.candidates.T for p in found]), torch.cat([p.probs.T for p in found]))
+    return Responsibilities(
+        torch.cat([p.candidates.T for p in found]), torch.cat([p.probs.T for p in found])
+    )
 
 
 def assign(
@@ -79,7 +85,7 @@ def assign(
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """The most probable component (N,) of each row; arguments as in :func:`evidence`."""
+    """The most probable component (N,) of each row; arguments as in :func:`log_evidence`."""
     return torch.cat([p.winner for p, _ in posteriors(model, rows, guide, site, given, chunk)])
 
 
@@ -94,21 +100,27 @@ def posteriors(
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
     """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
     if guide is not None and not callable(getattr(guide, "unseen", None)):
-        raise ModelError(f"guide={guide!r} is no guide: pass one of pyro_mixtures.guides, or None for exact sums")
+        raise ModelError(
+            f"guide={guide!r} is no guide: pass one of pyro_mixtures.guides, or None for exact sums"
+        )
     tensors = Batches(rows).tensors
     if chunk is not None:
         check_whole(chunk=chunk)
     first = tuple(tensor[:1] for tensor in tensors)
-    declaration = read_declaration(model, site, first, {}) if guide is None else guide.read(*first)
-    unknown = sorted(set(given or ()) - set(declaration.latent))
+    structure = read_structure(model, site, first, {}) if guide is None else guide.read(*first)
+    unknown = sorted(set(given or ()) - set(structure.latent))
     if unknown:
-        raise ModelError(f"given={unknown}: the model has no such latent sites; it has {list(declaration.latent)}")
+        raise ModelError(
+            f"given={unknown}: the model has no such latent sites; it has {list(structure.latent)}"
+        )
     model = ReuseMessenger()(model)
-    size = chunk or (most if guide is not None else max(1, min(most, _EXACT_PAIRS // declaration.components)))
+    size = chunk or (
+        most if guide is not None else max(1, min(most, _EXACT_PAIRS // structure.components))
+    )
     for start in range(0, len(tensors[0]), size):
         part = tuple(tensor[start : start + size] for tensor in tensors)
-        with declaration.threads():
-            posterior = _posterior(model, part, guide, declaration, given)
+        with structure.threads():
+            posterior = _posterior(model, part, guide, structure, given)
         if len(posterior.index) != len(part[0]):
             raise ModelError(
                 f"the model took {len(posterior.index)} of {len(part[0])} rows: with subsample_size its rows cannot be "
@@ -120,4 +132,4 @@ def posteriors(
 def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given: Any) -> Posterior:
     if guide is None:
         return exact_posterior(model, d, part, {}, given)
-    return guide.unseen(*part, model=model, given=given)
+    return guide.posterior_of_new_rows(*part, model=model, given=given)

@@ -16,7 +16,7 @@ from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_declaration
+from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_structure
 
 _GAIN_ELEMENTS = 1 << 25
 
@@ -39,7 +39,11 @@ def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     with torch.no_grad(), pyro.poutine.block():
         trace = pyro.poutine.trace(pyro.poutine.uncondition(model)).get_trace(*args, **kwargs)
     nodes: Any = trace.nodes
-    return {name: nodes[name]["value"] for name in trace.stochastic_nodes if not site_is_subsample(nodes[name])}
+    return {
+        name: nodes[name]["value"]
+        for name in trace.stochastic_nodes
+        if not site_is_subsample(nodes[name])
+    }
 
 
 @torch.no_grad()
@@ -96,7 +100,9 @@ def conditional(
             continue
         who = (member == number).nonzero()[:, 0]
         part = tuple(tensor[who] for tensor in tensors)
-        filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk).to(filled.dtype)
+        filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk).to(
+            filled.dtype
+        )
     return filled
 
 
@@ -121,9 +127,13 @@ def _variance(noise: float | Tensor, value: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(f"noise={noise!r} must be one number, or one for each feature") from error
     if deviation.shape not in ((), value.shape[-1:]):
-        raise OptionError(f"noise is {tuple(deviation.shape)}: give one number, or one for each of {value.shape[-1]}")
+        raise OptionError(
+            f"noise is {tuple(deviation.shape)}: give one number, or one for each of {value.shape[-1]}"
+        )
     if not bool((deviation.isfinite() & (deviation >= 0)).all()):
-        raise OptionError(f"noise={noise} must be finite and not negative: it is a standard deviation")
+        raise OptionError(
+            f"noise={noise} must be finite and not negative: it is a standard deviation"
+        )
     return deviation.square().expand(value.shape[-1])
 
 
@@ -151,7 +161,9 @@ class MarginalMessenger(Messenger):
             return
         fn = msg["fn"]
         if not isinstance(fn, Selected) or not hasattr(fn.family, "marginal"):
-            raise OptionError(f"site {self.site!r} ({type(fn).__name__}) has no marginal distributions of its features")
+            raise OptionError(
+                f"site {self.site!r} ({type(fn).__name__}) has no marginal distributions of its features"
+            )
         msg["fn"] = Selected(fn.family.marginal(self.features), fn.z, batch_shape=fn.batch_shape)
         msg["value"] = msg["value"][..., self.features]
 
@@ -173,18 +185,26 @@ def _gain_rows(rows: tuple[Tensor, ...]) -> int:
     return max(64, _GAIN_ELEMENTS // features**2)
 
 
-def _selected(model, part, posterior: Posterior, guide, observed: str, site: str, given) -> tuple[Selected, Tensor]:
-    declaration = guide.read(*part) if guide is not None else read_declaration(model, site, part, {})
-    messenger = CandidateMessenger(declaration, lambda *_: posterior.candidates, given, posterior.index)
+def _selected(
+    model, part, posterior: Posterior, guide, observed: str, site: str, given
+) -> tuple[Selected, Tensor]:
+    structure = guide.read(*part) if guide is not None else read_structure(model, site, part, {})
+    messenger = CandidateMessenger(
+        structure, lambda *_: posterior.candidates, given, posterior.index
+    )
     with pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(messenger(model)).get_trace(*part).nodes
-    if observed not in declaration.observed:
-        raise ModelError(f"the model has no observed site {observed!r}; it has {list(declaration.observed)}")
+    if observed not in structure.observed:
+        raise ModelError(
+            f"the model has no observed site {observed!r}; it has {list(structure.observed)}"
+        )
     fn, value = nodes[observed]["fn"], nodes[observed]["value"]
-    if declaration.dim != -1 or value.dim() != 2:
+    if structure.dim != -1 or value.dim() != 2:
         raise ModelError(f"site {observed!r} must observe rows (N, D) in a data plate of dim=-1")
     if not isinstance(fn, Selected) or not hasattr(fn.family, "signal_at"):
-        raise OptionError(f"site {observed!r} must be a normal family of pyro_mixtures.distributions, selected by [z]")
+        raise OptionError(
+            f"site {observed!r} must be a normal family of pyro_mixtures.distributions, selected by [z]"
+        )
     return fn, value
 
 

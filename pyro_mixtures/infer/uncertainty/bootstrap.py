@@ -16,7 +16,7 @@ from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.restarts.placed import Placed, State, store_without
-from pyro_mixtures.infer.restarts.starts import PlantedGuide
+from pyro_mixtures.infer.restarts.starts import LabelledGuide
 from pyro_mixtures.infer.restarts.trials import inference_of, random_state_kept
 from pyro_mixtures.options import check_generator, check_whole
 
@@ -97,7 +97,10 @@ def bootstrap(
     check_unweighted(first.inference, tensors)
     count = len(tensors[0])
     refits = []
-    with random_state_kept(), tqdm(total=draws, desc="bootstrap", disable=not progress, unit="draw") as bar:
+    with (
+        random_state_kept(),
+        tqdm(total=draws, desc="bootstrap", disable=not progress, unit="draw") as bar,
+    ):
         for _ in range(draws):
             index = torch.randint(count, (count,), generator=generator, device="cpu")
             seed = int(torch.randint(1 << 31, (), generator=generator, device="cpu"))
@@ -125,25 +128,34 @@ def check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
 
 def _first(build: Any, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> Fit:
     if not callable(build):
-        raise OptionError(f"{type(build).__name__} is neither a Fit nor a function that makes an EM")
+        raise OptionError(
+            f"{type(build).__name__} is neither a Fit nor a function that makes an EM"
+        )
     return fit(inference_of(build()), *rows, progress=False, **fit_options)
 
 
-def _refit(em: EM, rows: tuple[Tensor, ...], index: Tensor, seed: int, fit_options: dict[str, Any]) -> Refit:
+def _refit(
+    em: EM, rows: tuple[Tensor, ...], index: Tensor, seed: int, fit_options: dict[str, Any]
+) -> Refit:
     """Fit a copy to the rows ``index`` (N,)."""
     pyro.set_rng_seed(seed)
     inference = copy.deepcopy(_with_labels(em, index))
     model = Placed(inference.model, _copied(store_without(inference.model, inference.guide)))
     with model.store():
-        again = fit(inference, *(tensor[index.to(tensor.device)] for tensor in rows), progress=False, **fit_options)
+        again = fit(
+            inference,
+            *(tensor[index.to(tensor.device)] for tensor in rows),
+            progress=False,
+            **fit_options,
+        )
     return Refit(again, model)
 
 
 def _with_labels(em: EM, index: Tensor) -> EM:
     """A shallow copy of ``em`` with a shallow copy of its guide, whose labels are those of the rows drawn."""
     inference, guide = copy.copy(em), copy.copy(em.guide)
-    if isinstance(guide, PlantedGuide) and guide.labels is not None:
-        guide.plant(guide.labels[..., index])
+    if isinstance(guide, LabelledGuide) and guide.labels is not None:
+        guide.set_labels(guide.labels[..., index])
     inference.guide = guide
     inference.forget()
     return inference
@@ -151,5 +163,8 @@ def _with_labels(em: EM, index: Tensor) -> EM:
 
 def _copied(state: State) -> State:
     """Params that functions state live in the store alone: without copies all refits would share them."""
-    params = {name: leaf.detach().clone().requires_grad_(leaf.requires_grad) for name, leaf in state["params"].items()}
+    params = {
+        name: leaf.detach().clone().requires_grad_(leaf.requires_grad)
+        for name, leaf in state["params"].items()
+    }
     return {"params": params, "constraints": dict(state["constraints"])}

@@ -85,7 +85,9 @@ def criteria(
         totals.add(posterior)
     batches = Batches(rows)
     if not totals.rows > 0:
-        raise DataError(f"the weights of the {batches.rows} rows have the sum {totals.rows:g}: give rows that count")
+        raise DataError(
+            f"the weights of the {batches.rows} rows have the sum {totals.rows:g}: give rows that count"
+        )
     first = tuple(tensor[:1] for tensor in batches.tensors)
     program = _Program(model, first, frozenset(freeze))
     return totals.criteria(program.free_parameters(), program.components(site))
@@ -105,7 +107,9 @@ class _Totals:
         surprise = torch.where(q > 0, -q * posterior.log_prob, 0.0).sum(0)
         self.entropy += float(torch.where(weight > 0, weight * surprise, 0.0).sum())
         shares = torch.where(weight > 0, weight * q, 0.0)
-        numbers, where = posterior.candidates.expand(shares.shape).reshape(-1).long().unique(return_inverse=True)
+        numbers, where = (
+            posterior.candidates.expand(shares.shape).reshape(-1).long().unique(return_inverse=True)
+        )
         self.won.append((numbers, count_weights(where, shares.reshape(-1), len(numbers))))
 
     def criteria(self, parameters: int, components: int) -> Criteria:
@@ -134,9 +138,13 @@ class _Program:
         handles = [handle_of(node) for node in self.nodes.values() if node["type"] == "param"]
         unknown = sorted(freeze - {h.name for h in handles})
         if unknown:
-            raise OptionError(f"freeze={unknown}: the model has no such params; it has {[h.name for h in handles]}")
+            raise OptionError(
+                f"freeze={unknown}: the model has no such params; it has {[h.name for h in handles]}"
+            )
         # By tensor: names that share one count once.
-        self.free = {id(h.leaf): h for h in handles if h.leaf.requires_grad and h.name not in freeze}
+        self.free = {
+            id(h.leaf): h for h in handles if h.leaf.requires_grad and h.name not in freeze
+        }
 
     def components(self, site: str) -> int:
         """C."""
@@ -172,7 +180,11 @@ def _(family: ComponentWeights, is_free: Callable[[Tensor], bool]) -> int:
 def _(family: FactorAnalyzers, is_free: Callable[[Tensor], bool]) -> int:
     features, factors = family.factor.shape[-2:]
     # Rotations of H factors; of more than D only D matter.
-    rotations = factors * (factors - 1) // 2 if factors <= features else factors * features - _triangle(features)
+    rotations = (
+        factors * (factors - 1) // 2
+        if factors <= features
+        else factors * features - _triangle(features)
+    )
     return math.prod(family.factor.shape[:-2]) * rotations if is_free(family.factor) else 0
 
 

@@ -13,7 +13,7 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, NumericalError, OptionError
 from pyro_mixtures.infer.uncertainty.estimated_params import EstimatedParams
 from pyro_mixtures.options import check_whole
-from pyro_mixtures.poutine import log_joint, read_declaration
+from pyro_mixtures.poutine import log_joint, read_structure
 from pyro_mixtures.poutine.params import ParamHandle, handle_of
 
 # (row, component) pairs of a chunk, whose graph is alive at once.
@@ -33,22 +33,26 @@ class ExactLikelihood:
         chunk: int | None,
     ):
         tensors = Batches(rows).tensors
-        self.declaration = read_declaration(model, site, tensors, {})
-        if self.declaration.outside:
+        self.structure = read_structure(model, site, tensors, {})
+        if self.structure.outside:
             raise ModelError(
-                f"sites {list(self.declaration.outside)} lie outside the data plate: the likelihood of the rows alone "
+                f"sites {list(self.structure.outside)} lie outside the data plate: the likelihood of the rows alone "
                 "would ignore them"
             )
         if chunk is not None:
             check_whole(chunk=chunk)
-        self.size = chunk or max(1, _PAIRS // self.declaration.components)
+        self.size = chunk or max(1, _PAIRS // self.structure.components)
         handles = _handles(model, tensors)
         unknown = sorted(freeze - {h.name for h in handles})
         if unknown:
-            raise OptionError(f"freeze={unknown}: the model has no such params; it has {[h.name for h in handles]}")
+            raise OptionError(
+                f"freeze={unknown}: the model has no such params; it has {[h.name for h in handles]}"
+            )
         estimated = [h for h in handles if h.leaf.requires_grad and h.name not in freeze]
         if not estimated:
-            raise OptionError("no params are left to estimate: all are frozen, or the model has none")
+            raise OptionError(
+                "no params are left to estimate: all are frozen, or the model has none"
+            )
         infinite = [h.name for h in estimated if not bool(h.leaf.isfinite().all())]
         if infinite:
             raise NumericalError(
@@ -73,7 +77,7 @@ class ExactLikelihood:
                 parts.append(part.detach())
         return total, torch.cat(parts)
 
-    def evidence(self, u: Tensor) -> Tensor:
+    def log_evidence(self, u: Tensor) -> Tensor:
         """Each row's evidence (N,)."""
         with torch.no_grad():
             return torch.cat([part for part, _ in self._parts(u)])
@@ -86,22 +90,30 @@ class ExactLikelihood:
     def _parts(self, u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.rows[0]), self.size):
             some = tuple(tensor[start : start + self.size] for tensor in self.rows)
-            model = pyro.poutine.substitute(self.model, data={**self.known, **self.params.values(u)})
+            model = pyro.poutine.substitute(
+                self.model, data={**self.known, **self.params.values(u)}
+            )
             with _double():
                 joint = log_joint(
-                    model, self.declaration, self._everyone, some, {}, self.given, gradients=torch.is_grad_enabled()
+                    model,
+                    self.structure,
+                    self._all_components,
+                    some,
+                    {},
+                    self.given,
+                    gradients=torch.is_grad_enabled(),
                 )
             if joint.rows != len(some[0]):
                 raise ModelError(
                     f"the model took {joint.rows} of {len(some[0])} rows: open its plate without subsample_size"
                 )
-            evidence = joint.log_joint.logsumexp(0)
+            log_evidence = joint.log_joint.logsumexp(0)
             if joint.mask is not None:
-                evidence = torch.where(joint.mask, evidence, 0.0)
-            yield evidence, torch.ones_like(evidence.detach()) * joint.scale
+                log_evidence = torch.where(joint.mask, log_evidence, 0.0)
+            yield log_evidence, torch.ones_like(log_evidence.detach()) * joint.scale
 
-    def _everyone(self, index: Tensor, size: int, device: torch.device) -> Tensor:
-        return torch.arange(self.declaration.components, device=device).unsqueeze(-1)
+    def _all_components(self, index: Tensor, size: int, device: torch.device) -> Tensor:
+        return torch.arange(self.structure.components, device=device).unsqueeze(-1)
 
 
 def _handles(model: Callable, rows: tuple) -> list[ParamHandle]:

@@ -26,7 +26,9 @@ class ObservedInformation(NamedTuple):
     standard_errors: dict[str, Tensor]  # each shaped like its param
     names: tuple[str, ...]  # of all K numbers of the params: "loc[0, 1]"
     covariance: Tensor  # (K, K) of these
-    information: Tensor  # (R, R) minus the Hessian, in R free directions of the unconstrained params
+    information: (
+        Tensor  # (R, R) minus the Hessian, in R free directions of the unconstrained params
+    )
     log_likelihood: float  # in nats
 
     def derived(self, function: Callable[[dict[str, Tensor]], Tensor]) -> "Derived":
@@ -51,9 +53,13 @@ class ObservedInformation(NamedTuple):
         slope: Any = torch.autograd.functional.jacobian(flat, at)
         slope = slope.reshape(-1, len(at))
         if not bool(value.isfinite().all()) or not bool(slope.isfinite().all()):
-            raise NumericalError(f"the function is {value.tolist()} at the estimates, or has no finite slope there")
+            raise NumericalError(
+                f"the function is {value.tolist()} at the estimates, or has no finite slope there"
+            )
         covariance = slope @ self.covariance @ slope.T
-        return Derived(value, covariance.diagonal().clamp_min(0).sqrt().reshape(value.shape), covariance)
+        return Derived(
+            value, covariance.diagonal().clamp_min(0).sqrt().reshape(value.shape), covariance
+        )
 
 
 class Derived(NamedTuple):
@@ -97,7 +103,7 @@ def observed_information(
         component without rows, logits or factors known up to a transformation), or has negative directions: the params
         are then at no maximum.
     :raises ModelError, OptionError: when the program or an option does not fit; parameters of plain torch modules
-        (``MixtureOfModules``) are the modules' own and cannot be moved.
+        (``MixtureOfExperts``) are the modules' own and cannot be moved.
 
     A RuntimeWarning says that the fit has not converged.
 
@@ -113,8 +119,8 @@ def observed_information(
     """
     likelihood = ExactLikelihood(model, rows, site, given, frozenset(freeze), chunk)
     found = likelihood.params
-    (slope, evidence), weight = likelihood.slope(found.start), likelihood.weight()
-    hessian, scores = _differences(likelihood, found.start, evidence)
+    (slope, log_evidence), weight = likelihood.slope(found.start), likelihood.weight()
+    hessian, scores = _differences(likelihood, found.start, log_evidence)
     tangent = found.tangent()
     information = -tangent.free.T @ hessian @ tangent.free
     inverse = _inverse(information, tangent.owners)
@@ -124,10 +130,22 @@ def observed_information(
         inverse = moved.T @ moved
     covariance = tangent.out @ inverse @ tangent.out.T
     values = found.values(found.start)
-    spread = covariance.diagonal().clamp_min(0).sqrt().split([value.numel() for value in values.values()])
-    errors = {name: part.reshape(values[name].shape) for name, part in zip(values, spread, strict=True)}
+    spread = (
+        covariance.diagonal()
+        .clamp_min(0)
+        .sqrt()
+        .split([value.numel() for value in values.values()])
+    )
+    errors = {
+        name: part.reshape(values[name].shape) for name, part in zip(values, spread, strict=True)
+    }
     return ObservedInformation(
-        values, errors, found.labels(), covariance, information, float((weight * evidence).sum())
+        values,
+        errors,
+        found.labels(),
+        covariance,
+        information,
+        float((weight * log_evidence).sum()),
     )
 
 
@@ -136,12 +154,14 @@ def standard_errors(model: Callable, *rows: Tensor, **options: Any) -> dict[str,
     return observed_information(model, *rows, **options).standard_errors
 
 
-def _differences(likelihood: ExactLikelihood, u: Tensor, evidence: Tensor) -> tuple[Tensor, Tensor]:
+def _differences(
+    likelihood: ExactLikelihood, u: Tensor, log_evidence: Tensor
+) -> tuple[Tensor, Tensor]:
     """The Hessian (U, U) of the log likelihood, and the rows' scores (N, U), unweighted, by central differences."""
     hessian, scores = [], []
     for i in range(len(u)):
         step = torch.zeros_like(u)
-        step[i] = h = _step(likelihood, u, i, evidence)
+        step[i] = h = _step(likelihood, u, i, log_evidence)
         (up, above), (down, below) = likelihood.slope(u + step), likelihood.slope(u - step)
         hessian.append((up - down) / (2 * h))
         scores.append((above - below) / (2 * h))
@@ -149,11 +169,11 @@ def _differences(likelihood: ExactLikelihood, u: Tensor, evidence: Tensor) -> tu
     return (found + found.T) / 2, torch.stack(scores, -1)
 
 
-def _step(likelihood: ExactLikelihood, u: Tensor, i: int, evidence: Tensor) -> float:
+def _step(likelihood: ExactLikelihood, u: Tensor, i: int, log_evidence: Tensor) -> float:
     """How far number ``i`` may move before some row's log likelihood changes by ``_CHANGE``."""
     trial, size = u.clone(), 1 + abs(float(u[i]))
     trial[i] += 1e-6 * size
-    rate = float((likelihood.evidence(trial) - evidence).abs().max()) / (1e-6 * size)
+    rate = float((likelihood.log_evidence(trial) - log_evidence).abs().max()) / (1e-6 * size)
     wanted = _CHANGE / rate if rate > 0 and math.isfinite(rate) else math.inf
     return min(wanted, 0.1 * size)
 

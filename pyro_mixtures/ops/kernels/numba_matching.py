@@ -38,7 +38,12 @@ def match(ends, columns, cost, alone):
 def _augment(source, ends, columns, cost, alone, partner, owner, u, v, distance, before, settled):
     """Give row ``source`` a column, or leave it alone, and others what is then best for them; False without a way."""
     seen, heap = [source for _ in range(0)], [(0.0, source) for _ in range(0)]
-    row, so_far, last, length = source, 0.0, -1, np.inf  # the row that would be left alone, and the path's length then
+    row, so_far, last, length = (
+        source,
+        0.0,
+        -1,
+        np.inf,
+    )  # the row that would be left alone, and the path's length then
     column = -1
     while True:
         if so_far + max(0.0, alone - u[row]) < length:

@@ -3,7 +3,15 @@
 import numpy as np
 from numba import njit
 
-from pyro_mixtures.ops.kernels.simd import RANK, ROWS, VECTOR_BYTES, prefetch_row, sum_lanes, tile_sums, tile_update
+from pyro_mixtures.ops.kernels.simd import (
+    RANK,
+    ROWS,
+    VECTOR_BYTES,
+    prefetch_row,
+    sum_lanes,
+    tile_sums,
+    tile_update,
+)
 
 # "fast" without nnan/ninf: NaN in the data must reach the caller, who turns it into a typed error.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -144,7 +152,10 @@ def _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, st
 @njit(inline="always")
 def _is_worth_a_copy(x, begin, end):
     """Whether the rows begin within cache lines (NumPy aligns to 16 bytes) and fit the cache."""
-    return x.ctypes.data % VECTOR_BYTES != 0 and (end - begin) * x.shape[1] * x.itemsize <= _COPIED_BYTES
+    return (
+        x.ctypes.data % VECTOR_BYTES != 0
+        and (end - begin) * x.shape[1] * x.itemsize <= _COPIED_BYTES
+    )
 
 
 @njit(inline="always")
@@ -157,7 +168,21 @@ def _whole_lines(x, begin, end):
 
 @njit(fastmath=FAST, cache=True, nogil=True)
 def pair_log_density(
-    x, loc, precision, projection, offset, sign, z, slot_stride, row_stride, slots, rows, lanes, begin, end, flat
+    x,
+    loc,
+    precision,
+    projection,
+    offset,
+    sign,
+    z,
+    slot_stride,
+    row_stride,
+    slots,
+    rows,
+    lanes,
+    begin,
+    end,
+    flat,
 ):
     """``-(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for row n, component ``z[s, n]``: flat[n * slots + s].
 
@@ -173,12 +198,16 @@ def pair_log_density(
     starts = np.empty(components + 1, np.int32)
     stops = np.empty(end - begin, np.int32)
     place = np.empty((end - begin) * slots, np.int32)
-    if not _sort_block(z, slot_stride, row_stride, slots, shift, begin, end, starts, stops, place, flat):
+    if not _sort_block(
+        z, slot_stride, row_stride, slots, shift, begin, end, starts, stops, place, flat
+    ):
         return False
     start = 0
     if rows.size == 0 and slots >= _COPIED_SLOTS and _is_worth_a_copy(x, begin, end):
         x, start = _whole_lines(x, begin, end), begin
-    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(1 + RANK, lanes // ROWS, lanes)
+    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(
+        1 + RANK, lanes // ROWS, lanes
+    )
     sums = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
     total = np.empty(lanes, loc.dtype)
     numbers = np.empty(lanes, np.int64)
@@ -225,7 +254,22 @@ def _prefetch(loc, precision, projection, c):
 
 
 @njit(fastmath=FAST, cache=True, nogil=True)
-def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, end, count, first, second, projected):
+def pair_moments(
+    x,
+    loc,
+    projection,
+    weight,
+    rows,
+    order,
+    starts,
+    lanes,
+    begin,
+    end,
+    count,
+    first,
+    second,
+    projected,
+):
     """Per component: adds sums over its pairs of q, q d, q d^2 and q (P d) d^T, where d = x - loc, q = weight[order].
 
     For the components ``begin`` to ``end``.
@@ -233,7 +277,9 @@ def pair_moments(x, loc, projection, weight, rows, order, starts, lanes, begin, 
     features = loc.shape[1]
     rank = projection.shape[1]
     width = (features + lanes - 1) // lanes * lanes
-    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(1 + RANK, lanes // ROWS, lanes)
+    tiles = _aligned((1 + RANK) * lanes // ROWS * lanes, loc).reshape(
+        1 + RANK, lanes // ROWS, lanes
+    )
     weights = _aligned((1 + RANK) * lanes, loc).reshape(1 + RANK, lanes)
     tiles[:] = 0.0
     weights[:] = 0.0

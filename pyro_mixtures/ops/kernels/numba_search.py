@@ -32,7 +32,7 @@ def search_space(candidates, neighbors, explore, begin, end, out):
 
 
 @njit(cache=True, nogil=True)
-def keep_best(search, log_joint, begin, end, kept, log_kept, evidence):
+def keep_best(search, log_joint, begin, end, kept, log_kept, log_evidence):
     """Of each row's search space the components of largest log joint, best first, and the log of their sum.
 
     Returns the number of components in all search spaces.
@@ -61,12 +61,12 @@ def keep_best(search, log_joint, begin, end, kept, log_kept, evidence):
         for s in range(size, keep):
             kept[n, s] = -1
             log_kept[n, s] = -np.inf
-        evidence[n] = log_kept[n, 0]
+        log_evidence[n] = log_kept[n, 0]
         if np.isfinite(log_kept[n, 0]):
             total = 0.0
             for s in range(size):
                 total += math.exp(log_kept[n, s] - log_kept[n, 0])
-            evidence[n] += math.log(total)
+            log_evidence[n] += math.log(total)
     return count
 
 
@@ -92,7 +92,9 @@ def count_weights(index, weight, counts):
 
 
 @njit(cache=True, nogil=True)
-def divergence_sums(search, log_density, order, starts, slots, begin, end, columns, totals, counts, used):
+def divergence_sums(
+    search, log_density, order, starts, slots, begin, end, columns, totals, counts, used
+):
     """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
     components = starts.shape[0] - 1
     total = np.zeros(components, np.float64)
@@ -127,7 +129,9 @@ def divergence_sums(search, log_density, order, starts, slots, begin, end, colum
 
 
 @njit(cache=True, nogil=True)
-def compact(slots, starts, begin, end, wide_columns, wide_totals, wide_counts, columns, totals, counts):
+def compact(
+    slots, starts, begin, end, wide_columns, wide_totals, wide_counts, columns, totals, counts
+):
     """Copy each component's entries from its roomy range to its own place."""
     for c in range(begin, end):
         for i in range(starts[c + 1] - starts[c]):
@@ -137,7 +141,20 @@ def compact(slots, starts, begin, end, wide_columns, wide_totals, wide_counts, c
 
 
 @njit(cache=True, nogil=True)
-def merge(starts, shift, columns, totals, counts, slots, begin, end, out_columns, out_totals, out_counts, used):
+def merge(
+    starts,
+    shift,
+    columns,
+    totals,
+    counts,
+    slots,
+    begin,
+    end,
+    out_columns,
+    out_totals,
+    out_counts,
+    used,
+):
     """Add up sparse rows of several parts: part p's row c begins at ``shift[p] + starts[p, c]``."""
     parts = starts.shape[0]
     place = np.full(starts.shape[1] - 1, -1, np.int64)
@@ -190,7 +207,7 @@ def nearest(starts, columns, totals, counts, old, begin, end, out):
 
 
 @njit(cache=True, nogil=True)
-def tour(neighbors, place):
+def component_order(neighbors, place):
     """Numbers the components in the order of a depth-first walk: nearest neighbour not yet seen first."""
     components, width = neighbors.shape
     place[:] = -1

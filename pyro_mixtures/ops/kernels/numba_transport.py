@@ -44,7 +44,10 @@ def transport(table, most, least, price, labels, flow, balance, reached):
     """Turn labels, flow and prices into the optimum. False when there is none: see the nodes ``reached``."""
     components = len(table)
     heaps = [[np.int32(0) for _ in range(0)] for _ in range(components * components)]
-    gap, via = np.full((components + 1, components + 1), np.inf), np.full((components, components), -1)
+    gap, via = (
+        np.full((components + 1, components + 1), np.inf),
+        np.full((components, components), -1),
+    )
     for k in range(components):
         _build(table, labels, k, heaps, gap, via)
         _open(flow, k, most, least, gap)

@@ -52,7 +52,9 @@ class _Vectors:
         return self.add(self.multiply(a, b), c)
 
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+        return self.builder.shuffle_vector(
+            a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+        )
 
     def broadcast(self, scalar: Any) -> Any:
         undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
@@ -82,7 +84,9 @@ class _Vectors:
         return self.builder.uitofp(value, self.type) if isinstance(element, ir.IntType) else value
 
     def store(self, vector: Any, pointer: Any) -> None:
-        self.builder.store(vector, self.builder.bitcast(pointer, self.type.as_pointer()), align=self.align)
+        self.builder.store(
+            vector, self.builder.bitcast(pointer, self.type.as_pointer()), align=self.align
+        )
 
     def merge(self, vectors: list[Any], width: int) -> Any:
         """One vector from 1, 2 or 4: every group of ``width`` lanes is cut into as many equal parts, in their order.
@@ -101,7 +105,9 @@ class _Vectors:
         from_a = [lane % width < half for lane in range(n)]
         # The first of the two is no shuffle but a choice, lane by lane, for which there is a faster instruction.
         chosen = self.shuffle(a, b, [lane if own else n + lane for lane, own in enumerate(from_a)])
-        others = self.shuffle(a, b, [lane + half if own else n + lane - half for lane, own in enumerate(from_a)])
+        others = self.shuffle(
+            a, b, [lane + half if own else n + lane - half for lane, own in enumerate(from_a)]
+        )
         return self.add(chosen, others)
 
 
@@ -111,7 +117,8 @@ class _Features:
     def __init__(self, context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]], dtype: Any):
         self.builder, self.vectors = builder, _Vectors(context, builder, dtype)
         self.arrays = {
-            name: context.make_array(kind)(context, builder, value) for name, (kind, value) in arrays.items()
+            name: context.make_array(kind)(context, builder, value)
+            for name, (kind, value) in arrays.items()
         }
         self.features = self.size("x", 1)
 
@@ -156,7 +163,9 @@ def _literals(*values: Any) -> bool:
 
 
 @intrinsic(prefer_literal=True)
-def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, size, squares):
+def tile_sums(
+    typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first, out, tile, size, squares
+):
     """Sums over features for rows n0 ... n3 about component c's mean, to be completed by :func:`sum_lanes`.
 
     The j-th quarter of ``out[0, tile]`` adds up to sum w d^2 of row j (if ``squares``), that of ``out[1 + k, tile]`` to
@@ -168,10 +177,16 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first
 
     def codegen(context, builder, signature, args):
         kinds = dict(
-            zip(("x", "loc", "precision", "projection", "out"), (x, loc, precision, projection, out), strict=True)
+            zip(
+                ("x", "loc", "precision", "projection", "out"),
+                (x, loc, precision, projection, out),
+                strict=True,
+            )
         )
         values = dict(zip(kinds, (args[0], args[5], args[6], args[7], args[10]), strict=True))
-        loop = _Features(context, builder, {name: (kinds[name], values[name]) for name in kinds}, dtype)
+        loop = _Features(
+            context, builder, {name: (kinds[name], values[name]) for name in kinds}, dtype
+        )
         v, component = loop.vectors, args[8]
         rows = [loop.row("x", number) for number in args[1:5]]
         center, weight = loop.row("loc", component), loop.row("precision", component)
@@ -199,7 +214,9 @@ def tile_sums(typingctx, x, n0, n1, n2, n3, loc, precision, projection, c, first
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(x, i, i, i, i, loc, precision, projection, i, i, out, i, size, squares), codegen
+    return types.void(
+        x, i, i, i, i, loc, precision, projection, i, i, out, i, size, squares
+    ), codegen
 
 
 @intrinsic
@@ -210,11 +227,18 @@ def prefetch_row(typingctx, x, n):
         array = context.make_array(x)(context, builder, args[0])
         features = cgutils.unpack_tuple(builder, array.shape)[1]
         size = builder.mul(features, _number(x.dtype.bitwidth // 8))
-        start = builder.bitcast(builder.gep(array.data, [builder.mul(args[1], features)]), _I8.as_pointer())
+        start = builder.bitcast(
+            builder.gep(array.data, [builder.mul(args[1], features)]), _I8.as_pointer()
+        )
         signature = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
         fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-        with cgutils.for_range_slice(builder, _number(0), size, _number(_CACHE_LINE), _I64) as (at, _):
-            builder.call(fetch, [builder.gep(start, [at]), *(ir.Constant(_I32, flag) for flag in (0, 2, 1))])
+        with cgutils.for_range_slice(builder, _number(0), size, _number(_CACHE_LINE), _I64) as (
+            at,
+            _,
+        ):
+            builder.call(
+                fetch, [builder.gep(start, [at]), *(ir.Constant(_I32, flag) for flag in (0, 2, 1))]
+            )
         return context.get_dummy_value()
 
     return types.void(x, types.int64), codegen
@@ -233,7 +257,9 @@ def sum_lanes(typingctx, tiles, quantity, out):
         starts = [builder.add(first, _number(tile * v.lanes)) for tile in range(count)]
         total = v.merge([v.load(builder.gep(source.data, [start])) for start in starts], count)
         # Lane count * row + tile of the merged ones.
-        rows = v.shuffle(total, total, [count * (lane % ROWS) + lane // ROWS for lane in range(v.lanes)])
+        rows = v.shuffle(
+            total, total, [count * (lane % ROWS) + lane // ROWS for lane in range(v.lanes)]
+        )
         v.store(rows, builder.gep(target.data, [builder.mul(args[1], _number(v.lanes))]))
         return context.get_dummy_value()
 
@@ -253,7 +279,12 @@ def tile_update(typingctx, x, n0, n1, n2, n3, loc, c, weights, lane, parts, firs
     rank, with_squares, dtype = size.literal_value, bool(squares.literal_value), loc.dtype
 
     def codegen(context, builder, signature, args):
-        arrays = {"x": (x, args[0]), "loc": (loc, args[5]), "weights": (weights, args[7]), "parts": (parts, args[9])}
+        arrays = {
+            "x": (x, args[0]),
+            "loc": (loc, args[5]),
+            "weights": (weights, args[7]),
+            "parts": (parts, args[9]),
+        }
         loop = _Features(context, builder, arrays, dtype)
         v, center = loop.vectors, loop.row("loc", args[6])
         rows = [loop.row("x", number) for number in args[1:5]]

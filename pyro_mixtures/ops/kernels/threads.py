@@ -164,7 +164,9 @@ class _Team:
 
     def _hire(self, helpers: int) -> None:
         while self._helpers < helpers:
-            threading.Thread(target=self._serve, name=f"kernel-{self._helpers}", daemon=True).start()
+            threading.Thread(
+                target=self._serve, name=f"kernel-{self._helpers}", daemon=True
+            ).start()
             self._helpers += 1
 
     def _serve(self) -> None:

@@ -28,16 +28,22 @@ class WeightedChoices(NamedTuple):
     def situations(self) -> Tensor:
         """How many situations with a choice the pairs have between them, weighted."""
         each = (self.choices.available.sum(-1) > 1).sum(-1)
-        return torch.where(self.pairs.z >= 0, each * self.weight.double().reshape(self.pairs.z.shape), 0.0).sum()
+        return torch.where(
+            self.pairs.z >= 0, each * self.weight.double().reshape(self.pairs.z.shape), 0.0
+        ).sum()
 
 
 def expand(batches: Iterable[WeightedChoices], theta: Tensor, ridge: float) -> Expansion:
     """The problems of C components about ``theta`` (C, L), with penalty ``ridge`` a chooser."""
     zero = torch.zeros_like(theta)
-    out = Expansion(zero.sum(-1), zero.sum(-1), zero, theta.new_zeros(*theta.shape, theta.shape[-1]))
+    out = Expansion(
+        zero.sum(-1), zero.sum(-1), zero, theta.new_zeros(*theta.shape, theta.shape[-1])
+    )
     for choices, pairs, weight in batches:
         for block in blocks(pairs, 3 * choices.width):
-            found = _expand_block(choices.at(block.rows), theta[block.components], _weights(weight, block))
+            found = _expand_block(
+                choices.at(block.rows), theta[block.components], _weights(weight, block)
+            )
             for total, part in zip(out, found, strict=True):
                 total.index_add_(0, block.components, part)
     share = ridge * out.count.unsqueeze(-1)
@@ -59,14 +65,22 @@ def _expand_block(choices: Choices, theta: Tensor, q: Tensor) -> Expansion:
     utility, wide = utilities(choices._replace(design=x), theta), q[..., None, None]
     log_sum = utility.logsumexp(-1)
     share = (utility - log_sum.unsqueeze(-1)).exp()
-    mean = torch.einsum("grtj,rtjl->grtl", share, x[0]) if len(x) == 1 else torch.einsum("grtj,grtjl->grtl", share, x)
+    mean = (
+        torch.einsum("grtj,rtjl->grtl", share, x[0])
+        if len(x) == 1
+        else torch.einsum("grtj,grtjl->grtl", share, x)
+    )
     away = ((x - mean.unsqueeze(-2)) * (wide * share).sqrt().unsqueeze(-1)).flatten(1, 3)
-    return Expansion(q.sum(-1), (q * log_sum.sum(-1)).sum(-1), (wide * mean).sum((1, 2)), away.mT @ away)
+    return Expansion(
+        q.sum(-1), (q * log_sum.sum(-1)).sum(-1), (wide * mean).sum((1, 2)), away.mT @ away
+    )
 
 
 def minimize(batches: list[WeightedChoices], start: Tensor, ridge: float) -> Tensor:
     """Coefficients (C, L) of the minima in float64, from ``start``, by :func:`~pyro_mixtures.ops.optimize.newton.newton`."""
-    return newton(lambda theta: expand(batches, theta, ridge), start, _value_at_zero(batches, start))
+    return newton(
+        lambda theta: expand(batches, theta, ridge), start, _value_at_zero(batches, start)
+    )
 
 
 def _value_at_zero(batches: list[WeightedChoices], like: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ class RowLoss(NamedTuple):
     """A convex loss of a linear predictor and a target, both (...)."""
 
     value: Callable[[Tensor, Tensor], Tensor]
-    derivatives: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # slope and curvature in the predictor
+    derivatives: Callable[
+        [Tensor, Tensor], tuple[Tensor, Tensor]
+    ]  # slope and curvature in the predictor
 
 
 class Expansion(NamedTuple):
@@ -41,12 +43,16 @@ class Expansion(NamedTuple):
     def where(self, mine: Tensor, other: "Expansion") -> "Expansion":
         """``mine`` (...) problems from here, the rest from ``other``."""
         pairs = zip(self[1:], other[1:], strict=True)
-        chosen = (torch.where(mine.reshape(mine.shape + (1,) * i), a, b) for i, (a, b) in enumerate(pairs))
+        chosen = (
+            torch.where(mine.reshape(mine.shape + (1,) * i), a, b) for i, (a, b) in enumerate(pairs)
+        )
         return Expansion(self.count, *chosen)
 
     def some(self, mine: Tensor) -> "Expansion":
         """``mine`` (...) problems alone, (K,)."""
-        return Expansion(self.count.expand(mine.shape)[mine], *(tensor[mine] for tensor in self[1:]))
+        return Expansion(
+            self.count.expand(mine.shape)[mine], *(tensor[mine] for tensor in self[1:])
+        )
 
 
 class PairedRows(NamedTuple):
@@ -82,7 +88,9 @@ def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor
     return torch.where((here.value > first.value).unsqueeze(-1), start, at)
 
 
-def _descend(expand: Callable[[Tensor], Expansion], at: Tensor, here: Expansion) -> tuple[Tensor, Expansion, Tensor]:
+def _descend(
+    expand: Callable[[Tensor], Expansion], at: Tensor, here: Expansion
+) -> tuple[Tensor, Expansion, Tensor]:
     """Where Newton's method leads, and which problems it leaves although its model promises more than there is."""
     step, promise = _direction(here)
     length = torch.ones_like(here.value)
@@ -107,14 +115,19 @@ def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
     """
     own = e.hessian.diagonal(dim1=-2, dim2=-1)
     scale = own.clamp_min(_FLAT * own.amax(-1, keepdim=True)).rsqrt().where(own > 0, 0.0)
-    hessian, gradient = scale.unsqueeze(-1) * e.hessian * scale.unsqueeze(-2), (scale * e.gradient).unsqueeze(-1)
+    hessian, gradient = (
+        scale.unsqueeze(-1) * e.hessian * scale.unsqueeze(-2),
+        (scale * e.gradient).unsqueeze(-1),
+    )
     factor, failed = torch.linalg.cholesky_ex(hessian)
     step = -torch.cholesky_solve(gradient, factor)
     rounding = own.shape[-1] * torch.finfo(own.dtype).eps
     # Pivots this small may be rounding: written so that NaN is one.
     flat = (failed > 0) | ~(factor.diagonal(dim1=-2, dim2=-1).square().amin(-1) > 16 * rounding)
     if bool(flat.any()):
-        step[flat] = _floored(hessian[flat], gradient[flat], e.count.expand(flat.shape)[flat], rounding)
+        step[flat] = _floored(
+            hessian[flat], gradient[flat], e.count.expand(flat.shape)[flat], rounding
+        )
     step = scale * step.squeeze(-1)
     return step, -0.5 * (step * e.gradient).sum(-1)
 
@@ -126,7 +139,9 @@ def _floored(hessian: Tensor, gradient: Tensor, count: Tensor, rounding: float) 
     collinear covariates, and else takes the step of that size: its rows are only far from where their loss bends.
     """
     values, vectors = torch.linalg.eigh(hessian)
-    curvature = torch.maximum(values, (rounding * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny))
+    curvature = torch.maximum(
+        values, (rounding * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny)
+    )
     slope = (vectors.mT @ gradient).squeeze(-1)
     told = (values >= curvature) | (slope.square() > 2 * _TOLD * count.unsqueeze(-1) * curvature)
     return -vectors @ torch.where(told, slope / curvature, 0.0).unsqueeze(-1)
@@ -144,7 +159,9 @@ def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tenso
         slope, curvature = (d * weight.unsqueeze(-1) for d in loss.derivatives(eta, target))
         value = (loss.value(eta, target) * weight.unsqueeze(-1)).sum(1)
         bent = (x.unsqueeze(1) * curvature.mT.unsqueeze(-1)).mT @ x.unsqueeze(1)
-        for total, part in zip(out, (weight.sum(1, keepdim=True), value, slope.mT @ x, bent), strict=True):
+        for total, part in zip(
+            out, (weight.sum(1, keepdim=True), value, slope.mT @ x, bent), strict=True
+        ):
             total.index_add_(0, tile.components, part)
     return _penalised(out, coefficients, penalty)
 
@@ -152,12 +169,16 @@ def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tenso
 def _penalised(e: Expansion, coefficients: Tensor, penalty: Tensor) -> Expansion:
     share = e.count.unsqueeze(-1) * penalty  # (C, 1, Q)
     value = e.value + (share * coefficients.square()).sum(-1)
-    return Expansion(e.count, value, e.gradient + 2 * share * coefficients, e.hessian + (2 * share).diag_embed())
+    return Expansion(
+        e.count, value, e.gradient + 2 * share * coefficients, e.hessian + (2 * share).diag_embed()
+    )
 
 
 def minimize(loss: RowLoss, rows: PairedRows, start: Tensor, penalty: Tensor) -> Tensor:
     """Coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`."""
-    return newton(lambda at: expand(loss, rows, at, penalty), start, _losses_at_zero(loss, rows, start))
+    return newton(
+        lambda at: expand(loss, rows, at, penalty), start, _losses_at_zero(loss, rows, start)
+    )
 
 
 def _losses_at_zero(loss: RowLoss, rows: PairedRows, like: Tensor) -> Tensor:

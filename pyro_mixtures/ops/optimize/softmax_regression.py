@@ -67,7 +67,11 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0
     at, here = _better(rows, start, pull, held)
     for _ in range(_STEPS):
         gradient = _gradient(rows, at, pull)[held:]
-        step = _newton(rows, at, gradient, pull, held) if bound is None else _iterated(rows, at, gradient, pull, bound)
+        step = (
+            _newton(rows, at, gradient, pull, held)
+            if bound is None
+            else _iterated(rows, at, gradient, pull, bound)
+        )
         promise = -0.5 * float((step * gradient).sum())
         found = _search(rows, at, here, step, promise, pull, held)
         if found is None:
@@ -87,7 +91,13 @@ def _better(rows: SoftmaxRows, start: Tensor, pull: Tensor, held: int) -> tuple[
 
 
 def _search(
-    rows: SoftmaxRows, at: Tensor, here: float, step: Tensor, promise: float, pull: Tensor, held: int
+    rows: SoftmaxRows,
+    at: Tensor,
+    here: float,
+    step: Tensor,
+    promise: float,
+    pull: Tensor,
+    held: int,
 ) -> tuple[Tensor, float] | None:
     """The longest of the halved steps that brings enough, and its loss."""
     if not promise > 0:
@@ -119,7 +129,9 @@ def _gradient(rows: SoftmaxRows, at: Tensor, pull: Tensor) -> Tensor:
 
 def _newton(rows: SoftmaxRows, at: Tensor, gradient: Tensor, pull: Tensor, held: int) -> Tensor:
     """The Newton step of the components from ``held`` on; the shortest, where several are as good."""
-    return -(_inverse(_hessian(rows, at, pull, held)) @ gradient.reshape(-1)).reshape(gradient.shape)
+    return -(_inverse(_hessian(rows, at, pull, held)) @ gradient.reshape(-1)).reshape(
+        gradient.shape
+    )
 
 
 def _hessian(rows: SoftmaxRows, at: Tensor, pull: Tensor, held: int) -> Tensor:
@@ -154,11 +166,16 @@ def _bound(rows: SoftmaxRows, pull: Tensor, held: int) -> _Bound:
     for x, weight in rows.chunks(len(gram)):
         gram += (x * weight.unsqueeze(-1)).T @ x
     # Eigenvalues of (I - 1 1^T / C) / 2 among the components that move.
-    apart, common = (_inverse(half * gram + (2 * pull).diag()) for half in (0.5, 0.5 * (1 - free / (free + held))))
+    apart, common = (
+        _inverse(half * gram + (2 * pull).diag())
+        for half in (0.5, 0.5 * (1 - free / (free + held)))
+    )
     return _Bound(apart, common, held)
 
 
-def _iterated(rows: SoftmaxRows, at: Tensor, gradient: Tensor, pull: Tensor, bound: _Bound) -> Tensor:
+def _iterated(
+    rows: SoftmaxRows, at: Tensor, gradient: Tensor, pull: Tensor, bound: _Bound
+) -> Tensor:
     """The Newton step by preconditioned conjugate gradients, to a few digits."""
     step, residual = torch.zeros_like(gradient), -gradient
     turned = bound.solve(residual)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from pyro_mixtures.information import hypercontractivity
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.information import hypercontractivity
 
 
 def generator(seed=0):
@@ -19,7 +19,9 @@ def generator(seed=0):
 
 def gaussian(n, squared_correlation, seed, dtype=torch.float32):
     noise = torch.randn(2, n, generator=generator(seed), dtype=dtype, device="cpu")
-    return noise[0], math.sqrt(squared_correlation) * noise[0] + math.sqrt(1 - squared_correlation) * noise[1]
+    return noise[0], math.sqrt(squared_correlation) * noise[0] + math.sqrt(
+        1 - squared_correlation
+    ) * noise[1]
 
 
 def rare_part(n=1000, share=0.03, seed=0):
@@ -43,7 +45,9 @@ def distance_correlation(x, y):
     return float(((a * b).mean() / ((a * a).mean() * (b * b).mean()).sqrt()).sqrt())
 
 
-@pytest.mark.parametrize(("truth", "expected"), [(0.0, 0.05), (0.09, 0.12), (0.25, 0.22), (0.49, 0.37), (0.81, 0.59)])
+@pytest.mark.parametrize(
+    ("truth", "expected"), [(0.0, 0.05), (0.09, 0.12), (0.25, 0.22), (0.49, 0.37), (0.81, 0.59)]
+)
 def test_gaussian_bands(truth, expected):
     pairs = [gaussian(300, truth, seed) for seed in range(6)]
     found = [hypercontractivity(x, y, generator=generator()).coefficient for x, y in pairs]
@@ -69,7 +73,9 @@ def rejections(replications, rows, permutations):
     for seed in range(replications):
         g = generator(seed)
         x, y = torch.rand(rows, generator=g), torch.randn(rows, generator=g).exp()
-        p = hypercontractivity(x, y, permutations=permutations, steps=30, starts=4, generator=g).p_value
+        p = hypercontractivity(
+            x, y, permutations=permutations, steps=30, starts=4, generator=g
+        ).p_value
         number += p <= 0.05
     return number
 
@@ -92,8 +98,12 @@ def test_precision_and_seeds(dtype):
     first = hypercontractivity(x, y, permutations=12, generator=generator(3))
     assert first == hypercontractivity(x, y, permutations=12, generator=generator(3))
     exact = hypercontractivity(x.double(), y.double(), generator=generator(3)).coefficient
-    assert first.coefficient == pytest.approx(exact, abs=0.01)  # steps of a fixed length go round the maximum
-    assert first.coefficient != hypercontractivity(x, y, starts=1, generator=generator(4)).coefficient
+    assert first.coefficient == pytest.approx(
+        exact, abs=0.01
+    )  # steps of a fixed length go round the maximum
+    assert (
+        first.coefficient != hypercontractivity(x, y, starts=1, generator=generator(4)).coefficient
+    )
 
 
 @pytest.mark.cuda
@@ -108,9 +118,9 @@ def test_same_on_the_device():
 def test_units_do_not_matter():
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x, y, generator=generator()).coefficient
-    assert hypercontractivity(1e6 * x + 5, -1e-6 * y, generator=generator()).coefficient == pytest.approx(
-        first, abs=1e-5
-    )
+    assert hypercontractivity(
+        1e6 * x + 5, -1e-6 * y, generator=generator()
+    ).coefficient == pytest.approx(first, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e160, 1e-170, 1e-300, 1e-320])
@@ -124,7 +134,9 @@ def test_numbers_whose_squares_are_no_doubles(scale):
 def test_sums_that_are_no_doubles():
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x + 9, y, generator=generator()).coefficient
-    assert hypercontractivity((x + 9) * 1e307, y, generator=generator()).coefficient == pytest.approx(first, abs=1e-6)
+    assert hypercontractivity(
+        (x + 9) * 1e307, y, generator=generator()
+    ).coefficient == pytest.approx(first, abs=1e-6)
 
 
 @pytest.mark.meta
@@ -161,16 +173,29 @@ def test_vectors_and_arrays():
     x, y = gaussian(150, 0.8, 0, torch.float64)
     wide = torch.stack([x, gaussian(150, 0, 1, torch.float64)[0]], 1)
     found = hypercontractivity(wide.numpy(), y.numpy(), generator=generator()).coefficient
-    assert 0 < hypercontractivity(wide, gaussian(150, 0, 2)[0], generator=generator()).coefficient < found < 1
+    assert (
+        0
+        < hypercontractivity(wide, gaussian(150, 0, 2)[0], generator=generator()).coefficient
+        < found
+        < 1
+    )
 
 
 def test_batches_of_many_rows():
     x, y = gaussian(2000, 0.5, 0)
-    one = [hypercontractivity(x, y, rows=60, steps=30, generator=generator(s)).coefficient for s in range(6)]
-    ten = [hypercontractivity(x, y, rows=60, steps=30, batches=8, generator=generator(s)).coefficient for s in range(3)]
+    one = [
+        hypercontractivity(x, y, rows=60, steps=30, generator=generator(s)).coefficient
+        for s in range(6)
+    ]
+    ten = [
+        hypercontractivity(x, y, rows=60, steps=30, batches=8, generator=generator(s)).coefficient
+        for s in range(3)
+    ]
     assert np.std(ten) < np.std(one)
     assert np.mean(ten) == pytest.approx(np.mean(one), abs=0.1)
-    tested = hypercontractivity(x, y, rows=60, batches=3, permutations=19, steps=20, starts=3, generator=generator())
+    tested = hypercontractivity(
+        x, y, rows=60, batches=3, permutations=19, steps=20, starts=3, generator=generator()
+    )
     assert tested.p_value == 0.05
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from pyro_mixtures.information import mutual_information
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.information import mutual_information
 
 
 def half_gaussian(rng, n):
@@ -38,7 +38,9 @@ def brute_force(x, y, k, form=digamma):
         joint = np.maximum(a, b)
         rho = np.sort(joint)[k]
         ties = (joint == 0).sum() if rho == 0 else k
-        n_x, n_y = ((a == 0).sum(), (b == 0).sum()) if rho == 0 else ((a < rho).sum(), (b < rho).sum())
+        n_x, n_y = (
+            ((a == 0).sum(), (b == 0).sum()) if rho == 0 else ((a < rho).sum(), (b < rho).sum())
+        )
         total += digamma(ties) + np.log(n) - form(n_x) - form(n_y)
     return total / n
 
@@ -61,7 +63,11 @@ def brute_force_nominal(labels, y, k):
 
 @pytest.mark.parametrize(
     ("process", "psi", "log"),
-    [(half_gaussian, 1.075, 1.029), (discrete_uniform, 1.052, 0.866), (zero_inflated, 0.231, 0.068)],
+    [
+        (half_gaussian, 1.075, 1.029),
+        (discrete_uniform, 1.052, 0.866),
+        (zero_inflated, 0.231, 0.068),
+    ],
 )
 def test_means_over_seeds_are_those_of_the_literature(process, psi, log):
     found = {"digamma": [], "log": []}
@@ -85,7 +91,10 @@ def test_equals_its_definition(seed, n, shape, levels, k):
     rng = np.random.default_rng(seed)
     x, y = (rng.normal(size=(n, d)) for d in shape)
     if levels:  # tenths are not exact in binary: ties and equal distances must survive rounding
-        x, y = np.round(x * levels / 4) / 10, np.where(rng.random((n, 1)) < 0.5, y, np.round(y * levels / 4) / 10)
+        x, y = (
+            np.round(x * levels / 4) / 10,
+            np.where(rng.random((n, 1)) < 0.5, y, np.round(y * levels / 4) / 10),
+        )
     x[0], y[0] = 9.0, -9.0  # neither is constant
     for form, function in (("digamma", digamma), ("log", lambda m: np.log(m + 1))):
         assert mutual_information(x, y, neighbors=k, form=form).nats == pytest.approx(
@@ -95,7 +104,11 @@ def test_equals_its_definition(seed, n, shape, levels, k):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    seed=st.integers(0, 1000), n=st.integers(8, 60), labels=st.integers(2, 30), k=st.integers(1, 7), tied=st.booleans()
+    seed=st.integers(0, 1000),
+    n=st.integers(8, 60),
+    labels=st.integers(2, 30),
+    k=st.integers(1, 7),
+    tied=st.booleans(),
 )
 def test_nominal_labels_equal_their_definition(seed, n, labels, k, tied):
     rng = np.random.default_rng(seed)
@@ -105,8 +118,12 @@ def test_nominal_labels_equal_their_definition(seed, n, labels, k, tied):
     y = np.round(y) / 10 if tied else y
     y[0] = 7.0
     expected = brute_force_nominal(z, y, k)
-    assert mutual_information(z, y, discrete="x", neighbors=k).nats == pytest.approx(expected, abs=1e-12)
-    assert mutual_information(y, z, discrete="y", neighbors=k).nats == pytest.approx(expected, abs=1e-12)
+    assert mutual_information(z, y, discrete="x", neighbors=k).nats == pytest.approx(
+        expected, abs=1e-12
+    )
+    assert mutual_information(y, z, discrete="y", neighbors=k).nats == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_names_mean_nothing():
@@ -116,7 +133,9 @@ def test_names_mean_nothing():
     first = mutual_information(z, y, discrete="x").nats
     renamed = rng.permutation(1000)[z]
     assert mutual_information(renamed, y, discrete="x").nats == pytest.approx(first, abs=1e-12)
-    assert mutual_information(renamed.astype(str), 1e6 * y, discrete="x").nats == pytest.approx(first, abs=1e-12)
+    assert mutual_information(renamed.astype(str), 1e6 * y, discrete="x").nats == pytest.approx(
+        first, abs=1e-12
+    )
     assert first > mutual_information(z, rng.permutation(y), discrete="x").nats + 0.05
 
 
@@ -147,7 +166,9 @@ def test_agrees_with_scikit_learn():
     z = rng.integers(0, 10, 2000)
     y = rng.normal(size=2000) + z
     theirs = selection.mutual_info_classif(y[:, None], z, n_neighbors=5, random_state=0)[0]
-    assert mutual_information(z, y, discrete="x").nats == pytest.approx(theirs + np.log(2000) - digamma(2000), abs=1e-9)
+    assert mutual_information(z, y, discrete="x").nats == pytest.approx(
+        theirs + np.log(2000) - digamma(2000), abs=1e-9
+    )
 
 
 @pytest.mark.meta
@@ -158,7 +179,9 @@ def test_tensors_and_arrays_give_the_same(dtype):
     y = torch.stack([x, torch.randn(200, generator=g, dtype=dtype, device="cpu")], 1)
     options = {"subsamples": 5, "permutations": 19}
     first = mutual_information(x, y, generator=torch.Generator().manual_seed(1), **options)
-    assert first == mutual_information(x.numpy(), y.numpy(), generator=torch.Generator().manual_seed(1), **options)
+    assert first == mutual_information(
+        x.numpy(), y.numpy(), generator=torch.Generator().manual_seed(1), **options
+    )
     assert first.p_value == 0.05
 
 
@@ -174,7 +197,10 @@ def test_standard_error_is_the_spread_over_samples(process):
     generator = torch.Generator().manual_seed(0)
     samples = [process(np.random.default_rng(seed), 300) for seed in range(60)]
     spread = np.std([mutual_information(x, y).nats for x, y in samples], ddof=1)
-    errors = [mutual_information(x, y, subsamples=20, generator=generator).standard_error for x, y in samples[:20]]
+    errors = [
+        mutual_information(x, y, subsamples=20, generator=generator).standard_error
+        for x, y in samples[:20]
+    ]
     assert 0.7 < np.mean(errors) / spread < 1.4
 
 

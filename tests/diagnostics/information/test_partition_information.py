@@ -16,9 +16,9 @@ from pyro_mixtures.diagnostics.partition_information import (
     partition_information,
     plot_information,
 )
-from pyro_mixtures.information import hypercontractivity, mutual_information
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring.posteriors import Responsibilities
+from pyro_mixtures.information import hypercontractivity, mutual_information
 
 N = 600
 NAMES = ["shifted", "slope", "noise"]
@@ -41,7 +41,9 @@ def mixture(seed=0):
 @pytest.mark.parametrize(("part_rows", "sets"), [(50, 4), (150, 4), (250, 2), (300, 2)])
 def test_dependences_over_all_rows_are_the_mean_of_sets_as_large_as_those_inside(part_rows, sets):
     z, x, y = mixture()
-    found = partition_information(z, x[:, :1], y, permutations=0, part_rows=part_rows, generator=generator(3))
+    found = partition_information(
+        z, x[:, :1], y, permutations=0, part_rows=part_rows, generator=generator(3)
+    )
     g = generator(3)
     torch.randperm(N, generator=g)  # the rows for mutual information
     some = torch.randperm(N, generator=g).split(part_rows)[:sets]
@@ -54,14 +56,18 @@ def test_dependences_over_all_rows_are_the_mean_of_sets_as_large_as_those_inside
 @pytest.fixture(scope="module")
 def found():
     with torch.device("cpu"):
-        return partition_information(*mixture(), names=NAMES, permutations=139, part_rows=60, generator=generator())
+        return partition_information(
+            *mixture(), names=NAMES, permutations=139, part_rows=60, generator=generator()
+        )
 
 
 def test_ranks_what_the_labels_know(found):
     names = [line.name for line in found.knowledge]
     assert set(names) == {*NAMES, "x", "y"}
     assert set(names[:2]) == {"shifted", "x"}
-    assert [line.nats for line in found.knowledge] == sorted((line.nats for line in found.knowledge), reverse=True)
+    assert [line.nats for line in found.knowledge] == sorted(
+        (line.nats for line in found.knowledge), reverse=True
+    )
     adjusted = {line.name: line.adjusted for line in found.knowledge}
     assert max(adjusted["shifted"], adjusted["x"]) <= 0.05
     assert min(adjusted["noise"], adjusted["slope"]) > 0.05
@@ -102,7 +108,9 @@ def test_without_tests_or_outcome(dtype):
     plain = partition_information(z, x.to(dtype), permutations=0, generator=generator())
     assert plain.dependences == []
     assert {line.p_value for line in plain.knowledge} == {None}
-    untested = partition_information(z, x.to(dtype), y.to(dtype), permutations=0, part_rows=60, generator=generator())
+    untested = partition_information(
+        z, x.to(dtype), y.to(dtype), permutations=0, part_rows=60, generator=generator()
+    )
     assert {line.adjusted for line in untested.dependences} == {None}
     with pytest.raises(OptionError, match="permutations=199"):
         untested.partial()
@@ -113,7 +121,10 @@ def test_responsibilities_are_drawn_from():
     components = torch.stack([z, 1 - z], 1)
     sure = Responsibilities(components, torch.tensor([[1.0, 0.0]]).expand(N, 2))
     unsure = Responsibilities(components, torch.tensor([[0.5, 0.5]]).expand(N, 2))
-    known = [partition_information(q, x, permutations=0, generator=generator()) for q in (z, sure, unsure)]
+    known = [
+        partition_information(q, x, permutations=0, generator=generator())
+        for q in (z, sure, unsure)
+    ]
     nats = [{line.name: line.nats for line in result.knowledge}["x0"] for result in known]
     assert nats[0] == nats[1]
     assert nats[2] < 0.1 < nats[0]
@@ -122,22 +133,31 @@ def test_responsibilities_are_drawn_from():
 def test_samples_rows_and_largest_parts():
     z, x, y = mixture()
     z = torch.where(torch.arange(N) < 30, 2, z)
-    small = partition_information(z, x, y, permutations=0, rows=150, part_rows=100, parts=1, generator=generator())
+    small = partition_information(
+        z, x, y, permutations=0, rows=150, part_rows=100, parts=1, generator=generator()
+    )
     assert small.rows == 150
     assert len({line.part for line in small.dependences}) == 1
-    assert {line.part for line in partition_information(z, x, y, permutations=0, part_rows=40).dependences} == {0, 1}
+    assert {
+        line.part
+        for line in partition_information(z, x, y, permutations=0, part_rows=40).dependences
+    } == {0, 1}
 
 
 def test_features_that_are_constant_in_a_part():
     z, x, y = mixture()
     x[:, 2] = torch.where(z == 0, 1.0, x[:, 2])
-    lines = partition_information(z, x, y, permutations=9, part_rows=50, generator=generator()).dependences
+    lines = partition_information(
+        z, x, y, permutations=9, part_rows=50, generator=generator()
+    ).dependences
     assert [(d.feature, d.part) for d in lines if d.inside != d.inside] == [("x2", 0)]
     assert [(d.feature, d.part) for d in lines if d.adjusted != d.adjusted] == [("x2", 0)]
 
 
 def knowledge(*given, **options):
-    lines = partition_information(*given, permutations=0, generator=generator(), **options).knowledge
+    lines = partition_information(
+        *given, permutations=0, generator=generator(), **options
+    ).knowledge
     return {line.name: line.nats for line in lines}
 
 
@@ -147,7 +167,10 @@ def test_arrays_and_lists_are_read():
     expected = partition_information(z, x, y, permutations=0, part_rows=60, generator=generator())
     for read in (Tensor.numpy, Tensor.tolist):
         given = map(read, (z, x, y))
-        assert partition_information(*given, permutations=0, part_rows=60, generator=generator()) == expected
+        assert (
+            partition_information(*given, permutations=0, part_rows=60, generator=generator())
+            == expected
+        )
     drawn = Responsibilities(z[:, None].numpy(), np.ones((N, 1)))
     assert partition_information(drawn, x, permutations=0).knowledge[0].nats > 0.3
 
@@ -161,7 +184,8 @@ def test_integers_are_exact():
 def test_units_of_the_outcome_do_not_matter():
     z, x, noise = mixture()
     first, *others = (
-        knowledge(z, x, torch.stack([z + 0.1 * x[:, 2], scale * noise], 1))["y"] for scale in (1, 1e2, 1e-4)
+        knowledge(z, x, torch.stack([z + 0.1 * x[:, 2], scale * noise], 1))["y"]
+        for scale in (1, 1e2, 1e-4)
     )
     assert first > 0.4
     assert others == pytest.approx([first, first], abs=1e-6)
@@ -178,7 +202,9 @@ def test_rows_without_a_part_do_not_count():
     z, x, y = mixture()
     masked = torch.where(torch.arange(N) < 50, -1, z)
     found = partition_information(masked, x, y, permutations=0, part_rows=60, generator=generator())
-    assert found == partition_information(z[50:], x[50:], y[50:], permutations=0, part_rows=60, generator=generator())
+    assert found == partition_information(
+        z[50:], x[50:], y[50:], permutations=0, part_rows=60, generator=generator()
+    )
     assert {line.part for line in found.dependences} == {0, 1}
     with pytest.raises(DataError, match="no row has a part"):
         partition_information(torch.full((N,), -1), x)
@@ -189,7 +215,9 @@ def test_columns_of_the_outcome_that_do_not_vary_in_the_sample():
     rare = torch.zeros(N)
     rare[int(torch.randperm(N, generator=generator())[-1])] = 1  # not among the rows drawn
     alone = knowledge(z, x, y, rows=100, part_rows=700)["y"]
-    assert knowledge(z, x, torch.stack([rare, y], 1), rows=100, part_rows=700)["y"] == pytest.approx(alone)
+    assert knowledge(z, x, torch.stack([rare, y], 1), rows=100, part_rows=700)[
+        "y"
+    ] == pytest.approx(alone)
     with pytest.raises(DataError, match="y, among the 100 rows drawn, is constant"):
         knowledge(z, x, rare, rows=100, part_rows=700)
 
@@ -198,19 +226,28 @@ def test_partial_leaves_out_what_was_not_tested_or_is_weaker_inside():
     nan = float("nan")
 
     def lines(feature, *found):
-        return [Dependence(feature, part, 90, inside, 0.3, p, p) for part, (inside, p) in enumerate(found)]
+        return [
+            Dependence(feature, part, 90, inside, 0.3, p, p)
+            for part, (inside, p) in enumerate(found)
+        ]
 
     everywhere = lines("everywhere", (0.5, 0.01), (0.5, 0.01), (nan, nan))  # constant in part 2
     weaker = lines("weaker", (0.2, 0.01), (0.1, 0.6))
     hidden = lines("hidden", (0.1, 0.7), (0.8, 0.01), (0.6, 0.01))
     little = lines("little", (0.7, 0.01), (0.1, 0.7))
     found = PartitionInformation([], everywhere + weaker + little + hidden, 0.7, 180).partial()
-    assert [(line.feature, line.part) for line in found] == [("hidden", 1), ("little", 0), ("hidden", 2)]
+    assert [(line.feature, line.part) for line in found] == [
+        ("hidden", 1),
+        ("little", 0),
+        ("hidden", 2),
+    ]
 
 
 def test_names_are_drawn_as_they_are():
     names = ["Revenue ($/100%) vs cost $", "cost_$__$", "a$b$c", "in $ {a $"]
-    result = PartitionInformation([Knowledge(name, "feature", 0.5, None, None) for name in names], [], 0.7, 100)
+    result = PartitionInformation(
+        [Knowledge(name, "feature", 0.5, None, None) for name in names], [], 0.7, 100
+    )
     ax = plot_information(result)
     ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == names
@@ -220,7 +257,10 @@ def test_names_are_drawn_as_they_are():
 def test_long_names_leave_room():
     names = [f"{'very ' * 24}long {which}" for which in ("a", "b")]
     lines = [Knowledge(name, "feature", 0.5, 0.2, 0.2) for name in names]
-    lines += [Knowledge("x", "all features", 0.5, 0.01, 0.01), Knowledge("y", "outcome", 0.5, 0.01, 0.01)]
+    lines += [
+        Knowledge("x", "all features", 0.5, 0.01, 0.01),
+        Knowledge("y", "outcome", 0.5, 0.01, 0.01),
+    ]
     ax = plot_information(PartitionInformation(lines, [], 0.7, 100))
     ax.figure.savefig(io.BytesIO(), format="png")
     shown = [tick.get_text() for tick in ax.get_yticklabels()]
@@ -234,7 +274,10 @@ def test_long_names_leave_room():
 def test_labels_and_legend_of_the_picture(found):
     ax = plot_information(found, labels={"x": "all features", "y": "diagnosis"}, legend=False)
     shown = [tick.get_text() for tick in ax.get_yticklabels()]
-    assert shown == [{"x": "all features", "y": "diagnosis"}.get(line.name, line.name) for line in found.knowledge]
+    assert shown == [
+        {"x": "all features", "y": "diagnosis"}.get(line.name, line.name)
+        for line in found.knowledge
+    ]
     assert ax.get_legend() is None
     with pytest.raises(OptionError, match="'outcome'"):
         plot_information(found, labels={"outcome": "diagnosis"})
@@ -245,7 +288,9 @@ def test_labels_and_legend_of_the_picture(found):
 def test_picture(found):
     ax = plot_information(found)
     ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == [line.name for line in found.knowledge]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
+        line.name for line in found.knowledge
+    ]
     assert [bar.get_width() for bar in ax.patches] == [line.nats for line in found.knowledge]
     pale = [bar.get_alpha() < 1 for bar in ax.patches]
     assert pale == [line.adjusted > 0.05 for line in found.knowledge]
@@ -277,7 +322,11 @@ def responsibilities(row):
         ({"partition": torch.arange(N) / 2}, DataError, "whole numbers"),
         ({"partition": ["a", "b"] * (N // 2)}, DataError, "real numbers"),
         ({"partition": responsibilities([0.0, 0.0])}, DataError, "row 4 of the responsibilities"),
-        ({"partition": responsibilities([math.nan, 1.0])}, DataError, "row 4 of the responsibilities"),
+        (
+            {"partition": responsibilities([math.nan, 1.0])},
+            DataError,
+            "row 4 of the responsibilities",
+        ),
         ({"partition": responsibilities([-1.0, 1.0])}, DataError, "row 4 of the responsibilities"),
         ({"x": torch.eye(N).to_sparse()}, DataError, "to_dense"),
         ({"names": ["a", "b", "a"]}, OptionError, "'a'"),

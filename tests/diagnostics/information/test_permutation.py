@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from pyro_mixtures.information.permutation import benjamini_hochberg, p_value
 from pyro_mixtures.errors import DataError
+from pyro_mixtures.information.permutation import benjamini_hochberg, p_value
 
 
 def test_adjustment_is_scipys():
@@ -32,9 +32,12 @@ def test_rank_among_exchangeable_statistics_is_valid(permutations):
     rng = np.random.default_rng(0)
     for level in (0.05, 0.2, 0.5):
         rejected = [
-            p_value(observed, rng.permutation(np.delete(statistics, observed))) <= level for observed in statistics
+            p_value(observed, rng.permutation(np.delete(statistics, observed))) <= level
+            for observed in statistics
         ]
-        assert np.mean(rejected) <= level + 0.07  # 0.07: of the random stopping above 10 / permutations
+        assert (
+            np.mean(rejected) <= level + 0.07
+        )  # 0.07: of the random stopping above 10 / permutations
     below = [p_value(observed, np.delete(statistics, observed)) <= 0.05 for observed in statistics]
     assert sum(below) == round(0.05 * (permutations + 1))
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pyro_mixtures.information import hypercontractivity_of_table, tables
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.information import hypercontractivity_of_table, tables
 
 
 def table(rows):
@@ -15,7 +15,9 @@ def table(rows):
 
 def random_table(a, b, seed, concentration):
     g = torch.Generator().manual_seed(seed)
-    return torch._sample_dirichlet(torch.full((1, a * b), concentration, dtype=torch.float64), g).view(a, b)
+    return torch._sample_dirichlet(
+        torch.full((1, a * b), concentration, dtype=torch.float64), g
+    ).view(a, b)
 
 
 def over_a_grid(joint, points):
@@ -47,7 +49,9 @@ def test_binary_erasure_channel(erased):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize(("shape", "points"), [((2, 2), 20_000), ((2, 3), 20_000), ((3, 2), 300), ((3, 3), 300)])
+@pytest.mark.parametrize(
+    ("shape", "points"), [((2, 2), 20_000), ((2, 3), 20_000), ((3, 2), 300), ((3, 3), 300)]
+)
 def test_random_tables_against_a_grid(shape, points, seed):
     joint = random_table(*shape, seed, 0.5 if seed % 2 else 0.2)
     exact, brute = hypercontractivity_of_table(joint), over_a_grid(joint, points)
@@ -65,7 +69,9 @@ def test_more_effort_finds_no_more():
 def test_arrays_and_lists():
     joint = random_table(3, 4, 0, 0.5)
     assert hypercontractivity_of_table(joint.numpy()) == hypercontractivity_of_table(joint)
-    assert hypercontractivity_of_table([[3, 1], [0, 2]]) == hypercontractivity_of_table(table([[3, 1], [0, 2]]))
+    assert hypercontractivity_of_table([[3, 1], [0, 2]]) == hypercontractivity_of_table(
+        table([[3, 1], [0, 2]])
+    )
 
 
 def test_wide_tables_start_from_their_best_symbols(monkeypatch):
@@ -84,7 +90,9 @@ def test_wide_tables_start_from_their_best_symbols(monkeypatch):
 def test_ends_of_the_scale():
     independent = table([0.2, 0.3, 0.5])[:, None] * table([0.6, 0.4])
     assert hypercontractivity_of_table(independent) == pytest.approx(0, abs=1e-9)
-    assert hypercontractivity_of_table(torch.eye(3, dtype=torch.float64)) == pytest.approx(1, abs=1e-9)
+    assert hypercontractivity_of_table(torch.eye(3, dtype=torch.float64)) == pytest.approx(
+        1, abs=1e-9
+    )
     assert hypercontractivity_of_table(table([[0.4, 0.6]])) == 0.0
 
 
@@ -92,8 +100,12 @@ def test_empty_symbols_and_scale_do_not_count():
     joint = random_table(3, 3, 0, 0.5)
     padded = torch.zeros(5, 4, dtype=torch.float64)
     padded[1:4, :3] = 37 * joint
-    assert hypercontractivity_of_table(padded) == pytest.approx(hypercontractivity_of_table(joint), abs=1e-6)
-    assert hypercontractivity_of_table(joint.float()) == pytest.approx(hypercontractivity_of_table(joint), abs=1e-5)
+    assert hypercontractivity_of_table(padded) == pytest.approx(
+        hypercontractivity_of_table(joint), abs=1e-6
+    )
+    assert hypercontractivity_of_table(joint.float()) == pytest.approx(
+        hypercontractivity_of_table(joint), abs=1e-5
+    )
 
 
 def test_processing_loses():

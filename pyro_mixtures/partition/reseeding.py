@@ -42,7 +42,7 @@ class WorstRows:
 
 
 def rows_for_empty(
-    labels: Tensor, worst: Tensor, parts: int, *, fewest: int = 1, most: int | None = None
+    labels: Tensor, worst: Tensor, parts: int, *, fewest: int = 1, capacity: int | None = None
 ) -> Tensor | None:
     """The empty part (N,) that each row is to be moved to, -1 for rows that stay; None where nothing is to be moved.
 
@@ -53,7 +53,7 @@ def rows_for_empty(
     :param worst: row numbers, the worst fitted first.
     :param parts: K.
     :param fewest: rows that a part needs to be fitted; parts that would get less stay empty.
-    :param most: most rows of a part. Empty parts are closed while rows are moved to them: nothing is moved where the
+    :param capacity: largest number of rows of a cluster. Empty parts are closed while rows are moved to them: nothing is moved where the
         others have no room for all rows.
 
     >>> rows_for_empty(torch.tensor([0, 0, 0, 0]), torch.tensor([2, 1, 0, 3]), 2)
@@ -61,12 +61,12 @@ def rows_for_empty(
     """
     sizes = torch.bincount(labels[labels >= 0].long(), minlength=parts)
     empty = (sizes == 0).nonzero()[:, 0].tolist()
-    if not empty or (most is not None and most * (parts - len(empty)) < int(sizes.sum())):
+    if not empty or (capacity is not None and capacity * (parts - len(empty)) < int(sizes.sum())):
         return None
     moves = torch.full((len(labels),), -1, dtype=torch.int32, device="cpu")
     for part in empty:
         free = worst[moves[worst] < 0]
-        spare = (sizes // 2).clamp_max(len(labels) if most is None else most)
+        spare = (sizes // 2).clamp_max(len(labels) if capacity is None else capacity)
         taken = _of_one_part(free, labels[free].long(), spare, fewest)
         sizes -= torch.bincount(labels[taken].long(), minlength=parts)
         moves[taken] = part

@@ -12,7 +12,11 @@ from pyro.optim import SGD, Adam
 from torch.nn.functional import huber_loss
 
 from pyro_mixtures.diagnostics import to_arviz
-from pyro_mixtures.distributions.regression.pseudo_likelihoods import LOSSES, PseudoLikelihoods, loss_named
+from pyro_mixtures.distributions.regression.pseudo_likelihoods import (
+    LOSSES,
+    PseudoLikelihoods,
+    loss_named,
+)
 from pyro_mixtures.errors import (
     ClosedFormError,
     DataError,
@@ -23,7 +27,7 @@ from pyro_mixtures.errors import (
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.models.modules import MixtureOfModules
+from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.poutine import truncate
 from tests.conformance import TOLERANCE, assert_near, exact_loss
 
@@ -42,7 +46,12 @@ def huber(output, y):
     return huber_loss(output.squeeze(-1), y, reduction="none")
 
 
-KINDS = {"squared": "squared", "cross_entropy": "cross_entropy", "huber": huber, "vector": "squared"}
+KINDS = {
+    "squared": "squared",
+    "cross_entropy": "cross_entropy",
+    "huber": huber,
+    "vector": "squared",
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -51,7 +60,9 @@ def kind(request):
 
 
 def network(outputs=1, hidden=6, features=P):
-    return torch.nn.Sequential(torch.nn.Linear(features, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, outputs))
+    return torch.nn.Sequential(
+        torch.nn.Linear(features, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, outputs)
+    )
 
 
 def outputs_of(kind):
@@ -62,7 +73,7 @@ def mixture(kind="squared", dtype=torch.float32, components=C, seed=0, **options
     torch.manual_seed(seed)
     shape = (2,) if kind == "vector" else ()
     with torch.device("cpu"):
-        model = MixtureOfModules(
+        model = MixtureOfExperts(
             lambda: network(outputs_of(kind)),
             components=components,
             features=P,
@@ -99,12 +110,16 @@ def brute(model, kind, x, y):
     """Log densities (C, B) in float64, one row and one expert at a time; the experts' copies with their gradients."""
     experts = [copy.deepcopy(expert).double() for expert in model.experts]
     y = y.double() if y.is_floating_point() else y
-    table = [[-row_loss(kind, e(x[i : i + 1].double())[0], y[i]) for i in range(len(x))] for e in experts]
+    table = [
+        [-row_loss(kind, e(x[i : i + 1].double())[0], y[i]) for i in range(len(x))] for e in experts
+    ]
     return torch.stack([torch.stack(line) for line in table]), experts
 
 
 def brute_evidence(model, kind, x, y):
-    return (brute(model, kind, x, y)[0].detach() + model.weights.detach().double().log().unsqueeze(-1)).logsumexp(0)
+    return (
+        brute(model, kind, x, y)[0].detach() + model.weights.detach().double().log().unsqueeze(-1)
+    ).logsumexp(0)
 
 
 def adam(lr=0.02):
@@ -137,14 +152,21 @@ def test_log_prob_and_gradients_equal_loops(dtype, kind, shape):
     weight = torch.randn(full.shape, generator=generator, dtype=torch.float64, device="cpu")
     (weight * expected)[full >= 0].sum().backward()
     (weight.to(dtype) * actual)[full >= 0].sum().backward()
-    for mine, theirs in zip(model.experts.parameters(), (p for e in experts for p in e.parameters()), strict=True):
+    for mine, theirs in zip(
+        model.experts.parameters(), (p for e in experts for p in e.parameters()), strict=True
+    ):
         assert_near(mine.grad, theirs.grad, 10 * TOLERANCE[dtype])
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_selection_equals_the_table(components, size, slots, seed):
-    model, (x, y) = mixture(dtype=torch.float64, components=components), rows(dtype=torch.float64, size=size)
+    model, (x, y) = (
+        mixture(dtype=torch.float64, components=components),
+        rows(dtype=torch.float64, size=size),
+    )
     z = torch.randint(-1, components, (slots, size), generator=torch.Generator().manual_seed(seed))
     family = model.component_distributions(x)
     table = -(family.outputs().squeeze(-1) - y).square()
@@ -167,8 +189,8 @@ def test_means_and_outputs_are_those_of_the_experts(dtype):
     torch.testing.assert_close(family.outputs(), expected)
     z = torch.arange(N, device="cpu") % C
     torch.testing.assert_close(family[z].mean, expected[z, torch.arange(N, device="cpu")])
-    everyone = torch.arange(C, device="cpu").unsqueeze(-1).expand(C, N)
-    torch.testing.assert_close(family.mean_at(everyone), expected)
+    all_components = torch.arange(C, device="cpu").unsqueeze(-1).expand(C, N)
+    torch.testing.assert_close(family.mean_at(all_components), expected)
 
 
 def test_means_of_one_number_have_the_shape_of_the_outcomes():
@@ -177,7 +199,9 @@ def test_means_of_one_number_have_the_shape_of_the_outcomes():
     mean = model.component_distributions(x)[z].mean
     assert mean.shape == y.shape
     with torch.no_grad():
-        torch.testing.assert_close(mean, model.component_distributions(x).outputs()[z, torch.arange(N), 0])
+        torch.testing.assert_close(
+            mean, model.component_distributions(x).outputs()[z, torch.arange(N), 0]
+        )
 
 
 class Counting(torch.nn.Module):
@@ -194,16 +218,18 @@ class Counting(torch.nn.Module):
 
 def test_experts_see_the_rows_that_select_them_and_all_rows_once_for_all_components():
     x, y = rows()
-    model = MixtureOfModules(Counting, components=C, features=P, loss="squared", equal_weights=True)
+    model = MixtureOfExperts(Counting, components=C, features=P, loss="squared", equal_weights=True)
     guide = HardPartition(model, components=C)
     labels = torch.arange(N) % (C - 1)  # one part is empty
-    guide.plant(labels)
+    guide.set_labels(labels)
     em = EM(model, guide, gradient=adam(), gradient_steps=2)
     em._collect((x, y), {})
     for expert in model.experts:
         expert.seen.clear()
     em.maximize()
-    assert [expert.seen for expert in model.experts] == [[int(n)] * 2 for n in labels.bincount()] + [[]]
+    assert [expert.seen for expert in model.experts] == [
+        [int(n)] * 2 for n in labels.bincount()
+    ] + [[]]
     for expert in model.experts:
         expert.seen.clear()
     FullPartition(model, components=C).posterior(x, y)
@@ -214,9 +240,11 @@ def test_integer_covariates_reach_embeddings_as_they_are():
     x, y = torch.arange(N).unsqueeze(-1) % 7, torch.randn(N)
 
     def make():
-        return torch.nn.Sequential(torch.nn.Embedding(7, 2), torch.nn.Flatten(), torch.nn.Linear(2, 1))
+        return torch.nn.Sequential(
+            torch.nn.Embedding(7, 2), torch.nn.Flatten(), torch.nn.Linear(2, 1)
+        )
 
-    model = MixtureOfModules(make, components=2, features=1, loss="squared")
+    model = MixtureOfExperts(make, components=2, features=1, loss="squared")
     em = EM(model, FullPartition(model, components=2), gradient=adam(0.05))
     losses = [em.step(x, y) for _ in range(20)]
     assert losses[-1] < losses[0] - 1
@@ -232,7 +260,7 @@ def test_recurrent_experts_are_trained():
             return self.head(self.lstm(x.unsqueeze(-1))[0][:, -1])
 
     x, y = rows()
-    model = MixtureOfModules(Last, components=2, features=P, loss="squared")
+    model = MixtureOfExperts(Last, components=2, features=P, loss="squared")
     em = EM(model, HardPartition(model, components=2), gradient=adam(0.05))
     losses = [em.step(x, y) for _ in range(10)]
     assert losses[-1] < losses[0] - 1
@@ -269,7 +297,9 @@ def test_cross_entropy_refuses_what_are_no_classes(y, said):
 
 def test_a_loss_that_sums_over_rows_is_refused():
     x, y = rows()
-    model = MixtureOfModules(lambda: network(), components=2, features=P, loss=lambda output, y: output.sum())
+    model = MixtureOfExperts(
+        lambda: network(), components=2, features=P, loss=lambda output, y: output.sum()
+    )
     with pytest.raises(DataError, match=r"shape \(\).*reduction='none'"):
         FullPartition(model, components=2).posterior(x, y)
 
@@ -307,7 +337,7 @@ def test_hard_partitions_score_rows_by_what_they_add(kind):
     model, (x, y) = mixture(kind, torch.float64), rows(kind, torch.float64)
     guide = HardPartition(model, components=C, score="leave_one_out")
     labels = torch.arange(N) % C
-    guide.plant(labels)
+    guide.set_labels(labels)
     em = EM(model, guide, gradient=adam())
     em.step(x, y)
     family, one = model.component_distributions(x), torch.ones(N).double()
@@ -315,7 +345,9 @@ def test_hard_partitions_score_rows_by_what_they_add(kind):
     # In their own parts rows pay their gains, elsewhere their losses.
     cost = -family[torch.arange(C).unsqueeze(-1)].log_prob(y).detach()
     own = family.leave_one_out_at(statistics, labels, y, one)
-    cost = cost.scatter(0, labels.unsqueeze(0), own.unsqueeze(0)) - model.weights.log().unsqueeze(-1)
+    cost = cost.scatter(0, labels.unsqueeze(0), own.unsqueeze(0)) - model.weights.log().unsqueeze(
+        -1
+    )
     em.step(x, y)
     assert torch.equal(guide.labels.long(), cost.argmin(0))
     assert (guide.labels != labels).any()
@@ -329,7 +361,9 @@ def test_leave_one_out_scores_of_minibatches_are_refused():
 
 
 def test_leave_one_out_options_reach_the_family():
-    family = mixture(leave_one_out_steps=3, leave_one_out_rate=0.2).component_distributions(rows()[0])
+    family = mixture(leave_one_out_steps=3, leave_one_out_rate=0.2).component_distributions(
+        rows()[0]
+    )
     assert family.descent == (3, 0.2)
 
 
@@ -342,7 +376,7 @@ def test_make_has_to_make_plain_modules(bad):
         "pyro": lambda: pyro.nn.PyroModule[torch.nn.Linear](P, 1),
     }
     with pytest.raises(OptionError, match="make"):
-        MixtureOfModules(make[bad], components=2, features=P, loss="squared")
+        MixtureOfExperts(make[bad], components=2, features=P, loss="squared")
 
 
 # Strategies.
@@ -353,11 +387,13 @@ def test_full_loss_is_minus_the_evidence_by_stock_enumeration(dtype, kind):
     model, (x, y) = mixture(kind, dtype), rows(kind, dtype)
     expected = -float(brute_evidence(model, kind, x, y).sum())
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    everyone = TruncatedPartition(model, components=C, candidates=C, neighbors=C, explore=0, seed=0)
+    all_components = TruncatedPartition(
+        model, components=C, candidates=C, neighbors=C, explore=0, seed=0
+    )
     for loss in (
         exact_loss(model, x, y),
         elbo.loss(model, FullPartition(model, components=C), x, y),
-        elbo.loss(model, everyone, x, y),
+        elbo.loss(model, all_components, x, y),
         EM(model, FullPartition(model, components=C)).evaluate_loss(x, y),
     ):
         assert loss == pytest.approx(expected, rel=TOLERANCE[dtype])
@@ -367,9 +403,16 @@ def test_full_loss_is_minus_the_evidence_by_stock_enumeration(dtype, kind):
 def test_candidates_truncate_the_evidence_and_padding_adds_nothing(dtype):
     model, (x, y) = mixture(dtype=dtype), rows(dtype=dtype)
     candidates = torch.tensor([[0, 2], [3, -1]], device="cpu")[torch.arange(N, device="cpu") % 2]
-    joint = (brute(model, "squared", x, y)[0].detach() + model.weights.detach().double().log().unsqueeze(-1)).T
-    expected = torch.where(candidates < 0, -torch.inf, joint.gather(1, candidates.clamp_min(0))).logsumexp(1)
-    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(truncate(model, "z", candidates), lambda *_: None, x, y)
+    joint = (
+        brute(model, "squared", x, y)[0].detach()
+        + model.weights.detach().double().log().unsqueeze(-1)
+    ).T
+    expected = torch.where(
+        candidates < 0, -torch.inf, joint.gather(1, candidates.clamp_min(0))
+    ).logsumexp(1)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(
+        truncate(model, "z", candidates), lambda *_: None, x, y
+    )
     assert loss == pytest.approx(-float(expected.sum()), rel=TOLERANCE[dtype])
 
 
@@ -387,7 +430,9 @@ def test_svi_trains_every_param(guided, kind):
     assert losses[-1] < losses[0] - 2
     moved = {name for name, value in model.named_parameters() if (value != before[name]).any()}
     used = range(C) if guided != "hard" else guide.sizes.nonzero()[:, 0].tolist()
-    assert moved >= {name for name in before if name.startswith(tuple(f"experts.{c}." for c in used))}
+    assert moved >= {
+        name for name in before if name.startswith(tuple(f"experts.{c}." for c in used))
+    }
     assert "weights_unconstrained" in moved
 
 
@@ -431,8 +476,12 @@ def test_minibatches_add_up_to_all_rows(guided):
         model, (x, y) = mixture(dtype=torch.float64), rows(dtype=torch.float64, size=36)
         guide = {"full": FullPartition, "hard": HardPartition}[guided](model, components=C)
         em = EM(model, guide, gradient=SGD({"lr": 1e-3}), gradient_steps=3)
-        result = fit(em, x, y, batch_size=batch_size, epochs=3, tolerance=0.0, patience=99, progress=False)
-        found.append((torch.tensor(result.history["elbo"]), *(p.detach() for p in model.parameters())))
+        result = fit(
+            em, x, y, batch_size=batch_size, epochs=3, tolerance=0.0, patience=99, progress=False
+        )
+        found.append(
+            (torch.tensor(result.history["elbo"]), *(p.detach() for p in model.parameters()))
+        )
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-8, atol=1e-10)
 
@@ -442,7 +491,10 @@ class Wave(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.height, self.phase = torch.nn.Parameter(torch.randn(())), torch.nn.Parameter(torch.randn(()))
+        self.height, self.phase = (
+            torch.nn.Parameter(torch.randn(())),
+            torch.nn.Parameter(torch.randn(())),
+        )
 
     def forward(self, x):
         return self.height * (x[:, 0] + self.phase).sin()
@@ -453,7 +505,7 @@ def test_hard_training_recovers_the_split_between_a_sine_and_its_mirror_image():
     truth = torch.arange(120) % 2
     y = (1 - 2 * truth) * x[:, 0].sin() + 0.02 * torch.randn(120)
 
-    model = MixtureOfModules(Wave, components=2, features=1, loss="squared", equal_weights=True)
+    model = MixtureOfExperts(Wave, components=2, features=1, loss="squared", equal_weights=True)
     guide = HardPartition(model, components=2)
     em = EM(model, guide, gradient=adam(0.1), gradient_steps=5)
     losses = [em.step(x, y) / 120 - torch.tensor(2.0).log().item() for _ in range(20)]
@@ -468,7 +520,9 @@ def test_more_gradient_steps_go_lower_in_as_many_epochs():
     for steps in (1, 10):
         pyro.clear_param_store()
         model, (x, y) = mixture(), rows()
-        em = EM(model, FullPartition(model, components=C), gradient=adam(0.01), gradient_steps=steps)
+        em = EM(
+            model, FullPartition(model, components=C), gradient=adam(0.01), gradient_steps=steps
+        )
         for _ in range(8):
             em.step(x, y)
         found[steps] = em.evaluate_loss(x, y)
@@ -485,7 +539,9 @@ def test_frozen_params_stay(by):
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     em = EM(model, FullPartition(model, components=C), gradient=adam(), gradient_steps=3, **options)
     em.step(x, y)
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in model.named_parameters() if not torch.equal(value, before[name])
+    }
     assert moved == before.keys() - {frozen}
     assert by == "freeze" or frozen not in pyro.get_param_store()
 
@@ -509,7 +565,9 @@ def test_a_second_model_warns_and_goes_on_with_the_first_ones_params():
     first(x, y)
     with pytest.warns(SharedParamsWarning, match=r"experts\.0\.0\.bias"):
         second(x, y)
-    assert all(a is b for a, b in zip(first.experts.parameters(), second.experts.parameters(), strict=True))
+    assert all(
+        a is b for a, b in zip(first.experts.parameters(), second.experts.parameters(), strict=True)
+    )
     before = first.experts[0][0].weight.detach().clone()
     EM(second, FullPartition(second, components=C), gradient=adam()).step(x, y)
     assert (first.experts[0][0].weight != before).any()
@@ -554,7 +612,9 @@ def test_tied_weights_stay_tied_when_the_store_has_them():
     (x, y), made = rows(), []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        made.append(MixtureOfModules(Tied, components=2, features=P, loss="squared", equal_weights=True))
+        made.append(
+            MixtureOfExperts(Tied, components=2, features=P, loss="squared", equal_weights=True)
+        )
     made[0](x, y)
     with pytest.warns(SharedParamsWarning):
         made[1](x, y)
@@ -586,7 +646,11 @@ def test_saved_and_loaded_state_gives_the_same_loss(tmp_path):
     guide.load_state_dict(state["guide"])
     assert EM(model, guide).evaluate_loss(x, y) == before
     network().load_state_dict(  # the names of an expert are its own
-        {name.removeprefix("experts.0."): v for name, v in model.state_dict().items() if name.startswith("experts.0.")}
+        {
+            name.removeprefix("experts.0."): v
+            for name, v in model.state_dict().items()
+            if name.startswith("experts.0.")
+        }
     )
 
 
@@ -596,7 +660,9 @@ def test_double_widens_model_and_loss():
     model.double()
     pyro.clear_param_store()
     assert exact_loss(model, x.double(), y.double()) == pytest.approx(single, rel=1e-5)
-    assert exact_loss(model, x, y) == pytest.approx(single, rel=1e-5)  # rows are widened to the parameters
+    assert exact_loss(model, x, y) == pytest.approx(
+        single, rel=1e-5
+    )  # rows are widened to the parameters
 
 
 def test_family_needs_no_params():

@@ -7,13 +7,18 @@ from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pyro_mixtures.distributions.regression.pseudo_likelihoods import Loss, PseudoLikelihoods, descent_of, loss_named
+from pyro_mixtures.distributions.regression.pseudo_likelihoods import (
+    Loss,
+    PseudoLikelihoods,
+    descent_of,
+    loss_named,
+)
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.models.base import ConditionalMixture
 from pyro_mixtures.options import check_whole
 
 
-class MixtureOfModules(ConditionalMixture):
+class MixtureOfExperts(ConditionalMixture):
     """``z ~ MixtureWeights(weights)``, ``log p(y | x, z) = -loss(experts[z](x), y)``, experts any torch modules.
 
     :param make: makes one expert, a module from rows (B, P) to outputs (B, ...); called C times.
@@ -33,7 +38,7 @@ class MixtureOfModules(ConditionalMixture):
     ``eval()``) would let the E-step see other losses than the M-step.
 
     >>> import torch
-    >>> model = MixtureOfModules(lambda: torch.nn.Linear(5, 1), components=3, features=5, loss="squared")
+    >>> model = MixtureOfExperts(lambda: torch.nn.Linear(5, 1), components=3, features=5, loss="squared")
     >>> model(torch.zeros(7, 5), torch.zeros(7)).shape
     torch.Size([7])
     >>> model.component_distributions(torch.zeros(7, 5)).outputs().shape
@@ -49,19 +54,30 @@ class MixtureOfModules(ConditionalMixture):
         loss: str | Loss,
         event_shape: Sequence[int] = (),
         equal_weights: bool = False,
-        closeness: float | None = None,
+        input_density: float | None = None,
         leave_one_out_steps: int = 5,
         leave_one_out_rate: float | None = None,
     ):
-        super().__init__(components=components, features=features, equal_weights=equal_weights, closeness=closeness)
+        super().__init__(
+            components=components,
+            features=features,
+            equal_weights=equal_weights,
+            input_density=input_density,
+        )
         self.loss, self.event_shape = loss_named(loss), _checked_shape(event_shape)
         self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
         experts = [make() for _ in range(components)]
         for expert in experts:
-            if not isinstance(expert, Module) or any(isinstance(part, PyroModule) for part in expert.modules()):
-                raise OptionError(f"make() gave a {type(expert).__name__}: experts are plain torch modules")
+            if not isinstance(expert, Module) or any(
+                isinstance(part, PyroModule) for part in expert.modules()
+            ):
+                raise OptionError(
+                    f"make() gave a {type(expert).__name__}: experts are plain torch modules"
+                )
         if len({id(expert) for expert in experts}) < components:
-            raise OptionError("make() gave the same module twice: it must make a new one at every call")
+            raise OptionError(
+                "make() gave the same module twice: it must make a new one at every call"
+            )
         # A PyroModule, so that reading it does not state params under names of another style.
         self.experts = PyroModuleList(experts)
 
@@ -76,7 +92,11 @@ class MixtureOfModules(ConditionalMixture):
         )
 
     def forward(
-        self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, size: int | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
         """The program: outcomes ``y`` (B, ...) of rows with covariates ``x`` (B, P); losses cannot draw outcomes.
 

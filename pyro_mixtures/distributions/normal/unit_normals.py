@@ -1,4 +1,4 @@
-"""Components of unit variance: squared Euclidean and Mahalanobis distances, and cosines on the unit sphere."""
+"""Components of unit variance: squared Euclidean and KnownPrecisionNormals distances, and cosines on the unit sphere."""
 
 import math
 from abc import abstractmethod
@@ -9,16 +9,16 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pyro_mixtures.distributions.normal.closed_form import empty_to_one
 from pyro_mixtures.distributions.components import Components, check_floating, match_dtype
-from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.leave_one_out.leaving_out import Leaving, leaving
+from pyro_mixtures.distributions.normal.closed_form import empty_to_one
+from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops import Quadratic
 
 
-class SquaredDistances(QuadraticComponents):
+class UnitVarianceNormals(QuadraticComponents):
     """C components of ``mean`` (..., C, D) alone, whose loss is half a squared distance and a constant.
 
     Distances are those of differences, so rows far from zero keep their precision. A family states its ``constant``,
@@ -88,18 +88,24 @@ class SquaredDistances(QuadraticComponents):
         return self.constant().expand(index.shape)
 
     def leave_one_out_at(
-        self, statistics: NormalStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
+        self,
+        statistics: NormalStatistics,
+        index: Tensor,
+        value: Tensor,
+        weight: Tensor | None = None,
     ) -> Tensor:
         x, row = match_dtype(value, self.loc).double(), leaving(statistics.count, index, weight)
-        return (self.gain(statistics, index, x, row) + row.weight * self.constant().double()).to(self.loc.dtype)
+        return (self.gain(statistics, index, x, row) + row.weight * self.constant().double()).to(
+            self.loc.dtype
+        )
 
 
-class SquaredEuclidean(SquaredDistances):
+class UnitNormals(UnitVarianceNormals):
     r"""Normals of unit variance around ``mean`` (C, D): :math:`-\log p = |x - m|^2 / 2 + (D / 2) \log 2 \pi`.
 
     What a row of weight w adds to its part of weight n is :math:`\tfrac{w n}{n - w} |x - m|^2 / 2`, and w constants.
 
-    >>> SquaredEuclidean(torch.zeros(3, 2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
+    >>> UnitNormals(torch.zeros(3, 2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
     """
 
@@ -128,12 +134,12 @@ class SquaredEuclidean(SquaredDistances):
         return rows
 
 
-class Mahalanobis(SquaredDistances):
+class KnownPrecisionNormals(UnitVarianceNormals):
     r"""Normals around ``mean`` (C, D) of one constant ``precision`` (D, D), the inverse of their covariance.
 
     With P = L L^T the distance is that of rows times L: they are whitened once, rather than once for each component.
 
-    >>> Mahalanobis(torch.zeros(3, 2), torch.eye(2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
+    >>> KnownPrecisionNormals(torch.zeros(3, 2), torch.eye(2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
     """
 
@@ -142,9 +148,11 @@ class Mahalanobis(SquaredDistances):
     support = constraints.real_vector
 
     def __init__(self, mean: Tensor, precision: Tensor, *, validate_args: bool | None = None):
-        check_floating("Mahalanobis", precision)
+        check_floating("KnownPrecisionNormals", precision)
         if precision.shape != mean.shape[-1:] * 2:
-            raise OptionError(f"precision {tuple(precision.shape)} must be (D, D) with D = {mean.shape[-1]}")
+            raise OptionError(
+                f"precision {tuple(precision.shape)} must be (D, D) with D = {mean.shape[-1]}"
+            )
         self.precision = precision
         self._factor: Tensor | None = None
         super().__init__(mean, validate_args=validate_args)
@@ -168,9 +176,9 @@ class Mahalanobis(SquaredDistances):
     def _make_kernel(self) -> Quadratic:
         return _kernel((self.flat(self.loc, 1) - self._origin()) @ self.factor, self.constant())
 
-    def part(self, some: slice) -> "Mahalanobis":
+    def part(self, some: slice) -> "KnownPrecisionNormals":
         # The kernel's origin is that of all components.
-        return cast(Mahalanobis, Components.part(self, some))
+        return cast(KnownPrecisionNormals, Components.part(self, some))
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         away = match_dtype(value, self.loc) - self._origin()
@@ -179,7 +187,9 @@ class Mahalanobis(SquaredDistances):
     def sample_at(self, index: Tensor) -> Tensor:
         mean = self.mean_at(index)
         noise = torch.randn_like(mean.reshape(-1, mean.shape[-1]))
-        return mean + torch.linalg.solve_triangular(self.factor, noise, upper=False, left=False).reshape(mean.shape)
+        return mean + torch.linalg.solve_triangular(
+            self.factor, noise, upper=False, left=False
+        ).reshape(mean.shape)
 
     def best(self, statistics: NormalStatistics) -> Tensor:
         return _means(statistics)
@@ -194,13 +204,13 @@ class Mahalanobis(SquaredDistances):
         return rows
 
 
-class Cosines(SquaredDistances):
+class DirectionalNormals(UnitVarianceNormals):
     r"""Pseudo-likelihoods exp(cos(x, m) - 1) of unit vectors x around unit vectors ``mean`` (C, D).
 
     On the sphere :math:`|x - m|^2 / 2 = 1 - \cos(x, m)`. The best mean of a part is the direction of the sum R of its
     rows, at the loss :math:`n - |R|`. Draws are those of von Mises-Fisher distributions of concentration one.
 
-    >>> Cosines(torch.eye(2))[torch.tensor([0, 1])].log_prob(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    >>> DirectionalNormals(torch.eye(2))[torch.tensor([0, 1])].log_prob(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     tensor([-2., -1.])
     """
 
@@ -232,7 +242,10 @@ class Cosines(SquaredDistances):
 
     def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
         r""":math:`w - |R| + |R - w x|`, as a ratio in which no large lengths cancel."""
-        total = statistics.center.double() * statistics.count.double().unsqueeze(-1) + statistics.first.double()
+        total = (
+            statistics.center.double() * statistics.count.double().unsqueeze(-1)
+            + statistics.first.double()
+        )
         whole, part = total[index], row.weight.unsqueeze(-1) * x
         length, without = (torch.linalg.vector_norm(r, dim=-1) for r in (whole, whole - part))
         turned = (part * (part - 2 * whole)).sum(-1) / empty_to_one(length + without)
@@ -253,7 +266,9 @@ def _kernel(loc: Tensor, constant: Tensor) -> Quadratic:
 def _normal_constant(loc: Tensor) -> Tensor:
     """Loss () of a standard normal at its mean."""
     # A sum, for the product of a size and a number is rounded to torch's default dtype in a trace.
-    return torch.full_like(loc.flatten(0, -2)[0], 0.5 * math.log(2 * math.pi), requires_grad=False).sum()
+    return torch.full_like(
+        loc.flatten(0, -2)[0], 0.5 * math.log(2 * math.pi), requires_grad=False
+    ).sum()
 
 
 def _means(statistics: NormalStatistics, dtype: torch.dtype | None = None) -> Tensor:
