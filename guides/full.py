@@ -12,7 +12,8 @@ from pyro_mixtures.poutine import Posterior, exact_posterior
 class FullPartition(PartitionGuide):
     """q(z) = p(z | x) over all components: the exact E-step, in one (C, B) array a batch of B rows.
 
-    For small C, and as the reference of every approximation. Under ``TraceEnum_ELBO`` the loss is minus the evidence.
+    For small C, and as the reference of every approximation. Under ``TraceEnum_ELBO`` the loss is
+    minus the evidence.
 
     >>> import pyro, torch
     >>> from pyro_mixtures.models import GaussianMixture

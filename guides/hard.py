@@ -20,39 +20,45 @@ from pyro_mixtures.poutine.joint import Propose
 class HardPartition(PartitionGuide):
     r"""A partition of the rows: q(z) is one component a row, and the ELBO is minus the partition's objective.
 
-    Over a program whose components are likelihoods, or pseudo-likelihoods exp(-loss), :class:`EM` with this guide
-    alternates two exact minimisations of :math:`F(S) = \sum_k \min_\theta \sum_{i \in S_k} \ell(\theta; i)`: Lloyd's
-    algorithm for k-means, classification EM for Gaussian mixtures, and their kin for regressions and classifiers. With
-    constant, equal weights the prior of z leaves F as it is; weights that are params are part of it.
+    Over a program whose components are likelihoods, or pseudo-likelihoods exp(-loss), :class:`EM`
+    with this guide alternates two exact minimisations of :math:`F(S) = \sum_k \min_\theta \sum_{i
+    \in S_k} \ell(\theta; i)`: Lloyd's algorithm for k-means, classification EM for Gaussian
+    mixtures, and their kin for regressions and classifiers. With constant, equal weights the prior
+    of z leaves F as it is; weights that are params are part of it.
 
-    :param score: what a row pays for a component. ``"loss"``: its loss there. ``"leave_one_out"``: in its own part
-        ``alpha`` times what it adds to that part's minimal loss, elsewhere its loss, which takes account of the pull
-        that a row has on its own part. ``"modular_bound"``: the literal modular bound, for study alone: elsewhere the
-        loss of the row by itself over ``alpha``, which does not depend on the part.
+    :param score: what a row pays for a component. ``"loss"``: its loss there. ``"leave_one_out"``:
+        in its own part ``alpha`` times what it adds to that part's minimal loss, elsewhere its
+        loss, which takes account of the pull that a row has on its own part. ``"modular_bound"``:
+        the literal modular bound, for study alone: elsewhere the loss of the row by itself over
+        ``alpha``, which does not depend on the part.
     :param alpha: factor of the leave-one-out gain, in (0, 1].
     :param capacity: most rows of a part; ``min_size``: fewest. Both need all rows in one call.
-    :param assignment: under such bounds ``"optimal"`` (a transportation problem) or ``"greedy"`` filling, which may
-        raise the objective.
-    :param blocks: R partitions side by side, each into K = C / R parts by components of its own: the model's first K
-        for the first block, and so on. One pass over the rows is a step of R fits; see ``fit_restarts``.
+    :param assignment: under such bounds ``"optimal"`` (a transportation problem) or ``"greedy"``
+        filling, which may raise the objective.
+    :param blocks: R partitions side by side, each into K = C / R parts by components of its own:
+        the model's first K for the first block, and so on. One pass over the rows is a step of R
+        fits; see ``fit_restarts``.
     :raises OptionError: when an option has an impossible value.
 
     ``objective`` is F after a pass: the losses of the rows where they are, without the prior of z.
-    Rows stay where they are where nothing is better. Masked rows have no part. A part that becomes empty takes the
-    worst rows of the part that has the worst one, half of it and ``capacity`` at most, which cannot raise the
-    objective: where fewer would move than the family needs to be fitted, or the other parts have no room, it stays
-    empty. (``min_size`` keeps parts from becoming so. Where weights are learned, m of n rows that get a part of their own
-    raise the prior's share of the objective, :math:`-\sum_k n_k \log(n_k / N)`, by
-    :math:`n \log n - m \log m - (n - m) \log(n - m) > 0`, and all that is known of their losses is that they do not
-    rise: there parts stay empty.)
+    Rows stay where they are where nothing is better. Masked rows have no part. A part that becomes
+    empty takes the worst rows of the part that has the worst one, half of it and ``capacity`` at
+    most, which cannot raise the objective: where fewer would move than the family needs to be
+    fitted, or the other parts have no room, it stays empty. (``min_size`` keeps parts from becoming
+    so. Where weights are learned, m of n rows that get a part of their own raise the prior's share
+    of the objective, :math:`-\sum_k n_k \log(n_k / N)`, by
+    :math:`n \log n - m \log m - (n - m) \log(n - m) > 0`, and all that is known of their losses is
+    that they do not rise: there parts stay empty.)
 
-    With several blocks ``labels`` are (R, N), from 0 to K - 1 in each, ``sizes`` (R, K), and every row is in R parts
-    with weight one each. A block's weights are R times the model's, which each have 1 / R of its sum: constant ones
-    must, learned ones do. Losses of EM, ``objective``, ``moved`` and ``reseeded`` are sums over blocks, ``tally`` has
-    those of each; ``rows_won`` counts for the first. Stock SVI averages over blocks.
+    With several blocks ``labels`` are (R, N), from 0 to K - 1 in each, ``sizes`` (R, K), and every
+    row is in R parts with weight one each. A block's weights are R times the model's, which each
+    have 1 / R of its sum: constant ones must, learned ones do. Losses of EM, ``objective``,
+    ``moved`` and ``reseeded`` are sums over blocks, ``tally`` has those of each; ``rows_won``
+    counts for the first. Stock SVI averages over blocks.
 
-    Sangani et al., "Discrete Continuous Optimization Framework for Simultaneous Clustering and Training in Mixture
-    Models", ICML 2023; the leave-one-out rule and its closed forms are derived here.
+    Sangani et al., "Discrete Continuous Optimization Framework for Simultaneous Clustering and
+    Training in Mixture Models", ICML 2023; the leave-one-out rule and its closed forms are derived
+    here.
 
     >>> import torch
     >>> from pyro_mixtures.infer import EM

@@ -35,7 +35,8 @@ class FewestRows(Messenger):
 class Gains:
     """What rows add to their parts, collected while ``watch(model)`` runs, one block beside the other.
 
-    :param statistics: by site, of the partition ``labels`` (R, N) of local numbers, -1 for rows without a part.
+    :param statistics: by site, of the partition ``labels`` (R, N) of local numbers, -1 for rows
+        without a part.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Gains:
     ):
         numbers = torch.where(labels >= 0, blocks.numbered(labels), -1)
         alone = score == "modular_bound"
-        # Losses of rows by themselves belong to all components: one of the messengers collects them.
+        # Losses of rows by themselves belong to all components: one of the messengers collects
+        # them.
         self.messengers = [
             LeaveOneOutMessenger(d, statistics, own, alone and block == 0)
             for block, own in enumerate(numbers)

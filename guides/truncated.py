@@ -17,19 +17,22 @@ from pyro_mixtures.poutine import Joint, Posterior, ReuseMessenger, log_joint, p
 class TruncatedPartition(PartitionGuide):
     """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
 
-    One call searches, for each of its rows, the neighbourhoods of the row's candidates and ``explore`` random
-    components, keeps the ``candidates`` best, and updates the neighbour graph from the densities it has evaluated: at
-    most C' G + E evaluations a row, whatever C is. Salwig, Kahlke, Hirschberger, Forster, Luecke, "Sublinear
-    Variational Optimization of Gaussian Mixture Models with Millions to Billions of Parameters", arXiv 2501.12299.
+    One call searches, for each of its rows, the neighbourhoods of the row's candidates and
+    ``explore`` random components, keeps the ``candidates`` best, and updates the neighbour graph
+    from the densities it has evaluated: at most C' G + E evaluations a row, whatever C is. Salwig,
+    Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational Optimization of Gaussian Mixture
+    Models with Millions to Billions of Parameters", arXiv 2501.12299.
 
     :param components: C.
     :param candidates: C', components a row keeps.
     :param neighbors: G, size of a component's neighbourhood, itself included.
     :param explore: E, random components tried in addition.
-    :param seed: of the guide's own random numbers; by default drawn from torch's global generator at the first call.
+    :param seed: of the guide's own random numbers; by default drawn from torch's global generator
+        at the first call.
     :raises OptionError: when C' > C, G > C or a number is out of range.
 
-    The state is allocated at the first call: it belongs to that data set of N rows. ``state_dict`` holds it.
+    The state is allocated at the first call: it belongs to that data set of N rows. ``state_dict``
+    holds it.
 
     >>> import pyro, torch
     >>> from pyro_mixtures.models import GaussianMixture
@@ -101,7 +104,8 @@ class TruncatedPartition(PartitionGuide):
     ) -> Posterior:
         """q(z) of rows without state: a survey of landmark components, then searches around the best.
 
-        Stops when fewer than one set in a hundred changes. The evidence is that of the candidates found, a lower bound.
+        Stops when fewer than one set in a hundred changes. The evidence is that of the candidates
+        found, a lower bound.
 
         :param rounds: at most so many searches.
         """

@@ -52,7 +52,8 @@ class MixtureProgram(PyroModule):
     def _warn_if_shared(self) -> None:
         """Pyro's store knows params by name alone: a model would silently continue with another one's, for good.
 
-        Looked at in every run, as models fitted in turn come back: evidence of the first, after the second was fitted.
+        Looked at in every run, as models fitted in turn come back: evidence of the first, after the
+        second was fitted.
         """
         own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
         stored = dict(pyro.get_param_store().named_parameters())
@@ -80,7 +81,8 @@ class RowMixture(MixtureProgram):
     def place(self, seeds: Seeds) -> None:
         """Put the components at ``seeds`` of as many components and features, without gradients.
 
-        Params must not share memory with the seeds, which may be views of the rows: steps are taken in place.
+        Params must not share memory with the seeds, which may be views of the rows: steps are taken
+        in place.
         """
 
     def start_at(self, seeds: Seeds) -> None:
@@ -137,12 +139,14 @@ class Mixture(RowMixture):
 class ConditionalMixture(MixtureProgram):
     """The program of a mixture of experts without a gate: ``z ~ MixtureWeights(weights)``, ``y ~ expert[z](x)``.
 
-    A family adds the experts' params and states how they make the components of a batch of covariates.
+    A family adds the experts' params and states how they make the components of a batch of
+    covariates.
 
-    :param input_density: None, or what a row pays for its distance from its expert's place (param ``loc`` (C, P)):
-        ``input_density |x - loc[z]|^2 / P``, for standardised covariates about that much. Experts then own regions, where
-        a gate can find them again; without it a partition may be one that only the outcomes tell apart. In the program
-        it is a second observed site, ``x ~ Normal(loc[z], constant)``.
+    :param input_density: None, or what a row pays for its distance from its expert's place (param
+        ``loc`` (C, P)): ``input_density |x - loc[z]|^2 / P``, for standardised covariates about
+        that much. Experts then own regions, where a gate can find them again; without it a
+        partition may be one that only the outcomes tell apart. In the program it is a second
+        observed site, ``x ~ Normal(loc[z], constant)``.
     """
 
     loc: Any

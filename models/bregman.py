@@ -37,7 +37,8 @@ DIVERGENCES: dict[str, Any] = {
 class MeanMixture(RowMixture):
     """The program of a mixture whose components have their ``mean`` (C, D) alone; rows may carry weights.
 
-    :param family: of the components, whose ``arg_constraints`` and ``start`` are those of the means.
+    :param family: of the components, whose ``arg_constraints`` and ``start`` are those of the
+        means.
     """
 
     weights: Any
@@ -88,13 +89,15 @@ class BregmanMixture(MeanMixture):
 
     :param components: C.
     :param features: D.
-    :param divergence: ``"squared"`` (normals of unit variance), ``"mahalanobis"`` (of a constant precision), ``"kl"``
-        (Poisson), ``"logistic"`` (Bernoulli), ``"itakura_saito"`` (exponential) or ``"multinomial"`` (histograms).
+    :param divergence: ``"squared"`` (normals of unit variance), ``"mahalanobis"`` (of a constant
+        precision), ``"kl"`` (Poisson), ``"logistic"`` (Bernoulli), ``"itakura_saito"``
+        (exponential) or ``"multinomial"`` (histograms).
     :param precision: (D, D) of ``"mahalanobis"``: the inverse of the components' covariance.
     :param total: of the histograms that a ``"multinomial"`` model draws.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
 
-    Means start as draws near each other: fit real data from :func:`pyro_mixtures.init.seed_rows`, see :meth:`start_at`.
+    Means start as draws near each other: fit real data from :func:`pyro_mixtures.init.seed_rows`,
+    see :meth:`start_at`.
 
     >>> model = BregmanMixture(components=3, features=2, divergence="kl")
     >>> model(torch.tensor([[0.0, 4.0], [1.0, 2.0]])).shape

@@ -21,9 +21,10 @@ from pyro_mixtures.poutine import data_plate
 class LatentClassLogit(MixtureProgram):
     """``z ~ MixtureWeights(weights)``, ``y ~ ChoiceLogits(design, available, theta)[z]``, one class a chooser.
 
-    With one component it is McFadden's conditional logit. With covariates u of the choosers, classes are
-    ``z ~ GatedWeights(u, gate_weight, gate_bias)``, the first class being the reference: Kamakura & Russell (1989);
-    Gupta & Chintagunta, "On using demographic variables to determine segment membership" (1994).
+    With one component it is McFadden's conditional logit. With covariates u of the choosers,
+    classes are ``z ~ GatedWeights(u, gate_weight, gate_bias)``, the first class being the
+    reference: Kamakura & Russell (1989); Gupta & Chintagunta, "On using demographic variables to
+    determine segment membership" (1994).
 
     :param components: C, the classes.
     :param coefficients: L, attributes of an alternative; or their names.
@@ -31,7 +32,8 @@ class LatentClassLogit(MixtureProgram):
     :param ridge: penalty of every class' coefficients; see :class:`ChoiceLogits`.
     :param gate_ridge: penalty of the covariates' coefficients; see :class:`GatedWeights`.
 
-    Coefficients start as small random numbers. The likelihood has many local maxima: use :meth:`start`, several times.
+    Coefficients start as small random numbers. The likelihood has many local maxima: use
+    :meth:`start`, several times.
 
     >>> model = LatentClassLogit(components=2, coefficients=["time", "cost"])
     >>> model(torch.zeros(7, 1, 3, 2), torch.ones(7, 1, 3, dtype=torch.bool)).shape
@@ -93,7 +95,8 @@ class LatentClassLogit(MixtureProgram):
     ) -> Tensor:
         """The program: choices ``chosen`` (B, T) of B choosers observed, -1 padding; or drawn when None.
 
-        :param row_weight: (B,) how many choosers each stands for; none stands for itself, zero for nobody.
+        :param row_weight: (B,) how many choosers each stands for; none stands for itself, zero for
+            nobody.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         check_tensor("design", design)
@@ -122,11 +125,12 @@ class LatentClassLogit(MixtureProgram):
     ) -> None:
         """Put the classes around the coefficients of one class for all, at random; equal weights.
 
-        Takes the program's arguments. A class' coefficients differ from the common ones by ``spread`` times as much
-        as changes utilities by one deviation, each: among alternatives that are all as likely.
+        Takes the program's arguments. A class' coefficients differ from the common ones by
+        ``spread`` times as much as changes utilities by one deviation, each: among alternatives
+        that are all as likely.
 
-        :raises DataError: for arguments that do not fit, attributes of choosers with weight that are not finite, and
-            covariates that the model does not have.
+        :raises DataError: for arguments that do not fit, attributes of choosers with weight that
+            are not finite, and covariates that the model does not have.
         """
         check_number(spread=spread)
         _check_choices(design, available, chosen)

@@ -50,9 +50,11 @@ class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
 
     :param components: C.
     :param features: P, covariates of a row.
-    :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often separable: make it positive.
+    :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often
+        separable: make it positive.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param input_density: what distance from an expert's place costs; see :class:`ConditionalMixture`.
+    :param input_density: what distance from an expert's place costs; see
+        :class:`ConditionalMixture`.
 
     >>> model = MixtureOfLogisticRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -80,15 +82,18 @@ class MixtureOfPoissonRegressions(_MixtureOfGeneralizedRegressions):
 class MixtureOfSVMs(ConditionalMixture):
     """``z ~ MixtureWeights(weights)``, and the pseudo-likelihood exp(-loss) of label y under the linear SVM z.
 
-    Weights are constant and equal by default: a pseudo-likelihood is no probability that weights could be set against.
-    The program has no samples of y, so labels must always be given.
+    Weights are constant and equal by default: a pseudo-likelihood is no probability that weights
+    could be set against. The program has no samples of y, so labels must always be given.
 
     :param components: C.
     :param features: P, covariates of a row.
-    :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one against the rest.
-    :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and ``solver``.
-    :param input_density: what distance from a machine's place costs; see :class:`ConditionalMixture`. Without it a part of
-        one class costs next to nothing, wherever its rows are.
+    :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one
+        against the rest.
+    :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and
+        ``solver``.
+    :param input_density: what distance from a machine's place costs; see
+        :class:`ConditionalMixture`. Without it a part of one class costs next to nothing, wherever
+        its rows are.
 
     >>> model = MixtureOfSVMs(components=3, features=5)
     >>> model(torch.zeros(7, 5), torch.ones(7)).shape

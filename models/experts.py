@@ -24,18 +24,20 @@ class MixtureOfExperts(ConditionalMixture):
     :param make: makes one expert, a module from rows (B, P) to outputs (B, ...); called C times.
     :param components: C.
     :param features: P, covariates of a row.
-    :param loss: ``"squared"`` (the squared error, not halved), ``"cross_entropy"`` (outputs are logits, y classes), or
-        ``loss(output, y)`` with one number a row (B,).
+    :param loss: ``"squared"`` (the squared error, not halved), ``"cross_entropy"`` (outputs are
+        logits, y classes), or ``loss(output, y)`` with one number a row (B,).
     :param event_shape: shape of one row's outcome, ``()`` for y (B,).
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param leave_one_out_steps: steps by which leave-one-out scores of hard partitions are estimated, with
-        ``leave_one_out_rate`` their length; see :class:`PseudoLikelihoods`.
-    :raises OptionError: when ``make`` does not make modules of their own, or the loss has an unknown name.
+    :param leave_one_out_steps: steps by which leave-one-out scores of hard partitions are
+        estimated, with ``leave_one_out_rate`` their length; see :class:`PseudoLikelihoods`.
+    :raises OptionError: when ``make`` does not make modules of their own, or the loss has an
+        unknown name.
 
-    The experts' parameters are Pyro params ``experts.0.<name>``, ...; those with ``requires_grad=False`` are
-    constants. Nothing has a closed form but the weights: train by ``EM(gradient=..., gradient_steps=...)`` or SVI.
-    Experts must start at different parameters, and treat every row by itself: batch normalisation and dropout (but in
-    ``eval()``) would let the E-step see other losses than the M-step.
+    The experts' parameters are Pyro params ``experts.0.<name>``, ...; those with
+    ``requires_grad=False`` are constants. Nothing has a closed form but the weights: train by
+    ``EM(gradient=..., gradient_steps=...)`` or SVI. Experts must start at different parameters, and
+    treat every row by itself: batch normalisation and dropout (but in ``eval()``) would let the
+    E-step see other losses than the M-step.
 
     >>> import torch
     >>> model = MixtureOfExperts(lambda: torch.nn.Linear(5, 1), components=3, features=5, loss="squared")

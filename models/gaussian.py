@@ -20,10 +20,12 @@ class GaussianMixture(Mixture):
 
     :param components: C.
     :param features: D.
-    :param covariance: ``"isotropic"``, ``"diagonal"`` (params ``loc``, ``scale``) or ``"full"`` (``scale_tril``).
+    :param covariance: ``"isotropic"``, ``"diagonal"`` (params ``loc``, ``scale``) or ``"full"``
+        (``scale_tril``).
     :param tied: one covariance for all components.
 
-    Means start as standard normal draws, scales at one: fit real data from :func:`pyro_mixtures.init.seed_rows`.
+    Means start as standard normal draws, scales at one: fit real data from
+    :func:`pyro_mixtures.init.seed_rows`.
 
     >>> model = GaussianMixture(components=3, features=2, covariance="full", tied=True)
     >>> model.scale_tril.shape

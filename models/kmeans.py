@@ -13,15 +13,17 @@ from pyro_mixtures.options import check_flag
 class KMeans(MeanMixture):
     r"""Squared Euclidean distances from C means, under equal, constant weights: one param, ``mean`` (C, D).
 
-    Under :class:`HardPartition` an EM step is one of Lloyd's algorithm. Minus the ELBO of N rows is half the inertia,
-    plus the constant N (log C + D / 2 log 2 pi).
+    Under :class:`HardPartition` an EM step is one of Lloyd's algorithm. Minus the ELBO of N rows is
+    half the inertia, plus the constant N (log C + D / 2 log 2 pi).
 
     :param components: C.
     :param features: D.
-    :param spherical: rows and means on the unit sphere. Rows are divided by their length, a row of zeros is a
+    :param spherical: rows and means on the unit sphere. Rows are divided by their length, a row of
+        zeros is a
         :class:`DataError`; minus the ELBO is :math:`\sum_n (1 - \cos(x_n, m_{z_n}))` plus N log C.
 
-    Dhillon & Modha, "Concept decompositions for large sparse text data using clustering", Machine Learning 42 (2001).
+    Dhillon & Modha, "Concept decompositions for large sparse text data using clustering", Machine
+    Learning 42 (2001).
 
     >>> import torch
     >>> from pyro_mixtures.guides import HardPartition

@@ -19,12 +19,14 @@ class MixtureOfRegressions(ConditionalMixture):
     :param features: P, covariates of a row.
     :param outputs: None for outcomes ``y`` (N,), M for outcomes (N, M).
     :param ridge: lambda; see :class:`LinearRegressions`.
-    :param scale: None for a standard deviation of each component and output, learned from the data; or one number,
-        constant: squared error.
+    :param scale: None for a standard deviation of each component and output, learned from the data;
+        or one number, constant: squared error.
     :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param input_density: what distance from an expert's place costs; see :class:`ConditionalMixture`.
+    :param input_density: what distance from an expert's place costs; see
+        :class:`ConditionalMixture`.
 
-    Coefficients start as small random numbers: start hard partitions from labels or several restarts.
+    Coefficients start as small random numbers: start hard partitions from labels or several
+    restarts.
 
     >>> model = MixtureOfRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape

@@ -21,17 +21,19 @@ _START = 0.1
 class SoftmaxMixture(MixtureProgram):
     r"""``z ~ MixtureWeights(weights)``, ``x ~ SoftmaxComponents(theta, features)[z]``: params ``weights``, ``theta``.
 
-    A row is one draw of an item, P(j) proportional to :math:`\exp(x_j \cdot \theta_z)`. Draws are best given as
-    distinct items with their counts as ``row_weight``: see :func:`pyro_mixtures.data.items.count_items`.
+    A row is one draw of an item, P(j) proportional to :math:`\exp(x_j \cdot \theta_z)`. Draws are
+    best given as distinct items with their counts as ``row_weight``: see
+    :func:`pyro_mixtures.data.items.count_items`.
 
     :param components: C, no more than there are items.
     :param features: (p, L) of the items; ``item_features`` holds them centred, which changes no probability. Params
         have their dtype and device.
     :param ridge, solver, steps: see :class:`SoftmaxComponents`.
-    :param equal_weights: constant, equal weights.
-    :raises DataError, OptionError: when features are not finite, or constant over items, or options do not fit.
+    :param equal_weights: constant, equal weights. :raises DataError, OptionError: when features are
+    not finite, or constant over items, or options do not fit.
 
-    Thetas start as small random numbers: all components near the uniform distribution, and near each other.
+    Thetas start as small random numbers: all components near the uniform distribution, and near
+    each other.
 
     >>> model = SoftmaxMixture(components=2, features=torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]))
     >>> model(torch.tensor([0, 2]), torch.tensor([5, 3])).shape
@@ -76,7 +78,8 @@ class SoftmaxMixture(MixtureProgram):
     def start_at(self, theta: Tensor, weights: Tensor | None = None) -> None:
         """Put the components at ``theta`` (C, L), with ``weights`` (C,), equal ones by default.
 
-        :raises DataError: for other shapes, numbers that cannot be used, and unequal weights where they are constant.
+        :raises DataError: for other shapes, numbers that cannot be used, and unequal weights where
+            they are constant.
         """
         shape = (self.components, self.features)
         if theta.shape != shape or not bool(theta.isfinite().all()):
@@ -109,7 +112,8 @@ class SoftmaxMixture(MixtureProgram):
     ) -> Tensor:
         """The program: items ``x`` (B,) observed, or ``size`` items drawn when ``x`` is None.
 
-        :param row_weight: (B,) weights of the rows, such as counts: two counts as two rows, zero as none.
+        :param row_weight: (B,) weights of the rows, such as counts: two counts as two rows, zero as
+            none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
         """
         if x is not None and x.dim() != 1:

@@ -166,7 +166,8 @@ def test_k_means_equals_scikit_learn(components, dtype):
 
     x = digits()
     start, index = kmeans_plusplus(x.numpy(), components, random_state=0)
-    # Rows of integers are equally far from two others now and then, and ties are nobody's to decide.
+    # Rows of integers are equally far from two others now and then, and ties are nobody's to
+    # decide.
     start = start + 0.01 * np.random.default_rng(0).standard_normal(start.shape)
     peer = Peer(components, init=start, n_init=1, algorithm="lloyd", tol=0, max_iter=500).fit(
         x.numpy()

@@ -140,7 +140,8 @@ def test_edge_01_stock_categorical_builds_all_components_of_every_value(argument
 def test_edge_01_log_prob_and_gradient_are_those_of_the_stock_categorical():
     z = torch.randint(C, (3, N), device="cpu")
     ours, stock = (WEIGHTS.clone().requires_grad_() for _ in range(2))
-    # The weights are on the simplex already, so the stock normalisation changes nothing but the gradient's offset.
+    # The weights are on the simplex already, so the stock normalisation changes nothing but the
+    # gradient's offset.
     mine = MixtureWeights(ours / ours.sum()).expand((N,)).log_prob(z)
     theirs = dist.Categorical(stock).expand((N,)).log_prob(z)
     assert_close(mine, theirs)

@@ -1,7 +1,7 @@
 """Denoise a photograph with a mixture of factor analyzers, fitted to the noisy picture's own patches.
 
-Run ``python tutorials/01_denoise_a_photograph.py``; it takes about two minutes on two cores and writes its pictures and
-files to ``runs/demo/``.
+Run ``python tutorials/01_denoise_a_photograph.py``; it takes about two minutes on two cores and
+writes its pictures and files to ``runs/demo/``.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def main(out: Path, epochs: int) -> dict:
     # 1. The data: every 8 x 8 patch of the noisy picture is a row.
     rows = extract_patches(noisy, PATCH)
 
-    # 2. The declaration, its start at spread-out rows, and the strategy: each row keeps 3 of the 200 components.
+    # 2. The declaration, its start at spread-out rows, and the strategy: each row keeps 3 of the
+    # 200 components.
     model = MixtureOfFactorAnalyzers(components=COMPONENTS, features=PATCH * PATCH, factors=FACTORS)
     model.start_at(seed_rows(rows, COMPONENTS))
     guide = TruncatedPartition(model, components=COMPONENTS, candidates=3, neighbors=15, explore=1)

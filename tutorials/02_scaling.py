@@ -1,12 +1,13 @@
 """Watch the cost of a fit grow sublinearly with the number of components, on your own machine.
 
-Exact EM evaluates every component at every row: N C densities a pass. Here each row keeps 3 candidates and looks only
-at their neighbours, so a pass over the data costs about as much with 1600 components as with 50. The patches of one
-picture are fitted with 50, 100, ..., 1600 components, each time until the fit has converged. What is compared is cost:
-so few patches do not carry the largest of these mixtures, which the evidence of held-out patches shows.
+Exact EM evaluates every component at every row: N C densities a pass. Here each row keeps 3
+candidates and looks only at their neighbours, so a pass over the data costs about as much with 1600
+components as with 50. The patches of one picture are fitted with 50, 100, ..., 1600 components,
+each time until the fit has converged. What is compared is cost: so few patches do not carry the
+largest of these mixtures, which the evidence of held-out patches shows.
 
-Run ``python tutorials/02_scaling.py``; it takes about two minutes on two cores and writes its picture and figures to
-``runs/scaling/``.
+Run ``python tutorials/02_scaling.py``; it takes about two minutes on two cores and writes its
+picture and figures to ``runs/scaling/``.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """One objective, many mixtures: k-means, Poisson clustering, regressions and support vector machines by the same call.
 
-A hard partition gives each row to one component and fits each component to its rows. The sum of their losses falls with
-every exact step, whatever the components are: means, rates, lines, classifiers. The model says which; the guide and the
-fit stay as they are. Such a fit ends at the first partition that no step improves, hence the restarts; and there is a
-pitfall in what a row pays for a component, which the last panel shows.
+A hard partition gives each row to one component and fits each component to its rows. The sum of
+their losses falls with every exact step, whatever the components are: means, rates, lines,
+classifiers. The model says which; the guide and the fit stay as they are. Such a fit ends at the
+first partition that no step improves, hence the restarts; and there is a pitfall in what a row pays
+for a component, which the last panel shows.
 
-Run ``python tutorials/03_one_objective_many_mixtures.py``; it takes less than a minute on two cores and writes its
-picture and figures to ``runs/partitions/``.
+Run ``python tutorials/03_one_objective_many_mixtures.py``; it takes less than a minute on two cores
+and writes its picture and figures to ``runs/partitions/``.
 """
 
 import argparse
@@ -107,8 +108,9 @@ def places_and_machines(
 ):
     """Rows that lie together and whose classes one machine tells apart: two observations under one z.
 
-    Machines alone put the rows of one class into one part, where telling them apart is easy; and nothing says which
-    machine a row without a label should ask. Here that is the one at the nearest place.
+    Machines alone put the rows of one class into one part, where telling them apart is easy; and
+    nothing says which machine a row without a label should ask. Here that is the one at the nearest
+    place.
     """
     loc = pyro.param("loc", lambda: torch.randn(PARTS, 2))
     weight, bias = (
@@ -129,7 +131,8 @@ def partition(declare: Callable, *rows: Tensor, starts: int) -> Partition:
         # The guide gives empty parts new rows: EM need not split others for them.
         return EM(model, HardPartition(model, components=PARTS), empty="keep")
 
-    # The best fit's params are left in Pyro's store: here in one of its own, from which they are read at once.
+    # The best fit's params are left in Pyro's store: here in one of its own, from which they are
+    # read at once.
     with pyro.get_param_store().scope():
         several = [("uniform", "kmeans++")[start % 2] for start in range(starts)]
         found = fit_restarts(

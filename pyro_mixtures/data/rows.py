@@ -25,7 +25,8 @@ class Batch(NamedTuple):
 def some_rows(tensors: Sequence[Tensor], least: int) -> tuple[Tensor, ...]:
     """Views of evenly spaced rows, ``least`` and 1,024 or more if there are as many: for a first look at a program.
 
-    Programs may start their params from the rows that they are given at first, so one row would not do.
+    Programs may start their params from the rows that they are given at first, so one row would not
+    do.
 
     >>> [rows[:3].tolist() for rows in some_rows((torch.arange(5000),), 10)]
     [[0, 4, 8]]
@@ -119,7 +120,8 @@ def as_rows(data: Any) -> Tensor:
         tensor = data
     else:
         with warnings.catch_warnings():
-            # Of read-only arrays (memory maps) torch warns that they are not writable; rows are only ever read.
+            # Of read-only arrays (memory maps) torch warns that they are not writable; rows are
+            # only ever read.
             warnings.filterwarnings(
                 "ignore", message="The given NumPy array is not writable", category=UserWarning
             )

@@ -25,23 +25,28 @@ def align(
 ) -> Tensor:
     r"""Permutations (R, C) that relabel R fits or draws like a reference: component k is number ``p[r, k]`` of fit r.
 
-    A mixture's labels are arbitrary. Of what is given for each fit, these permutations bring most together with the
-    reference, the pivot (Stephens, "Dealing with label switching in mixture models", JRSS B 62, 2000; Marin, Mengersen
-    & Robert, "Bayesian modelling and inference on mixtures of distributions", Handbook of Statistics 25, 2005):
+    A mixture's labels are arbitrary. Of what is given for each fit, these permutations bring most
+    together with the reference, the pivot (Stephens, "Dealing with label switching in mixture
+    models", JRSS B 62, 2000; Marin, Mengersen & Robert, "Bayesian modelling and inference on
+    mixtures of distributions", Handbook of Statistics 25, 2005):
 
-    - :class:`~pyro_mixtures.infer.Responsibilities` of the same N rows, of the top candidates (N, S) alone: the
-      expected number of rows that agree, :math:`\sum_n \sum_k q^{ref}_n(k)\, q_n(p(k))`, is largest. Exact for any C,
-      from a sparse (C, C) matrix; components that share no row are paired as they come.
-    - Parameters (C, P): the total distance is least. Features of different units want to be scaled first. Of more than
-      1024 components only pairs near each other are looked at (``neighbors``, see
-      :func:`~pyro_mixtures.partition.sparse_matching.match_nearest`, which says when that is exact).
+    - :class:`~pyro_mixtures.infer.Responsibilities` of the same N rows, of the top candidates (N,
+      S) alone: the expected number of rows that agree, :math:`\sum_n \sum_k q^{ref}_n(k)\,
+      q_n(p(k))`, is largest. Exact for any C, from a sparse (C, C) matrix; components that share no
+      row are paired as they come.
+    - Parameters (C, P): the total distance is least. Features of different units want to be scaled
+      first. Of more than 1024 components only pairs near each other are looked at (``neighbors``,
+      see
+      :func:`~pyro_mixtures.partition.sparse_matching.match_nearest`, which says when that is
+          exact).
 
     :param fits: R responsibilities, R tensors (C, P), or one (R, C, P).
     :param reference: the same of the reference, the first of ``fits`` by default.
     :param components: C, needed with responsibilities, which do not show it.
     :param neighbors: partners looked at, of each of many components, by parameters.
     :raises OptionError: without fits, or without ``components`` where they are needed.
-    :raises DataError: when fits are neither, do not fit the reference (rows, components), or a number is not finite.
+    :raises DataError: when fits are neither, do not fit the reference (rows, components), or a
+        number is not finite.
 
     >>> loc = torch.tensor([[0.0], [5.0], [9.0]])
     >>> align([loc, loc[[2, 0, 1]] + 0.1]).tolist()
@@ -71,9 +76,10 @@ def relabel(
 ) -> dict[str, Tensor]:
     """Component-wise ``params`` of one fit in the order of ``permutation`` (C,), a row of :func:`align`'s.
 
-    :param params: tensors with an entry a component. Those that components share are not to be relabelled.
-    :param dim: which of their dimensions counts components, for all or by name. Labels of rows change by the inverse:
-        ``permutation.argsort()[labels]``.
+    :param params: tensors with an entry a component. Those that components share are not to be
+        relabelled.
+    :param dim: which of their dimensions counts components, for all or by name. Labels of rows
+        change by the inverse: ``permutation.argsort()[labels]``.
     :raises OptionError: when ``dim`` is no whole number, or has none for a param.
     :raises DataError: when a dimension is not of size C, or ``permutation`` is none.
 

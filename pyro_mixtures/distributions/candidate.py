@@ -12,9 +12,9 @@ from pyro_mixtures.errors import PartitionError
 class CandidateCategorical(TorchDistribution):
     """q(z): a categorical whose support is each row's own candidate set.
 
-    ``candidates`` (*batch, S) are distinct component numbers (or (S,), shared by all rows) and ``logits``
-    (*batch, S) their unnormalised log probabilities. Enumeration runs over the candidates alone, so stock
-    ``TraceEnum_ELBO`` computes the truncated free energy.
+    ``candidates`` (*batch, S) are distinct component numbers (or (S,), shared by all rows) and
+    ``logits`` (*batch, S) their unnormalised log probabilities. Enumeration runs over the
+    candidates alone, so stock ``TraceEnum_ELBO`` computes the truncated free energy.
 
     >>> q = CandidateCategorical(torch.tensor([[7, 2], [3, 9]]), torch.zeros(2, 2))
     >>> q.enumerate_support(expand=True)
@@ -89,9 +89,10 @@ class CandidateCategorical(TorchDistribution):
 class RestrictedSupport(TorchDistribution):
     """A discrete distribution enumerated over each row's candidates only, its log_prob left as it is.
 
-    ``candidates`` (*batch, S) may be padded with -1, which has log probability -inf. Nothing is renormalised: summing
-    over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence. Only rows
-    where ``mask`` is False are renormalised: they have to sum to one, for nothing of them is observed.
+    ``candidates`` (*batch, S) may be padded with -1, which has log probability -inf. Nothing is
+    renormalised: summing over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a
+    lower bound of the evidence. Only rows where ``mask`` is False are renormalised: they have to
+    sum to one, for nothing of them is observed.
 
     >>> from pyro_mixtures.distributions import MixtureWeights
     >>> restricted = RestrictedSupport(MixtureWeights(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([[2, -1]]))

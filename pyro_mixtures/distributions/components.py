@@ -17,8 +17,8 @@ _VALID = "_pyro_mixtures_valid"
 class Components(TorchDistribution):
     """C component distributions of one family, batch shape (..., C). ``self[z]`` selects one a row, lazily.
 
-    A family states its argument names in ``argument_names``, how to evaluate, sample and average at flat component
-    numbers, and (for closed-form EM) its sufficient statistics and their maximiser.
+    A family states its argument names in ``argument_names``, how to evaluate, sample and average at
+    flat component numbers, and (for closed-form EM) its sufficient statistics and their maximiser.
     """
 
     argument_names: tuple[str, ...]
@@ -42,7 +42,8 @@ class Components(TorchDistribution):
     def _validated(self) -> bool:
         """Whether the arguments are the tensors that a family of this type has found valid before, unchanged since.
 
-        Looking at every number of very large parameters again, in every run of a program, would cost as much as a step.
+        Looking at every number of very large parameters again, in every run of a program, would
+        cost as much as a step.
         """
         return all(
             t.__dict__.get(_VALID) == (type(self), t._version) for t in self.arguments.values()
@@ -132,7 +133,8 @@ class Components(TorchDistribution):
         r"""What each row (B,) adds to the minimal loss of its part ``index``, f(S) - f(S \ i); loss is -log density.
 
         :param statistics: of the partition that ``index`` belongs to, all its rows included.
-        :param weight: (B,) how many times each row's loss counts in f, as it did in the statistics; once by default.
+        :param weight: (B,) how many times each row's loss counts in f, as it did in the statistics;
+            once by default.
         """
         raise self._does_not_state("what a row adds to its part")
 

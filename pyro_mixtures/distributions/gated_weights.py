@@ -51,25 +51,28 @@ class GateStatistics(KeptRows):
 class GatedWeights(ComponentWeights):
     r"""Categorical over C components given ``covariates`` u (B, Q): :math:`\mathrm{softmax}(W u + b)`, batch (B,).
 
-    The log probability of a row is less its share of the ridge penalty, :math:`\lambda |W|^2`: n rows bear n lambda
-    between them, so that E-steps, evidence and M-step speak of the same objective. (So probabilities as ``log_prob``
-    has them do not sum to one under a penalty; draws follow the softmax.) The M-step is multinomial logistic
-    regression with soft labels, by Newton's method; it keeps the rows, so stepwise (online) EM is refused.
+    The log probability of a row is less its share of the ridge penalty, :math:`\lambda |W|^2`: n
+    rows bear n lambda between them, so that E-steps, evidence and M-step speak of the same
+    objective. (So probabilities as ``log_prob`` has them do not sum to one under a penalty; draws
+    follow the softmax.) The M-step is multinomial logistic regression with soft labels, by Newton's
+    method; it keeps the rows, so stepwise (online) EM is refused.
 
-    Softmax is the same for coefficients that all components shift by the same amounts. ``reference=True`` lets the
-    first component have coefficients of zero, and the params are those of the other C - 1: standard errors and numbers
-    of parameters then mean what they mean in a multinomial logit, and this is the field's habit. ``reference=False``
-    treats all components alike, and the penalty with them, as scikit-learn's ``LogisticRegression(C=1 / (2 n lambda))``
+    Softmax is the same for coefficients that all components shift by the same amounts.
+    ``reference=True`` lets the first component have coefficients of zero, and the params are those
+    of the other C - 1: standard errors and numbers of parameters then mean what they mean in a
+    multinomial logit, and this is the field's habit. ``reference=False`` treats all components
+    alike, and the penalty with them, as scikit-learn's ``LogisticRegression(C=1 / (2 n lambda))``
     does for n rows: for regularised gates whose coefficients nobody reads.
 
-    A row whose covariates are not finite has log probability NaN, and no part in gradients, so that a mask may hide
-    it; draws take its covariates for zeros.
+    A row whose covariates are not finite has log probability NaN, and no part in gradients, so that
+    a mask may hide it; draws take its covariates for zeros.
 
-    A row's normaliser needs all C components, (B, C) numbers: some rows at a time, and made again in backward where
-    they are many.
+    A row's normaliser needs all C components, (B, C) numbers: some rows at a time, and made again
+    in backward where they are many.
 
     :param covariates: (B, Q), of the rows in the data plate, which has to be the last dimension.
-    :param weight: (C - 1, Q), or (C, Q) without a reference. A component of bias -inf has probability zero.
+    :param weight: (C - 1, Q), or (C, Q) without a reference. A component of bias -inf has
+        probability zero.
     :param bias: (C - 1,), or (C,).
     :param ridge: lambda, not negative, of the weights alone. Components that a hyperplane separates have no finite
         maximum without it.
@@ -218,8 +221,8 @@ class GatedWeights(ComponentWeights):
     ) -> dict[str, Tensor]:
         """The gate's maximum, from its present coefficients; never worse.
 
-        A component without rows gets its supremum, bias -inf (the reference cannot). Dropped components leave their
-        probability to the others, in proportion.
+        A component without rows gets its supremum, bias -inf (the reference cannot). Dropped
+        components leave their probability to the others, in proportion.
         """
         if not free:
             return {}
@@ -234,7 +237,8 @@ class GatedWeights(ComponentWeights):
         found[:, -1] = -torch.inf
         penalty = torch.full_like(start[0], self.ridge)
         penalty[-1] = 0.0
-        # Responsibilities that are not zero by rounding alone may belong to a component that has been dropped.
+        # Responsibilities that are not zero by rounding alone may belong to a component that has
+        # been dropped.
         begin = torch.where(start[some].isfinite().all(-1, keepdim=True), start[some], 0.0)
         found[some] = minimize(statistics.rows(some), begin, penalty, held=int(self.reference))
         return self._as_arguments(found if dropped is None else self._without(found, dropped))

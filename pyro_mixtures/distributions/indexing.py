@@ -7,7 +7,8 @@ from torch import Tensor
 def flat_index(z: Tensor, lead: torch.Size, components: int) -> Tensor:
     """Number component ``z`` of batch element b as ``b * components + z``; ``z`` broadcasts against ``lead``.
 
-    The padding value -1 stays -1. This is what makes ``loc[z]`` right when ``loc`` has batch dimensions.
+    The padding value -1 stays -1. This is what makes ``loc[z]`` right when ``loc`` has batch
+    dimensions.
 
     >>> flat_index(torch.tensor([0, 2, -1]), torch.Size([2, 1]), 3).tolist()
     [[0, 2, -1], [3, 5, -1]]

@@ -19,8 +19,8 @@ from pyro_mixtures.ops.lookup import count_weights, take
 class ComponentWeights(TorchDistribution):
     """Probabilities of C components that keep the tensors they were given, and know their own closed-form M-step.
 
-    A subclass states ``arguments``, ``components``, ``log_prob``, ``sample``, ``expand`` and the M-step. Its
-    ``statistics`` have the expected numbers of rows as ``counts`` (C,).
+    A subclass states ``arguments``, ``components``, ``log_prob``, ``sample``, ``expand`` and the
+    M-step. Its ``statistics`` have the expected numbers of rows as ``counts`` (C,).
     """
 
     has_enumerate_support = True
@@ -75,9 +75,10 @@ class ComponentWeights(TorchDistribution):
 class MixtureWeights(ComponentWeights):
     """Categorical over C components, by ``probs`` (..., C) on the simplex or by unnormalised ``logits`` (..., C).
 
-    Unlike ``dist.Categorical`` it keeps the tensor it was given, so that the closed-form M-step recognises the param
-    behind it, and its log_prob gathers from one (C,) table: nothing of size (values, C) is built, backward included.
-    A component of zero weight has log probability -inf and receives no gradient; so has the padding value -1.
+    Unlike ``dist.Categorical`` it keeps the tensor it was given, so that the closed-form M-step
+    recognises the param behind it, and its log_prob gathers from one (C,) table: nothing of size
+    (values, C) is built, backward included. A component of zero weight has log probability -inf and
+    receives no gradient; so has the padding value -1.
 
     >>> MixtureWeights(torch.tensor([0.25, 0.75])).log_prob(torch.tensor([1, 1, 0])).exp()
     tensor([0.7500, 0.7500, 0.2500])

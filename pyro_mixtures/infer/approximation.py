@@ -1,16 +1,18 @@
 r"""How far a fitted partition may be from the best one: estimates of the constants of its approximation guarantee.
 
-The objective of parts S_1..S_K is :math:`F(S) = \sum_k f(S_k)`, with :math:`f(S_k)` the minimum over theta of the
-regularised losses :math:`\ell(\theta; i) > 0` of its rows. What is stated here was derived for this package.
+The objective of parts S_1..S_K is :math:`F(S) = \sum_k f(S_k)`, with :math:`f(S_k)` the minimum
+over theta of the regularised losses :math:`\ell(\theta; i) > 0` of its rows. What is stated here
+was derived for this package.
 
-Suppose that all losses lie in :math:`[\ell_{\min}, \ell_{\max}]`, whichever rows theta is fitted to. A row that joins
-a part then adds at least :math:`\ell_{\min}`, since those before it cost no less than their own minimum, and at most
-:math:`\ell_{\max}`, its loss under their minimiser. Gains that differ by no more than this ratio make F
-alpha-submodular with :math:`\alpha \ge \ell_{\min} / \ell_{\max}`, and of curvature
+Suppose that all losses lie in :math:`[\ell_{\min}, \ell_{\max}]`, whichever rows theta is fitted
+to. A row that joins a part then adds at least :math:`\ell_{\min}`, since those before it cost no
+less than their own minimum, and at most
+:math:`\ell_{\max}`, its loss under their minimiser. Gains that differ by no more than this ratio
+make F alpha-submodular with :math:`\alpha \ge \ell_{\min} / \ell_{\max}`, and of curvature
 :math:`\kappa \le 1 - \ell_{\min} / \ell_{\max}`.
 
-For n rows :math:`F(S) \le \frac{1}{\alpha} \sum_i f(\{i\})`, the modular bound that the first step from the empty
-partition minimises. The best partition costs :math:`F^* \ge f(\{j\}) + (n - 1)`-fold
+For n rows :math:`F(S) \le \frac{1}{\alpha} \sum_i f(\{i\})`, the modular bound that the first step
+from the empty partition minimises. The best partition costs :math:`F^* \ge f(\{j\}) + (n - 1)`-fold
 :math:`(1 - \kappa) \alpha f(\{i\})`, whichever row j comes first; the mean over j gives
 
 .. math:: F \le \frac{n}{\alpha [1 + (n - 1) (1 - \kappa) \alpha]} F^*.
@@ -74,28 +76,31 @@ def approximation_report(
 ) -> ApproximationReport:
     r"""Estimate the approximation guarantee of a fitted partition from the losses of all rows under all its parts.
 
-    The guarantee :math:`F \le n / (\alpha [1 + (n - 1)(1 - \kappa) \alpha]) F^*` and its constants are derived in this
-    module. They are *estimates*: losses are looked at under the fitted parameters alone, while a certificate needs the
-    bounds under the parameters of every subset of the rows. It is no certificate in particular where a part of one row
-    can be fitted without loss, as regressions with a free bias can.
+    The guarantee :math:`F \le n / (\alpha [1 + (n - 1)(1 - \kappa) \alpha]) F^*` and its constants
+    are derived in this module. They are *estimates*: losses are looked at under the fitted
+    parameters alone, while a certificate needs the bounds under the parameters of every subset of
+    the rows. It is no certificate in particular where a part of one row can be fitted without loss,
+    as regressions with a free bias can.
 
-    Losses must be positive. Those of a density are minus its logarithm, constants of normalisation included: these
-    are taken away, as the family states them, the least loss of a row by itself at the fitted scales:
-    for regressions :math:`\log \sigma + \log(2 \pi) / 2`, which leaves
-    :math:`((y - w x - b)^2 + \lambda |w|^2) / 2 \sigma^2`, for normals that of a row at its mean. Probabilities of
-    discrete outcomes and ``pyro.factor`` have none. The losses of several observed sites, such as the ``input_density`` of
-    an expert's place, add up. Parts without rows fit nothing and are left out, as are masked rows; weights are no part
-    of it.
+    Losses must be positive. Those of a density are minus its logarithm, constants of normalisation
+    included: these are taken away, as the family states them, the least loss of a row by itself at
+    the fitted scales: for regressions :math:`\log \sigma + \log(2 \pi) / 2`, which leaves
+    :math:`((y - w x - b)^2 + \lambda |w|^2) / 2 \sigma^2`, for normals that of a row at its mean.
+    Probabilities of discrete outcomes and ``pyro.factor`` have none. The losses of several observed
+    sites, such as the ``input_density`` of an expert's place, add up. Parts without rows fit
+    nothing and are left out, as are masked rows; weights are no part of it.
 
-    :param model: the fitted program, :math:`\ell = -\log p(y | x, z)`, the regularisation included by its family.
+    :param model: the fitted program, :math:`\ell = -\log p(y | x, z)`, the regularisation included
+        by its family.
     :param guide: with the ``labels`` (N,) of the rows.
     :param x, y: (N, P) and (N, ...), the rows of the fit: the program's arguments.
-    :param offset: a constant that each row's loss is relieved of, instead of what its family states: 0.0 for
-        pseudo-likelihoods exp(-loss), whose loss is positive as it is.
+    :param offset: a constant that each row's loss is relieved of, instead of what its family
+        states: 0.0 for pseudo-likelihoods exp(-loss), whose loss is positive as it is.
     :param given: values of the model's other latent sites, if it has any.
     :param chunk: rows evaluated at once.
-    :raises PartitionError: when the labels are not those of the rows. :raises ClosedFormError: when a family does not
-        state its constants. :raises ModelError: when a loss is negative nevertheless.
+    :raises PartitionError: when the labels are not those of the rows. :raises ClosedFormError: when
+        a family does not state its constants. :raises ModelError: when a loss is negative
+        nevertheless.
 
     >>> from pyro_mixtures.guides import HardPartition
     >>> from pyro_mixtures.infer import EM
@@ -231,7 +236,8 @@ def _unknown(name: str, family: Any) -> ClosedFormError:
 def _bare(name: str, fn: Any) -> Any:
     if isinstance(fn, MaskedDistribution):
         return MaskedDistribution(_bare(name, fn.base_dist), fn._mask)
-    # The probability of a discrete outcome is at most one, and a factor says itself what a row costs.
+    # The probability of a discrete outcome is at most one, and a factor says itself what a row
+    # costs.
     if isinstance(fn, Unit) or fn.support.is_discrete:
         return fn
     if not isinstance(fn, Selected):

@@ -28,11 +28,12 @@ class PartitionGuide(PyroModule):
     :param model: the Pyro program; its arguments are the guide's.
     :param components: C, as the model has it.
     :param site: name of the discrete site.
-    :param global_guide: a guide over the model's other latent sites, run first; its values are what z is conditioned on. For
-        example ``AutoNormal(poutine.block(model, hide=["z"]))``.
+    :param global_guide: a guide over the model's other latent sites, run first; its values are what
+        z is conditioned on. For example ``AutoNormal(poutine.block(model, hide=["z"]))``.
 
-    ``train()`` and ``eval()`` decide whether a call may change the guide's own state (candidate sets, graph).
-    ``evaluations`` counts joint densities over the guide's life, ``rows_won`` (C,) the rows that each component won since
+    ``train()`` and ``eval()`` decide whether a call may change the guide's own state (candidate
+    sets, graph). ``evaluations`` counts joint densities over the guide's life, ``rows_won`` (C,)
+    the rows that each component won since
     :meth:`reset_counts`.
     """
 
@@ -90,7 +91,8 @@ class PartitionGuide(PyroModule):
     def posterior(self, *args, given: Mapping[str, Tensor] | None = None, **kwargs) -> Posterior:
         """The E-step: responsibilities of the rows in ``args`` over their candidates.
 
-        :param given: values of the model's other latent sites; by default a draw from the guide ``global_guide``.
+        :param given: values of the model's other latent sites; by default a draw from the guide
+            ``global_guide``.
         """
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given

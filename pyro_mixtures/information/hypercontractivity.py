@@ -49,28 +49,35 @@ def hypercontractivity(
 ) -> Hypercontractivity:
     """Kernel estimate of s(x; y) = sup over r != p_x of D(r_y || p_y) / D(r || p_x): "potential correlation".
 
-    0 only under independence, 1 where y is a function of x (over a continuum), the squared correlation of a Gaussian
-    pair; a strong dependence that holds for a rare part of x's range raises it, while correlations average it away.
-    Rows i get weights w_i of mean 1, the ratio r / p_x at x_i. With Gaussian kernels of widths
-    ``bandwidth std n^(-1 / (d + 4))``, normalised by row, W_y W_x^T corrected to row and column sums 1 maps w to
-    r_y / p_y, and D(w) = sum_i w_i log w_i. The ratio is ascended from random weights near 1 in steps of length
-    0.1 sqrt(n); the largest final value counts, within [0, 1]. Smoothing biases it: compare coefficients of the same
+    0 only under independence, 1 where y is a function of x (over a continuum), the squared
+    correlation of a Gaussian pair; a strong dependence that holds for a rare part of x's range
+    raises it, while correlations average it away. Rows i get weights w_i of mean 1, the ratio r /
+    p_x at x_i. With Gaussian kernels of widths ``bandwidth std n^(-1 / (d + 4))``, normalised by
+    row, W_y W_x^T corrected to row and column sums 1 maps w to r_y / p_y, and D(w) = sum_i w_i log
+    w_i. The ratio is ascended from random weights near 1 in steps of length 0.1 sqrt(n); the
+    largest final value counts, within [0, 1]. Smoothing biases it: compare coefficients of the same
     number of rows and the same bandwidth, or take the p-value. It is not symmetric in x and y.
 
-    Takes time of order n^3 + starts steps n^2 for each batch of n rows, once more for each permutation. Batches take
-    turns, so the peak does not grow with their number: measured, 4 to 9 matrices of n x n numbers, and 13 to 27 with
-    permutations, of which up to ten are tried at a time.
+    Takes time of order n^3 + starts steps n^2 for each batch of n rows, once more for each
+    permutation. Batches take turns, so the peak does not grow with their number: measured, 4 to 9
+    matrices of n x n numbers, and 13 to 27 with permutations, of which up to ten are tried at a
+    time.
 
-    :param x, y: (n,) or (n, d) numbers: tensors of one device, arrays or lists. The wider of their dtypes counts.
+    :param x, y: (n,) or (n, d) numbers: tensors of one device, arrays or lists. The wider of their
+    dtypes counts.
     :param rows: at most so many rows a batch, drawn at random where there are more.
     :param batches: the estimate is the mean over so many disjoint batches.
-    :param permutations: at most this many orders of y's rows (199, say) give a p-value of independence.
-    :param generator: source of randomness, on the CPU; torch's global one by default. It draws batches, starts, orders.
-    :raises DataError: for NaN, infinity, a constant column, or shapes, devices that do not fit, or fewer than 4 rows.
+    :param permutations: at most this many orders of y's rows (199, say) give a p-value of
+        independence.
+    :param generator: source of randomness, on the CPU; torch's global one by default. It draws
+        batches, starts, orders.
+    :raises DataError: for NaN, infinity, a constant column, or shapes, devices that do not fit, or
+        fewer than 4 rows.
     :raises OptionError: for numbers out of range or not whole.
 
-    Kim, Gao, Kannan, Oh & Viswanath, "Discovering potential correlations via hypercontractivity", NeurIPS 2017
-    (https://arxiv.org/abs/1709.04024). The exact value of a table: :func:`hypercontractivity_of_table`.
+    Kim, Gao, Kannan, Oh & Viswanath, "Discovering potential correlations via hypercontractivity",
+    NeurIPS 2017 (https://arxiv.org/abs/1709.04024). The exact value of a table:
+    :func:`hypercontractivity_of_table`.
 
     >>> _ = torch.manual_seed(0)
     >>> x = torch.rand(400, device="cpu")
@@ -134,7 +141,8 @@ def _batch(x: Tensor, y: Tensor, starts: int, generator: Generator) -> _Batch:
 
 def _coefficients(batches: list[_Batch], orders: Tensor, bandwidth: float, steps: int) -> Tensor:
     """Coefficients (P,) for orders (P, n) of the rows of y, all from the same starts."""
-    # One tensor for all: a small one left behind by each batch would split the memory that its matrices free.
+    # One tensor for all: a small one left behind by each batch would split the memory that its
+    # matrices free.
     found = batches[0].weights.new_empty(len(batches), len(orders))
     for values, batch in zip(found, batches, strict=True):
         values.copy_(_ascended(_channels(batch, orders, bandwidth), batch.weights, steps))
@@ -167,7 +175,8 @@ def _kernel(z: Tensor, bandwidth: float) -> Tensor:
     scaled = (z - z.mean(0)) / (z.std(0, correction=0) * bandwidth * n ** (-1 / (d + 4)))
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
     weights = torch.softmax(distance.square_().div_(-2), -1)
-    # Subnormal numbers, of which the tails are full, would make the products that follow many times slower.
+    # Subnormal numbers, of which the tails are full, would make the products that follow many times
+    # slower.
     return torch.threshold_(weights, torch.finfo(z.dtype).eps ** 2, 0.0)
 
 

@@ -59,34 +59,40 @@ def mutual_information(
 ) -> MutualInformation:
     """Estimate I(x; y) in nats from n rows of numbers, names, or mixtures of atoms and densities.
 
-    With rho_i the distance of row i to its k-th neighbour in (x, y), maximum norm, and rows counted that lie strictly
-    closer than rho_i in x or y alone (at distance 0 where rho_i = 0), itself included, ::
+    With rho_i the distance of row i to its k-th neighbour in (x, y), maximum norm, and rows counted
+    that lie strictly closer than rho_i in x or y alone (at distance 0 where rho_i = 0), itself
+    included, ::
 
         I = mean_i [ psi(k_i) + log n - psi(n_x,i) - psi(n_y,i) ]
 
-    where k_i = k, or the number of rows at the same point where rho_i = 0. It is not clipped: under independence it
-    spreads about 0. Distances in x and y are compared, so rescaling one variable changes the estimate: give variables
-    of similar spread. Names (labels of a partition, say) must be given in ``discrete``: two of them lie at distance 0
-    or infinity. A row's neighbours then share its label; where fewer than k others do, k_i is their number; a row that
-    is alone with its label adds 0. Two nominal variables need no neighbours: every k_i counts ties, and single ones
+    where k_i = k, or the number of rows at the same point where rho_i = 0. It is not clipped: under
+    independence it spreads about 0. Distances in x and y are compared, so rescaling one variable
+    changes the estimate: give variables of similar spread. Names (labels of a partition, say) must
+    be given in ``discrete``: two of them lie at distance 0 or infinity. A row's neighbours then
+    share its label; where fewer than k others do, k_i is their number; a row that is alone with its
+    label adds 0. Two nominal variables need no neighbours: every k_i counts ties, and single ones
     count too.
 
     :param x, y: (n,) or (n, d); tensors, arrays or lists.
-    :param form: ``"digamma"``; ``"log"``, the paper's, has log(n + 1) for psi(n) in the last two terms: more biased in
-        small samples.
+    :param form: ``"digamma"``; ``"log"``, the paper's, has log(n + 1) for psi(n) in the last two
+        terms: more biased in small samples.
     :param discrete: ``"x"``, ``"y"`` or ``"xy"``: which of them are nominal.
-    :param subsamples: this many random halves of the rows (50, say) give a standard error. A bootstrap would not: the
-        rows it repeats are ties, which the estimator takes for atoms. With s the standard deviation over subsamples of
-        m of n rows, without replacement, the standard error is s sqrt(m / (n - m)), as of the delete-d jackknife.
-    :param permutations: at most this many orders of y's rows (199, say) give a p-value of independence.
+    :param subsamples: this many random halves of the rows (50, say) give a standard error. A
+        bootstrap would not: the rows it repeats are ties, which the estimator takes for atoms. With
+        s the standard deviation over subsamples of m of n rows, without replacement, the standard
+        error is s sqrt(m / (n - m)), as of the delete-d jackknife.
+    :param permutations: at most this many orders of y's rows (199, say) give a p-value of
+        independence.
     :param generator: source of randomness, on the CPU; torch's global one by default.
     :param workers: threads of the searches; -1 is one a core. Results do not depend on it.
-    :raises DataError: for NaN, infinity, missing names, a constant variable, shapes that do not fit, or at most k rows.
+    :raises DataError: for NaN, infinity, missing names, a constant variable, shapes that do not
+        fit, or at most k rows.
     :raises OptionError: for an unknown form or ``discrete``, or numbers out of range or not whole.
 
-    Gao, Kannan, Oh & Viswanath, "Estimating mutual information for discrete-continuous mixtures", NeurIPS 2017,
-    algorithm 1 (https://arxiv.org/abs/1709.06212). Nominal x and a density of y: Ross, "Mutual information between
-    discrete and continuous data sets", PLoS ONE 9 (2014). Jackknife: Shao & Wu, Ann. Statist. 17 (1989).
+    Gao, Kannan, Oh & Viswanath, "Estimating mutual information for discrete-continuous mixtures",
+    NeurIPS 2017, algorithm 1 (https://arxiv.org/abs/1709.06212). Nominal x and a density of y:
+    Ross, "Mutual information between discrete and continuous data sets", PLoS ONE 9 (2014).
+    Jackknife: Shao & Wu, Ann. Statist. 17 (1989).
 
     >>> coin = np.arange(1000) % 2
     >>> round(mutual_information(coin, 1 - coin, discrete="xy").nats, 3)  # log 2

@@ -22,10 +22,10 @@ def permutations_of(rows: int, count: int, generator: Generator) -> Iterator[np.
 def p_value(observed: float, permuted: Iterable[float]) -> float:
     """Of a statistic against those of permuted rows, which are drawn until 10 of them are at least as large.
 
-    With l statistics drawn, (1 + number at least as large) / (1 + l), or 10 / l where it stopped. Both are valid at
-    every number of permutations (under independence at most a with a probability of at most a) and neither is zero.
-    Independent variables need few permutations, which leaves more for the others.
-    Besag & Clifford, "Sequential Monte Carlo p-values", Biometrika 78 (1991).
+    With l statistics drawn, (1 + number at least as large) / (1 + l), or 10 / l where it stopped.
+    Both are valid at every number of permutations (under independence at most a with a probability
+    of at most a) and neither is zero. Independent variables need few permutations, which leaves
+    more for the others. Besag & Clifford, "Sequential Monte Carlo p-values", Biometrika 78 (1991).
 
     >>> p_value(0.5, [0.1, 0.2, 0.6])
     0.5
@@ -45,8 +45,8 @@ def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
 
     :raises DataError: for numbers outside [0, 1], or another shape.
 
-    p_(i) becomes min_{j>=i} m p_(j) / j. Benjamini & Hochberg, "Controlling the false discovery rate: a practical and
-    powerful approach to multiple testing", JRSS B 57 (1995).
+    p_(i) becomes min_{j>=i} m p_(j) / j. Benjamini & Hochberg, "Controlling the false discovery
+    rate: a practical and powerful approach to multiple testing", JRSS B 57 (1995).
 
     >>> benjamini_hochberg(np.array([0.01, 0.5, 0.02])).tolist()
     [0.03, 0.5, 0.03]

@@ -23,27 +23,31 @@ _STRIDES = (
 def hypercontractivity_of_table(joint: Array, *, steps: int = 200, starts: int = 32) -> float:
     """s(X; Y) = sup over r != p of D(r_Y || p_Y) / D(r || p), r_Y = sum_x r(x) p(y | x), of a table p(x, y).
 
-    It is 0 for independent variables, 1 where X and Y share a part, and asymmetric. Near r = p, with r = p (1 + e f),
-    the ratio becomes E[E[f | Y]^2] / E[f^2], at most the squared second singular value of p(x, y) / sqrt(p(x) p(y)),
-    which is the squared maximal correlation. Besides this limit the supremum may be attained inside or on the border
-    of the simplex. From each start r is moved by ::
+    It is 0 for independent variables, 1 where X and Y share a part, and asymmetric. Near r = p,
+    with r = p (1 + e f), the ratio becomes E[E[f | Y]^2] / E[f^2], at most the squared second
+    singular value of p(x, y) / sqrt(p(x) p(y)), which is the squared maximal correlation. Besides
+    this limit the supremum may be attained inside or on the border of the simplex. From each start
+    r is moved by ::
 
-        r <- p exp(g / s) / Z,   g(x) = sum_y p(y | x) log(r_Y(y) / p_Y(y)),   s = D(r_Y || p_Y) / D(r || p)
+        r <- p exp(g / s) / Z,   g(x) = sum_y p(y | x) log(r_Y(y) / p_Y(y)),   s = D(r_Y || p_Y) /
+        D(r || p)
 
-    which maximises <g, r> - s D(r || p). As D(r_Y || p_Y) is convex with gradient g, it lies above its tangent, so
-    D(r_Y || p_Y) - s D(r || p) does not fall below its present value 0: the ratio never decreases, without step
-    size. Longer strides in log r are tried too, and the best is kept. Starts: the 32 symbols of X whose own ratio is
-    largest, near them, from p along singular vectors, and ``starts`` random ones of a fixed seed. Time is of order
-    ``steps`` a b (150 + ``starts``).
+    which maximises <g, r> - s D(r || p). As D(r_Y || p_Y) is convex with gradient g, it lies above
+    its tangent, so D(r_Y || p_Y) - s D(r || p) does not fall below its present value 0: the ratio
+    never decreases, without step size. Longer strides in log r are tried too, and the best is kept.
+    Starts: the 32 symbols of X whose own ratio is largest, near them, from p along singular
+    vectors, and ``starts`` random ones of a fixed seed. Time is of order ``steps`` a b (150 +
+    ``starts``).
 
-    :param joint: (a, b) tensor, array or lists, non-negative; it is divided by its sum. Symbols without mass
-        do not count.
+    :param joint: (a, b) tensor, array or lists, non-negative; it is divided by its sum. Symbols
+        without mass do not count.
     :raises DataError: for another shape, negative or non-finite entries, or an empty table.
     :raises OptionError: for ``steps`` or ``starts`` that are not whole or below one.
 
-    Ahlswede & Gács, "Spreading of sets in product spaces and hypercontraction of the Markov operator", Ann. Probab. 4
-    (1976); Anantharam, Gohari, Kamath & Nair, "On maximal correlation, hypercontractivity, and the data processing
-    inequality", arXiv:1304.6133 (2013); as a measure of dependence, Kim, Gao, Kannan, Oh & Viswanath, NeurIPS 2017.
+    Ahlswede & Gács, "Spreading of sets in product spaces and hypercontraction of the Markov
+    operator", Ann. Probab. 4 (1976); Anantharam, Gohari, Kamath & Nair, "On maximal correlation,
+    hypercontractivity, and the data processing inequality", arXiv:1304.6133 (2013); as a measure of
+    dependence, Kim, Gao, Kannan, Oh & Viswanath, NeurIPS 2017.
 
     >>> flip = 0.1  # binary symmetric channel: (1 - 2 flip)^2
     >>> round(hypercontractivity_of_table(torch.tensor([[1 - flip, flip], [flip, 1 - flip]], device="cpu")), 4)

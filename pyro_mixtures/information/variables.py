@@ -41,7 +41,8 @@ def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
 def as_columns(values: Array, name: str) -> Tensor:
     """Numbers (n, d) of a variable each of whose columns varies; on their own device, of 32 or 64 bits.
 
-    Integers become float64: float32 rounds those above 2^24, which would make ties of times or numbers of rows.
+    Integers become float64: float32 rounds those above 2^24, which would make ties of times or
+    numbers of rows.
     """
     found = as_rows(values).detach()
     _check_shape(tuple(found.shape), name)
@@ -63,7 +64,8 @@ def varying(z: Tensor) -> Tensor:
 def near_one(z: Tensor) -> Tensor:
     """Columns (n, d), none of them zero, divided by powers of two so that the largest numbers are 1 to 2.
 
-    This is exact, and keeps sums and squares of very large or small numbers from overflowing or vanishing.
+    This is exact, and keeps sums and squares of very large or small numbers from overflowing or
+    vanishing.
     """
     largest = z.abs().amax(0)
     return z / (largest / (2 * torch.frexp(largest).mantissa))

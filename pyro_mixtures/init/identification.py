@@ -63,10 +63,12 @@ def identification(
 ) -> Identification:
     """Whether ``counts`` (p,) of items with ``features`` (p, L) can tell ``components`` classes apart.
 
-    Other arguments are those of :func:`latent_moments`. A rank below K does not mean that EM must fail, which uses the
-    whole likelihood; it means that second moments do not show K linearly independent atoms.
+    Other arguments are those of :func:`latent_moments`. A rank below K does not mean that EM must
+    fail, which uses the whole likelihood; it means that second moments do not show K linearly
+    independent atoms.
 
-    :raises DataError: as :func:`latent_moments` does; OptionError when ``components`` is no positive int.
+    :raises DataError: as :func:`latent_moments` does; OptionError when ``components`` is no
+        positive int.
     :warns IdentificationWarning: once, with all ``problems``, if there are any.
 
     >>> draw = torch.Generator().manual_seed(0)
@@ -106,11 +108,12 @@ def identification(
 def second_moment_noise(moments: LatentMoments) -> float:
     r"""Bound that sampling noise of the standardised second moment seldom passes, in the operator norm.
 
-    The moment is a sum over items of :math:`A_j = m_j (y_j y_j' - M)`, m_j the shares of draws and M the mean of y y',
-    and items are independent. The bound is twice the matrix standard deviation :math:`|\sum_j A_j^2|^{1/2}`: two
-    standard deviations for L = 1, the edge of the spectrum of a Gaussian matrix of equal variances for large L (Tropp,
-    "An introduction to matrix concentration inequalities", 2015, chapter 4). As m_j^2 estimates pi_j^2 + pi_j / N it
-    holds the noise of p items as well as that of N draws.
+    The moment is a sum over items of :math:`A_j = m_j (y_j y_j' - M)`, m_j the shares of draws and
+    M the mean of y y', and items are independent. The bound is twice the matrix standard deviation
+    :math:`|\sum_j A_j^2|^{1/2}`: two standard deviations for L = 1, the edge of the spectrum of a
+    Gaussian matrix of equal variances for large L (Tropp, "An introduction to matrix concentration
+    inequalities", 2015, chapter 4). As m_j^2 estimates pi_j^2 + pi_j / N it holds the noise of p
+    items as well as that of N draws.
     """
     y, square = moments.points, moments.mass.square()
     mean = moments.standard_second + torch.eye(y.shape[1], dtype=y.dtype, device=y.device)

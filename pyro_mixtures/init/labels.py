@@ -35,18 +35,23 @@ def start_labels(
 ) -> Tensor:
     """Labels (N,) int64 of rows ``x`` (N, D) to ``plant`` in a hard partition; every part has a row at least.
 
-    :param method: ``"uniform"``: at random into parts of equal size, up to one row. ``"kmeans++"``: the nearest of
-        spread-out rows. ``"balanced"``: some rounds of k-means with at most ``capacity`` rows a part; each solves a
-        transportation problem over N x C distances in float32. ``"agglomerative"``: Ward's clusters of at most 4,096
-        sampled rows, the other rows at the nearest of their means. ``"gaussian"``: a short EM of a diagonal Gaussian
-        mixture over at most 16,384 sampled rows (or C), from k-means++. The last two need scikit-learn.
-    :param capacity: most rows of a part, for ``"uniform"`` and ``"balanced"`` alone; ceil(N / C) by default.
+    :param method: ``"uniform"``: at random into parts of equal size, up to one row. ``"kmeans++"``:
+        the nearest of spread-out rows. ``"balanced"``: some rounds of k-means with at most
+        ``capacity`` rows a part; each solves a transportation problem over N x C distances in
+        float32. ``"agglomerative"``: Ward's clusters of at most 4,096 sampled rows, the other rows
+        at the nearest of their means. ``"gaussian"``: a short EM of a diagonal Gaussian mixture
+        over at most 16,384 sampled rows (or C), from k-means++. The last two need scikit-learn.
+    :param capacity: most rows of a part, for ``"uniform"`` and ``"balanced"`` alone; ceil(N / C) by
+        default.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises DataError: when rows are not (N, D), not finite, fewer than C, or more than the parts may hold.
-    :raises OptionError: for an unknown method, a capacity that it would not keep, or when scikit-learn is missing.
+    :raises DataError: when rows are not (N, D), not finite, fewer than C, or more than the parts
+        may hold.
+    :raises OptionError: for an unknown method, a capacity that it would not keep, or when
+        scikit-learn is missing.
 
-    Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007 (seeded as :func:`seed_rows`
-    does). Ward, "Hierarchical grouping to optimize an objective function", JASA 58 (1963).
+    Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007 (seeded as
+    :func:`seed_rows` does). Ward, "Hierarchical grouping to optimize an objective function", JASA
+    58 (1963).
 
     >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> labels = start_labels(x, 2, method="balanced", generator=torch.Generator().manual_seed(0))

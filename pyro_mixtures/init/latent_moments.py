@@ -1,24 +1,29 @@
 r"""Moments of the atoms of a softmax mixture, from how often items were drawn.
 
-An item of class k is drawn with probability exp(x_j.theta_k) / sum_l exp(x_l.theta_k). If the p features are a sample
-of N(mu, Sigma), then for large p the features of drawn items follow the normal density tilted by exp(x.theta_k), which
-is N(mu + Sigma theta_k, Sigma). So with u = Sigma^-1 (x - mu) and theta an atom drawn by its weight,
+An item of class k is drawn with probability exp(x_j.theta_k) / sum_l exp(x_l.theta_k). If the p
+features are a sample of N(mu, Sigma), then for large p the features of drawn items follow the
+normal density tilted by exp(x.theta_k), which is N(mu + Sigma theta_k, Sigma). So with u = Sigma^-1
+(x - mu) and theta an atom drawn by its weight,
 
-    E[u] = E theta,    E[u u'] = E theta theta' + Sigma^-1,    E[u x u x u] = E theta^3 + sym(E theta x Sigma^-1),
+    E[u] = E theta,    E[u u'] = E theta theta' + Sigma^-1,    E[u x u x u] = E theta^3 + sym(E
+    theta x Sigma^-1),
 
-where sym sums over the three places of E theta. Means over draws have an error of order N^-1/2, and the finite sample
-of items one of order p^-1/2 with a factor exp(theta' Sigma theta / 2): a class draws as if there were but
-p exp(-theta' Sigma theta) items.
+where sym sums over the three places of E theta. Means over draws have an error of order N^-1/2, and
+the finite sample of items one of order p^-1/2 with a factor exp(theta' Sigma theta / 2): a class
+draws as if there were but p exp(-theta' Sigma theta) items.
 
-**Other densities f of the features.** The tilt then gives exp(x.theta) f(x) instead of exp(x.theta) phi(x) for the
-normal density phi. Each *draw* of an item gets the weight w(x) = phi(x) / f(x): for every function h
+**Other densities f of the features.** The tilt then gives exp(x.theta) f(x) instead of exp(x.theta)
+phi(x) for the normal density phi. Each *draw* of an item gets the weight w(x) = phi(x) / f(x): for
+every function h
 
-    E[w(x_J) h(x_J)] = sum_k alpha_k int h exp(x.theta_k) phi / int exp(x.theta_k) f = sum_k alpha_k rho_k E_k[h],
+    E[w(x_J) h(x_J)] = sum_k alpha_k int h exp(x.theta_k) phi / int exp(x.theta_k) f = sum_k alpha_k
+    rho_k E_k[h],
 
-with E_k the mean under N(mu + Sigma theta_k, Sigma) and rho_k = int exp(x.theta_k) phi / int exp(x.theta_k) f. Divided
-by the mean weight of the draws this is a mixture of the *same atoms* with weights proportional to alpha_k rho_k. So the
-moments find the atoms, and their weights have to be divided by rho_k, which the items estimate once the atoms are known
-(:func:`untilt`). The weights w belong to draws, not to items: counts c_j become c_j w(x_j).
+with E_k the mean under N(mu + Sigma theta_k, Sigma) and rho_k = int exp(x.theta_k) phi / int
+exp(x.theta_k) f. Divided by the mean weight of the draws this is a mixture of the *same atoms* with
+weights proportional to alpha_k rho_k. So the moments find the atoms, and their weights have to be
+divided by rho_k, which the items estimate once the atoms are known (:func:`untilt`). The weights w
+belong to draws, not to items: counts c_j become c_j w(x_j).
 """
 
 from collections.abc import Iterator
@@ -42,7 +47,8 @@ _RANK = 1e-10  # of a direction's variance in that of the largest: below it feat
 class LatentMoments:
     """E theta, E theta theta', E theta^3, kept as standardised features of the drawn items; all in float64.
 
-    Standardised are y = factor' (x - mean), of unit variance over the items, and atoms with theta = factor @ standard.
+    Standardised are y = factor' (x - mean), of unit variance over the items, and atoms with theta =
+    factor @ standard.
     """
 
     mean: Tensor  # (L,) of the features
@@ -126,22 +132,27 @@ def latent_moments(
 ) -> LatentMoments:
     """Moments of the atoms theta of a softmax mixture over items with ``features`` (p, L), drawn ``counts`` (p,) times.
 
-    See the head of this module for the formulas. They need features that are about normal, p large, and atoms that are
-    short: sqrt(theta' Sigma theta), the standard deviation of the utility x.theta over the items, well below
-    sqrt(2 log p). Where features are collinear or constant, theta has no part that no draw tells: the moments are those
-    of atoms in the range of the covariance of the features, each in units of its standard deviation.
+    See the head of this module for the formulas. They need features that are about normal, p large,
+    and atoms that are short: sqrt(theta' Sigma theta), the standard deviation of the utility
+    x.theta over the items, well below sqrt(2 log p). Where features are collinear or constant,
+    theta has no part that no draw tells: the moments are those of atoms in the range of the
+    covariance of the features, each in units of its standard deviation.
 
-    Features and counts may be arrays. Integer features are taken in torch's default dtype, as by a softmax mixture.
+    Features and counts may be arrays. Integer features are taken in torch's default dtype, as by a
+    softmax mixture.
 
-    :param covariance: Sigma (L, L) of the features, if known; ``mean`` (L,) as well. By default those of the items.
-    :param log_density_ratio: (p,) log N(x_j; mean, covariance) - log f(x_j), up to a constant, for items whose density
-        f is known and is not normal. Then ``covariance`` must be given, and ``mean`` is zero by default. Choose them
-        such that the ratio is bounded: a few draws of large weight make a poor mean.
-    :raises DataError: for wrong shapes, numbers that are not finite, negative counts, no draws at all, a covariance
-        that is not positive semidefinite, or features without any variance.
+    :param covariance: Sigma (L, L) of the features, if known; ``mean`` (L,) as well. By default
+        those of the items.
+    :param log_density_ratio: (p,) log N(x_j; mean, covariance) - log f(x_j), up to a constant, for
+        items whose density f is known and is not normal. Then ``covariance`` must be given, and
+        ``mean`` is zero by default. Choose them such that the ratio is bounded: a few draws of
+        large weight make a poor mean.
+    :raises DataError: for wrong shapes, numbers that are not finite, negative counts, no draws at
+        all, a covariance that is not positive semidefinite, or features without any variance.
     :raises OptionError: for a ratio without its covariance.
 
-    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv 2409.09903.
+    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv
+    2409.09903.
 
     >>> features = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
     >>> shares = torch.softmax(features @ torch.tensor([1.0, -0.5]), 0)  # one class

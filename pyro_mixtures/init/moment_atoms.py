@@ -37,10 +37,11 @@ def moment_atoms(
 ) -> MomentAtoms:
     """Atoms whose second and third moment are those of ``moments``.
 
-    With E, V the K leading eigenvalues and eigenvectors of the standardised second moment, T(W, W, W) for
-    W = V E^(-1/2) has an orthogonal decomposition, sum_k lambda_k v_k^3; then the standardised theta_k are
-    lambda_k V E^(1/2) v_k and alpha_k = lambda_k^-2 (Anandkumar et al., JMLR 15, 2014, theorem 4.3). Eigenvalues below
-    the noise are raised to it: whitened by less, noise would make up atoms without bound.
+    With E, V the K leading eigenvalues and eigenvectors of the standardised second moment, T(W, W,
+    W) for W = V E^(-1/2) has an orthogonal decomposition, sum_k lambda_k v_k^3; then the
+    standardised theta_k are lambda_k V E^(1/2) v_k and alpha_k = lambda_k^-2 (Anandkumar et al.,
+    JMLR 15, 2014, theorem 4.3). Eigenvalues below the noise are raised to it: whitened by less,
+    noise would make up atoms without bound.
 
     :param longest: length sqrt(theta' Sigma theta) to which longer atoms are clipped.
     :param diagonalize: by :func:`simultaneous_diagonalization` instead of :func:`tensor_power`.
@@ -106,10 +107,10 @@ def _too_long(clipped: int, longest: float) -> list[str]:
 def _standard_errors(moments: LatentMoments, values: Tensor, directions: Tensor) -> Tensor:
     r"""Of the tensor eigenvalues (K,), by the delta method.
 
-    A change of the moments changes lambda_k by :math:`\delta T(w_k, w_k, w_k) - (3/2) \lambda_k \delta M(w_k, w_k)`,
-    the second term because the whitening moves with the second moment. An item changes T by s^3 - 3 s |w_k|^2 and M by
-    s^2 - |w_k|^2, where s = w_k . y. Items are independent: each adds the square of its share of the draws times its
-    deviation from the mean.
+    A change of the moments changes lambda_k by :math:`\delta T(w_k, w_k, w_k) - (3/2) \lambda_k
+    \delta M(w_k, w_k)`, the second term because the whitening moves with the second moment. An item
+    changes T by s^3 - 3 s |w_k|^2 and M by s^2 - |w_k|^2, where s = w_k . y. Items are independent:
+    each adds the square of its share of the draws times its deviation from the mean.
     """
     s = moments.points @ directions.mT
     square = directions.square().sum(-1)

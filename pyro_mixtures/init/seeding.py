@@ -32,9 +32,10 @@ def seed_rows(
 ) -> Seeds:
     """Choose ``components`` distinct rows of ``x`` (N, D) as means.
 
-    :param method: ``"afkmc2"`` approximates k-means++ seeding (spread-out rows) by Markov chains of length ``chain``:
-        O(C^2 D chain) distances instead of N C D. Bachem, Lucic, Hassani, Krause, "Fast and provably good seedings
-        for k-means", NeurIPS 2016. ``"random"`` draws rows uniformly.
+    :param method: ``"afkmc2"`` approximates k-means++ seeding (spread-out rows) by Markov chains of
+        length ``chain``: O(C^2 D chain) distances instead of N C D. Bachem, Lucic, Hassani, Krause,
+        "Fast and provably good seedings for k-means", NeurIPS 2016. ``"random"`` draws rows
+        uniformly.
     :param generator: source of randomness, on the CPU; torch's global one by default.
     :raises DataError: when C > N, or rows are not finite.
 

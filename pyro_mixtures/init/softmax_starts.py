@@ -57,24 +57,31 @@ def start_softmax(
     """Atoms (K, L) and weights (K,) to start a softmax mixture over items with ``features`` (p, L) from.
 
     :param counts: (p,) how often each item was drawn.
-    :param method: ``"subspace"``: random points of the span of the K leading eigenvectors of E theta theta', with equal
-        weights; made for several starts of which the likeliest is kept (:func:`starts_softmax`). ``"moments"``: third
-        moment, whitened by the second, decomposed by :func:`tensor_power`; ``"moments_diagonal"``: by
-        :func:`simultaneous_diagonalization`. ``"random"``: random points of R^L. ``"kmeans"``: k-means of the
-        standardised features of at most 16,384 draws. ``"planted"``: the parameters ``planted=(theta, weights)``.
-    :param norm: length sqrt(theta' Sigma theta), the standard deviation of utilities over items, of random points; by
-        default the root mean square that the second moment tells. From moments the greatest length of an atom, beyond
-        which it is clipped; by default sqrt(2 log p), at which a softmax of p normal utilities comes to lie on few.
-    :param covariance: of the features; with ``mean`` and ``log_density_ratio`` as in :func:`latent_moments`.
+    :param method: ``"subspace"``: random points of the span of the K leading eigenvectors of E
+        theta theta', with equal weights; made for several starts of which the likeliest is kept
+        (:func:`starts_softmax`). ``"moments"``: third moment, whitened by the second, decomposed by
+        :func:`tensor_power`; ``"moments_diagonal"``: by
+        :func:`simultaneous_diagonalization`. ``"random"``: random points of R^L. ``"kmeans"``:
+        k-means of the standardised features of at most 16,384 draws. ``"planted"``: the parameters
+        ``planted=(theta, weights)``.
+    :param norm: length sqrt(theta' Sigma theta), the standard deviation of utilities over items, of
+        random points; by default the root mean square that the second moment tells. From moments
+        the greatest length of an atom, beyond which it is clipped; by default sqrt(2 log p), at
+        which a softmax of p normal utilities comes to lie on few.
+    :param covariance: of the features; with ``mean`` and ``log_density_ratio`` as in
+        :func:`latent_moments`.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises OptionError: for an unknown method, components that are no positive int, a norm that is not positive,
-        ``planted`` without its method or the other way round, or moments of more components than features.
+    :raises OptionError: for an unknown method, components that are no positive int, a norm that is
+        not positive, ``planted`` without its method or the other way round, or moments of more
+        components than features.
     :raises DataError: as :func:`latent_moments` does, or when planted parameters do not fit.
-    :warns MomentWarning: when a start from moments is not to be trusted: fewer eigenvalues of E theta theta' than
-        components above 1.5 times their noise, tensor eigenvalues with a standard error of more than a fifth, weights
-        that the first moment makes negative, or atoms that had to be clipped; ``doubts`` says which.
+    :warns MomentWarning: when a start from moments is not to be trusted: fewer eigenvalues of E
+        theta theta' than components above 1.5 times their noise, tensor eigenvalues with a standard
+        error of more than a fifth, weights that the first moment makes negative, or atoms that had
+        to be clipped; ``doubts`` says which.
 
-    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv 2409.09903.
+    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv
+    2409.09903.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> features = torch.randn(50_000, 3, generator=draw)

@@ -23,15 +23,17 @@ def tensor_power(
 ) -> TensorComponents:
     """Decompose a whitened symmetric ``tensor`` (K, K, K) by the robust tensor power method.
 
-    For each component in turn v <- T(I, v, v) / |T(I, v, v)| runs from ``restarts`` random unit vectors, all at once,
-    the one of the largest T(v, v, v) is kept, and its term is taken off the tensor.
+    For each component in turn v <- T(I, v, v) / |T(I, v, v)| runs from ``restarts`` random unit
+    vectors, all at once, the one of the largest T(v, v, v) is kept, and its term is taken off the
+    tensor.
 
-    :param restarts: random starts of each component; ``iterations``: steps of each of them, at most.
+    :param restarts: random starts of each component; ``iterations``: steps of each of them, at
+        most.
     :param generator: source of randomness, on the CPU; torch's global one by default.
     :raises DataError: when the tensor is not (K, K, K), finite and symmetric.
 
-    Anandkumar, Ge, Hsu, Kakade, Telgarsky, "Tensor decompositions for learning latent variable models", JMLR 15 (2014),
-    algorithm 1.
+    Anandkumar, Ge, Hsu, Kakade, Telgarsky, "Tensor decompositions for learning latent variable
+    models", JMLR 15 (2014), algorithm 1.
 
     >>> vectors = torch.linalg.qr(torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)).Q
     >>> tensor = torch.einsum("k,ka,kb,kc->abc", torch.tensor([3.0, 2.0], dtype=torch.float64), *[vectors] * 3)
@@ -56,13 +58,15 @@ def simultaneous_diagonalization(
 ) -> TensorComponents:
     """Decompose a whitened symmetric ``tensor`` (K, K, K) by the eigenvectors of its contractions with random vectors.
 
-    T(I, I, g) has the eigenvectors of T for almost every g, with eigenvalues lambda_k g.v_k, and is the less disturbed
-    the farther these lie apart. Of ``contractions`` Gaussian g the one is kept whose eigenvectors leave the least of T.
+    T(I, I, g) has the eigenvectors of T for almost every g, with eigenvalues lambda_k g.v_k, and is
+    the less disturbed the farther these lie apart. Of ``contractions`` Gaussian g the one is kept
+    whose eigenvectors leave the least of T.
 
     :param generator: source of randomness, on the CPU; torch's global one by default.
     :raises DataError: when the tensor is not (K, K, K), finite and symmetric.
 
-    Kuleshov, Chaganty, Liang, "Tensor factorization via matrix factorization", AISTATS 2015, section 3.
+    Kuleshov, Chaganty, Liang, "Tensor factorization via matrix factorization", AISTATS 2015,
+    section 3.
 
     >>> tensor = torch.zeros(2, 2, 2, dtype=torch.float64)
     >>> tensor[0, 0, 0], tensor[1, 1, 1] = 1.0, -4.0

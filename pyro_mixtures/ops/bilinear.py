@@ -1,8 +1,9 @@
 r"""The bilinear pair kernel: products of rows with the weights of their components, and its moment twin.
 
-For a pair of row n and component c, :math:`\eta = W_c x_n` with :math:`W_c` of M x P: linear predictors of regressions,
-SVMs and gates, natural parameters times statistics of exponential families. Its gradient in W is the sum over a
-component's pairs of :math:`g\, x^T`: the same sums that the normal equations of a regression need.
+For a pair of row n and component c, :math:`\eta = W_c x_n` with :math:`W_c` of M x P: linear
+predictors of regressions, SVMs and gates, natural parameters times statistics of exponential
+families. Its gradient in W is the sum over a component's pairs of :math:`g\, x^T`: the same sums
+that the normal equations of a regression need.
 """
 
 from collections.abc import Callable

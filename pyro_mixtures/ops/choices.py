@@ -1,9 +1,10 @@
 r"""Multinomial logit for (chooser, component) pairs: log probabilities of choices, and what their derivatives share.
 
-With attributes :math:`x_{tj}` of alternative j relative to those of the chosen one, a chooser's log probability is
-:math:`-\sum_t \log \sum_j e^{x_{tj}^T \theta_c}` over its situations t and the alternatives that are available. Its
-gradient in theta is :math:`-\sum_{tj} p_{tj} x_{tj}`. Pairs are met in blocks of bounded memory: nothing of size
-N x C x T x J is built.
+With attributes :math:`x_{tj}` of alternative j relative to those of the chosen one, a chooser's log
+probability is
+:math:`-\sum_t \log \sum_j e^{x_{tj}^T \theta_c}` over its situations t and the alternatives that
+are available. Its gradient in theta is :math:`-\sum_{tj} p_{tj} x_{tj}`. Pairs are met in blocks of
+bounded memory: nothing of size N x C x T x J is built.
 """
 
 from collections.abc import Iterator
@@ -47,9 +48,10 @@ class Block(NamedTuple):
 def relative(design: Tensor, available: Tensor, chosen: Tensor) -> Choices:
     """Choices from attributes (N, T, J, L) and the chosen alternatives (N, T), -1 for padded situations.
 
-    A padded situation gets one alternative, of no attributes: it has probability one and no gradient without being
-    looked at again. What alternatives that are not available hold, NaN included, is replaced by zero. An attribute
-    that all alternatives have in common becomes zero exactly.
+    A padded situation gets one alternative, of no attributes: it has probability one and no
+    gradient without being looked at again. What alternatives that are not available hold, NaN
+    included, is replaced by zero. An attribute that all alternatives have in common becomes zero
+    exactly.
     """
     padded = (chosen < 0).unsqueeze(-1)
     first = torch.arange(available.shape[-1], device=available.device) == 0

@@ -12,8 +12,9 @@ def squared_distance(x: Tensor, center: Tensor) -> Tensor:
 def nearest_distance(x: Tensor, centers: Tensor, norms: Tensor | None = None) -> Tensor:
     """Squared distance (N,) of rows (N, D) from the nearest of ``centers`` (K, D).
 
-    One matrix product finds the nearest, its distance is that of the difference. Rows that lie far from zero compared
-    with their distances should be shifted first. ``norms`` (K,) are the centers' squared lengths, if known.
+    One matrix product finds the nearest, its distance is that of the difference. Rows that lie far
+    from zero compared with their distances should be shifted first. ``norms`` (K,) are the centers'
+    squared lengths, if known.
 
     >>> nearest_distance(torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0], [7.0]]))
     tensor([1., 4.])

@@ -1,8 +1,9 @@
 r"""Softmax distributions over p items whose features they share: normalisers, tilted moments, maximum likelihood.
 
-Component c gives item j the probability :math:`A_c(j) = \exp(x_j \cdot \theta_c) / \sum_l \exp(x_l \cdot \theta_c)`.
-Its log normaliser has the gradient :math:`E_{A_c} x` and the Hessian :math:`\mathrm{Cov}_{A_c} x`. All sums over items
-run in chunks: memory is bounded whatever p and C are, and features are read once for many components.
+Component c gives item j the probability :math:`A_c(j) = \exp(x_j \cdot \theta_c) / \sum_l \exp(x_l
+\cdot \theta_c)`. Its log normaliser has the gradient :math:`E_{A_c} x` and the Hessian
+:math:`\mathrm{Cov}_{A_c} x`. All sums over items run in chunks: memory is bounded whatever p and C
+are, and features are read once for many components.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ _STEPS, _HALVINGS = 100, 30
 _SUFFICIENT = 1e-4  # Armijo's condition
 _REACH = 10.0  # deviation over items by which a step may change logits
 _LONGEST = 1e9  # of steps by a curvature that may be zero
-# Where a step promises less than this a draw, a component is at its maximum: nats, and roundings of the dtype.
+# Where a step promises less than this a draw, a component is at its maximum: nats, and roundings of
+# the dtype.
 _TOLERANCE, _ROUNDINGS = 1e-11, 2
 # Variances below so many roundings of second moments cannot be told from zero.
 _SINGULAR = 30
@@ -241,9 +243,9 @@ def fit_thetas(
 ) -> Tensor:
     """Better (C, L) than ``theta``: ``steps`` ascents, or as many as it takes; no objective ever falls.
 
-    Steps are halved until they bring what Armijo's condition asks for, each component's on its own; components at
-    their maximum are left alone. One without a maximum (all draws at the border of the items' convex hull, no ridge) is
-    left where its objective has all but stopped growing.
+    Steps are halved until they bring what Armijo's condition asks for, each component's on its own;
+    components at their maximum are left alone. One without a maximum (all draws at the border of
+    the items' convex hull, no ridge) is left where its objective has all but stopped growing.
 
     :param start: log normalisers (C,) at ``theta``, or all log probabilities.
     """
@@ -270,8 +272,9 @@ def _ascent(
 ) -> tuple[Tensor, Tensor]:
     """Steps (C, L) uphill and slopes (C,) along them: Newton's, or those of the spread.
 
-    Far from the maximum a component may have all but one item's probability, and a curvature of nearly zero: there
-    steps are cut to where they change logits by about ``_REACH``, and where Newton's lead nowhere the others stand in.
+    Far from the maximum a component may have all but one item's probability, and a curvature of
+    nearly zero: there steps are cut to where they change logits by about ``_REACH``, and where
+    Newton's lead nowhere the others stand in.
     """
     gradient = problem.target - mean - 2 * problem.ridge * theta
     if not problem.newton:

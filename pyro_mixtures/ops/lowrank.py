@@ -1,7 +1,8 @@
 r"""Low-rank covariances :math:`\Sigma = A A^T + \mathrm{diag}(\psi)` through the Woodbury identity.
 
-With :math:`M = I + A^T \psi^{-1} A = L L^T` (H x H): :math:`\Sigma^{-1} = \psi^{-1} - V^T V`, :math:`V = L^{-1} A^T
-\psi^{-1}`, and :math:`\log|\Sigma| = \sum_d \log\psi_d + 2 \sum_h \log L_{hh}`.
+With :math:`M = I + A^T \psi^{-1} A = L L^T` (H x H): :math:`\Sigma^{-1} = \psi^{-1} - V^T V`,
+:math:`V = L^{-1} A^T \psi^{-1}`, and :math:`\log|\Sigma| = \sum_d \log\psi_d + 2 \sum_h \log
+L_{hh}`.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from torch import Tensor
 from pyro_mixtures.ops.kernels.threads import for_each
 from pyro_mixtures.ops.small import inner, mix, scaled_transpose
 
-# Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries of large models.
+# Numbers of the loadings factorised at once where no gradient is recorded: bounds the temporaries
+# of large models.
 _ELEMENTS = 1 << 18
 
 
@@ -64,7 +66,8 @@ def _factorize(factor: Tensor, noise: Tensor) -> LowRank:
     precision = noise.reciprocal()
     scaled = scaled_transpose(factor, precision)
     rank = factor.shape[-1]
-    # The small matrices in double: they decide how many digits everything else has, and cost nothing.
+    # The small matrices in double: they decide how many digits everything else has, and cost
+    # nothing.
     identity = torch.eye(rank, dtype=torch.float64, device=factor.device)
     chol = torch.linalg.cholesky(inner(scaled, scaled * noise.unsqueeze(-2)).double() + identity)
     inverse = torch.linalg.solve_triangular(chol, identity.expand_as(chol), upper=False)

@@ -14,8 +14,9 @@ from pyro_mixtures.ops.kernels import numba_pairs
 class SortedPairs(NamedTuple):
     """``P`` pairs in the order of their component.
 
-    ``rows`` (P,) is each pair's row; ``order`` (P,) its position in the flat array of all slots; pairs of component c
-    are ``starts[c] : starts[c + 1]``, ``starts`` (C + 1,). Padding slots (component -1) have no pair.
+    ``rows`` (P,) is each pair's row; ``order`` (P,) its position in the flat array of all slots;
+    pairs of component c are ``starts[c] : starts[c + 1]``, ``starts`` (C + 1,). Padding slots
+    (component -1) have no pair.
     """
 
     rows: Tensor

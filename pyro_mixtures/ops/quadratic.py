@@ -4,8 +4,9 @@ For a pair of row n and component c, with :math:`\delta = x_n - m_c`,
 
 .. math:: \log p = -\tfrac12 \Bigl[ o_c + \sum_d w_{cd} \delta_d^2 + s\, |V_c \delta|^2 \Bigr]
 
-covers isotropic and diagonal (no V), full (w = 0, V the inverse Cholesky factor, s = 1) and low-rank covariances
-(s = -1, Woodbury). Its gradient in (o, w, m, V) needs only the sums over a component's pairs of
+covers isotropic and diagonal (no V), full (w = 0, V the inverse Cholesky factor, s = 1) and
+low-rank covariances (s = -1, Woodbury). Its gradient in (o, w, m, V) needs only the sums over a
+component's pairs of
 :math:`q,\ q\delta,\ q\delta^2,\ q (V\delta)\delta^T`: the same sums that the M-step needs.
 """
 
@@ -23,7 +24,8 @@ from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs, SortedPairs, chunk_bounds
 from pyro_mixtures.ops.tiles import tiles
 
-# The numba path works through blocks of rows that fit the second-level cache, with some pairs for each component.
+# The numba path works through blocks of rows that fit the second-level cache, with some pairs for
+# each component.
 _BLOCK_BYTES = 768 << 10
 _BLOCK_PAIRS = 16
 
@@ -124,7 +126,8 @@ def _density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
 def _block_rows(x: Tensor, slots: int, columns: int, components: int) -> int:
     cached = _BLOCK_BYTES // max(1, x.shape[1] * x.element_size())
     wanted = max(64, cached, _BLOCK_PAIRS * components // slots)
-    # Every block passes over all parameters, so large models get no more blocks than there are threads.
+    # Every block passes over all parameters, so large models get no more blocks than there are
+    # threads.
     return max(1, min(wanted, max(64, -(-columns // threads())), columns))
 
 
@@ -149,8 +152,8 @@ def pair_moments(
 ) -> Moments:
     """Weighted moments about ``loc`` (C, D) of each component's pairs, projected by ``projection`` (C, R, D).
 
-    ``x`` (N, D) holds the rows (in the dtype of ``loc``, or uint8) and ``weight`` (S * B,) each slot's weight q. Adds
-    to ``into`` in place if given. No gradient flows through the result.
+    ``x`` (N, D) holds the rows (in the dtype of ``loc``, or uint8) and ``weight`` (S * B,) each
+    slot's weight q. Adds to ``into`` in place if given. No gradient flows through the result.
     """
     if into is None:
         into = Moments(

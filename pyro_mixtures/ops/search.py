@@ -19,8 +19,9 @@ _LEAST_COMPONENTS = 32
 def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tensor:
     """Union of the candidates' neighbourhoods and of ``explore``, one column a row, padded with -1.
 
-    ``candidates`` (B, C'), ``neighbors`` (C, G) with each component its own first neighbour, ``explore`` (B, E);
-    integers of one dtype. Returns (S, B) int64 with S = C' G + E, or C if that is less.
+    ``candidates`` (B, C'), ``neighbors`` (C, G) with each component its own first neighbour,
+    ``explore`` (B, E); integers of one dtype. Returns (S, B) int64 with S = C' G + E, or C if that
+    is less.
 
     >>> search_space(torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[1], [1]]))
     tensor([[ 0,  2],
@@ -145,8 +146,8 @@ def divergence_sums(
 ) -> Divergences:
     """Estimate divergences between components from one batch of rows.
 
-    ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads), ``log_density`` (S, B)
-    the components' log densities without their weights.
+    ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads),
+    ``log_density`` (S, B) the components' log densities without their weights.
     """
     if not on_numba(log_density, log_density.dtype):
         return _divergence_sums_torch(winner, search, log_density, components)

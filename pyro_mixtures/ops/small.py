@@ -1,7 +1,7 @@
 """Products of many small matrices with rows of features: one matrix a component, K x J with K and J about the rank.
 
-``torch.bmm`` is made for larger ones; on the CPU these kernels are several times faster where no gradient is recorded.
-They run on the calling thread: callers cut the components into parts.
+``torch.bmm`` is made for larger ones; on the CPU these kernels are several times faster where no
+gradient is recorded. They run on the calling thread: callers cut the components into parts.
 """
 
 import numpy as np
@@ -48,7 +48,8 @@ def scaled_transpose(columns: Tensor, scale: Tensor) -> Tensor:
 def residual(gram: Tensor, coefficients: Tensor, target: Tensor, second: Tensor) -> Tensor:
     """``second + sum_k ((gram @ W - 2 T) * W)_k`` (C, D) of ``gram`` (C, K, K), W and T (C, K, D).
 
-    What is left of the squares ``second`` (C, D) after a regression with coefficients W, whatever they are.
+    What is left of the squares ``second`` (C, D) after a regression with coefficients W, whatever
+    they are.
     """
     if not _by_kernel(coefficients, target):
         return second + ((gram @ coefficients - 2 * target) * coefficients).sum(-2)

@@ -19,21 +19,25 @@ def assign(
 
     :param cost: float; +inf forbids a pair of row and component.
     :param capacity: largest number of rows of a component; None for no limit. ``min_size``: fewest.
-    :param method: ``"optimal"`` for the least total cost, ``"greedy"`` to accept the pairs in the order of their cost
-        as long as there is room. A greedy pair is refused when its component is full, or has ``min_size`` rows while the
-        rows left are only just enough for those that have fewer.
+    :param method: ``"optimal"`` for the least total cost, ``"greedy"`` to accept the pairs in the
+        order of their cost as long as there is room. A greedy pair is refused when its component is
+        full, or has ``min_size`` rows while the rows left are only just enough for those that have
+        fewer.
     :raises OptionError: when an option has an impossible value.
-    :raises DataError: when the cost is NaN or -inf, when N rows do not fit the bounds, or when no assignment of finite
-        cost does; ``"greedy"`` also when it has used up the components that a row may have, though others may be left.
+    :raises DataError: when the cost is NaN or -inf, when N rows do not fit the bounds, or when no
+        assignment of finite cost does; ``"greedy"`` also when it has used up the components that a
+        row may have, though others may be left.
 
-    Without bounds, and wherever they hold by themselves, each row has its cheapest component, the first among equals.
-    Otherwise the optimum is that of a transportation problem, which is found by successive shortest paths (Ahuja,
-    Magnanti and Orlin, Network Flows, 1993, section 9.7): from the cheapest components, rows too many or too few are
-    passed on one by one in the graph of the C components, whose edge :math:`k \to j` costs
-    :math:`\min_{i \in k} c_{ij} - c_{ik}`, kept in a heap. Only rows that must move cost time, about C² + C log N each,
-    where a linear program has N C unknowns and duplicated columns make an N x N matrix; if many must, prices of the
-    components found on every fourth row leave few. Memory is that of one more cost matrix, in int32. The optimum is
-    exact up to the rounding of float64. Equal input has equal output.
+    Without bounds, and wherever they hold by themselves, each row has its cheapest component, the
+    first among equals. Otherwise the optimum is that of a transportation problem, which is found by
+    successive shortest paths (Ahuja, Magnanti and Orlin, Network Flows, 1993, section 9.7): from
+    the cheapest components, rows too many or too few are passed on one by one in the graph of the C
+    components, whose edge :math:`k \to j` costs
+    :math:`\min_{i \in k} c_{ij} - c_{ik}`, kept in a heap. Only rows that must move cost time,
+    about C² + C log N each, where a linear program has N C unknowns and duplicated columns make an
+    N x N matrix; if many must, prices of the components found on every fourth row leave few. Memory
+    is that of one more cost matrix, in int32. The optimum is exact up to the rounding of float64.
+    Equal input has equal output.
 
     >>> cost = torch.tensor([[0.0, 5.0], [0.0, 1.0], [0.0, 3.0]])
     >>> assign(cost, capacity=2)

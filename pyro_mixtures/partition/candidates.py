@@ -9,8 +9,8 @@ from pyro_mixtures.errors import PartitionError
 class CandidateSets:
     """Candidate sets K_n of ``rows`` rows: ``candidates`` distinct components of ``components`` each.
 
-    The state is one int32 tensor (N, C') on the CPU whatever the device of the computation; batches of it are read and
-    written by row number. Starts from random sets.
+    The state is one int32 tensor (N, C') on the CPU whatever the device of the computation; batches
+    of it are read and written by row number. Starts from random sets.
 
     >>> sets = CandidateSets(rows=100, components=20, candidates=3, generator=torch.Generator().manual_seed(0))
     >>> sets.read(torch.tensor([5, 7])).shape
@@ -50,7 +50,8 @@ class CandidateSets:
 def random_sets(rows: int, components: int, candidates: int, generator: torch.Generator) -> Tensor:
     """``rows`` sets of ``candidates`` distinct numbers below ``components``, int32 on the CPU, as good as random.
 
-    A sorted draw of numbers below C - C' + 1 plus 0, 1, ..., C' - 1 is distinct and needs no rejection.
+    A sorted draw of numbers below C - C' + 1 plus 0, 1, ..., C' - 1 is distinct and needs no
+    rejection.
     """
     top = components - candidates + 1
     draws = torch.randint(

@@ -15,9 +15,10 @@ _ENTRIES = 1 << 21
 class NeighborGraph:
     """``neighbors`` (C, G) int32: each component itself, then the G - 1 components nearest to it.
 
-    Nearness is the estimated divergence D(c, k) = mean over rows won by c of log p(x|c) - log p(x|k), for every k
-    that was evaluated on those rows (Salwig et al., arXiv 2501.12299). Sums are collected batch by batch and turned
-    into a new graph when every row has been seen once. Starts at random.
+    Nearness is the estimated divergence D(c, k) = mean over rows won by c of log p(x|c) - log
+    p(x|k), for every k that was evaluated on those rows (Salwig et al., arXiv 2501.12299). Sums are
+    collected batch by batch and turned into a new graph when every row has been seen once. Starts
+    at random.
     """
 
     def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):
@@ -58,7 +59,8 @@ class NeighborGraph:
     def landmarks(self, limit: int) -> Tensor:
         """Components (L,) int32 whose neighbourhoods cover all others, at most ``limit`` of them.
 
-        Where nothing is known of a row, these are looked at first: the best of them point to the regions to search.
+        Where nothing is known of a row, these are looked at first: the best of them point to the
+        regions to search.
         """
         covered = np.zeros(self.components, dtype=bool)
         chosen = []

@@ -21,8 +21,9 @@ class MatchedErrors(NamedTuple):
 def match_components(a: Tensor, b: Tensor) -> Tensor:
     """Permutation (K,) of least total Euclidean distance between ``a[permutation]`` and ``b``, both (K, D).
 
-    Of all permutations, by the Hungarian method (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE
-    Trans. AES 52, 2016, as scipy has it); distances in float64. The permutation lies on the device of ``a``.
+    Of all permutations, by the Hungarian method (Crouse, "On implementing 2D rectangular assignment
+    algorithms", IEEE Trans. AES 52, 2016, as scipy has it); distances in float64. The permutation
+    lies on the device of ``a``.
 
     :raises DataError: when the shapes differ or are not (K, D), or a number is not finite.
 

@@ -46,15 +46,15 @@ def rows_for_empty(
 ) -> Tensor | None:
     """The empty part (N,) that each row is to be moved to, -1 for rows that stay; None where nothing is to be moved.
 
-    Every empty part gets rows of one other, of which the worst fitted one is: half of them at most. Fitted by
-    themselves they cost no more than where they were, and neither do those that are left.
+    Every empty part gets rows of one other, of which the worst fitted one is: half of them at most.
+    Fitted by themselves they cost no more than where they were, and neither do those that are left.
 
     :param labels: (N,) parts of the rows, -1 for rows without one.
     :param worst: row numbers, the worst fitted first.
     :param parts: K.
     :param fewest: rows that a part needs to be fitted; parts that would get less stay empty.
-    :param capacity: largest number of rows of a cluster. Empty parts are closed while rows are moved to them: nothing is moved where the
-        others have no room for all rows.
+    :param capacity: largest number of rows of a cluster. Empty parts are closed while rows are
+        moved to them: nothing is moved where the others have no room for all rows.
 
     >>> rows_for_empty(torch.tensor([0, 0, 0, 0]), torch.tensor([2, 1, 0, 3]), 2)
     tensor([-1,  1,  1, -1], dtype=torch.int32)

@@ -19,12 +19,13 @@ _DENSE = 1024
 def match_overlap(overlap: spmatrix | sparray, *, dense: int = _DENSE) -> np.ndarray:
     """Permutation p (C,) of the largest total ``overlap[k, p[k]]``, for a matrix (C, C) of numbers >= 0.
 
-    Exact, up to the rounding of float64, at any sparsity. Up to ``dense`` components by the Hungarian method on the
-    dense matrix. Beyond, by successive shortest paths in the sparse one, where a component may also stay unmatched at
-    no gain: so it need not be possible to match all. (Jonker & Volgenant, "A shortest augmenting path algorithm for
-    dense and sparse linear assignment problems", Computing 38, 1987; without their row reduction, whose steps may be as
-    small as the least difference of two weights.) What stays unmatched has no overlap that would raise the total, and
-    is paired in its order.
+    Exact, up to the rounding of float64, at any sparsity. Up to ``dense`` components by the
+    Hungarian method on the dense matrix. Beyond, by successive shortest paths in the sparse one,
+    where a component may also stay unmatched at no gain: so it need not be possible to match all.
+    (Jonker & Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
+    assignment problems", Computing 38, 1987; without their row reduction, whose steps may be as
+    small as the least difference of two weights.) What stays unmatched has no overlap that would
+    raise the total, and is paired in its order.
 
     :raises DataError: when the matrix is not square, or holds a negative or infinite number or NaN.
 
@@ -42,12 +43,14 @@ def match_overlap(overlap: spmatrix | sparray, *, dense: int = _DENSE) -> np.nda
 def match_nearest(a: Tensor, b: Tensor, *, neighbors: int = 16, dense: int = _DENSE) -> Tensor:
     """Permutation (C,) of least total distance between ``a[permutation]`` and ``b`` (C, P), of many components.
 
-    Up to ``dense`` components, and when ``neighbors`` says all, this is :func:`match_components`. Beyond, only pairs
-    count of which one is among the ``neighbors`` nearest of the other: the least total among those matchings, which is
-    the least of all unless a pair farther apart would be in it. When no such matching is full (a crowd of components of
-    ``a`` where ``b`` has few) all pairs are matched, exactly, with a dense (C, C) matrix.
+    Up to ``dense`` components, and when ``neighbors`` says all, this is :func:`match_components`.
+    Beyond, only pairs count of which one is among the ``neighbors`` nearest of the other: the least
+    total among those matchings, which is the least of all unless a pair farther apart would be in
+    it. When no such matching is full (a crowd of components of ``a`` where ``b`` has few) all pairs
+    are matched, exactly, with a dense (C, C) matrix.
 
-    :raises DataError: as :func:`match_components`. :raises OptionError: when ``neighbors`` is no positive whole number.
+    :raises DataError: as :func:`match_components`. :raises OptionError: when ``neighbors`` is no
+        positive whole number.
 
     >>> match_nearest(torch.tensor([[5.0], [0.1], [2.0]]), torch.tensor([[0.0], [2.5], [4.0]]), neighbors=1, dense=2)
     tensor([1, 2, 0])

@@ -15,8 +15,8 @@ from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
 from pyro_mixtures.poutine.reading import ProgramStructure
 
-# Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1) where all rows
-# share them; -1 pads.
+# Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1)
+# where all rows share them; -1 pads.
 Propose = Callable[[Tensor, int, torch.device], Tensor]
 
 
@@ -40,14 +40,14 @@ class Joint(NamedTuple):
 class CandidateMessenger(Messenger):
     """Sets the site ``structure.site`` to ``propose(index, size)`` and takes all other latent sites from ``given``.
 
-    The candidates lie in a tensor dimension to the left of every plate, as an enumerated site's would; what comes
-    after them broadcasts. Used with ``poutine.trace`` around the model::
+    The candidates lie in a tensor dimension to the left of every plate, as an enumerated site's
+    would; what comes after them broadcasts. Used with ``poutine.trace`` around the model::
 
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(CandidateMessenger(declaration, propose)(model)).get_trace(x)
 
-    Padding slots of the candidates have log probability -inf. A plate that subsamples draws other rows in every run:
-    ``index`` (B,) repeats those of an earlier one.
+    Padding slots of the candidates have log probability -inf. A plate that subsamples draws other
+    rows in every run: ``index`` (B,) repeats those of an earlier one.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class CandidateMessenger(Messenger):
         lead = (len(self.candidates),) + (1,) * (d.nesting + d.dim)
         trail = (self.candidates.shape[1],) + (1,) * (-1 - d.dim)
         msg["value"], msg["is_observed"] = self.candidates.reshape(lead + trail), True
-        # Padding (-1) is outside the declared distribution's support; the wrapper gives it probability zero.
+        # Padding (-1) is outside the declared distribution's support; the wrapper gives it
+        # probability zero.
         msg["fn"] = RestrictedSupport(msg["fn"], msg["value"].movedim(0, -1), validate_args=False)
 
 
@@ -141,7 +142,8 @@ def log_joint(
             try:
                 messenger(model)(*args, **kwargs)
             except ValueError:
-                # Pyro's validation meets broken params first, and can only say that a distribution refuses them.
+                # Pyro's validation meets broken params first, and can only say that a distribution
+                # refuses them.
                 _check_params(tracer.trace)
                 raise
         return _read_joint(tracer.trace, structure, messenger, args)

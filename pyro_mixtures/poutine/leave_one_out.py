@@ -18,16 +18,18 @@ from pyro_mixtures.poutine.reading import ProgramStructure
 class LeaveOneOutMessenger(Messenger):
     """Sums over the observed sites of each row's leave-one-out gain in its own part; needs families that know theirs.
 
-    :param statistics: by site, of the partition ``labels`` (N,). Sites that are trained by gradients have none: their
-        parts are then those of the rows of the run, which have to be all rows.
+    :param statistics: by site, of the partition ``labels`` (N,). Sites that are trained by
+        gradients have none: their parts are then those of the rows of the run, which have to be all
+        rows.
     :param alone: whether to collect the losses of rows by themselves, too.
 
-    Gains are those of a row that counts as often as its weight says (``poutine.scale``), f(S) - f(S without it), over
-    the weight that it has at z: so they compare with the row's log joints, which have z weigh one. Rows of weight zero
-    have NaN; their gain in the limit is their loss. Where a mask hides a row's outcome, its site adds nothing.
+    Gains are those of a row that counts as often as its weight says (``poutine.scale``), f(S) - f(S
+    without it), over the weight that it has at z: so they compare with the row's log joints, which
+    have z weigh one. Rows of weight zero have NaN; their gain in the limit is their loss. Where a
+    mask hides a row's outcome, its site adds nothing.
 
-    After a run ``total`` (B,) holds the gains, NaN for rows that were in no part, and ``alone`` (C, B), if wanted, the
-    losses of rows by themselves.
+    After a run ``total`` (B,) holds the gains, NaN for rows that were in no part, and ``alone`` (C,
+    B), if wanted, the losses of rows by themselves.
 
     :raises ClosedFormError: at a site whose family does not know its gains.
     :raises OptionError: when a site without statistics meets some of the rows only.

@@ -1,7 +1,8 @@
 """Params behind the arguments of distributions: found by identity, written in place through their constraint.
 
-The only place that depends on how Pyro stores params: constrained values carry ``.unconstrained()`` (documented in
-``pyro.param``), and the store's ``get_state()["constraints"]`` knows each name's constraint.
+The only place that depends on how Pyro stores params: constrained values carry ``.unconstrained()``
+(documented in ``pyro.param``), and the store's ``get_state()["constraints"]`` knows each name's
+constraint.
 """
 
 from typing import NamedTuple
@@ -56,5 +57,6 @@ def handle_of(site) -> ParamHandle:
     leaf, store = leaf_of(site["value"]), pyro.get_param_store().get_state()
     if store["params"].get(name) is leaf:
         return ParamHandle(name, leaf, store["constraints"][name])
-    # With Pyro's module_local_params the store knows nothing of it, and the statement itself carries the constraint.
+    # With Pyro's module_local_params the store knows nothing of it, and the statement itself
+    # carries the constraint.
     return ParamHandle(name, leaf, site["kwargs"].get("constraint", constraints.real))

@@ -19,9 +19,10 @@ def data_plate(
 ) -> pyro.plate:
     """A ``pyro.plate`` over rows, for programs of signature ``model(x, index=None, size=None)``.
 
-    :param rows: the rows (B, ...) themselves, their number, or None when ``size`` rows are to be drawn.
-    :param index: (B,) numbers in [0, size) of these rows within the data set, for a minibatch; the plate then scales
-        by ``size / B``. Without it the rows are the whole data set.
+    :param rows: the rows (B, ...) themselves, their number, or None when ``size`` rows are to be
+        drawn.
+    :param index: (B,) numbers in [0, size) of these rows within the data set, for a minibatch; the
+        plate then scales by ``size / B``. Without it the rows are the whole data set.
     :param size: N, the number of rows of the data set; required with ``index``.
     :raises DataError: when rows, index and size do not fit together.
     :raises OptionError: when a number of rows is none.

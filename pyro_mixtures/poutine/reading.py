@@ -48,7 +48,8 @@ def read_structure(
 ) -> ProgramStructure:
     """Run ``model`` once, unobserved by the caller's handlers, and read what kind of mixture it is.
 
-    :raises ModelError: when there is no discrete site of that name in exactly one vectorised plate, or two of them.
+    :raises ModelError: when there is no discrete site of that name in exactly one vectorised plate,
+        or two of them.
     """
     with pyro.poutine.block(), torch.no_grad():
         try:

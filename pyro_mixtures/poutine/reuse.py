@@ -23,7 +23,8 @@ _IMMUTABLE = (
     torch.device,
     type(None),
 )
-# Arguments that were found valid once are not validated again: no two runs agree on it, and nothing depends on it.
+# Arguments that were found valid once are not validated again: no two runs agree on it, and nothing
+# depends on it.
 _ASIDE = {"_validate_args"}
 
 
@@ -42,10 +43,11 @@ class Stamp(NamedTuple):
 class ReuseMessenger(Messenger):
     """Hands a run the constrained param values and component families of an earlier run, if they are the same still.
 
-    A family keeps its factorised covariances, so that an E-step, its statistics and all batches of a data set compute
-    them once. A param is the same while its unconstrained tensor is, unmodified since (by torch's version counter). A
-    family is the same while all that it was made of is: arguments, covariates, options.
-    Only for runs without gradients: nothing is handed on while they are recorded.
+    A family keeps its factorised covariances, so that an E-step, its statistics and all batches of
+    a data set compute them once. A param is the same while its unconstrained tensor is, unmodified
+    since (by torch's version counter). A family is the same while all that it was made of is:
+    arguments, covariates, options. Only for runs without gradients: nothing is handed on while they
+    are recorded.
     """
 
     def __init__(self) -> None:

@@ -33,13 +33,15 @@ class StatisticsMessenger(Messenger):
     """Collects, at the discrete site and every observed site under it, sufficient statistics weighted by q(z).
 
     :param weight: (S, B) responsibilities times row weights, S and B as the model's z has them.
-    :param all_components: stock distributions under z = 0, ..., C - 1, by site: see :mod:`pyro_mixtures.poutine.stock`.
+    :param all_components: stock distributions under z = 0, ..., C - 1, by site: see
+        :mod:`pyro_mixtures.poutine.stock`.
     :param skip: sites to leave to a gradient step.
     :param bind_only: find the families and their params, add nothing up (``sums`` are None).
-    :param before: what earlier batches of rows gave under the same parameters; overwritten with the new sums.
+    :param before: what earlier batches of rows gave under the same parameters; overwritten with the
+        new sums.
 
-    After the run ``sites`` holds a :class:`SiteStatistics` by name and ``params`` all params of the program. A site
-    without a closed form raises :class:`ClosedFormError`.
+    After the run ``sites`` holds a :class:`SiteStatistics` by name and ``params`` all params of the
+    program. A site without a closed form raises :class:`ClosedFormError`.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class StatisticsMessenger(Messenger):
         assert self._z is not None
         fn, weight = self._unmasked(msg)
         weight = scaled_like(weight, own_scale(msg, self.structure), self._scale)
-        # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
+        # Masked rows may hold anything, NaN included: they become padding rather than rows of
+        # weight zero.
         z = (
             self._z
             if msg["mask"] is None
@@ -172,7 +175,8 @@ def collect_statistics(
     """
     weight, candidates = posterior.probs * posterior.row_weight, posterior.candidates
     if posterior.mask is not None:
-        # Masked rows may hold anything, NaN included: they become padding rather than rows of weight zero.
+        # Masked rows may hold anything, NaN included: they become padding rather than rows of
+        # weight zero.
         candidates = candidates.expand(weight.shape).masked_fill(~posterior.mask, -1)
         weight = torch.where(posterior.mask, weight, 0.0)
     lost = posterior.log_prob < _lost_in_rounding(posterior.log_prob.dtype)

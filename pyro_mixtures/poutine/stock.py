@@ -1,7 +1,8 @@
 """Stock Pyro distributions with plain torch indexing (``dist.Normal(loc[z], scale[z])``) read as component families.
 
-``loc[z]`` is a new tensor, so identity is lost; but the distribution under z = 0, ..., C - 1 holds every component's
-parameters, and the param that equals them, value for value, is the one that was indexed.
+``loc[z]`` is a new tensor, so identity is lost; but the distribution under z = 0, ..., C - 1 holds
+every component's parameters, and the param that equals them, value for value, is the one that was
+indexed.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +57,8 @@ def stock_family(
 ) -> StockFamily:
     """The family behind a stock distribution.
 
-    :param all_components: the site's distribution under z = 0, ..., C - 1 along the leftmost batch dimension.
+    :param all_components: the site's distribution under z = 0, ..., C - 1 along the leftmost batch
+        dimension.
     :raises ClosedFormError: when there is no such family, or the parameters vary by row.
     """
     fn = (
@@ -149,7 +151,8 @@ _PLAIN |= {"ReshapeAlias", "Transpose", "UnsafeView", "Unsqueeze", "View"}
 def _is_indexed(values: Tensor, param: Tensor, argument: str) -> bool:
     """Whether ``values`` are the param indexed by z, and not a function of it that has the same value just now."""
     plain = _PLAIN | {"Div"} if argument == "probs" else _PLAIN  # Categorical normalises
-    # Below the indexing the graph must go on as the param's own does: with its constraint's transform, or its leaf.
+    # Below the indexing the graph must go on as the param's own does: with its constraint's
+    # transform, or its leaf.
     own, node = param.grad_fn, values.grad_fn
     while node is not None:
         if (
@@ -200,7 +203,8 @@ def _categorical(read: _Reader):
     return Categoricals(probs, validate_args=False), _names(probs=name)
 
 
-# By the distribution's class (Pyro subclasses torch's under the same names) and number of event dimensions.
+# By the distribution's class (Pyro subclasses torch's under the same names) and number of event
+# dimensions.
 _FAMILIES: dict[tuple[str, int], Callable[[_Reader], tuple[Components, dict[str, str]]]] = {
     ("Normal", 0): _scalar_normal,
     ("Normal", 1): _diagonal,

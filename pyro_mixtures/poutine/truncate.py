@@ -13,8 +13,8 @@ from pyro_mixtures.poutine.visibility import VisibilityMessenger
 class TruncateMessenger(Messenger):
     """Restricts the support of one discrete site to ``candidates`` (B, S); -1 pads. Marks it for enumeration.
 
-    Under ``TraceEnum_ELBO`` with a guide that leaves the site alone, the loss is the truncated evidence
-    ``-sum_n log sum_{c in K_n} p(c, x_n)``.
+    Under ``TraceEnum_ELBO`` with a guide that leaves the site alone, the loss is the truncated
+    evidence ``-sum_n log sum_{c in K_n} p(c, x_n)``.
 
     >>> import pyro, torch
     >>> from pyro.infer import TraceEnum_ELBO
@@ -52,6 +52,7 @@ class TruncateMessenger(Messenger):
 def truncate(model: Callable, site: str, candidates: Tensor) -> Callable:
     """``model`` with the support of ``site`` restricted to ``candidates`` (B, S): see :class:`TruncateMessenger`.
 
-    :raises ModelError: when the site is absent, or a ``poutine.block`` outside hides it from the inference.
+    :raises ModelError: when the site is absent, or a ``poutine.block`` outside hides it from the
+        inference.
     """
     return VisibilityMessenger(site)(TruncateMessenger(site, candidates)(model))

@@ -26,8 +26,8 @@ class PlateMessenger(Messenger):
 class VisibilityMessenger(Messenger):
     """Raises ModelError when ``site`` is blocked outside and another site of the same run is not.
 
-    A strategy whose z never reaches the inference algorithm would be silently wrong. (Blocking everything is how Pyro
-    itself makes dry runs, and is let pass.)
+    A strategy whose z never reaches the inference algorithm would be silently wrong. (Blocking
+    everything is how Pyro itself makes dry runs, and is let pass.)
     """
 
     def __init__(self, site: str):

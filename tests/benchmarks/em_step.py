@@ -1,9 +1,10 @@
 """EM steps and whole fits of a mixture of factor analyzers on photographs, against vamm and scikit-learn.
 
-Data: RGB patches of scikit-learn's two photographs, values /255, noise of standard deviation 4/255, N=50,000 rows and
-20,000 held-out ones. Ours is ``MixtureOfFactorAnalyzers`` with ``TruncatedPartition`` (C'=3, G=15, E=1) in float32.
-Both sides of a table run in turn in one process. A held-out NLL is exact (all C components, float64), in nats per row,
-and comes from the same function for all sides.
+Data: RGB patches of scikit-learn's two photographs, values /255, noise of standard deviation 4/255,
+N=50,000 rows and 20,000 held-out ones. Ours is ``MixtureOfFactorAnalyzers`` with
+``TruncatedPartition`` (C'=3, G=15, E=1) in float32. Both sides of a table run in turn in one
+process. A held-out NLL is exact (all C components, float64), in nats per row, and comes from the
+same function for all sides.
 
 EM step        one step (search and M-step) of ours and of vamm, the authors' C++ program, from states after the same
                number of warm-up and EM steps. ours: as the library schedules its searches; ours, full search: a search
@@ -19,7 +20,8 @@ kernel         log densities of the pairs of a real search: GFLOP/s, counting D 
 memory         peak resident set of a fit in a fresh process beyond its imports, in MB, against data + 3 x parameters
                + 200 MB
 
-``faster...`` is the named peer's seconds over the row's own. Without vamm its rows are left out, and a fact says so.
+``faster...`` is the named peer's seconds over the row's own. Without vamm its rows are left out,
+and a fact says so.
 """
 
 import importlib
@@ -223,8 +225,8 @@ def our_fit(
 ) -> Fit:
     """``fit`` as a user calls it.
 
-    :param warmup: None leaves warm-up and convergence to the library; a number of passes means exactly so many, and
-        exactly ``epochs`` steps.
+    :param warmup: None leaves warm-up and convergence to the library; a number of passes means
+        exactly so many, and exactly ``epochs`` steps.
     :param full_search: search in every step, instead of by the library's schedule.
     """
     options: dict[str, Any] = (

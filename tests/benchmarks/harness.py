@@ -145,9 +145,10 @@ class Memory:
 def peak_memory() -> Iterator[Memory]:
     """Measures a stretch: peak resident set within it minus the resident set at its start.
 
-    What malloc keeps of freed memory is given back first, so that it cannot hide growth. On Linux the kernel's
-    high-water mark (VmHWM) is reset at the start; elsewhere ``ru_maxrss`` stands in for it, which never falls, so that
-    growth below an earlier peak reads as zero and the stretch should be the first large one of a fresh process.
+    What malloc keeps of freed memory is given back first, so that it cannot hide growth. On Linux
+    the kernel's high-water mark (VmHWM) is reset at the start; elsewhere ``ru_maxrss`` stands in
+    for it, which never falls, so that growth below an earlier peak reads as zero and the stretch
+    should be the first large one of a fresh process.
     """
     memory = Memory()
     gc.collect()
@@ -168,8 +169,9 @@ class Fresh(NamedTuple):
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Fresh:
     """Run a module-level ``function(*args)`` in a spawned process; its module is imported before memory is measured.
 
-    An exception is raised here with the child's traceback; a child that the kernel killed raises ``MemoryError``.
-    The call belongs under ``if __name__ == "__main__"``, as with all spawned processes.
+    An exception is raised here with the child's traceback; a child that the kernel killed raises
+    ``MemoryError``. The call belongs under ``if __name__ == "__main__"``, as with all spawned
+    processes.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:

@@ -1,10 +1,11 @@
 """Small experts against one network of as many parameters: test accuracy on scikit-learn's digits, over seeds.
 
-Every model gets as many full-batch Adam steps. The experts' total includes the gate, a multinomial logistic regression
-of a row's part on its covariates, by which rows never seen are routed to one expert. Partitions start from k-means;
-"frozen" keeps them, "learned" is hard EM on the experts' losses. "oracle" routes each test row to the expert that is
-best for it, which needs its class: what a perfect gate could reach, not a result. The second, narrow network has the
-parameters that one row meets: the gate's and one expert's. Run with ``python -m tests.benchmarks.module_experts``.
+Every model gets as many full-batch Adam steps. The experts' total includes the gate, a multinomial
+logistic regression of a row's part on its covariates, by which rows never seen are routed to one
+expert. Partitions start from k-means; "frozen" keeps them, "learned" is hard EM on the experts'
+losses. "oracle" routes each test row to the expert that is best for it, which needs its class: what
+a perfect gate could reach, not a result. The second, narrow network has the parameters that one row
+meets: the gate's and one expert's. Run with ``python -m tests.benchmarks.module_experts``.
 """
 
 import statistics

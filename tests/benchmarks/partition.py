@@ -14,8 +14,8 @@ prediction  R2 on test rows of the mixture, routed by a gate, against one ridge 
             that stay as they are ("frozen"), k-means parts that EM changes, and random ones. ``oracle`` chooses each
             test row's best expert by looking at its outcome: what routing loses lies between the two
 
-Data of the last: scikit-learn's diabetes, and the prices of diamonds where ``--diamonds`` names the file diamonds.csv
-that the PyPI package plotnine carries.
+Data of the last: scikit-learn's diabetes, and the prices of diamonds where ``--diamonds`` names the
+file diamonds.csv that the PyPI package plotnine carries.
 """
 
 import math

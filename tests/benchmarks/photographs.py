@@ -9,8 +9,8 @@ def rgb_patches(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Noisy ``size`` x ``size`` RGB patches at random positions of the two photographs, values in units of 255.
 
-    Returns (train, 3 size^2) and (test, 3 size^2). Photograph and position of every patch are uniform draws, so a
-    test patch can overlap a training patch; its noise is its own.
+    Returns (train, 3 size^2) and (test, 3 size^2). Photograph and position of every patch are
+    uniform draws, so a test patch can overlap a training patch; its noise is its own.
 
     :param noise: standard deviation of the white Gaussian noise added to every patch.
     """

@@ -1,7 +1,8 @@
 """Work and time to convergence of truncated EM, over components, rows, features and factors.
 
-Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by AFK-MC2 and fitted to
-noisy RGB patches of two photographs until ``fit`` finds that they have converged. Four series, each varying one of
+Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by
+AFK-MC2 and fitted to noisy RGB patches of two photographs until ``fit`` finds that they have
+converged. Four series, each varying one of
 
   C   components, 100, 200, ..., 6400 at N=100,000, D=192, H=5
   N   rows, 12,500 ... 200,000
@@ -9,18 +10,19 @@ noisy RGB patches of two photographs until ``fit`` finds that they have converge
   H   factors, 1 ... 20; these three at C=500, N=50,000, D=192, H=5 otherwise
 
 evaluations  joint densities log p(c, x) in the whole fit; a_row is the same for each row and epoch
-epochs       passes over the data, the ``warmup`` passes without update included
-seconds      seeding (seed_s) and fit together, kernels compiled before
-live         components that won at least one row in the last pass
-train        minus the last ELBO in nats per row
-heldout      minus log evidence of 10,000 other rows in nats per row, all C components summed: lower is better
-exponent     slope of the least-squares line through log y over log x; 1 is linear
+epochs       passes over the data, the ``warmup`` passes without update included seconds
+seeding (seed_s) and fit together, kernels compiled before live         components that won at least
+one row in the last pass train        minus the last ELBO in nats per row heldout      minus log
+evidence of 10,000 other rows in nats per row, all C components summed: lower is better exponent
+slope of the least-squares line through log y over log x; 1 is linear
 
-and one comparison, ``loss``: truncated EM against exact EM (``FullPartition``) at C=200, N=100,000 from the same seeds:
+and one comparison, ``loss``: truncated EM against exact EM (``FullPartition``) at C=200, N=100,000
+from the same seeds:
 
 loss         rise of the held-out figure over exact EM's, in percent of its absolute value
 
-Fits run one after the other, a round with another seed for each of --repeats; exponents are fitted through all runs.
+Fits run one after the other, a round with another seed for each of --repeats; exponents are fitted
+through all runs.
 """
 
 import math

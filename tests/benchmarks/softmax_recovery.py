@@ -1,14 +1,14 @@
 """Softmax mixtures: do warm-started EM fits recover the parameters that the draws come from, and at what rate?
 
-p items with features of N(0, I) in R^L, K components of equal weights and of atoms theta_k of norm 1.5 in random
-directions, N draws. ``error`` is the largest distance of an atom from its own (matched by permutation), ``shares`` the
-sum of the absolute errors of the weights; medians over ``--repeats`` problems. Of the starts
+p items with features of N(0, I) in R^L, K components of equal weights and of atoms theta_k of norm
+1.5 in random directions, N draws. ``error`` is the largest distance of an atom from its own
+(matched by permutation), ``shares`` the sum of the absolute errors of the weights; medians over
+``--repeats`` problems. Of the starts
 
-moments        the method of moments itself, no EM; ``flagged`` is how often it warned that it is not to be trusted
-EM moments     EM from there
-EM subspace    the best of five short EMs from random points of the K-dimensional subspace of the second moment, goes on
-EM random      the same from random points of R^L
-EM truth       EM from the truth: what the likelihood itself can give
+moments        the method of moments itself, no EM; ``flagged`` is how often it warned that it is
+not to be trusted EM moments     EM from there EM subspace    the best of five short EMs from random
+points of the K-dimensional subspace of the second moment, goes on EM random      the same from
+random points of R^L EM truth       EM from the truth: what the likelihood itself can give
 
 table   the four settings of L, K, p, N; ``ratio`` is the subspace's median error over that of EM from the truth: at
         most 1.1 is needed

@@ -1,8 +1,9 @@
 """One SVI gradient step of a mixture of factor analyzers against stock Pyro: seconds and peak memory.
 
-Both sides run ``SVI(model, guide, Adam, TraceEnum_ELBO)`` on the same minibatches of 8 x 8 RGB patches (D=192, H=5),
-from the same parameters. Ours is ``MixtureOfFactorAnalyzers`` with ``TruncatedPartition`` (C'=3, G=15, E=1), its
-candidate sets those after three passes over the data. The two peers:
+Both sides run ``SVI(model, guide, Adam, TraceEnum_ELBO)`` on the same minibatches of 8 x 8 RGB
+patches (D=192, H=5), from the same parameters. Ours is ``MixtureOfFactorAnalyzers`` with
+``TruncatedPartition`` (C'=3, G=15, E=1), its candidate sets those after three passes over the data.
+The two peers:
 
   full enumeration   stock Categorical and LowRankMultivariateNormal(loc[z], ...), z enumerated over all C components,
                      B=1024, C = 50, 100, 200, ... until the next step would need more than --cap GB

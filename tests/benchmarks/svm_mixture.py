@@ -1,15 +1,18 @@
 """Test accuracy of four linear SVMs, routed by a gate, against one linear SVM and an RBF SVM; mean and sd over splits.
 
-All see standardised features and 70% of the rows. The RBF SVM is scikit-learn's SVC() as it comes. The linear SVM's
-ridge, and the mixture's ridge and closeness, are chosen by 3-fold cross-validation within the training rows.
+All see standardised features and 70% of the rows. The RBF SVM is scikit-learn's SVC() as it comes.
+The linear SVM's ridge, and the mixture's ridge and closeness, are chosen by 3-fold cross-validation
+within the training rows.
 
-Partitions. "joint": z ~ equal weights, x ~ Normal(loc[z], constant), y ~ SVM[z](x), so that rows pay for their SVM's
-loss and for their distance from their part's centre, and parts stay where a gate can find them. "k-means": parts of x
-alone, one fit. "loss": rows pay for the loss alone (a partition may then tell classes apart that no gate can).
+Partitions. "joint": z ~ equal weights, x ~ Normal(loc[z], constant), y ~ SVM[z](x), so that rows
+pay for their SVM's loss and for their distance from their part's centre, and parts stay where a
+gate can find them. "k-means": parts of x alone, one fit. "loss": rows pay for the loss alone (a
+partition may then tell classes apart that no gate can).
 
-Gates see x alone and are fitted to the final parts. "softmax mixed" weighs the decisions by a softmax regression's
-probabilities, "softmax" takes the most probable SVM, "centre" the nearest centre, "RBF" asks an SVC(C=10), which is an
-RBF SVM itself: a mixture with it is no longer a small model.
+Gates see x alone and are fitted to the final parts. "softmax mixed" weighs the decisions by a
+softmax regression's probabilities, "softmax" takes the most probable SVM, "centre" the nearest
+centre, "RBF" asks an SVC(C=10), which is an RBF SVM itself: a mixture with it is no longer a small
+model.
 """
 
 import warnings

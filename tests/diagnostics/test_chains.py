@@ -524,7 +524,8 @@ class TestMCMC:
         mcmc = sampled(model, *rows, start=[-3.0, 3.0])
         data = to_arviz(mcmc, model, *rows)
         _, potential, _, _ = initialize_model(model, rows, max_plate_nesting=1)
-        # Pyro lets all that a row stands for have one component, ours each its own: far apart it is nearly the same.
+        # Pyro lets all that a row stands for have one component, ours each its own: far apart it is
+        # nearly the same.
         expected = [-float(potential({"loc": one})) for one in mcmc.get_samples()["loc"]]
         np.testing.assert_allclose(data.sample_stats["lp"].values[0], expected, rtol=1e-4)
 

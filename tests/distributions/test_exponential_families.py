@@ -204,7 +204,8 @@ def test_draws_have_the_means_of_their_components(case):
     assert draws.shape == (n, 3, FEATURES)
     expected = family.mean.detach()
     if isinstance(family, DirectionalNormals):
-        # Concentration one: the mean resultant length is a ratio of Bessel functions of order D / 2.
+        # Concentration one: the mean resultant length is a ratio of Bessel functions of order D /
+        # 2.
         expected = expected * float(mp.besseli(2, 1) / mp.besseli(1, 1))
     z_score = (draws.mean(0) - expected) / (draws.var(0) / n).sqrt()
     assert z_score.abs().max() < 5
@@ -387,7 +388,8 @@ def minimal_loss(case: Case, x: Tensor) -> float:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_leave_one_out_gains_equal_refits(case, seed):
     x = case.draw(24, seed)
-    # Parts of one, two and three rows among them; a part whose row is the only one to have a feature.
+    # Parts of one, two and three rows among them; a part whose row is the only one to have a
+    # feature.
     labels = torch.tensor([0, 1, 1, 2, 2, 2] + [3, 4] * 9)
     if case.family in (Poissons, Bernoullis, Multinomials):
         x[labels == 4, 1] = 0.0

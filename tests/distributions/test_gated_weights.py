@@ -528,7 +528,8 @@ def test_soft_labels_are_weighted_duplicates_in_scikit_learn(seed, classes, feat
     statistics = gate.statistics(torch.arange(classes).unsqueeze(-1), q)
     found = gate.maximize(statistics, frozenset({"weight", "bias"}))
     total = float(q.sum())
-    # For two classes scikit-learn has one coefficient vector, the difference: half of the squares of two.
+    # For two classes scikit-learn has one coefficient vector, the difference: half of the squares
+    # of two.
     strength = 1 / (2 * ridge * total) * (2 if classes == 2 else 1)
     peer = LogisticRegression(C=strength, tol=1e-10, max_iter=5000)
     peer.fit(

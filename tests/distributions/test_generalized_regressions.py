@@ -300,7 +300,8 @@ def test_leave_one_out_gains_are_near_those_of_refits(kind, ridge):
     )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01
-    # A row that pulls hard is where one step says less: its error is small beside what the correction is worth.
+    # A row that pulls hard is where one step says less: its error is small beside what the
+    # correction is worth.
     assert (gains - exact).abs().sum() < 0.25 * (own - exact).abs().sum()
     assert (gains >= own - 1e-12).all()
 

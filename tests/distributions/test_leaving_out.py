@@ -63,7 +63,8 @@ def mean_of(x: Tensor, w: Tensor) -> Tensor:
     return (w.unsqueeze(-1) * x).sum(0) / w.sum()
 
 
-# By family: a batch of components, rows from normal ones, and the mean of least loss of weighted rows.
+# By family: a batch of components, rows from normal ones, and the mean of least loss of weighted
+# rows.
 MEANS = {
     "euclidean": (UnitNormals, lambda x: 5 + x, mean_of),
     "mahalanobis": (lambda m: KnownPrecisionNormals(m, SPREAD), lambda x: x, mean_of),

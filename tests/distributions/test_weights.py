@@ -51,7 +51,8 @@ def test_log_prob_and_gradient_are_those_of_a_categorical(pair, shape, rows):
     found.square().sum().backward()
     expected.square().sum().backward()
     if "probs" in weights.arguments:
-        # Categorical normalises its argument, so its gradient lies along the simplex; ours is that of log p itself.
+        # Categorical normalises its argument, so its gradient lies along the simplex; ours is that
+        # of log p itself.
         along = torch.eye(4, dtype=F64, device="cpu") - theirs.detach().unsqueeze(-2)
         torch.testing.assert_close((along @ mine.grad.unsqueeze(-1)).squeeze(-1), theirs.grad)
     else:

@@ -71,7 +71,8 @@ def test_afkmc2_covers_separated_clusters_far_more_often_than_random():
         )
         for method in METHODS
     }
-    # A random choice covers them all with probability 8! / 8^8 = 0.0024; a chain misses the last with (7/8)^40 = 0.005.
+    # A random choice covers them all with probability 8! / 8^8 = 0.0024; a chain misses the last
+    # with (7/8)^40 = 0.005.
     assert covered["random"] <= 2
     assert covered["afkmc2"] >= 18
 

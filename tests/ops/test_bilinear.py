@@ -27,9 +27,11 @@ def backend(request):
 def problem(rows, slots, components, outputs, features, dtype=torch.float64, seed=0):
     """Rows, weights, slots with padding, and numbers by slot."""
     draw = torch.Generator("cpu").manual_seed(seed)
-    normal = lambda *shape: torch.randn(
-        *shape, generator=draw, dtype=torch.float64, device="cpu"
-    ).to(dtype)
+
+    def normal(*shape):
+        wide = torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu")
+        return wide.to(dtype)
+
     z = torch.randint(-1, components, (slots, rows), generator=draw, device="cpu")
     return (
         normal(rows, features),

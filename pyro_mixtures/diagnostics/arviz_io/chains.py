@@ -74,7 +74,8 @@ def read_chains(source: Any, rows: tuple, *, draws: int | None, site: str) -> Ch
     """The draws of a fit, a guide, a list of either, a bootstrap, or an MCMC whose model is the first of ``rows``.
 
     :raises OptionError: for impossible ``draws``, or a source of another kind.
-    :raises ModelError: when a site besides z has no values, or fits are of different mixtures or share their params.
+    :raises ModelError: when a site besides z has no values, or fits are of different mixtures or
+        share their params.
     """
     if draws is not None:
         check_whole(draws=draws)

@@ -38,13 +38,14 @@ def to_container(
 ) -> Any:
     """The groups as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
 
-    :param groups: variables by name, by group; empty groups are left out. A dimension has the same size everywhere,
-        but for chains and draws, of which every group may have its own number.
-    :param coords: labels of dimensions; those not named are numbered from 0. Of chains and draws they are those of the
-        first group that has them, and of others of its size.
+    :param groups: variables by name, by group; empty groups are left out. A dimension has the same
+        size everywhere, but for chains and draws, of which every group may have its own number.
+    :param coords: labels of dimensions; those not named are numbered from 0. Of chains and draws
+        they are those of the first group that has them, and of others of its size.
     :param own: labels of chains and draws of some groups.
     :param parts: masks by dimension, by group, of what some groups have of a dimension.
-    :raises OptionError: when dimensions or labels have conflicting sizes, or labels belong to no dimension.
+    :raises OptionError: when dimensions or labels have conflicting sizes, or labels belong to no
+        dimension.
     """
     groups = {name: variables for name, variables in groups.items() if variables}
     for variables in groups.values():

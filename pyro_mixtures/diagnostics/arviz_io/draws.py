@@ -64,7 +64,8 @@ def score(
 def predictive_numbers(chains: Chains, count: int) -> np.ndarray:
     """Numbers of the draws that ``count`` new data sets of a chain come from: evenly spread, or all from the one point.
 
-    :raises OptionError: when ``count`` is not positive, or more than there are draws and not points.
+    :raises OptionError: when ``count`` is not positive, or more than there are draws and not
+        points.
     """
     check_whole(posterior_predictive=count)
     draws = chains.shape[1]

@@ -23,8 +23,8 @@ CONTRAST = (
     "contrast"  # of another component with the first, the reference: one less than components
 )
 
-# Event dimensions by argument of the component families. A covariance has its features twice; a dimension of the
-# variable "factor" must have another name than the variable, for xarray's sake.
+# Event dimensions by argument of the component families. A covariance has its features twice; a
+# dimension of the variable "factor" must have another name than the variable, for xarray's sake.
 _EVENT_DIMS = {
     "loc": ("feature",),
     "mean": ("feature",),
@@ -54,7 +54,8 @@ def read_program(
 ) -> Program:
     """Run ``model`` on ``rows``, its other latent sites at ``given``, and read its params and observed sites.
 
-    :raises ModelError: when a site other than z is latent in every row, or has no value in ``given``.
+    :raises ModelError: when a site other than z is latent in every row, or has no value in
+        ``given``.
     """
     trace = _run(model, structure, rows, given)
     for name in structure.latent:
@@ -154,7 +155,8 @@ def _argument_dims(
             continue
         for argument, tensor in family.arguments.items():
             name = names.get(id(leaf_of(tensor)))
-            # A module's parameters have ArviZ's default dims: nobody knows what their dimensions mean.
+            # A module's parameters have ArviZ's default dims: nobody knows what their dimensions
+            # mean.
             if name is not None and argument in family.arg_constraints:
                 dims[name] = _dims_of_argument(name, family, argument, _prefix(site, observed))
     return dims

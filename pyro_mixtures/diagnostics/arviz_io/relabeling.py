@@ -55,14 +55,16 @@ def owned_by_components(
 ) -> Owned:
     """What has to be permuted for a relabelling to be complete.
 
-    Known from our families and the user's dims "component" and "contrast"; other variables with as many entries in
-    their first dimension are tried, and numbered ones. Whether it is complete shows in the model: labels rotated by
-    one, all log joints of a row must rotate with them and the log prior must stay.
+    Known from our families and the user's dims "component" and "contrast"; other variables with as
+    many entries in their first dimension are tried, and numbered ones. Whether it is complete shows
+    in the model: labels rotated by one, all log joints of a row must rotate with them and the log
+    prior must stay.
 
     :raises ModelError: when no choice does so.
     """
     params = read_params(draw.model, chains.structure, chains.rows, draw.given)
-    # What has labels of its own: params too, unless the draws of a chain share them and not their labels.
+    # What has labels of its own: params too, unless the draws of a chain share them and not their
+    # labels.
     shared = chains.labels == "draw" and bool(draw.given)
     variables = {**({} if shared else params), **draw.given}
     before = _fingerprint(chains, draw.model, draw.given)

@@ -71,65 +71,75 @@ def to_arviz(
                               the columns of :class:`~pyro_mixtures.infer.History`, ``elbo`` in nats per row
     ========================  =====================================================================================
 
-    Params and latent sites that are passed on as they are to our component families and to the mixture's weights have
-    the dims "component", "feature", "factor_index" and "label", and "contrast" (1, ..., C - 1) where they are
-    differences from the first component; dimensions of plates have the plates' names; others ArviZ's default names.
-    With several observed sites under one z "feature", "factor_index" and "label" are "x_feature" and so on. Rows have
-    the dim "row".
+    Params and latent sites that are passed on as they are to our component families and to the
+    mixture's weights have the dims "component", "feature", "factor_index" and "label", and
+    "contrast" (1, ..., C - 1) where they are differences from the first component; dimensions of
+    plates have the plates' names; others ArviZ's default names. With several observed sites under
+    one z "feature", "factor_index" and "label" are "x_feature" and so on. Rows have the dim "row".
 
     :param fit: where draws come from.
 
-        - The outcome of :func:`~pyro_mixtures.infer.em.fit`, or a guide of :mod:`pyro_mixtures.guides`, which knows its
-          model: one chain, of the draws of the guide ``global_guide`` or of one point. ``FullPartition(model, components=C,
-          global_guide=autoguide)`` makes a guide for a fit by other means. A guide alone may be one that nothing was fitted
-          with: it shows the params as they are.
-        - A list of these, restarts for example: as many chains. Modules hold their params. Those of functions live in
-          Pyro's store, by name, so fits of a function are given as (fit, state), with the state of the
-          ``pyro.get_param_store().scope()`` each was made in; so is one that was made in such a scope.
+        - The outcome of :func:`~pyro_mixtures.infer.em.fit`, or a guide of
+          :mod:`pyro_mixtures.guides`, which knows its model: one chain, of the draws of the guide
+          ``global_guide`` or of one point. ``FullPartition(model, components=C,
+          global_guide=autoguide)`` makes a guide for a fit by other means. A guide alone may be one
+          that nothing was fitted with: it shows the params as they are.
+        - A list of these, restarts for example: as many chains. Modules hold their params. Those of
+          functions live in Pyro's store, by name, so fits of a function are given as (fit, state),
+          with the state of the ``pyro.get_param_store().scope()`` each was made in; so is one that
+          was made in such a scope.
         - A :class:`~pyro_mixtures.infer.uncertainty.bootstrap.Bootstrap`: its refits as draws.
         - A Pyro ``MCMC`` that has run, its model before the rows: ``to_arviz(mcmc, model, x)``.
     :param rows: the model's tensor arguments, N rows each. They need not be those of the fit.
-    :param draws: number of draws from ``global_guide``, 100 by default; of an MCMC's, evenly spread, all by default. Random
-        numbers here are Pyro's.
+    :param draws: number of draws from ``global_guide``, 100 by default; of an MCMC's, evenly
+        spread, all by default. Random numbers here are Pyro's.
     :param prior: number of draws from the prior, by default none.
-    :param posterior_predictive: number of new data sets a chain, from draws evenly spread, or as many of the one point;
-        by default none. Memory is that of so many data sets.
-    :param by_site: for several observed sites the evidence of each by itself, z summed out anew, in place of their
-        joint one.
-    :param align: give the labels of several fits, of a bootstrap's refits and of an MCMC's draws a common order: that
-        of the draw of the largest ``lp`` (of the fit that was bootstrapped), by the rows' responsibilities
-        (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts have one order a chain. Relabelled are variables
-        with a dimension "component", differences from a reference ("contrast"), which becomes another component, and
-        variables numbered from 0 to C - 1 (``experts.0.weight``); dimensions that nobody has named are tried. The model
+    :param posterior_predictive: number of new data sets a chain, from draws evenly spread, or as
+        many of the one point; by default none. Memory is that of so many data sets.
+    :param by_site: for several observed sites the evidence of each by itself, z summed out anew, in
+        place of their joint one.
+    :param align: give the labels of several fits, of a bootstrap's refits and of an MCMC's draws a
+        common order: that of the draw of the largest ``lp`` (of the fit that was bootstrapped), by
+        the rows' responsibilities (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts
+        have one order a chain. Relabelled are variables with a dimension "component", differences
+        from a reference ("contrast"), which becomes another component, and variables numbered from
+        0 to C - 1 (``experts.0.weight``); dimensions that nobody has named are tried. The model
         tells whether that is all. The other groups do not depend on labels.
-    :param truncated: sum over the candidates that the guide finds for each row, not over all C components: a lower
-        bound, cheaper when C is large. Memory for the log likelihood is draws x N numbers in either case.
+    :param truncated: sum over the candidates that the guide finds for each row, not over all C
+        components: a lower bound, cheaper when C is large. Memory for the log likelihood is draws x
+        N numbers in either case.
     :param site: the discrete site of an MCMC's model; guides know theirs.
     :param chunk: rows evaluated at once.
-    :param dims: names of dimensions by variable, without chain and draw; they replace the names above.
+    :param dims: names of dimensions by variable, without chain and draw; they replace the names
+        above.
     :param coords: labels by dimension; the default is 0, 1, ...
     :raises OptionError: for impossible draws, dims or coords, or priors of a model without them.
-    :raises ModelError: when a site besides z has no value, or is latent in every row; when fits share params, or a
-        fit's have left Pyro's store; when labels are to be aligned, but no relabelling leaves the model as it is,
-        because components have constants, penalties or priors of their own: ``align=False`` leaves the labels.
+    :raises ModelError: when a site besides z has no value, or is latent in every row; when fits
+        share params, or a fit's have left Pyro's store; when labels are to be aligned, but no
+        relabelling leaves the model as it is, because components have constants, penalties or
+        priors of their own: ``align=False`` leaves the labels.
 
-    A point estimate has no spread: ``az.summary`` gives NaN for it, with a RuntimeWarning, and ``az.loo`` needs draws.
-    ``az.loo`` takes the draws for draws from the posterior. Those of a variational guide are approximate, mostly too
-    narrow, and so is what it says: see Magnusson, Andersen, Jonasson & Vehtari, "Bayesian leave-one-out
-    cross-validation for large data", ICML 2019. Neither are a bootstrap's or restarts.
+    A point estimate has no spread: ``az.summary`` gives NaN for it, with a RuntimeWarning, and
+    ``az.loo`` needs draws. ``az.loo`` takes the draws for draws from the posterior. Those of a
+    variational guide are approximate, mostly too narrow, and so is what it says: see Magnusson,
+    Andersen, Jonasson & Vehtari, "Bayesian leave-one-out cross-validation for large data", ICML
+    2019. Neither are a bootstrap's or restarts.
 
-    A row of weight w stands for w rows. Its pointwise value is the log density of them all, so values add up to the log
-    likelihood of the fit, and ``az.loo`` leaves all w out at once, which asks more of the draws than leaving out one.
-    For the rows one by one divide by the weights (``constant_data`` has them, of programs that take them), and weigh
-    what comes out. (Pyro's own MCMC takes ``poutine.scale`` of a site z for w rows that share their component: its
-    potential is another than minus ``lp`` where components overlap.)
+    A row of weight w stands for w rows. Its pointwise value is the log density of them all, so
+    values add up to the log likelihood of the fit, and ``az.loo`` leaves all w out at once, which
+    asks more of the draws than leaving out one. For the rows one by one divide by the weights
+    (``constant_data`` has them, of programs that take them), and weigh what comes out. (Pyro's own
+    MCMC takes ``poutine.scale`` of a site z for w rows that share their component: its potential is
+    another than minus ``lp`` where components overlap.)
 
-    Its warning of a Pareto k above 0.7 (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling",
-    JMLR 25, 2024) says that for some rows the draws, weighted by 1 / p(row), are too few of the right ones: the
-    posterior without the row is another. In mixtures it is most often a row that holds a component up nearly alone,
-    whose parameters would go back to their prior without it; more draws do not help. The rows are those with a large
-    ``pareto_k`` in ``az.loo(..., pointwise=True)``: leave each out, fit again, and take the evidence of the row under
-    that fit for its term; or ask whether the component should be there. Draws too narrow, as above, also raise k.
+    Its warning of a Pareto k above 0.7 (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed
+    importance sampling", JMLR 25, 2024) says that for some rows the draws, weighted by 1 / p(row),
+    are too few of the right ones: the posterior without the row is another. In mixtures it is most
+    often a row that holds a component up nearly alone, whose parameters would go back to their
+    prior without it; more draws do not help. The rows are those with a large ``pareto_k`` in
+    ``az.loo(..., pointwise=True)``: leave each out, fit again, and take the evidence of the row
+    under that fit for its term; or ask whether the component should be there. Draws too narrow, as
+    above, also raise k.
 
     >>> import torch
     >>> from pyro_mixtures.guides import FullPartition

@@ -45,43 +45,54 @@ def compare_fits(
     ``"heldout"``    by the log evidence of ``heldout`` rows, or of all rows by ``folds``, each row scored by the fit
                      that has not seen its fold. Exact at any number of components
     ``"loo"``        by PSIS-LOO, from ``draws`` refits to resampled rows, which start at the fit, see
-                     :func:`~pyro_mixtures.diagnostics.model_choice.loo.leave_one_out`. Takes draws x N numbers.
-                     ``unreliable`` is the share of rows whose Pareto k is too large, and whose density under the draws
-                     that have not seen them is taken instead
+                     :func:`~pyro_mixtures.diagnostics.model_choice.loo.leave_one_out`. Takes draws
+                     x N numbers. ``unreliable`` is the share of rows whose Pareto k is too large,
+                     and whose density under the draws that have not seen them is taken instead
     ===============  ================================================================================================
 
-    A row of weight w counts as w rows in all of them, and is in a fold as a whole. The last two are estimates with
-    errors: of all fits that are as good as the best up to one standard error of the difference the simplest is chosen,
-    see :meth:`Comparison.best_by`.
+    A row of weight w counts as w rows in all of them, and is in a fold as a whole. The last two are
+    estimates with errors: of all fits that are as good as the best up to one standard error of the
+    difference the simplest is chosen, see :meth:`Comparison.best_by`.
 
-    :param builds: by the family's name ``build(components)``, which makes a fresh ``EM`` (or ``(model, EM)``).
+    :param builds: by the family's name ``build(components)``, which makes a fresh ``EM`` (or
+        ``(model, EM)``).
     :param rows: the model's tensor arguments, N rows each.
     :param components: numbers of components, increasing.
     :param heldout: rows that no fit sees, a tensor for each of ``rows``.
-    :param folds: K of K-fold cross-validation: every fit is made K times more, from its first start on.
-    :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without. Rows must have weights of one.
+    :param folds: K of K-fold cross-validation: every fit is made K times more, from its first start
+        on.
+    :param draws: refits of each fit for PSIS-LOO, 30 at least; 0 does without. Rows must have
+        weights of one.
     :param warm_start: each fit grows from that of the number of components before (as
-        :func:`~pyro_mixtures.infer.restarts.growth.grow` does; the likeliest of three short ones goes on), and then competes,
-        from the largest back to the smallest, with the one after without the components that its rows miss least; what
-        this mends grows and shrinks once more. It needs re-seeding and weights that are a simplex param, and one exact
-        pass over the rows for each component that goes.
+        :func:`~pyro_mixtures.infer.restarts.growth.grow` does; the likeliest of three short ones
+        goes on), and then competes, from the largest back to the smallest, with the one after
+        without the components that its rows miss least; what this mends grows and shrinks once
+        more. It needs re-seeding and weights that are a simplex param, and one exact pass over the
+        rows for each component that goes.
     :param starts: fresh starts beside growth, the likeliest of which goes on (see
-        :func:`~pyro_mixtures.infer.restarts.best_of.best_of`) and competes with it. What has nothing to grow from has one at
-        least; so has a guide that does not split components, ``HardPartition``.
+        :func:`~pyro_mixtures.infer.restarts.best_of.best_of`) and competes with it. What has
+        nothing to grow from has one at least; so has a guide that does not split components,
+        ``HardPartition``.
     :param start: ``start(model, *rows)`` sets the params of a fresh model, as ``lambda model, x:
-        model.start_at(seed_rows(x, model.components))``; by default they stay as ``build`` made them.
-    :param truncated: score with each fit's guide, a lower bound, instead of the sum over all components.
+        model.start_at(seed_rows(x, model.components))``; by default they stay as ``build`` made
+        them.
+    :param truncated: score with each fit's guide, a lower bound, instead of the sum over all
+        components.
     :param chunk: rows evaluated at once.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
+        state is put back.
     :param progress: show a bar of the fits with the best so far.
     :param fit_options: for :func:`~pyro_mixtures.infer.em.fit`, of every fit.
-    :returns: the scores. The params of the best are in place in Pyro's store, which otherwise holds what it held.
-    :raises OptionError: for impossible options, or a criterion that they do not compute, or more folds than rows.
-    :raises DataError: when held out rows do not fit the rows. :raises ModelError: for draws of rows that have weights.
+    :returns: the scores. The params of the best are in place in Pyro's store, which otherwise holds
+        what it held.
+    :raises OptionError: for impossible options, or a criterion that they do not compute, or more
+        folds than rows.
+    :raises DataError: when held out rows do not fit the rows. :raises ModelError: for draws of rows
+        that have weights.
     :raises NumericalError: when a fit fails.
 
-    Programs run on one row first. Ctrl-C returns the scores that are complete, ``interrupted=True``, if there are any:
-    those of a family come after its last fit.
+    Programs run on one row first. Ctrl-C returns the scores that are complete,
+    ``interrupted=True``, if there are any: those of a family come after its last fit.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM

@@ -32,16 +32,18 @@ def leave_one_out(
 ) -> LeaveOneOut:
     """PSIS-LOO of a point fit; refits to resampled rows stand in for draws from a posterior.
 
-    The bootstrap distribution of an estimate is to first order the posterior under a prior without information
-    (Newton & Raftery, "Approximate Bayesian inference with the weighted likelihood bootstrap", JRSS B 56, 1994), and,
-    as refits begin at the fit, that of its own mode. Importance weights 1 / p(x_n | draw), smoothed by ArviZ, leave
-    row n out (Vehtari, Gelman & Gabry, "Practical Bayesian model evaluation using leave-one-out cross-validation and
-    WAIC", Statistics and Computing 27, 2017). They fail where a row moves the fit much; but about draws / e resamples
-    do not hold the row at all, and their mean density takes the place (the leave-one-out bootstrap of Efron,
-    "Estimating the error rate of a prediction rule: improvement on cross-validation", JASA 78, 1983).
+    The bootstrap distribution of an estimate is to first order the posterior under a prior without
+    information (Newton & Raftery, "Approximate Bayesian inference with the weighted likelihood
+    bootstrap", JRSS B 56, 1994), and, as refits begin at the fit, that of its own mode. Importance
+    weights 1 / p(x_n | draw), smoothed by ArviZ, leave row n out (Vehtari, Gelman & Gabry,
+    "Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC", Statistics
+    and Computing 27, 2017). They fail where a row moves the fit much; but about draws / e resamples
+    do not hold the row at all, and their mean density takes the place (the leave-one-out bootstrap
+    of Efron, "Estimating the error rate of a prediction rule: improvement on cross-validation",
+    JASA 78, 1983).
 
-    The same ``seed`` resamples the same rows for every fit, so that differences between fits keep little of the draws'
-    noise. Takes draws x N numbers.
+    The same ``seed`` resamples the same rows for every fit, so that differences between fits keep
+    little of the draws' noise. Takes draws x N numbers.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     count = len(path.rows[0])
@@ -61,8 +63,8 @@ def psis(
 ) -> LeaveOneOut:
     """Leave-one-out evidence from independent draws (S, N): PSIS by ArviZ.
 
-    :param without: (S, N) which draws have not seen which rows. Their mean density replaces PSIS for rows whose Pareto
-        k is too large.
+    :param without: (S, N) which draws have not seen which rows. Their mean density replaces PSIS
+        for rows whose Pareto k is too large.
     :param weight: (N,) how many rows each counts as, one or (where masked) none.
 
     >>> rng = np.random.default_rng(0)

@@ -24,9 +24,10 @@ def plot_comparison(
 ) -> Axes:
     """One criterion of all fits against their numbers of components; a ring marks the choice by it.
 
-    Bars of held-out evidence and PSIS-LOO are one standard error of the difference to the largest, which therefore has
-    none: of the fits whose bars reach it the simplest is chosen. Families stand side by side, each a hundredth of the
-    axis from the one before, so that none of equal scores is hidden.
+    Bars of held-out evidence and PSIS-LOO are one standard error of the difference to the largest,
+    which therefore has none: of the fits whose bars reach it the simplest is chosen. Families stand
+    side by side, each a hundredth of the axis from the one before, so that none of equal scores is
+    hidden.
 
     :param criterion: None is that of the comparison.
     :param ax: axes to draw in; None makes a figure.

@@ -87,12 +87,14 @@ class Comparison:
     def best_by(self, criterion: str, *, errors: float = 1.0) -> Score:
         """The smallest AIC, BIC or ICL; by ``"heldout"`` or ``"loo"`` the simplest fit that is as good as the best.
 
-        Predictive estimates of a mixture with a component too many differ from those of the right one by less than
-        their noise. So of all fits whose sum lies within ``errors`` standard errors *of the difference* below the
-        largest sum the one with the fewest free parameters is taken (the one-standard-error rule of Breiman, Friedman,
-        Olshen & Stone, "Classification and Regression Trees", 1984, with paired rows); ``errors=0`` takes the largest.
+        Predictive estimates of a mixture with a component too many differ from those of the right
+        one by less than their noise. So of all fits whose sum lies within ``errors`` standard
+        errors *of the difference* below the largest sum the one with the fewest free parameters is
+        taken (the one-standard-error rule of Breiman, Friedman, Olshen & Stone, "Classification and
+        Regression Trees", 1984, with paired rows); ``errors=0`` takes the largest.
 
-        :raises OptionError: for a criterion that is unknown or was not computed, or negative ``errors``.
+        :raises OptionError: for a criterion that is unknown or was not computed, or negative
+            ``errors``.
         """
         check_number(errors=errors)
         if criterion in INFORMATION:

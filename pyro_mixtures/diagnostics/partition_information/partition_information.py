@@ -40,14 +40,16 @@ def partition_information(
 ) -> PartitionInformation:
     """I(z; feature) for each feature, I(z; x) and I(z; y), ranked and tested; and where y depends on which feature.
 
-    Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend on the units of a
-    single variable; for I(z; x), and where y has several columns, they are scaled to equal spread. The second table
-    has :func:`hypercontractivity` of (feature, y) inside each part next to that over all rows, both from ``part_rows``
-    random rows, because coefficients of different numbers of rows cannot be compared (over all rows it is the mean of
-    up to four such sets: so ``part_rows`` as large as the smallest part that matters gives the steadiest answers).
-    :meth:`PartitionInformation.partial` picks dependences found in some parts only. Rows without a part (labels below
-    zero, as masked rows have) do not count. An adjusted p-value is at least (number of tests) / (rejections
-    (permutations + 1)): with many features and parts ask for more permutations.
+    Mutual information is that of :func:`mutual_information` with nominal z, so it does not depend
+    on the units of a single variable; for I(z; x), and where y has several columns, they are scaled
+    to equal spread. The second table has :func:`hypercontractivity` of (feature, y) inside each
+    part next to that over all rows, both from ``part_rows`` random rows, because coefficients of
+    different numbers of rows cannot be compared (over all rows it is the mean of up to four such
+    sets: so ``part_rows`` as large as the smallest part that matters gives the steadiest answers).
+    :meth:`PartitionInformation.partial` picks dependences found in some parts only. Rows without a
+    part (labels below zero, as masked rows have) do not count. An adjusted p-value is at least
+    (number of tests) / (rejections (permutations + 1)): with many features and parts ask for more
+    permutations.
 
     :param partition: labels (N,), whole numbers, or responsibilities, from which labels are drawn.
     :param x: (N, D) features; :param y: (N,) or (N, m) outcome, numbers. Tensors, arrays or lists.
@@ -57,10 +59,11 @@ def partition_information(
     :param part_rows: rows of a coefficient; smaller parts are not examined.
     :param parts: examine at most so many parts, the largest.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises DataError: for shapes that do not fit, NaN or infinity, responsibilities of a row that are no weights; for
-        a single part, or a feature or outcome that is constant, among the rows drawn.
-    :raises OptionError: for numbers out of range or not whole (``part_rows`` below 4), names of another number or two
-        that are equal.
+    :raises DataError: for shapes that do not fit, NaN or infinity, responsibilities of a row that
+        are no weights; for a single part, or a feature or outcome that is constant, among the rows
+        drawn.
+    :raises OptionError: for numbers out of range or not whole (``part_rows`` below 4), names of
+        another number or two that are equal.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> z, noise = torch.arange(200, device="cpu") % 2, torch.randn(200, 2, generator=g, device="cpu")

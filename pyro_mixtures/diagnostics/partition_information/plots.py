@@ -30,11 +30,12 @@ def plot_information(
     :param ax: axes to draw in; None makes a figure, not one of pyplot's.
     :param level: of adjusted p-values.
     :param count: draw at most so many variables.
-    :param labels: what to write for variables of these names ("x" is all features together, "y" the outcome). Names
-        are drawn as they are, without mathematics between dollars; beyond 40 characters their middle is left out.
+    :param labels: what to write for variables of these names ("x" is all features together, "y" the
+        outcome). Names are drawn as they are, without mathematics between dollars; beyond 40
+        characters their middle is left out.
     :param legend: say above the axes what the colours mean.
-    :raises OptionError: for a ``count`` below one, a level outside (0, 1], labels of unknown variables, or a result
-        without variables.
+    :raises OptionError: for a ``count`` below one, a level outside (0, 1], labels of unknown
+        variables, or a result without variables.
 
     >>> known = [Knowledge("a", "feature", 0.5, 0.01, 0.02), Knowledge("y", "outcome", 0.0, 0.6, 0.6)]
     >>> ax = plot_information(PartitionInformation(known, [], 0.7, 100), labels={"y": "diagnosis"})

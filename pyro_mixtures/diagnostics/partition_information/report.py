@@ -44,9 +44,10 @@ class PartitionInformation:
     def partial(self, level: float = 0.05) -> list[Dependence]:
         """Dependences found in their part, not in all parts examined, and stronger there than over all rows.
 
-        Found is an adjusted p-value of at most ``level``; those that are hidden most over all rows, by the difference
-        of the coefficients, come first. Not found is not absent: the test of another part may have too little power.
-        A part where feature or outcome is constant was not examined.
+        Found is an adjusted p-value of at most ``level``; those that are hidden most over all rows,
+        by the difference of the coefficients, come first. Not found is not absent: the test of
+        another part may have too little power. A part where feature or outcome is constant was not
+        examined.
 
         >>> found = [Dependence("a", part, 90, 0.5, 0.2, p, p) for part, p in ((0, 0.01), (1, 0.6))]
         >>> [(d.feature, d.part) for d in PartitionInformation([], found, 0.7, 180).partial()]

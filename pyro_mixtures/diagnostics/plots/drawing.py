@@ -1,7 +1,7 @@
 """What the pictures share: figures of their own, arrays, colours, and how axes look.
 
-A figure made here is a plain ``matplotlib.figure.Figure``, not one of pyplot's: nothing stays open, and no display is
-needed. Save it with ``ax.figure.savefig(...)``.
+A figure made here is a plain ``matplotlib.figure.Figure``, not one of pyplot's: nothing stays open,
+and no display is needed. Save it with ``ax.figure.savefig(...)``.
 """
 
 from collections.abc import Sequence

@@ -21,12 +21,12 @@ def plot_history(
     """ELBO (nats per row) and joint evaluations of a fit, epoch by epoch; phases of the fit told apart.
 
     :param against: ``"epochs"`` or ``"seconds"``, the horizontal axis.
-    :param full: N x C, the evaluations of one exact pass: draws what as many exact passes would have taken, on a
-        logarithmic axis.
+    :param full: N x C, the evaluations of one exact pass: draws what as many exact passes would
+        have taken, on a logarithmic axis.
     :param axes: two axes to draw in, the ELBO's first; None makes a figure.
     :returns: the two axes, as an array.
-    :raises OptionError: for an unknown ``against``, a ``full`` that is no whole number above zero, another number of
-        axes, or a history without epochs.
+    :raises OptionError: for an unknown ``against``, a ``full`` that is no whole number above zero,
+        another number of axes, or a history without epochs.
 
     >>> from pyro_mixtures.infer import Epoch
     >>> history = History([Epoch("warm-up", -3.0, 100, 5, 0, 0, 0.5), Epoch("EM", -2.0, 200, 5, 0, 0, 1.5)])

@@ -32,11 +32,12 @@ def plot_image_sheet(
 
     :param images: (C, D), one flattened image a row.
     :param shape: (height, width) or (height, width, 3) of an image, D numbers.
-    :param order: (C,) numbers, highest first: the components' weights, say. None keeps the order of the rows.
+    :param order: (C,) numbers, highest first: the components' weights, say. None keeps the order of
+        the rows.
     :param columns: images in a line of the sheet; None makes it twice as wide as high, up to 20.
     :param count: show only so many.
-    :param contrast: ``"shared"``, one scale for all (from the 1st to the 99th percentile), or ``"each"``, every image
-        from its own darkest to its own brightest number.
+    :param contrast: ``"shared"``, one scale for all (from the 1st to the 99th percentile), or
+        ``"each"``, every image from its own darkest to its own brightest number.
     :raises DataError: when images, shape and order do not fit together, or hold NaN.
     :raises OptionError: for an unknown contrast, or what is no whole number above zero.
 
@@ -93,7 +94,8 @@ def plot_denoised(
 
     :param noisy, denoised, clean: (H, W) or (H, W, 3), black at 0 and white at ``peak``.
     :param titles: instead of "Noisy", "Denoised", "Clean".
-    :param peak: the value of white, in the image and in the PSNR, ``10 log10(peak^2 / mean squared error)`` in dB.
+    :param peak: the value of white, in the image and in the PSNR, ``10 log10(peak^2 / mean squared
+        error)`` in dB.
     :param crop: (top, left, size) of a square to show enlarged, in a second line.
     :param axes: as many axes as there are images, twice as many with ``crop``; None makes a figure.
     :returns: the axes, (1, images) or (2, images).

@@ -34,8 +34,8 @@ def plot_neighbors(
     :param sizes: (C,) rows of each component, as areas of the dots; empty components are crosses.
     :param rows: (N, D) whose principal axes are taken; by default those of the means.
     :param nearest: draw edges to so many nearest others.
-    :raises DataError: when shapes do not fit, numbers are not finite, neighbours do not exist, sizes are negative, or
-        rows have one feature.
+    :raises DataError: when shapes do not fit, numbers are not finite, neighbours do not exist,
+        sizes are negative, or rows have one feature.
 
     >>> ax = plot_neighbors(np.eye(3)[:, :2], np.array([[0, 1], [1, 0], [2, 1]]))
     >>> [len(lines.get_segments()) for lines in ax.collections[:2]]

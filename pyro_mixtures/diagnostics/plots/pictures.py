@@ -18,7 +18,8 @@ from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.scoring.posteriors import Responsibilities
 from pyro_mixtures.options import check_whole
 
-# Parts that get a bar with a number, rows that get one; sizes further apart are drawn on a logarithmic axis.
+# Parts that get a bar with a number, rows that get one; sizes further apart are drawn on a
+# logarithmic axis.
 _NUMBERED, _NUMBERED_ROWS, _FAR_APART = 40, 40, 100
 # Digits that fit side by side below the picture.
 _DIGITS = 80
@@ -78,9 +79,11 @@ def plot_responsibilities(
 ) -> Axes:
     """Heat map of the responsibilities of some rows, a line each, those of one component next to each other.
 
-    Components that are no row's most probable, and have less than one in a hundred of every row shown, are left out.
+    Components that are no row's most probable, and have less than one in a hundred of every row
+    shown, are left out.
 
-    :param found: of :func:`~pyro_mixtures.infer.responsibilities`: (N, S) components and their probabilities.
+    :param found: of :func:`~pyro_mixtures.infer.responsibilities`: (N, S) components and their
+        probabilities.
     :param count: how many rows to show.
     :param order: which: ``"uncertain"``, those with the least probable winners, or ``"first"``.
     :param numbers: (N,) of the rows, where they are a sample of others.

@@ -50,8 +50,8 @@ def plot_ellipses(
     Both axes have one scale, unless features of different units would leave nothing but a line.
 
     :param loc: (K, D) means; :param covariance: (K, D, D).
-    :param rows: (N, D), at most 3000 of them drawn as dots, evenly spaced; their principal axes are taken, or without
-        rows those of the mixture with equal weights.
+    :param rows: (N, D), at most 3000 of them drawn as dots, evenly spaced; their principal axes are
+        taken, or without rows those of the mixture with equal weights.
     :param labels: (N,) components of the rows, for their colours.
     :param numbers: (K,) the components' numbers where some are shown; 0, 1, ... by default.
     :raises DataError: when shapes do not fit, numbers are not finite, or rows have one feature.

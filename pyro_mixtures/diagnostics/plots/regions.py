@@ -39,7 +39,8 @@ def plot_gate(
 
     :param gate: of :func:`~pyro_mixtures.infer.fit_gate`, over two features.
     :param x: (N, 2) rows, a tensor, array or list; at most 3000 of them are drawn, evenly spaced.
-    :param labels: (N,) parts of the rows; without them they have the colour of where the gate sends them.
+    :param labels: (N,) parts of the rows; without them they have the colour of where the gate sends
+        them.
     :param resolution: points of the grid along each axis.
     :raises DataError: when rows are not (N, 2) or not finite, or labels not (N,).
     :raises OptionError: when ``gate`` is none.

@@ -25,8 +25,9 @@ class Agreement(NamedTuple):
 def agreement(a: Labels, b: Labels) -> Agreement:
     """Agreement of labels ``a`` and ``b``, integers (N,); rows with a negative label in either do not count.
 
-    Adjusted Rand index: Hubert & Arabie, "Comparing partitions", Journal of Classification 2 (1985). Parts are matched
-    one to one so that most rows agree, by a sparse assignment that never holds an array of all pairs of parts.
+    Adjusted Rand index: Hubert & Arabie, "Comparing partitions", Journal of Classification 2
+    (1985). Parts are matched one to one so that most rows agree, by a sparse assignment that never
+    holds an array of all pairs of parts.
 
     :param a, b: tensors, arrays or lists.
     :raises DataError: when they are no integers (N,) of as many rows, or no row counts.
@@ -70,7 +71,8 @@ def _adjusted_rand(count: csr_array) -> float:
     total = _pairs(np.array([count.sum()]))
     expected = first * second / total if total else 0.0
     highest = (first + second) / 2
-    # Equal only where both have one part, or every row its own: no other partitions have these sizes.
+    # Equal only where both have one part, or every row its own: no other partitions have these
+    # sizes.
     return 1.0 if highest == expected else (both - expected) / (highest - expected)
 
 

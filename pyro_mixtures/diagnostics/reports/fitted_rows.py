@@ -71,8 +71,8 @@ def fitted_rows(
 def params_of(fit: Fit) -> Iterator[None]:
     """Pyro's store with the params of this fit, whatever other fits have left there under their names.
 
-    A ``PyroModule`` that runs while the store has its names takes their values for good. A plain program has no params
-    but those of the store.
+    A ``PyroModule`` that runs while the store has its names takes their values for good. A plain
+    program has no params but those of the store.
     """
     store = pyro.get_param_store()
     state = store.get_state()

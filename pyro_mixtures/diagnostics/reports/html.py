@@ -36,7 +36,8 @@ from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.experts.gates import Gate
 from pyro_mixtures.infer.scoring.posteriors import responsibilities
 
-# What a picture or table shows at most: rows, ellipses, components of the graph, images, lines, components of a row.
+# What a picture or table shows at most: rows, ellipses, components of the graph, images, lines,
+# components of a row.
 _ROWS, _ELLIPSES, _NODES, _IMAGES, _LINES, _TOP = 3000, 60, 2000, 400, 20, 8
 
 
@@ -56,19 +57,23 @@ def report(
 ) -> PartitionReport:
     """Write all that applies to a fit to one self-contained HTML page at ``path``, whole or not at all.
 
-    Always: what was fitted, its history, the partition report, part sizes and responsibilities. Where components have
-    places among rows of two features or more: their covariances as ellipses. Where the guide has a neighbour graph:
-    that too. The rest by its option.
+    Always: what was fitted, its history, the partition report, part sizes and responsibilities.
+    Where components have places among rows of two features or more: their covariances as ellipses.
+    Where the guide has a neighbour graph: that too. The rest by its option.
 
     :param rows, sample, others, outliers, batch_size, generator: see
         :func:`~pyro_mixtures.diagnostics.reports.partition_report.partition_report`.
-    :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds the sheet of means.
-    :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its regions.
-    :param information: of :func:`~pyro_mixtures.diagnostics.partition_information.partition_information`: adds what the
-        partition knows, and dependences: first those found in some parts only, if tests were made, then those that are
-        highest inside a part compared with all rows.
+    :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds
+        the sheet of means.
+    :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its
+        regions.
+    :param information: of
+        :func:`~pyro_mixtures.diagnostics.partition_information.partition_information`: adds what
+        the partition knows, and dependences: first those found in some parts only, if tests were
+        made, then those that are highest inside a part compared with all rows.
     :returns: the partition report.
-    :raises OptionError: as ``partition_report``, and for ``image_shape`` where components have no places.
+    :raises OptionError: as ``partition_report``, and for ``image_shape`` where components have no
+        places.
     :raises OSError: when the file cannot be written; one that was there stays as it is.
 
     >>> import tempfile

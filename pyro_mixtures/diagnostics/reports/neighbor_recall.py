@@ -40,8 +40,9 @@ def neighbor_recall(
 ) -> NeighborRecall | None:
     r"""Share of the true nearest components in ``neighbors`` (C, G), each component itself first.
 
-    Nearness is the guide's, :math:`D(c, k) = \mathrm{mean}_{n: z_n = c} \log p(x_n | c) - \log p(x_n | k)`, here with
-    all k evaluated for some of the rows of random components c: C joint densities a row.
+    Nearness is the guide's, :math:`D(c, k) = \mathrm{mean}_{n: z_n = c} \log p(x_n | c) - \log
+    p(x_n | k)`, here with all k evaluated for some of the rows of random components c: C joint
+    densities a row.
 
     :param structure: of the ``model``, read from these rows.
     :param labels: (N,) component of every row, negative for none.

@@ -26,7 +26,8 @@ from pyro_mixtures.poutine import Posterior
 Other = (
     Fit | Tensor | np.ndarray | Sequence[int]
 )  # another fit of the same rows, or its labels (N,)
-# Roundings, of the numbers that a log joint is the sum of, within which two components are equally probable.
+# Roundings, of the numbers that a log joint is the sum of, within which two components are equally
+# probable.
 _ROUNDINGS = 64
 
 
@@ -122,23 +123,28 @@ def partition_report(
 ) -> PartitionReport:
     """Look at a fitted partition of ``rows``; changes nothing of the fit, and no random state but ``generator``.
 
-    The truncation gap is the exact log evidence of a row less the (truncated) evidence that the guide's q sums over:
-    zero for a full guide, for a hard one what the other components would add. Recall of the neighbour graph is the
-    share of the truly nearest components that it holds, by the guide's own measure
+    The truncation gap is the exact log evidence of a row less the (truncated) evidence that the
+    guide's q sums over: zero for a full guide, for a hard one what the other components would add.
+    Recall of the neighbour graph is the share of the truly nearest components that it holds, by the
+    guide's own measure
     (:func:`~pyro_mixtures.diagnostics.reports.neighbor_recall.neighbor_recall`).
 
-    All of it holds at one value of each of the model's other latent sites: the median of the guide beside where Pyro's
-    autoguide has one, otherwise one draw of it. The report's ``latents`` says which.
+    All of it holds at one value of each of the model's other latent sites: the median of the guide
+    beside where Pyro's autoguide has one, otherwise one draw of it. The report's ``latents`` says
+    which.
 
     :param rows: those of the fit, in their order.
-    :param sample: rows of which all C components are evaluated, for the gap and as many again for the recall.
-    :param others: fits of the same rows from other starts, or their labels (N,), negative for none. Fits of plain
-        programs whose params have the same names cannot stand side by side in Pyro's store: give labels of these.
+    :param sample: rows of which all C components are evaluated, for the gap and as many again for
+        the recall.
+    :param others: fits of the same rows from other starts, or their labels (N,), negative for none.
+        Fits of plain programs whose params have the same names cannot stand side by side in Pyro's
+        store: give labels of these.
     :param outliers: how many rows of lowest evidence to name.
     :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.em.fit`.
-    :param generator: the only source of randomness, on the CPU: picks the sample, and the draw of other latent sites.
-        By default a copy of torch's global one, which stays as it is.
-    :raises OptionError: for numbers out of range, what is no fit, or a guide of several partitions side by side.
+    :param generator: the only source of randomness, on the CPU: picks the sample, and the draw of
+        other latent sites. By default a copy of torch's global one, which stays as it is.
+    :raises OptionError: for numbers out of range, what is no fit, or a guide of several partitions
+        side by side.
     :raises DataError: when all rows are masked, or labels of others do not fit.
 
     >>> from pyro_mixtures.guides import TruncatedPartition

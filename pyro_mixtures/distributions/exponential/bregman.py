@@ -19,7 +19,8 @@ from pyro_mixtures.ops.lookup import count_weights, take
 _NUMBERS = 1 << 20
 # Products with all components cost less than gathered ones with every so-many-th.
 _DENSE = 16
-# A seed is moved by this share of the way to the average seed: a row's own zeros would repel all rows without them.
+# A seed is moved by this share of the way to the average seed: a row's own zeros would repel all
+# rows without them.
 _SMOOTHING = 0.1
 
 
@@ -33,18 +34,21 @@ class MeanStatistics(NamedTuple):
 class BregmanComponents(Components):
     r"""C members of an exponential family by their ``mean`` (..., C, D).
 
-    The log density is minus a Bregman divergence of the row from the mean, up to a base measure of the row alone:
+    The log density is minus a Bregman divergence of the row from the mean, up to a base measure of
+    the row alone:
 
     .. math:: \log p(x; m) = -D_\phi(x, m) + b'(x) = \eta(m) \cdot x - \psi(m) + b(x),
 
-    so the best mean of a part is the mean of its rows, whatever the divergence, and all rows meet all components in one
-    matrix product. A family states ``natural``, ``log_partition``, ``base``, ``loss``, ``gap`` and ``inside``.
+    so the best mean of a part is the mean of its rows, whatever the divergence, and all rows meet
+    all components in one matrix product. A family states ``natural``, ``log_partition``, ``base``,
+    ``loss``, ``gap`` and ``inside``.
 
     What row i of weight w adds to its part of weight n and mean m, of mean m' without it, is
-    :math:`-w \log p(x_i; m) + (n - w) D_\phi(m', m)`, with :math:`m' - m = w (m - x_i) / (n - w)`: no large numbers
-    cancel.
+    :math:`-w \log p(x_i; m) + (n - w) D_\phi(m', m)`, with :math:`m' - m = w (m - x_i) / (n - w)`:
+    no large numbers cancel.
 
-    Banerjee, Merugu, Dhillon, Ghosh, "Clustering with Bregman divergences", JMLR 6 (2005). The gains are derived here.
+    Banerjee, Merugu, Dhillon, Ghosh, "Clustering with Bregman divergences", JMLR 6 (2005). The
+    gains are derived here.
     """
 
     argument_names = ("mean",)
@@ -68,7 +72,8 @@ class BregmanComponents(Components):
         mean = self.flat(self.mean, 1)[component]
         return mean + 0.5 / len(row) ** 0.5 * (row - mean)
 
-    # What a family states. Rows and means end in their features (..., D), which are summed over where D is left out.
+    # What a family states. Rows and means end in their features (..., D), which are summed over
+    # where D is left out.
 
     @staticmethod
     @abstractmethod
@@ -153,7 +158,8 @@ class BregmanComponents(Components):
     def floor(self, sums: MeanStatistics, fraction: float) -> Tensor:
         """Smallest distance (D,) of means from their boundary: ``fraction`` of that of the mean of all rows.
 
-        Where that is zero (a feature that is constant at its boundary) the typical feature's stands in.
+        Where that is zero (a feature that is constant at its boundary) the typical feature's stands
+        in.
         """
         return self._floor(sums.first.sum(0) / empty_to_one(self.part_size(sums).sum()), fraction)
 

@@ -35,10 +35,11 @@ def hinge_losses_without(
 ) -> Tensor:
     r"""Minimal losses (B, M) of the parts without each of the ``rows``, where losses are hinges of signs.
 
-    Where the margins of rows i and j are larger than one at the minimum of :math:`S \setminus i`, that is the minimum
-    of :math:`S \setminus j`, too: both losses and their slopes are zero there, and rows of one weight have one share of
-    the penalty. (It is not the minimum of S, which has that share.) So of each part one refit serves all rows that are
-    no support vectors, and each of the others takes one: O(rows times support vectors).
+    Where the margins of rows i and j are larger than one at the minimum of :math:`S \setminus i`,
+    that is the minimum of :math:`S \setminus j`, too: both losses and their slopes are zero there,
+    and rows of one weight have one share of the penalty. (It is not the minimum of S, which has
+    that share.) So of each part one refit serves all rows that are no support vectors, and each of
+    the others takes one: O(rows times support vectors).
 
     :param start: (C, M, Q), the parts' own coefficients.
     :param width: about the kink, where ``solve`` takes a margin for one.

@@ -30,15 +30,16 @@ class Descent(NamedTuple):
 def gains_by_steps(losses: Losses, params: Params, weight: Tensor, descent: Descent) -> Tensor:
     r"""What each of a part's rows (n,), of ``weight`` (n,), adds to the least weighted sum of ``losses``.
 
-    The part, and the part without each row, take the same steps of gradient descent from ``params``, so that what a
-    part not yet fitted gains by training alone cancels. Steps that would raise a problem's loss are not taken, and
-    halve its next ones; without a row, the part's own end may be the better one. So with :math:`\theta` as given
+    The part, and the part without each row, take the same steps of gradient descent from
+    ``params``, so that what a part not yet fitted gains by training alone cancels. Steps that would
+    raise a problem's loss are not taken, and halve its next ones; without a row, the part's own end
+    may be the better one. So with :math:`\theta` as given
 
     .. math:: w_i \ell_i \le \mathrm{gain}_i \le F_S(\theta) - f(S \setminus i),
 
-    the row's loss on the left after the part's own steps. Gains tend to the exact ones as steps grow, where steps find
-    minima; without steps, and without parameters, they are the rows' losses. Each step evaluates n problems of n rows,
-    side by side as far as memory allows.
+    the row's loss on the left after the part's own steps. Gains tend to the exact ones as steps
+    grow, where steps find minima; without steps, and without parameters, they are the rows' losses.
+    Each step evaluates n problems of n rows, side by side as far as memory allows.
 
     :raises ClosedFormError: when ``torch.vmap`` cannot run the part for many parameters at once.
     """

@@ -31,20 +31,24 @@ class ChoiceStatistics(KeptRows):
 class ChoiceLogits(ConditionalComponents):
     r"""C multinomial logits of a chooser's choices y (B, T), one class a chooser over all its T situations.
 
-    .. math:: \log p(y \mid c) = \sum_t \Big[x_{t y_t}^T \theta_c - \log \sum_{j\ \mathrm{available}}
-        e^{x_{tj}^T \theta_c}\Big] - \lambda |\theta_c|^2
+    .. math:: \log p(y \mid c) = \sum_t \Big[x_{t y_t}^T \theta_c - \log \sum_{j\
+        \mathrm{available}} e^{x_{tj}^T \theta_c}\Big] - \lambda |\theta_c|^2
 
-    McFadden, "Conditional logit analysis of qualitative choice behavior" (1974); with z a latent class: Kamakura &
-    Russell, "A probabilistic choice model for market segmentation" (1989). Constants and alternative-specific
-    coefficients are columns of the design. A situation with y -1 is one that the chooser does not have. The M-step is
-    Newton's method to convergence, weighted by q. As in the regressions, n choosers bear the penalty
+    McFadden, "Conditional logit analysis of qualitative choice behavior" (1974); with z a latent
+    class: Kamakura & Russell, "A probabilistic choice model for market segmentation" (1989).
+    Constants and alternative-specific coefficients are columns of the design. A situation with y -1
+    is one that the chooser does not have. The M-step is Newton's method to convergence, weighted by
+    q. As in the regressions, n choosers bear the penalty
     :math:`n \lambda |\theta|^2` between them.
 
-    :param design: (B, T, J, L) attributes of the alternatives; whatever, NaN included, where not available.
+    :param design: (B, T, J, L) attributes of the alternatives; whatever, NaN included, where not
+        available.
     :param available: (B, T, J), bool.
     :param theta: (C, L) coefficients.
-    :param ridge: lambda, not negative. Choices that a utility tells apart for certain have no maximum without it.
-    :raises DataError: for choices that are no alternatives' numbers, or of alternatives that are not available.
+    :param ridge: lambda, not negative. Choices that a utility tells apart for certain have no
+        maximum without it.
+    :raises DataError: for choices that are no alternatives' numbers, or of alternatives that are
+        not available.
 
     >>> design = torch.tensor([[[[0.0], [1.0]], [[1.0], [0.0]]]])  # one chooser, two situations, two alternatives
     >>> logits = ChoiceLogits(design, torch.ones(1, 2, 2, dtype=torch.bool), torch.tensor([[0.0], [1.0]]))
@@ -119,7 +123,8 @@ class ChoiceLogits(ConditionalComponents):
     def sample_at(self, index: Tensor) -> Tensor:
         """Choices (*index.shape, T); -1 in situations without an available alternative.
 
-        :raises DataError: for a row with attributes that are not finite, of an alternative that is available.
+        :raises DataError: for a row with attributes that are not finite, of an alternative that is
+            available.
         """
         wrong = ~self.finite().all(-1)
         if bool(wrong.any()):
@@ -170,7 +175,8 @@ class ChoiceLogits(ConditionalComponents):
     def spread(self, statistics: ChoiceStatistics) -> Tensor:
         """What changes of each coefficient (L,) change a utility by one deviation, over all choosers and situations.
 
-        Deviations are those among alternatives that are all as likely; zero where an attribute has none.
+        Deviations are those among alternatives that are all as likely; zero where an attribute has
+        none.
         """
         zero = torch.zeros_like(self.theta, dtype=torch.float64)
         curvature = (

@@ -39,27 +39,34 @@ _COVARIANCE = "_pyro_mixtures_item_covariance"
 class SoftmaxComponents(Components):
     r"""C softmax distributions over p items with ``features`` (p, L) by their ``theta`` (..., C, L).
 
-    An outcome is an item number j, and :math:`P(j | c) = \exp(x_j \cdot \theta_c) / \sum_l \exp(x_l \cdot \theta_c)`, a
-    multinomial logit. The log density of a row is that less its share of the ridge penalty,
-    :math:`\lambda |\theta_c|^2`, so that n rows of a component bear :math:`n \lambda |\theta_c|^2` between them and EM
-    stays monotone.
+    An outcome is an item number j, and :math:`P(j | c) = \exp(x_j \cdot \theta_c) / \sum_l \exp(x_l
+    \cdot \theta_c)`, a multinomial logit. The log density of a row is that less its share of the
+    ridge penalty,
+    :math:`\lambda |\theta_c|^2`, so that n rows of a component bear :math:`n \lambda |\theta_c|^2`
+    between them and EM stays monotone.
 
-    A constant added to a feature of all items changes nothing, and features enter by their differences alone. Without
-    ridge ``theta`` is identified only up to directions in which no items differ: features that are constant over items,
-    or combinations of collinear ones; the M-step does not move along them.
+    A constant added to a feature of all items changes nothing, and features enter by their
+    differences alone. Without ridge ``theta`` is identified only up to directions in which no items
+    differ: features that are constant over items, or combinations of collinear ones; the M-step
+    does not move along them.
 
-    The M-step raises :math:`n_c (\theta_c \cdot \bar x_c - \log \sum_l e^{x_l \cdot \theta_c} - \lambda |\theta_c|^2)`,
-    :math:`\bar x_c` the mean features of the component's n_c draws, by steps that never lower it. A component all of
-    whose items lie on the border of the items' convex hull (a single item, say) has no finite maximiser without ridge:
-    theta grows until the objective has all but stopped growing, and stays finite.
+    The M-step raises :math:`n_c (\theta_c \cdot \bar x_c - \log \sum_l e^{x_l \cdot \theta_c} -
+    \lambda |\theta_c|^2)`,
+    :math:`\bar x_c` the mean features of the component's n_c draws, by steps that never lower it. A
+    component all of whose items lie on the border of the items' convex hull (a single item, say)
+    has no finite maximiser without ridge: theta grows until the objective has all but stopped
+    growing, and stays finite.
 
-    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv 2409.09903.
+    Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv
+    2409.09903.
 
-    :param features: (p, L), a constant that all components share; far from zero, they are best centred.
+    :param features: (p, L), a constant that all components share; far from zero, they are best
+        centred.
     :param ridge: lambda, not negative.
-    :param solver: of the M-step. ``"newton"`` takes about 2 p L^2 C operations a step. ``"gradient"`` takes 6 to 10
-        p L C, uphill by the inverse of the features' covariance over all items, which for Gaussian features is about
-        Newton's matrix, and as far as Newton's method in that direction.
+    :param solver: of the M-step. ``"newton"`` takes about 2 p L^2 C operations a step.
+        ``"gradient"`` takes 6 to 10 p L C, uphill by the inverse of the features' covariance over
+        all items, which for Gaussian features is about Newton's matrix, and as far as Newton's
+        method in that direction.
     :param steps: steps of the solver in each M-step, None for as many as it takes.
     :raises OptionError, DataError: when arguments do not fit, or items are out of range.
 
@@ -254,8 +261,9 @@ class SoftmaxComponents(Components):
     def split_loc(self, component: int, row: Tensor) -> Tensor:
         r"""Theta (L,) of a half split off the ``component`` that makes the item ``row`` () likelier.
 
-        With :math:`\Sigma` the covariance of the features, :math:`\Sigma^{-1} (x_j - E x)` is the best guess of what
-        distinguishes a component that has drawn item j; its deviation is about one part in :math:`\sqrt L` of it.
+        With :math:`\Sigma` the covariance of the features, :math:`\Sigma^{-1} (x_j - E x)` is the
+        best guess of what distinguishes a component that has drawn item j; its deviation is about
+        one part in :math:`\sqrt L` of it.
         """
         theta, mean = self.flat(self.theta.detach(), 1)[component], self.feature_means()[component]
         away = (self.features[int(row)] - mean).double()

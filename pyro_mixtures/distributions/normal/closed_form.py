@@ -10,8 +10,8 @@ from pyro_mixtures.errors import ClosedFormError
 def pool(total: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     """Weighted mean ``total / weight`` in the broadcastable, smaller ``shape`` of a tied argument.
 
-    ``total`` is (C, ...), ``weight`` broadcasts to it; dimensions that ``shape`` lacks (or has as 1) are summed.
-    Where no weight is left the total is zero too, and so is the mean.
+    ``total`` is (C, ...), ``weight`` broadcasts to it; dimensions that ``shape`` lacks (or has as
+    1) are summed. Where no weight is left the total is zero too, and so is the mean.
     """
     return sum_to(total, shape) / empty_to_one(sum_to(weight.expand(total.shape), shape))
 
@@ -31,7 +31,8 @@ def update_loc(
 ) -> Tensor:
     """How far the means move from ``center`` (C, D): by ``shift`` if they are free, to where they are held if not.
 
-    :raises ClosedFormError: for a mean that components share, which has no closed form under unequal variances.
+    :raises ClosedFormError: for a mean that components share, which has no closed form under
+        unequal variances.
     """
     if "loc" not in free:
         return family.flat(family.loc, 1) - center

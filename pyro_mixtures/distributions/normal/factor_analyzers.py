@@ -28,9 +28,10 @@ _EMPTY = 1e-30
 class FactorAnalyzers(QuadraticComponents):
     r"""Components ``x = loc + factor f + e``, ``f ~ N(0, I_H)``, ``e ~ N(0, diag(noise))``.
 
-    ``loc`` (C, D); ``factor`` (C, D, H), H = 0 allowed; ``noise`` (C, D), the *variances* :math:`\psi`, or (C, 1), (D,)
-    or (1,) where features or components share them. Densities by the Woodbury identity in O(D H) a pair; M-step as in
-    Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", CRG-TR-96-1 (1996).
+    ``loc`` (C, D); ``factor`` (C, D, H), H = 0 allowed; ``noise`` (C, D), the *variances*
+    :math:`\psi`, or (C, 1), (D,) or (1,) where features or components share them. Densities by the
+    Woodbury identity in O(D H) a pair; M-step as in Ghahramani & Hinton, "The EM algorithm for
+    mixtures of factor analyzers", CRG-TR-96-1 (1996).
 
     >>> analyzers = FactorAnalyzers(torch.zeros(3, 4), torch.ones(3, 4, 1), torch.ones(3, 4))
     >>> analyzers[torch.tensor([0, 2])].log_prob(torch.ones(2, 4))
@@ -146,7 +147,8 @@ class FactorAnalyzers(QuadraticComponents):
             raise ClosedFormError(
                 "a factor that components share has no closed form: give each its own, or use SVI"
             )
-        # Components without rows have statistics of zero, or next to it; the identity keeps their systems regular.
+        # Components without rows have statistics of zero, or next to it; the identity keeps their
+        # systems regular.
         empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(
             rank + 1, dtype=gram.dtype, device=gram.device
         )
@@ -168,8 +170,9 @@ class FactorAnalyzers(QuadraticComponents):
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         r"""Posterior mean of the noise-free row.
 
-        With ``noise`` None all of :math:`\psi` is noise: ``loc + A E[f|x]``. With ``noise`` (D,), the variance of the
-        measurement noise, what :math:`\psi` exceeds it by belongs to the signal.
+        With ``noise`` None all of :math:`\psi` is noise: ``loc + A E[f|x]``. With ``noise`` (D,),
+        the variance of the measurement noise, what :math:`\psi` exceeds it by belongs to the
+        signal.
         """
         low = self.low_rank()
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]

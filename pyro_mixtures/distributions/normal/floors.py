@@ -32,7 +32,8 @@ def _spread(s: NormalStatistics | FactorStatistics, mean: Tensor) -> Tensor:
 def floors(statistics: NormalStatistics | FactorStatistics, fraction: float) -> Tensor:
     """Smallest variance (D,) to allow: ``fraction`` of each feature's variance, of the mean one if it is constant.
 
-    Constant is a feature that varies by no more than the rounding of its own values, however large others are.
+    Constant is a feature that varies by no more than the rounding of its own values, however large
+    others are.
     """
     mean, variance = data_moments(statistics)
     typical = variance.mean()

@@ -77,7 +77,8 @@ class QuadraticComponents(Components):
     def split_loc(self, component: int, row: Tensor) -> Tensor:
         """Mean (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,): about one deviation away.
 
-        The row itself would be further from all other rows than they from each other, where features are many.
+        The row itself would be further from all other rows than they from each other, where
+        features are many.
         """
         loc = self.flat(self.loc, 1)[component]
         return loc + (row - loc) / len(row) ** 0.5

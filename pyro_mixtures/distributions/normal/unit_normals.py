@@ -21,8 +21,8 @@ from pyro_mixtures.ops import Quadratic
 class UnitVarianceNormals(QuadraticComponents):
     """C components of ``mean`` (..., C, D) alone, whose loss is half a squared distance and a constant.
 
-    Distances are those of differences, so rows far from zero keep their precision. A family states its ``constant``,
-    the ``best`` mean of a part, what rows ``gain`` there, and where to ``start``.
+    Distances are those of differences, so rows far from zero keep their precision. A family states
+    its ``constant``, the ``best`` mean of a part, what rows ``gain`` there, and where to ``start``.
     """
 
     argument_names: tuple[str, ...] = ("mean",)
@@ -103,7 +103,8 @@ class UnitVarianceNormals(QuadraticComponents):
 class UnitNormals(UnitVarianceNormals):
     r"""Normals of unit variance around ``mean`` (C, D): :math:`-\log p = |x - m|^2 / 2 + (D / 2) \log 2 \pi`.
 
-    What a row of weight w adds to its part of weight n is :math:`\tfrac{w n}{n - w} |x - m|^2 / 2`, and w constants.
+    What a row of weight w adds to its part of weight n is :math:`\tfrac{w n}{n - w} |x - m|^2 / 2`,
+    and w constants.
 
     >>> UnitNormals(torch.zeros(3, 2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
@@ -137,7 +138,8 @@ class UnitNormals(UnitVarianceNormals):
 class KnownPrecisionNormals(UnitVarianceNormals):
     r"""Normals around ``mean`` (C, D) of one constant ``precision`` (D, D), the inverse of their covariance.
 
-    With P = L L^T the distance is that of rows times L: they are whitened once, rather than once for each component.
+    With P = L L^T the distance is that of rows times L: they are whitened once, rather than once
+    for each component.
 
     >>> KnownPrecisionNormals(torch.zeros(3, 2), torch.eye(2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
@@ -207,8 +209,9 @@ class KnownPrecisionNormals(UnitVarianceNormals):
 class DirectionalNormals(UnitVarianceNormals):
     r"""Pseudo-likelihoods exp(cos(x, m) - 1) of unit vectors x around unit vectors ``mean`` (C, D).
 
-    On the sphere :math:`|x - m|^2 / 2 = 1 - \cos(x, m)`. The best mean of a part is the direction of the sum R of its
-    rows, at the loss :math:`n - |R|`. Draws are those of von Mises-Fisher distributions of concentration one.
+    On the sphere :math:`|x - m|^2 / 2 = 1 - \cos(x, m)`. The best mean of a part is the direction
+    of the sum R of its rows, at the loss :math:`n - |R|`. Draws are those of von Mises-Fisher
+    distributions of concentration one.
 
     >>> DirectionalNormals(torch.eye(2))[torch.tensor([0, 1])].log_prob(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     tensor([-2., -1.])
@@ -279,6 +282,7 @@ def _means(statistics: NormalStatistics, dtype: torch.dtype | None = None) -> Te
 
 def _gain(away: Tensor, row: Leaving) -> Tensor:
     """What rows at distances ``away`` (B, D) from the means of their parts add to half the scatter there."""
-    # The last row of a part is its mean. Of the others n / (n - w) is one plus the ratio w / (n - w).
+    # The last row of a part is its mean. Of the others n / (n - w) is one plus the ratio w / (n -
+    # w).
     factor = torch.where(row.others, row.weight * (1 + row.ratio), 0.0)
     return 0.5 * factor * away.square().sum(-1)

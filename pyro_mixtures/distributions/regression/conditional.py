@@ -14,8 +14,9 @@ from pyro_mixtures.ops.bilinear import pair_products
 class ConditionalComponents(Components):
     """C distributions of an outcome given the ``covariates`` (B, P) of B rows, batch shape (C,).
 
-    ``family[z]`` has the rows of ``z`` (..., B). A family names the arguments that all components share and that are
-    no tensors in ``option_names``: they are handed on when the family is made again of other arguments.
+    ``family[z]`` has the rows of ``z`` (..., B). A family names the arguments that all components
+    share and that are no tensors in ``option_names``: they are handed on when the family is made
+    again of other arguments.
     """
 
     option_names: tuple[str, ...] = ()
@@ -72,9 +73,11 @@ class ConditionalComponents(Components):
 def nudge(gram: Tensor, deviation: Tensor) -> Tensor:
     """Random changes (M, Q) of coefficients that change predictors by ``deviation`` (M,), root mean square.
 
-    As likely in all directions that rows have, whatever the units of their covariates. From torch's random numbers.
+    As likely in all directions that rows have, whatever the units of their covariates. From torch's
+    random numbers.
 
-    :param gram: (Q, Q) mean of [x, 1] [x, 1]^T over the rows, in float64; penalties added to it shorten changes.
+    :param gram: (Q, Q) mean of [x, 1] [x, 1]^T over the rows, in float64; penalties added to it
+        shorten changes.
     """
     own = gram.diagonal().clamp_min(0).sqrt()
     unit = torch.where(own > 0, 1 / own, 0.0)

@@ -76,13 +76,15 @@ class _GeneralizedRegressions(RowFittedComponents):
 class LogisticRegressions(_GeneralizedRegressions):
     r"""C logistic regressions of y (B,) in {0, 1} on ``covariates`` (B, P): :math:`p = \sigma(w_c^T x + b_c)`.
 
-    The log density of a row is that of Bernoulli(p) less its share of the ridge penalty, :math:`\lambda |w_c|^2`. For n
-    rows that is scikit-learn's ``LogisticRegression(C=1 / (2 n lambda))``. The M-step is Newton's method (iteratively
-    re-weighted least squares) to convergence, weighted by q, so that soft EM is monotone, too.
+    The log density of a row is that of Bernoulli(p) less its share of the ridge penalty,
+    :math:`\lambda |w_c|^2`. For n rows that is scikit-learn's ``LogisticRegression(C=1 / (2 n
+    lambda))``. The M-step is Newton's method (iteratively re-weighted least squares) to
+    convergence, weighted by q, so that soft EM is monotone, too.
 
     :param weight: (C, P).
     :param bias: (C,), not penalised.
-    :param ridge: lambda, not negative. Classes that a hyperplane separates have no minimum without it.
+    :param ridge: lambda, not negative. Classes that a hyperplane separates have no minimum without
+        it.
     :raises DataError: for outcomes other than 0 and 1.
 
     >>> x = torch.tensor([[0.0], [1.0]])
@@ -110,8 +112,9 @@ class LogisticRegressions(_GeneralizedRegressions):
 class PoissonRegressions(_GeneralizedRegressions):
     r"""C Poisson regressions of counts y (B,) on ``covariates`` (B, P): :math:`\log \mu = w_c^T x + b_c`.
 
-    The log density of a row is that of Poisson(mu) less its share of the ridge penalty, :math:`\lambda |w_c|^2`;
-    scikit-learn's ``PoissonRegressor(alpha=2 lambda)``. Otherwise as :class:`LogisticRegressions`.
+    The log density of a row is that of Poisson(mu) less its share of the ridge penalty,
+    :math:`\lambda |w_c|^2`; scikit-learn's ``PoissonRegressor(alpha=2 lambda)``. Otherwise as
+    :class:`LogisticRegressions`.
 
     :param weight: (C, P).
     :param bias: (C,), not penalised.

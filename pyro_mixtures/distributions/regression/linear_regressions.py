@@ -21,7 +21,8 @@ from pyro_mixtures.ops.bilinear import pair_moments_of
 from pyro_mixtures.ops.tiles import tiles
 from pyro_mixtures.options import check_number
 
-# A covariate whose variance is less than this part of its mean square is constant, but for rounding.
+# A covariate whose variance is less than this part of its mean square is constant, but for
+# rounding.
 _CONSTANT = 1e-12
 # One minus a leverage of one, as rounding leaves it.
 _LEVERAGE_ONE = 1e-9
@@ -39,9 +40,10 @@ class RegressionStatistics(NamedTuple):
 class LinearRegressions(ConditionalComponents):
     r"""C linear regressions of y (B,) or (B, M) on ``covariates`` (B, P).
 
-    The log density of a row is that of :math:`N(y; W x + b, \sigma^2)` less the row's share of the ridge penalty,
-    :math:`\lambda |W|^2 / 2 \sigma^2`: a component's summed log density is maximal at its ridge regression, with
-    penalty n lambda for n rows.
+    The log density of a row is that of :math:`N(y; W x + b, \sigma^2)` less the row's share of the
+    ridge penalty,
+    :math:`\lambda |W|^2 / 2 \sigma^2`: a component's summed log density is maximal at its ridge
+    regression, with penalty n lambda for n rows.
 
     :param weight: (C, P), or (C, M, P) for M outputs.
     :param bias: (C,) or (C, M).
@@ -216,12 +218,15 @@ class LinearRegressions(ConditionalComponents):
     ) -> Tensor:
         r"""What each row adds to the minimal loss of its part, f(S) - f(S \ i), (B,); scales are held where they are.
 
-        With d and e the covariates and outcome of a row of weight w, less the means of its part of weight n, of which
-        :math:`B = X^T X + (n - w) \lambda` and :math:`v = B^{-1} X^T y`, the part without the row has the loss
-        :math:`\mathrm{least}_B - a (e - v d)^2 / (1 - a\, d^T B^{-1} d)`, a = w n / (n - w) (derived here by completing
-        the square): one product a row, and no difference of large numbers. In the basis Q in which
-        :math:`Q (B + w \lambda) Q^T = 1` and :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w \lambda \mu`: rows of
-        different weights share it.
+        With d and e the covariates and outcome of a row of weight w, less the means of its part of
+        weight n, of which
+        :math:`B = X^T X + (n - w) \lambda` and :math:`v = B^{-1} X^T y`, the part without the row
+            has the loss
+        :math:`\mathrm{least}_B - a (e - v d)^2 / (1 - a\, d^T B^{-1} d)`, a = w n / (n - w)
+        (derived here by completing the square): one product a row, and no difference of large
+        numbers. In the basis Q in which
+        :math:`Q (B + w \lambda) Q^T = 1` and :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w
+        \lambda \mu`: rows of different weights share it.
 
         :param statistics: of the partition that ``index`` (B,) belongs to, all rows included.
         """
@@ -264,7 +269,8 @@ class _Leaver(NamedTuple):
         residual = self.y - (along * grow) @ half.mT
         rate = self.ratio * count.unsqueeze(-1)
         left = 1 - rate * (along.square() * grow).sum(-1)
-        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the others nothing.
+        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the
+        # others nothing.
         held = torch.where(left > _LEVERAGE_ONE, rate / left, 0.0).unsqueeze(-1) * residual.square()
         return held + (less * grow) @ half.square().mT
 

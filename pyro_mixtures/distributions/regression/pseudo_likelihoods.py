@@ -33,17 +33,19 @@ class PartRows(NamedTuple):
 class PseudoLikelihoods(ConditionalComponents):
     r"""C modules as components of y (B, ...) given ``covariates`` (B, P), with log density minus a loss.
 
-    A hard partition over them has the objective :math:`\sum_c \min_\theta \sum_{i \in S_c} \ell(f_c(x_i), y_i)`:
-    Sangani et al., ICML 2023. ``exp(-loss)`` need not integrate to one over y, so outcomes cannot be drawn. Asked for
-    all components, every expert sees all rows once; otherwise it sees only the rows that select it.
+    A hard partition over them has the objective :math:`\sum_c \min_\theta \sum_{i \in S_c}
+    \ell(f_c(x_i), y_i)`: Sangani et al., ICML 2023. ``exp(-loss)`` need not integrate to one over
+    y, so outcomes cannot be drawn. Asked for all components, every expert sees all rows once;
+    otherwise it sees only the rows that select it.
 
     :param experts: C modules from rows (n, P) to outputs (n, ...), each row by itself.
     :param loss: ``loss(output, y)`` with one number a row (n,), or a name of :data:`LOSSES`.
     :param event_shape: shape of one row's outcome.
-    :param leave_one_out_steps: steps of gradient descent of every part without each of its rows, by which leave-one-out
-        gains are estimated; see :func:`gains_by_steps`, also for their cost, which is quadratic in the parts' sizes.
-    :param leave_one_out_rate: length of those steps down the mean loss of a part, or None: one over its largest
-        curvature.
+    :param leave_one_out_steps: steps of gradient descent of every part without each of its rows, by
+        which leave-one-out gains are estimated; see :func:`gains_by_steps`, also for their cost,
+        which is quadratic in the parts' sizes.
+    :param leave_one_out_rate: length of those steps down the mean loss of a part, or None: one over
+        its largest curvature.
     :raises OptionError: when the loss has an unknown name, or an option an impossible value.
 
     >>> double = torch.nn.Linear(1, 1, bias=False)
@@ -224,7 +226,8 @@ def descent_of(steps: int, rate: float | None) -> Descent:
 def squared(output: Tensor, y: Tensor) -> Tensor:
     """Squared error (n,) of outputs (n, ...) or, for y (n,), (n, 1); summed over the outcome's dimensions.
 
-    :raises DataError: when outputs and outcomes differ in shape, where broadcasting would compare wrong rows.
+    :raises DataError: when outputs and outcomes differ in shape, where broadcasting would compare
+        wrong rows.
     """
     if output.shape not in (y.shape, (*y.shape, 1)):
         raise DataError(

@@ -77,21 +77,23 @@ class RowStatistics(KeptRows):
 class RowFittedComponents(ConditionalComponents):
     r"""C linear predictors of an outcome (B,), each fitted to its own rows by minimising a convex loss.
 
-    The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`: n rows of a component bear
-    the penalty :math:`n \lambda |w|^2` between them, so that what E-steps compare, the objective, and what the M-step
-    minimises are the same numbers. A family states its ``row_loss``, its ``targets``, which coefficients are
-    penalised, and how it solves.
+    The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`: n rows of
+    a component bear the penalty :math:`n \lambda |w|^2` between them, so that what E-steps compare,
+    the objective, and what the M-step minimises are the same numbers. A family states its
+    ``row_loss``, its ``targets``, which coefficients are penalised, and how it solves.
 
-    Leave-one-out gains are one Newton step from the part's own minimum. With g, h slope and curvature of row i, of
-    weight w, and A the part's Hessian H less the row's share of the penalty, the part without it has at the minimum the
-    gradient :math:`-w u, u = g x + 2 d \beta`, and the Hessian :math:`A - w h x x^T`, so that by Sherman-Morrison
+    Leave-one-out gains are one Newton step from the part's own minimum. With g, h slope and
+    curvature of row i, of weight w, and A the part's Hessian H less the row's share of the penalty,
+    the part without it has at the minimum the gradient :math:`-w u, u = g x + 2 d \beta`, and the
+    Hessian :math:`A - w h x x^T`, so that by Sherman-Morrison
 
     .. math:: f(S) - f(S \setminus i) \approx w (\ell_i + d^T \beta^2)
         + \tfrac12 w^2 [u^T A^{-1} u + w h (x^T A^{-1} u)^2 / (1 - w h x^T A^{-1} x)].
 
-    In the basis Q in which :math:`Q H Q^T = 1` and :math:`2 Q \mathrm{diag}(d) Q^T = \mu` is diagonal, A is
-    :math:`1 - w \mu`: rows of all weights share it. The gain lies between the row's own loss and f(S), as the exact one
-    does where losses are not negative.
+    In the basis Q in which :math:`Q H Q^T = 1` and :math:`2 Q \mathrm{diag}(d) Q^T = \mu` is
+    diagonal, A is
+    :math:`1 - w \mu`: rows of all weights share it. The gain lies between the row's own loss and
+    f(S), as the exact one does where losses are not negative.
     """
 
     argument_names = ("weight", "bias")
@@ -207,7 +209,8 @@ class RowFittedComponents(ConditionalComponents):
     def split(self, component: int, row: Any, statistics: RowStatistics) -> dict[str, Tensor]:
         """Coefficients changed at random, the predictors of the component's rows by about one deviation.
 
-        That is one over the root of the loss' curvature in the predictor, but at most one, where losses bend no more.
+        That is one over the root of the loss' curvature in the predictor, but at most one, where
+        losses bend no more.
         """
         design, targets, weight = statistics.of(component)
         share = (weight / weight.sum()).unsqueeze(-1)

@@ -20,8 +20,8 @@ from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, expand, minim
 from pyro_mixtures.options import check_number
 
 SOLVERS = ("newton", "liblinear")
-# Widths over which the hinge's kink is rounded, one Newton solution the start of the next: the last one's loss is off
-# by at most a quarter of its width a row.
+# Widths over which the hinge's kink is rounded, one Newton solution the start of the next: the last
+# one's loss is off by at most a quarter of its width a row.
 _WIDTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 # Parts that differ by one row begin near their solution.
 _NEAR_WIDTHS = (1e-2, 1e-3, 1e-4)
@@ -65,25 +65,27 @@ LOSSES = {
 class SupportVectorMachines(RowFittedComponents):
     r"""C linear SVMs of labels y (B,) on ``covariates`` (B, P).
 
-    The log density of a row is the pseudo-likelihood :math:`-\ell - \lambda (|w|^2 + b^2)`, with :math:`\ell` the hinge
-    loss :math:`\max(0, 1 - s (w^T x + b))` or its square, and s = +1 for y = 1, -1 for y = 0. With K outputs labels are
-    0, ..., K - 1 and the loss is the sum of the K losses one against the rest. A component of n rows is scikit-learn's
-    ``LinearSVC(C=1 / (2 n lambda))``, which penalises the bias, too (``intercept_scaling=1``).
+    The log density of a row is the pseudo-likelihood :math:`-\ell - \lambda (|w|^2 + b^2)`, with
+    :math:`\ell` the hinge loss :math:`\max(0, 1 - s (w^T x + b))` or its square, and s = +1 for y =
+    1, -1 for y = 0. With K outputs labels are 0, ..., K - 1 and the loss is the sum of the K losses
+    one against the rest. A component of n rows is scikit-learn's ``LinearSVC(C=1 / (2 n lambda))``,
+    which penalises the bias, too (``intercept_scaling=1``).
 
     :param weight: (C, P) for two classes, (C, K, P) for K.
-    :param bias: (C,) or (C, K); penalised like a weight: so the objective is strongly convex, and a part with one class
-        alone needs no special care.
+    :param bias: (C,) or (C, K); penalised like a weight: so the objective is strongly convex, and a
+        part with one class alone needs no special care.
     :param ridge: lambda, positive.
     :param loss: ``"squared_hinge"`` or ``"hinge"``.
-    :param solver: of the M-step. ``"newton"`` solves all components together on their device; the hinge's kink is
-        rounded off in steps, down to a width that costs at most 2.5e-5 a row. ``"liblinear"`` is scikit-learn's
-        ``LinearSVC``, one component and output at a time on the CPU: better with many covariates, since nothing of
-        size P x P is made.
-    :raises OptionError: when an option has an impossible value, or scikit-learn is asked for and not installed.
+    :param solver: of the M-step. ``"newton"`` solves all components together on their device; the
+        hinge's kink is rounded off in steps, down to a width that costs at most 2.5e-5 a row.
+        ``"liblinear"`` is scikit-learn's ``LinearSVC``, one component and output at a time on the
+        CPU: better with many covariates, since nothing of size P x P is made.
+    :raises OptionError: when an option has an impossible value, or scikit-learn is asked for and
+        not installed.
     :raises DataError: for labels out of range.
 
-    Fan et al., "LIBLINEAR", JMLR 9 (2008); Chapelle, "Training a support vector machine in the primal", Neural
-    Computation 19 (2007).
+    Fan et al., "LIBLINEAR", JMLR 9 (2008); Chapelle, "Training a support vector machine in the
+    primal", Neural Computation 19 (2007).
 
     >>> x = torch.tensor([[0.5], [-2.0]])
     >>> machines = SupportVectorMachines(x, torch.ones(1, 1), torch.zeros(1), ridge=0.125, loss="hinge")
@@ -162,9 +164,10 @@ class SupportVectorMachines(RowFittedComponents):
     ) -> Tensor:
         """What each row adds to the minimal loss of its part ``index`` (B,).
 
-        Of the squared hinge by one Newton step. The hinge has no curvature to take one by: there parts are refitted
-        without the row, one refit for all rows of a part that are no support vectors. It is exact to the width that
-        the kink is rounded to, and never more than the exact gain from the part's present loss.
+        Of the squared hinge by one Newton step. The hinge has no curvature to take one by: there
+        parts are refitted without the row, one refit for all rows of a part that are no support
+        vectors. It is exact to the width that the kink is rounded to, and never more than the exact
+        gain from the part's present loss.
         """
         if self.loss == "squared_hinge":
             return super().leave_one_out_at(statistics, index, value, weight)

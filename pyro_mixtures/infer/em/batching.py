@@ -10,11 +10,12 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches, some_rows
 from pyro_mixtures.infer.em.em import EM
 
-# Working memory of one call of the model, and how much of it each component takes that is evaluated for a row.
+# Working memory of one call of the model, and how much of it each component takes that is evaluated
+# for a row.
 _BATCH_BYTES = 64 << 20
 _SLOT_BYTES = 24
-# Parameters that stay in a cache are met by rows in any order alike. Larger ones want rows that share components, which
-# are put in such an order by a copy in every epoch.
+# Parameters that stay in a cache are met by rows in any order alike. Larger ones want rows that
+# share components, which are put in such an order by a copy in every epoch.
 _CACHED_BYTES = 8 << 20
 
 

@@ -39,23 +39,29 @@ class Update(NamedTuple):
 class EM:
     """Maximise the (truncated) free energy of ``model`` by closed-form steps; used like ``pyro.infer.SVI``.
 
-    Works on any program whose discrete site's weights and observed sites' distributions have a closed form: families
-    of :mod:`pyro_mixtures.distributions` selected by ``[z]``, or stock Normal, MultivariateNormal,
-    LowRankMultivariateNormal and Categorical with arguments indexed by z. Arguments that are no params stay fixed.
+    Works on any program whose discrete site's weights and observed sites' distributions have a
+    closed form: families of :mod:`pyro_mixtures.distributions` selected by ``[z]``, or stock
+    Normal, MultivariateNormal, LowRankMultivariateNormal and Categorical with arguments indexed by
+    z. Arguments that are no params stay fixed.
 
     :param model: the Pyro program, its unknowns declared as params (``pyro.param``, ``PyroParam``).
-    :param guide: a guide of z for the same program, such as ``TruncatedPartition`` or ``FullPartition``.
-    :param step_size: None for exact steps. A function of the step number t = 1, 2, ... with values in (0, 1] makes
-        :meth:`step` stepwise (online) EM on minibatches: statistics are ``(1 - s) old + s new``. Cappe & Moulines,
-        "On-line expectation-maximization algorithm for latent data models", JRSS B 71 (2009), with s = t^-a, a in
-        (1/2, 1].
-    :param variance_floor: smallest variance, as a fraction of each feature's variance over the data.
-    :param empty: what to do with components that keep too few rows for their parameters: ``"reseed"`` splits a large
-        one, which may cost a step up to log 2 for each of its rows, and what the few rows of the dead one lose;
-        ``"drop"`` sets their weight to zero for good; ``"keep"`` holds their parameters and updates their weight.
+    :param guide: a guide of z for the same program, such as ``TruncatedPartition`` or
+        ``FullPartition``.
+    :param step_size: None for exact steps. A function of the step number t = 1, 2, ... with values
+        in (0, 1] makes
+        :meth:`step` stepwise (online) EM on minibatches: statistics are ``(1 - s) old + s new``.
+        Cappe & Moulines, "On-line expectation-maximization algorithm for latent data models", JRSS
+        B 71 (2009), with s = t^-a, a in (1/2, 1].
+    :param variance_floor: smallest variance, as a fraction of each feature's variance over the
+        data.
+    :param empty: what to do with components that keep too few rows for their parameters:
+        ``"reseed"`` splits a large one, which may cost a step up to log 2 for each of its rows, and
+        what the few rows of the dead one lose; ``"drop"`` sets their weight to zero for good;
+        ``"keep"`` holds their parameters and updates their weight.
     :param freeze: names of params to hold fixed.
     :param gradient: a Pyro optimiser for sites without a closed form: generalised EM.
-    :param gradient_steps: steps of that optimiser in each M-step, all with the q(z) of the E-step before.
+    :param gradient_steps: steps of that optimiser in each M-step, all with the q(z) of the E-step
+        before.
     :raises ModelError: when the guide was made for another model.
     :raises OptionError: when an option has an impossible value.
 
@@ -145,7 +151,8 @@ class EM:
     def accumulate(self, *args, **kwargs) -> float:
         """E-step and statistics of one minibatch, no update; returns its share of the loss (not scaled up).
 
-        After all minibatches of a data set :meth:`maximize` makes the same step as one full-batch :meth:`step`.
+        After all minibatches of a data set :meth:`maximize` makes the same step as one full-batch
+        :meth:`step`.
         """
         return -float(self._collect(args, kwargs).free_energy())
 
@@ -233,9 +240,10 @@ class EM:
     ) -> StatisticsMessenger:
         """Statistics of one batch, added to those of the batches before it.
 
-        They share what the E-step has computed, without gradients. By gradients, though, arguments that are computed
-        from params are told from constants: so the first batch is looked at with them, once, without sums. (Stock
-        distributions are matched to params by their gradients in every run.)
+        They share what the E-step has computed, without gradients. By gradients, though, arguments
+        that are computed from params are told from constants: so the first batch is looked at with
+        them, once, without sums. (Stock distributions are matched to params by their gradients in
+        every run.)
         """
         given: Any = (d, posterior, args, kwargs)
         if d.by_value:
@@ -313,7 +321,8 @@ class EM:
         z, m_step = self.guide.site, MStep(self.freeze, self.variance_floor)
         count = sites[z].sums.counts
         least = max(site.family.min_rows for site in sites.values())
-        # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make every component dead.
+        # A row of weight two counts as two; but weights of a small unit (1 / N, say) do not make
+        # every component dead.
         rows = count * (
             max(1.0, self._weighted_rows / self._weight) if self._weighted_rows else 1.0
         )

@@ -66,25 +66,30 @@ def fit(
 ) -> Fit:
     """Run epochs of ``inference`` over ``rows`` until the ELBO settles.
 
-    :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``; the guide must be one of
+    :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``; the guide
+        must be one of
         :mod:`pyro_mixtures.guides`.
     :param rows: the model's tensor arguments, each with N rows.
-    :param batch_size: rows a call. Minibatches call ``model(*batch, index=..., size=N)``: exact EM adds their
-        statistics up before it updates, stepwise EM and SVI update after each, in random order. None calls
-        ``model(*rows)`` once an epoch; but where exact EM has a program that takes ``index`` and ``size`` it gives it
-        as many rows at a time as bounds the working memory, and for large models in the order of their winning
-        components.
+    :param batch_size: rows a call. Minibatches call ``model(*batch, index=..., size=N)``: exact EM
+        adds their statistics up before it updates, stepwise EM and SVI update after each, in random
+        order. None calls ``model(*rows)`` once an epoch; but where exact EM has a program that
+        takes ``index`` and ``size`` it gives it as many rows at a time as bounds the working
+        memory, and for large models in the order of their winning components.
     :param epochs: at most so many passes over the data after warm-up.
-    :param warmup: at most so many E-step passes before the first update, which find candidate sets and neighbours of
-        the initial components (only guides that search need them).
-    :param tolerance: converged when the ELBO gains less than this over its best so far, in nats per row *and feature*,
-        in ``patience`` epochs running. Absolute, so shifting or scaling the data does not change when a fit stops.
-    :param search_every: search for better candidates in every so many EM epochs (1: in all of them), and only re-weigh
-        those that rows have in the others. None leaves the choice to the fit, by what either gains for its cost.
+    :param warmup: at most so many E-step passes before the first update, which find candidate sets
+        and neighbours of the initial components (only guides that search need them).
+    :param tolerance: converged when the ELBO gains less than this over its best so far, in nats per
+        row *and feature*, in ``patience`` epochs running. Absolute, so shifting or scaling the data
+        does not change when a fit stops.
+    :param search_every: search for better candidates in every so many EM epochs (1: in all of
+        them), and only re-weigh those that rows have in the others. None leaves the choice to the
+        fit, by what either gains for its cost.
     :param progress: show a progress bar with the ELBO and the number of evaluations.
-    :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops the fit.
+    :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops
+        the fit.
 
-    Ctrl-C stops after the pass in progress is abandoned and returns what was reached, ``interrupted=True``.
+    Ctrl-C stops after the pass in progress is abandoned and returns what was reached,
+    ``interrupted=True``.
     """
     check_whole(least=0, epochs=epochs, warmup=warmup)
     check_whole(patience=patience)
@@ -177,7 +182,8 @@ class _Loop:
         """One pass over the data; returns its ELBO."""
         self.spent = self.guide.evaluations - self.evaluations
         update = getattr(self.inference, "last_update", None)
-        # Components that were just split off are in no row's candidates yet: without a search they would win none.
+        # Components that were just split off are in no row's candidates yet: without a search they
+        # would win none.
         must = (
             phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
         )

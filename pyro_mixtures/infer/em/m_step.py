@@ -84,7 +84,8 @@ def _maximum(
     tied = free - own.keys()
     if not tied or not bool(empty.any()):
         return {**new, **own}
-    # What components share has to suit the components that were held, not where they would have gone.
+    # What components share has to suit the components that were held, not where they would have
+    # gone.
     arguments: Any = {**old, **own}
     held = family.of(arguments)
     return {**own, **held.maximize(statistics, tied, floor=floor)}

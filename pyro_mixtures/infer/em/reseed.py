@@ -1,10 +1,11 @@
 r"""Dead components: re-seeded by splitting a large component at one of its rows.
 
-A split may cost the step its gain. With responsibilities q at the parameters that the step would have had without it, a
-row is left at least :math:`1 - q(empty) - q(like) / 2` of its evidence: the half that stays, and all other components.
-So the loss is at most :math:`-\sum_n \log(1 - q_n(empty) - q_n(like) / 2)` above that of the step without a split: at
-most log 2 for each expected row of the component that is split, where the dead one has no rows. What a split gains
-comes with the steps after it. Components that die again after a split wait longer and longer for the next.
+A split may cost the step its gain. With responsibilities q at the parameters that the step would
+have had without it, a row is left at least :math:`1 - q(empty) - q(like) / 2` of its evidence: the
+half that stays, and all other components. So the loss is at most :math:`-\sum_n \log(1 - q_n(empty)
+- q_n(like) / 2)` above that of the step without a split: at most log 2 for each expected row of the
+component that is split, where the dead one has no rows. What a split gains comes with the steps
+after it. Components that die again after a split wait longer and longer for the next.
 """
 
 from collections.abc import Iterable, Mapping
@@ -61,8 +62,9 @@ class Reservoir:
 class Pauses:
     """How long components wait that have died again after a split: twice as many steps from one such death to the next.
 
-    Where a mixture has more components than its data tell apart, a split brings one to life and starves another in
-    turn; so they all share one pause. A component that dies for the first time does not wait.
+    Where a mixture has more components than its data tell apart, a split brings one to life and
+    starves another in turn; so they all share one pause. A component that dies for the first time
+    does not wait.
     """
 
     def __init__(self) -> None:

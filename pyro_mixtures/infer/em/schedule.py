@@ -10,9 +10,10 @@ _MOST_BETWEEN = 4
 class SearchSchedule:
     """Chooses the kind of the next epoch: the one that has gained more ELBO for its cost, the last time each was run.
 
-    A search costs C' G + E evaluations a row and re-weighing C'. An epoch that only re-weighs raises the ELBO by its
-    M-step alone; a search adds what better candidates bring, which is the more the longer ago the last one was. So no
-    more than four epochs lie between searches, and where re-weighing has stopped paying the next epoch searches.
+    A search costs C' G + E evaluations a row and re-weighing C'. An epoch that only re-weighs
+    raises the ELBO by its M-step alone; a search adds what better candidates bring, which is the
+    more the longer ago the last one was. So no more than four epochs lie between searches, and
+    where re-weighing has stopped paying the next epoch searches.
 
     :param every: search every so many epochs instead, from the first.
     """

@@ -36,15 +36,17 @@ class Combiner(NamedTuple):
 def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combiner:
     """A linear layer from the ``predictions`` (N, C, ...) of all experts to the outcomes ``y`` (N, ...).
 
-    Floating-point outcomes: ridge regression with a free intercept, minimising the sum of squares plus ``penalty``
-    times the squared weights. Integer outcomes (N,) are classes: multinomial logistic regression, minimising minus the
-    log likelihood plus half ``penalty`` times the squared weights.
+    Floating-point outcomes: ridge regression with a free intercept, minimising the sum of squares
+    plus ``penalty`` times the squared weights. Integer outcomes (N,) are classes: multinomial
+    logistic regression, minimising minus the log likelihood plus half ``penalty`` times the squared
+    weights.
 
-    Over *linear* experts such a layer is linear in their covariates, and so never better than one regression: it is
-    meant for experts that are not.
+    Over *linear* experts such a layer is linear in their covariates, and so never better than one
+    regression: it is meant for experts that are not.
 
     :param penalty: positive, or zero for ridge regression.
-    :raises DataError: when predictions and outcomes do not fit together. :raises OptionError: of an impossible penalty.
+    :raises DataError: when predictions and outcomes do not fit together. :raises OptionError: of an
+        impossible penalty.
 
     >>> combiner = fit_combiner(torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 1.0]]), torch.tensor([2.0, 4.0, 6.0]), 0.0)
     >>> combiner(torch.tensor([[5.0, 0.0]]))

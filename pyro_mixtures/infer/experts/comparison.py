@@ -33,13 +33,15 @@ def compare_routing(
 
     :param guide: the fitted partition of the ``train`` rows (x, y), with its ``labels`` (N,).
     :param gate: None fits a multinomial logistic gate to the labels.
-    :param metric: of predictions and outcomes. None takes the coefficient of determination, averaged over outputs, for
-        floating-point outcomes, and the accuracy for integer ones: classes, for which experts must give scores (N, L).
+    :param metric: of predictions and outcomes. None takes the coefficient of determination,
+        averaged over outputs, for floating-point outcomes, and the accuracy for integer ones:
+        classes, for which experts must give scores (N, L).
     :param penalty: of the combiner, see :func:`fit_combiner`.
-    :return: the test metric of ``hard`` and ``soft`` routing and of the ``combiner``; ``oracle_unattainable`` is that
-        of each row's best expert, chosen by looking at the row's own outcome: a bound of routing, not a method.
-    :raises PartitionError: when the labels are not those of the ``train`` rows. :raises DataError: when rows and
-        outcomes do not fit together, or are not finite.
+    :return: the test metric of ``hard`` and ``soft`` routing and of the ``combiner``;
+        ``oracle_unattainable`` is that of each row's best expert, chosen by looking at the row's
+        own outcome: a bound of routing, not a method.
+    :raises PartitionError: when the labels are not those of the ``train`` rows. :raises DataError:
+        when rows and outcomes do not fit together, or are not finite.
     """
     (x, y), (new_x, new_y) = _pair("train", train), _pair("test", test)
     if gate is None:

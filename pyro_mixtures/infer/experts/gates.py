@@ -12,7 +12,8 @@ from pyro_mixtures.options import check_number, check_whole
 
 # Numbers in float64 alive at once, and rows that a module sees at once.
 _NUMBERS, _ROWS = 1 << 22, 1 << 16
-# Steps of L-BFGS, where it stops, and where it should have stopped: largest gradient of the mean loss.
+# Steps of L-BFGS, where it stops, and where it should have stopped: largest gradient of the mean
+# loss.
 _STEPS, _TOLERANCE, _ACCEPTED = 2000, 1e-7, 1e-6
 
 
@@ -31,7 +32,8 @@ class Gate(nn.Module):
     """p(part | x): a ``module`` over standardised rows, with probability zero for parts without rows; :func:`fit_gate`.
 
     :param module: maps rows (B, P, ...) to logits (B, C).
-    :param standard: what rows are standardised by, in float64; the result is cast to the module's dtype.
+    :param standard: what rows are standardised by, in float64; the result is cast to the module's
+        dtype.
     :param present: (C,) which parts had rows.
     """
 
@@ -55,7 +57,8 @@ class Gate(nn.Module):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probabilities (N, C) of the parts of rows ``x`` (N, P, ...), in the module's dtype.
 
-        :raises DataError: when the rows have other features than those of the fit, or are not finite.
+        :raises DataError: when the rows have other features than those of the fit, or are not
+            finite.
         """
         x = _checked_rows(x, self.loc.shape)
         return torch.cat([self.logits(part).log_softmax(-1) for part in x.split(_ROWS)])
@@ -96,8 +99,9 @@ def fit_gate(
     Minimises :math:`-\sum_n \log p(c_n | x_n) + \lambda |W|^2 / 2` on standardised rows.
 
     :param components: C; parts without rows get log probability -inf.
-    :param penalty: lambda, positive, of all weights but the biases: 1 / C in scikit-learn's ``LogisticRegression``
-        (for two parts 2 / C: there the two have one weight vector). It is held while rows are added.
+    :param penalty: lambda, positive, of all weights but the biases: 1 / C in scikit-learn's
+        ``LogisticRegression`` (for two parts 2 / C: there the two have one weight vector). It is
+        held while rows are added.
     :param module: None for multinomial logistic regression, found by L-BFGS in float64: the problem is convex. A
         module (B, P, ...) -> logits (B, C) is trained in place by Adam in minibatches, lambda as its weight decay, on
         biases too, and left in evaluation mode.

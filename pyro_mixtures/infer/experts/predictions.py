@@ -22,9 +22,10 @@ _PAIRS = 1 << 21
 class MeanMessenger(Messenger):
     """Puts the components' means in the place of outcomes that a program would draw: nothing is sampled.
 
-    :param observed: the site whose means are wanted; after a run they are ``mean``. Observed or not, its value is
-        replaced; other lazily selected sites are, where they are not observed.
-    :raises ModelError: when that site is no family of :mod:`pyro_mixtures.distributions` selected by ``[z]``.
+    :param observed: the site whose means are wanted; after a run they are ``mean``. Observed or
+        not, its value is replaced; other lazily selected sites are, where they are not observed.
+    :raises ModelError: when that site is no family of :mod:`pyro_mixtures.distributions` selected
+        by ``[z]``.
     """
 
     def __init__(self, observed: str):
@@ -116,10 +117,12 @@ def expert_predictions(
 ) -> Tensor:
     """The predictions (N, C, ...) of all experts for rows with covariates ``x`` (N, P): their means.
 
-    :param model: a program ``model(x, y=None)`` whose site ``observed`` is a lazily selected family.
+    :param model: a program ``model(x, y=None)`` whose site ``observed`` is a lazily selected
+        family.
     :param given: values of the model's other latent sites, if it has any.
     :param chunk: rows evaluated at once.
-    :raises ModelError: when the program is not of that kind. :raises DataError: when there are no rows.
+    :raises ModelError: when the program is not of that kind. :raises DataError: when there are no
+        rows.
 
     >>> from pyro_mixtures.models import MixtureOfRegressions
     >>> model = MixtureOfRegressions(components=3, features=2)

@@ -54,8 +54,9 @@ def route(
     """Predictions (N, ...) of the mixture for rows with covariates ``x`` (N, P).
 
     :param gate: of :func:`pyro_mixtures.infer.experts.gates.fit_gate`.
-    :param how: ``"hard"``, the expert of the gate's most probable part alone; ``"soft"``, the mean of all experts
-        weighted by the gate; of scores or logits where these are what the experts give.
+    :param how: ``"hard"``, the expert of the gate's most probable part alone; ``"soft"``, the mean
+        of all experts weighted by the gate; of scores or logits where these are what the experts
+        give.
 
     Other arguments and errors as in :func:`expert_predictions`.
 

@@ -58,22 +58,27 @@ def best_of(
 ) -> BestOf:
     """Run ``steps`` epochs of EM from each start, keep the one of the largest ELBO, and fit it to the end.
 
-    Most of what tells a good start from a bad one shows in the first steps, so that many starts cost little more than
-    one fit. Each runs in a param store of its own, where ``build()`` makes its model anew. Afterwards Pyro's store
-    holds what it held before, and in it the params of the best.
+    Most of what tells a good start from a bad one shows in the first steps, so that many starts
+    cost little more than one fit. Each runs in a param store of its own, where ``build()`` makes
+    its model anew. Afterwards Pyro's store holds what it held before, and in it the params of the
+    best.
 
     :param build: makes a fresh ``EM`` (or ``(model, EM)``).
     :param rows: the model's tensor arguments, each with N rows.
     :param starts: functions that set the params of the model they are given, as
         :class:`~pyro_mixtures.init.SoftmaxStart` does.
     :param steps: epochs of each trial.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
+        state is put back.
     :param progress: show a bar of the starts with the best ELBO, then that of the fit.
-    :param fit_options: for :func:`fit`, of the trials (but for their ``epochs``) and of the last fit.
-    :raises OptionError: without starts or steps, or when ``build`` returns the model or guide of an earlier start.
+    :param fit_options: for :func:`fit`, of the trials (but for their ``epochs``) and of the last
+        fit.
+    :raises OptionError: without starts or steps, or when ``build`` returns the model or guide of an
+        earlier start.
     :raises NumericalError: when no start has a finite ELBO.
 
-    Ctrl-C ends the start in progress, or the last fit, and starts no other: the best so far is returned.
+    Ctrl-C ends the start in progress, or the last fit, and starts no other: the best so far is
+    returned.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM

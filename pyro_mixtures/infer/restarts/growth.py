@@ -23,7 +23,8 @@ from pyro_mixtures.infer.restarts.trials import (
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine.params import ParamHandle
 
-# Rows that a new component may expect: too few to live, and not none, since a row's first candidates may all be new.
+# Rows that a new component may expect: too few to live, and not none, since a row's first
+# candidates may all be new.
 _LITTLE = 1e-3
 
 
@@ -46,22 +47,24 @@ def grow(
 ) -> list[Fit]:
     """Fit a mixture in stages of growing size; each begins with the components of the stage before.
 
-    A stage's new components begin with hardly any weight, and so the first M-steps split them off the largest
-    components, as they do with all dead ones: growth takes an ``EM`` of ``empty="reseed"``, and families that say
-    how to split. Growth is greedy: what a small stage has merged a split may not part again, and where components
-    overlap :func:`~pyro_mixtures.infer.restarts.best_of.best_of` several starts can do far better.
+    A stage's new components begin with hardly any weight, and so the first M-steps split them off
+    the largest components, as they do with all dead ones: growth takes an ``EM`` of
+    ``empty="reseed"``, and families that say how to split. Growth is greedy: what a small stage has
+    merged a split may not part again, and where components overlap
+    :func:`~pyro_mixtures.infer.restarts.best_of.best_of` several starts can do far better.
 
     :param build: makes a fresh ``EM`` (or ``(model, EM)``) with that many components.
     :param rows: the model's tensor arguments, each with N rows.
     :param components: sizes of the stages, increasing.
-    :param start: sets the params of the first stage's model, as ``lambda model: model.start_at(seeds)``; by default it
-        starts as ``build`` makes it.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
+    :param start: sets the params of the first stage's model, as ``lambda model:
+        model.start_at(seeds)``; by default it starts as ``build`` makes it.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
+        state is put back.
     :param fit_options: for :func:`~pyro_mixtures.infer.em.fit`, of every stage.
-    :returns: the stages' fits. The params of the last are in place in Pyro's store; models that are modules hold their
-        own.
-    :raises OptionError: for sizes that do not increase, an ``EM`` that does not re-seed, a guide that fills empty
-        parts itself (``HardPartition``), or params that do not grow.
+    :returns: the stages' fits. The params of the last are in place in Pyro's store; models that are
+        modules hold their own.
+    :raises OptionError: for sizes that do not increase, an ``EM`` that does not re-seed, a guide
+        that fills empty parts itself (``HardPartition``), or params that do not grow.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture
@@ -139,7 +142,8 @@ def inherit(
 ) -> None:
     """Give the first of ``size`` components the params ``before`` of ``old``, and the others hardly any weight.
 
-    They will be split off at random rows of the largest: another time may part what this one does not.
+    They will be split off at random rows of the largest: another time may part what this one does
+    not.
 
     :raises OptionError: for params that do not grow, or an ``EM`` that does not re-seed.
     """

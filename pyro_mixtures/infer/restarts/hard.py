@@ -53,28 +53,33 @@ def fit_restarts(
 ) -> RestartsResult:
     """Fit a hard partition from several starts; keep the fit of the smallest objective, its params in place.
 
-    Lloyd's algorithm and its kin stop at the first partition that no step improves: another start finds another one.
-    Each start runs in a param store of its own, where ``build()`` makes its model anew and ``fit`` begins with the
-    start's labels. Afterwards Pyro's store holds what it held before, and in it the params of the best.
+    Lloyd's algorithm and its kin stop at the first partition that no step improves: another start
+    finds another one. Each start runs in a param store of its own, where ``build()`` makes its
+    model anew and ``fit`` begins with the start's labels. Afterwards Pyro's store holds what it
+    held before, and in it the params of the best.
 
-    :param build: makes a fresh ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For ``parallel`` a
-        function of ``blocks``, one by default: it gives model and guide K ``blocks`` components and the guide
-        ``blocks=``.
+    :param build: makes a fresh ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For
+        ``parallel`` a function of ``blocks``, one by default: it gives model and guide K ``blocks``
+        components and the guide ``blocks=``.
     :param rows: the model's tensor arguments, each with N rows.
-    :param starts: how many, from labels drawn uniformly; or one entry a start: labels (N,), a tensor or array, or a
-        method of :func:`~pyro_mixtures.init.labels.start_labels`.
-    :param parallel: fit all starts at once, as so many blocks of one model. Every param has to have one entry a
-        component. Each start settles by the rule of :func:`fit`, and then waits for the others with its rows held where
-        they are: it ends as it would by itself. ``best`` belongs to a model of one block, its labels planted, and its
-        history is the winner's, but for the seconds; callbacks see the fit of all.
+    :param starts: how many, from labels drawn uniformly; or one entry a start: labels (N,), a
+        tensor or array, or a method of :func:`~pyro_mixtures.init.labels.start_labels`.
+    :param parallel: fit all starts at once, as so many blocks of one model. Every param has to have
+        one entry a component. Each start settles by the rule of :func:`fit`, and then waits for the
+        others with its rows held where they are: it ends as it would by itself. ``best`` belongs to
+        a model of one block, its labels planted, and its history is the winner's, but for the
+        seconds; callbacks see the fit of all.
     :param on: rows (N, D) whose positions these methods look at; the first of ``rows`` by default.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Each start has its own seed, for
-        its labels and for Pyro: a start comes out the same whatever the others are. Pyro's random state is put back.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Each start
+        has its own seed, for its labels and for Pyro: a start comes out the same whatever the
+        others are. Pyro's random state is put back.
     :param progress: show a progress bar of the starts with the best objective.
     :param fit_options: for :func:`fit`, each time.
-    :raises OptionError: for no starts or an unknown method, when ``build`` returns the same model or guide again, or
-        when it takes no ``blocks`` or shares params between components and ``parallel`` is wanted.
-    :raises ModelError: when ``build`` returns no EM, its guide takes no labels, or not the blocks that were asked for.
+    :raises OptionError: for no starts or an unknown method, when ``build`` returns the same model
+        or guide again, or when it takes no ``blocks`` or shares params between components and
+        ``parallel`` is wanted.
+    :raises ModelError: when ``build`` returns no EM, its guide takes no labels, or not the blocks
+        that were asked for.
 
     Ctrl-C ends the fit in progress, takes part with it, and starts no other.
 

@@ -71,8 +71,8 @@ def fit_together(
 ) -> tuple[Trial, list[float]]:
     """The best of R starts and the objectives of all, by one fit of ``build(blocks=R)``.
 
-    Every start has a member of its own, ``build(blocks=1)`` under its seed. Its initial params and labels go into the
-    fit of all, and the winner's come back.
+    Every start has a member of its own, ``build(blocks=1)`` under its seed. Its initial params and
+    labels go into the fit of all, and the winner's come back.
 
     :raises OptionError: when ``build`` takes no ``blocks``, or starts would share params.
     :raises ModelError: when it does not make as many blocks and components as it was asked for.

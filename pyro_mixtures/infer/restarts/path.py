@@ -22,7 +22,8 @@ Start = Callable[..., Any]  # of the model and the rows: sets the model's params
 Rows = tuple[Tensor, ...]
 Tick = Callable[[], Any]  # called after every fit
 
-# Short fits of a growth, each from other splits of the largest components: the first may part what belongs together.
+# Short fits of a growth, each from other splits of the largest components: the first may part what
+# belongs together.
 _SPLITS = 3
 
 # Down, up, down: fits whose neighbours have not changed are not made again.
@@ -106,7 +107,8 @@ class Path:
 
     def _first(self, size: int, seed: int, before: Member | None) -> Member:
         grown = None if before is None else self._grown(size, seed, before)
-        # A guide that finds rows for empty components itself does not split others: what has grown is the fit before.
+        # A guide that finds rows for empty components itself does not split others: what has grown
+        # is the fit before.
         if grown is not None and not self.plan.starts and not grown.fit.guide.reseeds:
             return grown
         return _likelier(grown, self._fresh(size, seed, max(1, self.plan.starts)))

@@ -13,7 +13,8 @@ State = Any  # of a param store: its get_state()
 class Placed:
     """``model`` as a program that runs in the param store of ``state``, wherever it is called.
 
-    Pyro knows params by name alone, so that fits of the same program take each other's values in one store.
+    Pyro knows params by name alone, so that fits of the same program take each other's values in
+    one store.
 
     >>> def model():
     ...     return pyro.param("loc", torch.zeros(()))
@@ -41,7 +42,8 @@ class Placed:
 def store_without(*owners: Any) -> State:
     """The state of Pyro's store, but for params that modules among ``owners`` hold themselves.
 
-    Run in it, such modules give the values that they hold, and not those that another model left under their names.
+    Run in it, such modules give the values that they hold, and not those that another model left
+    under their names.
     """
     names, state = held_names(*owners), pyro.get_param_store().get_state()
     return {

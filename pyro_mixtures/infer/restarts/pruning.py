@@ -19,9 +19,10 @@ def losses(
 ) -> Tensor:
     r"""What the log likelihood would lose (C,), in nats, if a component were taken away and all else stayed.
 
-    The others' weights grow by 1 / (1 - w_c), and so row n keeps (1 - r_nc) / (1 - w_c) of its density, r_nc being the
-    component's responsibility: the loss is :math:`\sum_n \log(1 - w_c) - \log(1 - r_{nc})`, for all components by one
-    exact pass. A component that shares its rows with another one loses little, one that has rows to itself all.
+    The others' weights grow by 1 / (1 - w_c), and so row n keeps (1 - r_nc) / (1 - w_c) of its
+    density, r_nc being the component's responsibility: the loss is :math:`\sum_n \log(1 - w_c) -
+    \log(1 - r_{nc})`, for all components by one exact pass. A component that shares its rows with
+    another one loses little, one that has rows to itself all.
 
     :param weights: (C,) of the components.
     """
@@ -40,7 +41,8 @@ def losses(
 
 def _others(probs: Tensor) -> Tensor:
     """What each of probabilities (C, ...) leaves to the others."""
-    # At most one is more than half: the sum of the others is what it leaves, not one minus itself, which rounds.
+    # At most one is more than half: the sum of the others is what it leaves, not one minus itself,
+    # which rounds.
     large = probs > 0.5
     return torch.where(large, torch.where(large, 0.0, probs).sum(0), 1 - probs)
 

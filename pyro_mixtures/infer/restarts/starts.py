@@ -41,7 +41,8 @@ class Trial(NamedTuple):
 def as_starts(starts: Any) -> list[Tensor | str]:
     """One entry a start: labels, or a method's name.
 
-    :raises OptionError: for no starts, an unknown method, or what is neither a number nor a sequence.
+    :raises OptionError: for no starts, an unknown method, or what is neither a number nor a
+        sequence.
     """
     several = _entries(starts)
     if not several:
@@ -80,7 +81,8 @@ def _entries(starts: Any) -> list[Any]:
 class Starter:
     """Draws the labels of starts, by the places of the rows.
 
-    :param rows: the model's tensors; of the first of them are the places, unless ``on`` (N, D) has them.
+    :param rows: the model's tensors; of the first of them are the places, unless ``on`` (N, D) has
+        them.
     """
 
     def __init__(self, rows: tuple[Tensor, ...], on: Tensor | None):

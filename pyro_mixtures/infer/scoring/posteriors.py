@@ -50,8 +50,9 @@ def log_evidence(
     """Log evidence (N,) of each row: log sum_c p(c, x).
 
     :param rows: the model's tensor arguments, N rows each; they need not be those of the fit.
-    :param guide: None sums over all C components, exactly. A truncated guide searches each row's candidates and gives
-        the truncated evidence, a lower bound, without touching the guide's state.
+    :param guide: None sums over all C components, exactly. A truncated guide searches each row's
+        candidates and gives the truncated evidence, a lower bound, without touching the guide's
+        state.
     :param given: values of the model's other latent sites, if it has any.
     :param chunk: rows evaluated at once.
     """

@@ -24,8 +24,9 @@ _GAIN_ELEMENTS = 1 << 25
 def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """Draw from the program with its observations released: values of all sample sites by name.
 
-    ``sample(mixture, size=100)`` draws 100 rows of a mixture of :mod:`pyro_mixtures.models`; other programs get
-    arguments that fix the plate's size, mixtures of experts their covariates: ``sample(experts, x)``.
+    ``sample(mixture, size=100)`` draws 100 rows of a mixture of :mod:`pyro_mixtures.models`; other
+    programs get arguments that fix the plate's size, mixtures of experts their covariates:
+    ``sample(experts, x)``.
 
     :raises ModelError: when the program cannot be called with these arguments.
 
@@ -60,11 +61,13 @@ def reconstruct(
 ) -> Tensor:
     """Posterior mean (N, D) of each row's noise-free signal, under the mixture.
 
-    :param noise: standard deviation of the measurement noise, one number or (D,). None takes the family's own noise
-        part: the ``noise`` of factor analyzers. Families without one need the number.
+    :param noise: standard deviation of the measurement noise, one number or (D,). None takes the
+        family's own noise part: the ``noise`` of factor analyzers. Families without one need the
+        number.
     :param observed: the site whose rows are wanted.
     :param guide: None evaluates all components; a truncated guide searches each row's candidates.
-    :param top: how many of a row's most probable components are averaged, their responsibilities renormalised.
+    :param top: how many of a row's most probable components are averaged, their responsibilities
+        renormalised.
     """
     check_whole(top=top)
     parts = []
@@ -88,8 +91,8 @@ def conditional(
 ) -> Tensor:
     """The rows of site ``observed`` with their missing (NaN) entries replaced by their conditional means.
 
-    Responsibilities, too, are those given the features that are present. Rows are treated together that miss the same
-    features; a row that misses all of them gets the mixture's mean.
+    Responsibilities, too, are those given the features that are present. Rows are treated together
+    that miss the same features; a row that misses all of them gets the mixture's mean.
     """
     tensors = tuple(as_rows(tensor) for tensor in rows)
     place = _argument_of(model, tensors, observed)

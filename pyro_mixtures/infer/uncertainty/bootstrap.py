@@ -58,24 +58,27 @@ def bootstrap(
 ) -> Bootstrap:
     """Fit a mixture again to rows drawn with replacement, ``draws`` times, each from the params of the first fit.
 
-    The spread of the refits' params is that of the estimator over data sets of N rows (Efron, "Bootstrap methods:
-    another look at the jackknife", Annals of Statistics 7, 1979; of mixtures: McLachlan & Peel, "Finite Mixture
-    Models", 2000, 2.16). Starting at the fit keeps each refit near its mode and its labels; ``to_arviz`` aligns what
-    switched nevertheless. The spread says nothing of other modes: restarts do.
+    The spread of the refits' params is that of the estimator over data sets of N rows (Efron,
+    "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979; of mixtures:
+    McLachlan & Peel, "Finite Mixture Models", 2000, 2.16). Starting at the fit keeps each refit
+    near its mode and its labels; ``to_arviz`` aligns what switched nevertheless. The spread says
+    nothing of other modes: restarts do.
 
-    :param fitted: a :class:`Fit` by EM of ``rows``, or ``build()``, which makes a fresh ``EM`` (or ``(model, EM)``) to
-        be fitted to them first.
+    :param fitted: a :class:`Fit` by EM of ``rows``, or ``build()``, which makes a fresh ``EM`` (or
+        ``(model, EM)``) to be fitted to them first.
     :param rows: the model's tensor arguments, N rows each.
     :param draws: number of resamples.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random state is put back.
+    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
+        state is put back.
     :param progress: show a progress bar of the draws.
     :param fit_options: for :func:`fit`, each time.
     :raises OptionError: when ``draws`` or ``epochs=`` is not positive.
-    :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew; or when rows have weights.
+    :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew; or when
+        rows have weights.
 
-    Every refit is a copy of model and guide with a param store of its own; Pyro's store keeps the first fit. The
-    labels of a hard partition go with the rows. A truncated guide keeps its neighbour graph and searches anew.
-    Memory is ``draws`` times that of the model and the guide.
+    Every refit is a copy of model and guide with a param store of its own; Pyro's store keeps the
+    first fit. The labels of a hard partition go with the rows. A truncated guide keeps its
+    neighbour graph and searches anew. Memory is ``draws`` times that of the model and the guide.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture

@@ -56,18 +56,20 @@ def criteria(
 ) -> Criteria:
     r"""Information criteria of ``model`` with its present params, on all ``rows``.
 
-    AIC and BIC as usual; ICL is BIC plus twice the entropy of the responsibilities (Biernacki, Celeux, Govaert,
-    "Assessing a mixture model for clustering with the integrated completed likelihood", IEEE PAMI 22, 2000, in its
-    BIC form). Free parameters are what a likelihood can depend on: C - 1 of a simplex or of C logits, D - 1 of a unit
-    vector, the triangle of a Cholesky factor, D H - H (H - 1) / 2 of a D x H factor, which is known up to a rotation.
-    Params that sites share count once; constants, frozen params and those with ``requires_grad=False`` not at all.
-    (Logits that a program gives to a stock ``Categorical`` count as C.) A ridge penalty is part of the log
-    likelihood, and does not lower p. Coefficients of :class:`SoftmaxComponents` without ridge count as many as their
-    items' features have independent directions; those of :class:`ChoiceLogits` all, collinear attributes included:
-    drop such attributes first.
+    AIC and BIC as usual; ICL is BIC plus twice the entropy of the responsibilities (Biernacki,
+    Celeux, Govaert, "Assessing a mixture model for clustering with the integrated completed
+    likelihood", IEEE PAMI 22, 2000, in its BIC form). Free parameters are what a likelihood can
+    depend on: C - 1 of a simplex or of C logits, D - 1 of a unit vector, the triangle of a Cholesky
+    factor, D H - H (H - 1) / 2 of a D x H factor, which is known up to a rotation. Params that
+    sites share count once; constants, frozen params and those with ``requires_grad=False`` not at
+    all. (Logits that a program gives to a stock ``Categorical`` count as C.) A ridge penalty is
+    part of the log likelihood, and does not lower p. Coefficients of :class:`SoftmaxComponents`
+    without ridge count as many as their items' features have independent directions; those of
+    :class:`ChoiceLogits` all, collinear attributes included: drop such attributes first.
 
     :param rows: the model's tensor arguments, N rows each, in chunks.
-    :param guide: None sums over all C components, exactly; a truncated guide's log likelihood is a lower bound.
+    :param guide: None sums over all C components, exactly; a truncated guide's log likelihood is a
+        lower bound.
     :param site: the discrete site.
     :param given: values of the model's other latent sites, if it has any.
     :param freeze: names of params that were held fixed.

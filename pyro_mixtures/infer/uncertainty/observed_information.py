@@ -34,7 +34,8 @@ class ObservedInformation(NamedTuple):
     def derived(self, function: Callable[[dict[str, Tensor]], Tensor]) -> "Derived":
         """A function of the params, with its uncertainty by the delta method: a ratio of coefficients, say.
 
-        :param function: of the params by name, in float64; differentiable by torch. It returns a tensor of any shape.
+        :param function: of the params by name, in float64; differentiable by torch. It returns a
+            tensor of any shape.
         :raises NumericalError: when its value or slope at the estimates is not finite.
 
         >>> one = torch.ones(1, dtype=torch.float64)
@@ -81,17 +82,20 @@ def observed_information(
 ) -> ObservedInformation:
     r"""Standard errors of the params of ``model``, fitted to ``rows`` by maximum likelihood.
 
-    The log likelihood is exact, :math:`\sum_n \log \sum_c p(c, x_n)`, by row weights. (Where a family's or gate's log
-    density includes a ridge penalty, so does this: errors are then those of the penalised fit.) Minus its Hessian A in
-    the unconstrained params gives their covariance :math:`A^{-1}`, or with ``robust`` the sandwich :math:`A^{-1} B
-    A^{-1}` with B the sum of the rows' outer products of scores, which is right under a wrong model, too (White,
-    "Maximum likelihood estimation of misspecified models", Econometrica 50, 1982). A row of weight two counts as two
-    rows of its kind: weights are counts here, not those of a survey. The delta method carries it over to
-    the constrained values. Directions that constraints leave no freedom (a simplex has C - 1) are taken out first.
+    The log likelihood is exact, :math:`\sum_n \log \sum_c p(c, x_n)`, by row weights. (Where a
+    family's or gate's log density includes a ridge penalty, so does this: errors are then those of
+    the penalised fit.) Minus its Hessian A in the unconstrained params gives their covariance
+    :math:`A^{-1}`, or with ``robust`` the sandwich :math:`A^{-1} B A^{-1}` with B the sum of the
+    rows' outer products of scores, which is right under a wrong model, too (White, "Maximum
+    likelihood estimation of misspecified models", Econometrica 50, 1982). A row of weight two
+    counts as two rows of its kind: weights are counts here, not those of a survey. The delta method
+    carries it over to the constrained values. Directions that constraints leave no freedom (a
+    simplex has C - 1) are taken out first.
 
-    The Hessian is a central difference of exact gradients, and scores are central differences of the rows' evidence,
-    in float64 whatever the params' dtype: so any family will do, kernels without second derivatives included. That
-    takes three passes over the data for every unconstrained number: for small models.
+    The Hessian is a central difference of exact gradients, and scores are central differences of
+    the rows' evidence, in float64 whatever the params' dtype: so any family will do, kernels
+    without second derivatives included. That takes three passes over the data for every
+    unconstrained number: for small models.
 
     :param rows: the model's tensor arguments, N rows each.
     :param site: the discrete site.

@@ -10,12 +10,14 @@ from numba import njit
 def match(ends, columns, cost, alone):
     """Column (n,) of each of n rows at the least total cost, -1 for a row left alone at the cost ``alone``.
 
-    Rows in compressed form: row i may have ``columns[ends[i] : ends[i + 1]]``, of n columns, at these costs. A row that
-    can neither have one nor stay alone (``alone`` = inf) is left too, and all after it.
+    Rows in compressed form: row i may have ``columns[ends[i] : ends[i + 1]]``, of n columns, at
+    these costs. A row that can neither have one nor stay alone (``alone`` = inf) is left too, and
+    all after it.
 
-    Each row in turn takes its shortest path (Dijkstra) to a column that is free, or to a row that would rather be
-    alone, over reduced costs c - u - v, which are never negative but for rounding. No column is looked at twice, so
-    it ends whatever the costs are: at most n searches of all entries.
+    Each row in turn takes its shortest path (Dijkstra) to a column that is free, or to a row that
+    would rather be alone, over reduced costs c - u - v, which are never negative but for rounding.
+    No column is looked at twice, so it ends whatever the costs are: at most n searches of all
+    entries.
     """
     rows = len(ends) - 1
     partner, owner = np.full(rows, -1), np.full(rows, -1)

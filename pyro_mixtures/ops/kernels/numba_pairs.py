@@ -17,7 +17,8 @@ from pyro_mixtures.ops.kernels.simd import (
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 # Sums over rows are kept in the data's dtype for so many rows, then flushed to float64.
 _ROWS_PER_FLUSH = 256
-# Blocks of rows that are copied to whole cache lines before they are read: up to this size, for so many slots.
+# Blocks of rows that are copied to whole cache lines before they are read: up to this size, for so
+# many slots.
 _COPIED_BYTES = 1 << 20
 _COPIED_SLOTS = 16
 
@@ -186,8 +187,9 @@ def pair_log_density(
 ):
     """``-(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for row n, component ``z[s, n]``: flat[n * slots + s].
 
-    ``rows`` maps n to the row of ``x``; empty means n itself. The rows ``begin`` to ``end`` are sorted by component;
-    they should be so few that they stay in the cache. False when a component number is out of range.
+    ``rows`` maps n to the row of ``x``; empty means n itself. The rows ``begin`` to ``end`` are
+    sorted by component; they should be so few that they stay in the cache. False when a component
+    number is out of range.
     """
     components = loc.shape[0]
     rank = projection.shape[1]

@@ -32,11 +32,12 @@ def choose(table, price, labels):
                 labels[i], cheapest[i] = c, cost
 
 
-# The graph's nodes are the C components and, as node C, the outside, to which every component sends ``flow`` (C,) of
-# its rows, ``least`` to ``most``; ``balance`` (C + 1,) is what a node has beyond that, or lacks. ``gap`` (C + 1, C + 1)
-# is what an edge costs, and ``via`` (C, C) the row that would move. No reduced cost gap[k, j] + price[k] - price[j] is
-# ever negative: thus no cycle of moves lowers the total. ``heaps`` are C * C lists of the rows of k by what a move to j
-# costs; rows that have left k may still be there.
+# The graph's nodes are the C components and, as node C, the outside, to which every component sends
+# ``flow`` (C,) of its rows, ``least`` to ``most``; ``balance`` (C + 1,) is what a node has beyond
+# that, or lacks. ``gap`` (C + 1, C + 1) is what an edge costs, and ``via`` (C, C) the row that
+# would move. No reduced cost gap[k, j] + price[k] - price[j] is ever negative: thus no cycle of
+# moves lowers the total. ``heaps`` are C * C lists of the rows of k by what a move to j costs; rows
+# that have left k may still be there.
 
 
 @njit(cache=True, nogil=True)

@@ -1,8 +1,8 @@
 """Vector instructions for the numba kernels: the inner loops over features, four rows at a time in registers.
 
-LLVM's own vectoriser keeps neither the accumulators of several rows and projections in registers nor the full vector
-width, which costs a factor of two to three. These intrinsics emit the vector operations themselves, 64 bytes wide;
-LLVM cuts them to what the machine has.
+LLVM's own vectoriser keeps neither the accumulators of several rows and projections in registers
+nor the full vector width, which costs a factor of two to three. These intrinsics emit the vector
+operations themselves, 64 bytes wide; LLVM cuts them to what the machine has.
 """
 
 from typing import Any
@@ -91,7 +91,8 @@ class _Vectors:
     def merge(self, vectors: list[Any], width: int) -> Any:
         """One vector from 1, 2 or 4: every group of ``width`` lanes is cut into as many equal parts, in their order.
 
-        A part's lanes add up to what that group of its vector adds up to: halves of groups are added to each other.
+        A part's lanes add up to what that group of its vector adds up to: halves of groups are
+        added to each other.
         """
         if len(vectors) == 1:
             return vectors[0]
@@ -103,7 +104,8 @@ class _Vectors:
         """In each group of ``width`` lanes: the sum of a's halves, then the sum of b's."""
         half, n = width // 2, self.lanes
         from_a = [lane % width < half for lane in range(n)]
-        # The first of the two is no shuffle but a choice, lane by lane, for which there is a faster instruction.
+        # The first of the two is no shuffle but a choice, lane by lane, for which there is a faster
+        # instruction.
         chosen = self.shuffle(a, b, [lane if own else n + lane for lane, own in enumerate(from_a)])
         others = self.shuffle(
             a, b, [lane + half if own else n + lane - half for lane, own in enumerate(from_a)]
@@ -168,8 +170,9 @@ def tile_sums(
 ):
     """Sums over features for rows n0 ... n3 about component c's mean, to be completed by :func:`sum_lanes`.
 
-    The j-th quarter of ``out[0, tile]`` adds up to sum w d^2 of row j (if ``squares``), that of ``out[1 + k, tile]`` to
-    sum V_(first + k) d, for k below ``size``. ``size`` and ``squares`` are literals.
+    The j-th quarter of ``out[0, tile]`` adds up to sum w d^2 of row j (if ``squares``), that of
+    ``out[1 + k, tile]`` to sum V_(first + k) d, for k below ``size``. ``size`` and ``squares`` are
+    literals.
     """
     if not _literals(size, squares):
         return None
@@ -270,9 +273,9 @@ def sum_lanes(typingctx, tiles, quantity, out):
 def tile_update(typingctx, x, n0, n1, n2, n3, loc, c, weights, lane, parts, first, size, squares):
     """Add rows n0 ... n3 to ``parts`` (2 + R, D rounded up to whole vectors), with d = x - loc[c].
 
-    ``weights[0, lane + j]`` is q of row j and ``weights[1 + k, lane + j]`` its q times projection ``first + k``.
-    parts[0] += q d and parts[1] += q d^2 (if ``squares``); parts[2 + first + k] += weights[1 + k] d for k below
-    ``size``.
+    ``weights[0, lane + j]`` is q of row j and ``weights[1 + k, lane + j]`` its q times projection
+    ``first + k``. parts[0] += q d and parts[1] += q d^2 (if ``squares``); parts[2 + first + k] +=
+    weights[1 + k] d for k below ``size``.
     """
     if not _literals(size, squares):
         return None

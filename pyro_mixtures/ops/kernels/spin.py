@@ -8,7 +8,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# What tells the core that nothing happens meanwhile: it saves power, and leaves the core to its other hardware thread.
+# What tells the core that nothing happens meanwhile: it saves power, and leaves the core to its
+# other hardware thread.
 _PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
 
 

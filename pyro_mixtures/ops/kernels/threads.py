@@ -1,9 +1,9 @@
 """The threads of the CPU kernels: as many as torch uses.
 
-The kernels do not use numba's own parallel loops. Its worker threads and torch's, from two OpenMP libraries, go on
-spinning for milliseconds after every region, so that on a machine with few cores each stands in the way of the other:
-a step that alternates between them was measured to take seven times as long. A team of plain threads also survives a
-fork, and needs no parallel compilation.
+The kernels do not use numba's own parallel loops. Its worker threads and torch's, from two OpenMP
+libraries, go on spinning for milliseconds after every region, so that on a machine with few cores
+each stands in the way of the other: a step that alternates between them was measured to take seven
+times as long. A team of plain threads also survives a fork, and needs no parallel compilation.
 """
 
 import itertools
@@ -35,7 +35,8 @@ def threads() -> int:
 def kernels_first() -> Iterator[None]:
     """Within the block all threads belong to the kernels, and torch's own operations run on the calling thread.
 
-    For stretches of work whose torch operations are small: its spinning workers would only delay the kernels.
+    For stretches of work whose torch operations are small: its spinning workers would only delay
+    the kernels.
     """
     before, outermost = torch.get_num_threads(), _reserved.get() is None
     token = _reserved.set(threads())
@@ -126,8 +127,8 @@ class _Job:
 class _Team:
     """Helper threads. Between two jobs of one block of :func:`kernels_first` they wait without going to sleep.
 
-    To wake a thread takes long: a tenth of a millisecond, and several on a virtual machine whose idle cores are given
-    away, which a step with its dozen of kernels would wait for each time.
+    To wake a thread takes long: a tenth of a millisecond, and several on a virtual machine whose
+    idle cores are given away, which a step with its dozen of kernels would wait for each time.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,10 @@
 r"""Newton's method for the multinomial logits of many components at once, each over its own weighted choosers.
 
-Component c minimises :math:`-\sum_n q_{nc} (\log p(y_n \mid \theta_c) - \lambda |\theta_c|^2)`, a convex problem. Its
-Hessian is the sum over situations of :math:`q \sum_j p_j (x_j - \bar x)(x_j - \bar x)^T` with
-:math:`\bar x = \sum_j p_j x_j`, and the penalty's: McFadden, "Conditional logit analysis of qualitative choice
-behavior" (1974).
+Component c minimises :math:`-\sum_n q_{nc} (\log p(y_n \mid \theta_c) - \lambda |\theta_c|^2)`, a
+convex problem. Its Hessian is the sum over situations of :math:`q \sum_j p_j (x_j - \bar x)(x_j -
+\bar x)^T` with
+:math:`\bar x = \sum_j p_j x_j`, and the penalty's: McFadden, "Conditional logit analysis of
+qualitative choice behavior" (1974).
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 r"""Newton's method for many small convex problems at once, and the problems that are losses of linear predictors.
 
-A problem of :func:`minimize` is one component c and one output m: minimise over :math:`\beta` the sum over the
-component's pairs of :math:`q\, \ell(\beta^T x, t_m)`, and :math:`q \sum_p d_p \beta_p^2` for each pair's share of the
-penalty d.
+A problem of :func:`minimize` is one component c and one output m: minimise over :math:`\beta` the
+sum over the component's pairs of :math:`q\, \ell(\beta^T x, t_m)`, and :math:`q \sum_p d_p
+\beta_p^2` for each pair's share of the penalty d.
 """
 
 from collections.abc import Callable
@@ -67,10 +67,11 @@ class PairedRows(NamedTuple):
 def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor) -> Tensor:
     """Coefficients (..., Q) of the minima of convex problems (...), from ``start``; no problem's loss ever rises.
 
-    Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at zero where that is
-    better than its start, and once more where it ends although Newton's model promises more than its whole loss: far
-    from the data's scale losses may overflow, or have no curvature left to go by. One without a minimum (classes that a
-    hyperplane separates, without a penalty) is left where its loss has all but stopped falling.
+    Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at
+    zero where that is better than its start, and once more where it ends although Newton's model
+    promises more than its whole loss: far from the data's scale losses may overflow, or have no
+    curvature left to go by. One without a minimum (classes that a hyperplane separates, without a
+    penalty) is left where its loss has all but stopped falling.
 
     :param expand: the problems about coefficients (..., Q); losses are not negative.
     :param at_zero: losses (...) at zero.
@@ -111,7 +112,8 @@ def _descend(
 def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
     """Newton steps (..., Q), and how much each problem's loss falls by Newton's model (...).
 
-    Of coefficients brought to one scale, so that their units do not decide what is taken for rounding.
+    Of coefficients brought to one scale, so that their units do not decide what is taken for
+    rounding.
     """
     own = e.hessian.diagonal(dim1=-2, dim2=-1)
     scale = own.clamp_min(_FLAT * own.amax(-1, keepdim=True)).rsqrt().where(own > 0, 0.0)
@@ -135,8 +137,9 @@ def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
 def _floored(hessian: Tensor, gradient: Tensor, count: Tensor, rounding: float) -> Tensor:
     """Newton steps (K, Q, 1) where curvatures below ``rounding``, of the largest, say nothing.
 
-    Such a combination of coefficients stays as it is where it promises little at a curvature of that size, as among
-    collinear covariates, and else takes the step of that size: its rows are only far from where their loss bends.
+    Such a combination of coefficients stays as it is where it promises little at a curvature of
+    that size, as among collinear covariates, and else takes the step of that size: its rows are
+    only far from where their loss bends.
     """
     values, vectors = torch.linalg.eigh(hessian)
     curvature = torch.maximum(

@@ -1,9 +1,11 @@
 r"""Multinomial logistic regression with soft labels: Newton's method, some rows at a time.
 
-With responsibilities q of rows x and :math:`w_n = \sum_c q_{nc}`, the problem is to minimise over :math:`\theta`
+With responsibilities q of rows x and :math:`w_n = \sum_c q_{nc}`, the problem is to minimise over
+:math:`\theta`
 
-.. math:: -\sum_{nc} q_{nc} \log \mathrm{softmax}(\theta x_n)_c + n \sum_{cp} d_p \theta_{cp}^2
-    = \sum_n w_n \log \sum_c e^{\theta_c x_n} - \sum_c \theta_c \sum_n q_{nc} x_n + n \sum_{cp} d_p \theta_{cp}^2,
+.. math:: -\sum_{nc} q_{nc} \log \mathrm{softmax}(\theta x_n)_c + n \sum_{cp} d_p \theta_{cp}^2 =
+    \sum_n w_n \log \sum_c e^{\theta_c x_n} - \sum_c \theta_c \sum_n q_{nc} x_n + n \sum_{cp} d_p
+    \theta_{cp}^2,
 
 n the sum of all w: of q no more is needed than the sums :math:`\sum_n q_{nc} x_n`.
 """
@@ -47,11 +49,12 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0
 
     Where zero is better than the start it begins at zero.
 
-    Newton steps, halved until they bring what Armijo's condition asks for. Above 512 coefficients they are solved for
-    by conjugate gradients, preconditioned by a bound of the Hessian that is the same in all steps,
-    :math:`\frac12 (I - 1 1^T / C) \otimes \sum_n w_n x_n x_n^T` (Böhning, "Multinomial logistic regression algorithm",
-    AISM 44, 1992).
-    A problem without a minimum (separable classes) is left where its loss has all but stopped falling.
+    Newton steps, halved until they bring what Armijo's condition asks for. Above 512 coefficients
+    they are solved for by conjugate gradients, preconditioned by a bound of the Hessian that is the
+    same in all steps,
+    :math:`\frac12 (I - 1 1^T / C) \otimes \sum_n w_n x_n x_n^T` (Böhning, "Multinomial logistic
+    regression algorithm", AISM 44, 1992). A problem without a minimum (separable classes) is left
+    where its loss has all but stopped falling.
 
     :param penalty: d (Q,), not negative.
     :param held: the first so many components stay as they are.
