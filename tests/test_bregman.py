@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.em.em import em as em_module
+from pyro_mixtures.infer.em import em as em_module
 from pyro_mixtures.init import Seeds, seed_rows
 from pyro_mixtures.models.bregman import DIVERGENCES, BregmanMixture
 from pyro_mixtures.models.kmeans import KMeans

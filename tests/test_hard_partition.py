@@ -293,8 +293,8 @@ def test_bounds_on_sizes_are_kept():
     x, y, _ = rows_of()
     for options in (
         {"capacity": 32},
-        {"least": 28},
-        {"capacity": 31, "least": 29},
+        {"min_size": 28},
+        {"capacity": 31, "min_size": 29},
         {"capacity": 30},
     ):
         for assignment in ("optimal", "greedy"):
@@ -302,7 +302,7 @@ def test_bounds_on_sizes_are_kept():
             for _ in range(3):
                 em.step(x, y)
                 assert guide.sizes.max() <= options.get("capacity", N)
-                assert guide.sizes.min() >= options.get("least", 0)
+                assert guide.sizes.min() >= options.get("min_size", 0)
 
 
 def test_a_bounded_step_has_the_least_total_cost():
@@ -499,8 +499,8 @@ def test_the_state_of_another_guide_is_refused():
 
 def test_impossible_options_are_refused():
     for options in (
-        {"score": "luck"}, {"assignment": "wish"}, {"alpha": 0.0}, {"alpha": 1.5}, {"capacity": 0}, {"least": -1},
-        {"capacity": 3, "least": 4},
+        {"score": "luck"}, {"assignment": "wish"}, {"alpha": 0.0}, {"alpha": 1.5}, {"capacity": 0}, {"min_size": -1},
+        {"capacity": 3, "min_size": 4},
     ):  # fmt: skip
         with pytest.raises(OptionError, match=next(iter(options))):
             HardPartition(mixture(), components=K, **options)

@@ -96,7 +96,7 @@ RULES = {
     "capacity": {"capacity": 33},
     "capacity, leave_one_out": {"capacity": 33, "score": "leave_one_out"},
     "greedy": {"capacity": 33, "assignment": "greedy"},
-    "least": {"least": 25},
+    "min_size": {"min_size": 25},
     "learned weights": {"equal": False},
     "learned weights and scales": {"equal": False, "scale": None},
 }

@@ -222,4 +222,4 @@ def test_saved_state_with_a_broken_graph_is_refused():
 def test_planting_out_of_range_is_refused(index, component):
     guide = guide_of(TruncatedPartition, gaussian())
     with pytest.raises(PartitionError, match=rf"outside \[0, {N if index else C}\)"):
-        guide.set_labels(torch.tensor([index]), torch.tensor([component]), size=N)
+        guide.add_candidates(torch.tensor([index]), torch.tensor([component]), size=N)

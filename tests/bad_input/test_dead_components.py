@@ -75,7 +75,7 @@ def test_dead_component_is_kept_as_it_was(strategy, family):
     assert found.history["live"][-1] == 3
 
 
-@pytest.mark.parametrize("dead", ["reseed", "drop", "keep"])
+@pytest.mark.parametrize("empty", ["reseed", "drop", "keep"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_all_components_but_one_dead_is_survived(strategy, empty):
     x = clusters(30)
@@ -94,7 +94,7 @@ def test_all_components_but_one_dead_is_survived(strategy, empty):
     assert all(bool(value.isfinite().all()) for value in pyro.get_param_store().values())
 
 
-@pytest.mark.parametrize("dead", ["reseed", "drop", "keep"])
+@pytest.mark.parametrize("empty", ["reseed", "drop", "keep"])
 def test_dead_components_under_stepwise_em_are_survived(empty):
     x = clusters(60)
     model = gaussian(4, 3)

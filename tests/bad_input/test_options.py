@@ -178,12 +178,12 @@ NUMERIC_OPTIONS = {
         "outputs": WHOLE,
         "ridge": NOT_NEGATIVE,
         "scale": POSITIVE,
-        "closeness": POSITIVE,
+        "input_density": POSITIVE,
     },
-    MixtureOfLogisticRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
-    MixtureOfPoissonRegressions: {"ridge": NOT_NEGATIVE, "closeness": POSITIVE},
-    MixtureOfSVMs: {"classes": WHOLE, "ridge": POSITIVE, "closeness": POSITIVE},
-    MixtureOfExperts: {"closeness": POSITIVE},
+    MixtureOfLogisticRegressions: {"ridge": NOT_NEGATIVE, "input_density": POSITIVE},
+    MixtureOfPoissonRegressions: {"ridge": NOT_NEGATIVE, "input_density": POSITIVE},
+    MixtureOfSVMs: {"classes": WHOLE, "ridge": POSITIVE, "input_density": POSITIVE},
+    MixtureOfExperts: {"input_density": POSITIVE},
 }
 NO_NUMBERS = [True, "1", [1], math.nan, math.inf, -math.inf, -1]
 REFUSED = {
@@ -228,7 +228,7 @@ def test_models_take_numeric_options_of_any_library(model, name, kind):
         *(
             (model, "equal_weights")
             for model, options in NUMERIC_OPTIONS.items()
-            if "closeness" in options
+            if "input_density" in options
         ),
     ],
 )

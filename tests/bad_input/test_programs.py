@@ -126,7 +126,7 @@ def test_guide_names_latent_sites_that_nobody_gives_a_value(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("beside", [None, AutoNormal, AutoDelta])
+@pytest.mark.parametrize("global_guide", [None, AutoNormal, AutoDelta])
 def test_em_refuses_latent_sites_and_points_to_svi(strategy, global_guide):
     guide = guide_of(
         strategy,

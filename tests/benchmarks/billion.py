@@ -117,7 +117,7 @@ def run(report: harness.Report, case: Case, seed: int, *, progress: bool) -> Non
     model.start_at(seeds)
     stages.done("model")
     guide = TruncatedPartition(model, components=case.components, **STRATEGY)
-    guide.set_labels(seeds.index, torch.arange(case.components), size=case.rows)
+    guide.add_candidates(seeds.index, torch.arange(case.components), size=case.rows)
     del seeds  # as large as the means
     em = EM(model, guide, empty="keep", variance_floor=VARIANCE_FLOOR)
     result = fit(

@@ -103,7 +103,7 @@ def mixture(
     given = {
         "features": x.shape[1],
         "ridge": ridge,
-        "closeness": input_density if kind == "joint" else None,
+        "input_density": input_density if kind == "joint" else None,
     }
     model = MixtureOfSVMs(components=COMPONENTS, **given)
     guide = HardPartition(model, components=COMPONENTS)
@@ -169,7 +169,7 @@ def chosen(split: Split, seed: int) -> tuple[float, dict[str, float]]:
     parts = folds(split, seed)
     ridge = max(RIDGES, key=lambda ridge: np.mean([linear(part, ridge) for part in parts]))
     grid = [
-        {"ridge": ridge, "closeness": input_density}
+        {"ridge": ridge, "input_density": input_density}
         for ridge in RIDGES
         for input_density in INPUT_DENSITY
     ]

@@ -89,7 +89,7 @@ def test_log_prob_and_gradients_equal_brute_force(dtype, shape, several_blocks):
         assert_near(ours.grad, reference.grad, 2 * TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("everyone", [True, False])
+@pytest.mark.parametrize("all_components", [True, False])
 def test_derivatives_are_right_to_second_order(all_components):
     design, available, chosen, theta = problem(4, 2)
     design = design.nan_to_num()
@@ -163,7 +163,7 @@ def fitted(family, index, chosen, q):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("everyone", [True, False])
+@pytest.mark.parametrize("all_components", [True, False])
 def test_maximum_of_each_component_is_that_of_scipy(dtype, all_components, several_blocks):
     design, available, chosen, theta = problem(60, dtype=dtype)
     index = torch.arange(C, device="cpu").unsqueeze(-1).expand(C, 60)

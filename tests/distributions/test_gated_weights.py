@@ -18,7 +18,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.infer.scoring.predict import sample
-from pyro_mixtures.ops import softmax_regression
+from pyro_mixtures.ops.optimize import softmax_regression
 from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows, minimize
 from pyro_mixtures.poutine import data_plate
 

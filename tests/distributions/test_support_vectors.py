@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from pyro_mixtures.distributions import refits
+from pyro_mixtures.distributions.leave_one_out import refits
 from pyro_mixtures.distributions.regression.support_vectors import (
     LOSSES,
     SOLVERS,

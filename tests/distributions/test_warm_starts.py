@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import Dropout, Linear, Parameter, Sequential, Tanh
 
-from pyro_mixtures.distributions import warm_starts
+from pyro_mixtures.distributions.leave_one_out import warm_starts
 from pyro_mixtures.distributions.regression.pseudo_likelihoods import PseudoLikelihoods
 from pyro_mixtures.errors import ClosedFormError, NumericalError, OptionError
 

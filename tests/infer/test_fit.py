@@ -366,7 +366,7 @@ def test_evaluations_count_from_the_start_of_each_fit(x):
 
 
 @pytest.mark.parametrize(
-    ("dead", "reseeded", "dropped"), [("reseed", 1, 0), ("drop", 0, 1), ("keep", 0, 0)]
+    ("empty", "reseeded", "dropped"), [("reseed", 1, 0), ("drop", 0, 1), ("keep", 0, 0)]
 )
 @pytest.mark.parametrize("build", [exact, truncated])
 def test_history_counts_what_was_reseeded_and_dropped(x, build, empty, reseeded, dropped):

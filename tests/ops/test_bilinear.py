@@ -89,11 +89,11 @@ def test_any_shape(rows, slots, components, outputs, features, seed):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("everyone", [False, True])
+@pytest.mark.parametrize("all_components", [False, True])
 def test_gradients_are_those_of_finite_differences(all_components, backend):
     x, weight, z, _ = problem(7, 3, 3, 2, 2)
     z = torch.arange(3, device="cpu").unsqueeze(-1).expand(3, 7) if all_components else z
-    assert Pairs(z, 3).all_components == all_components
+    assert Pairs(z, 3).all_pairs == all_components
     x.requires_grad_(), weight.requires_grad_()
     with torch.device("cpu"):  # gradcheck makes its own tensors
         torch.autograd.gradcheck(lambda a, w: pair_products(a, w, Pairs(z, 3)), (x, weight))
@@ -106,8 +106,8 @@ def test_everyone_with_everyone_takes_the_short_way_to_the_same_numbers(dtype):
     x, weight, _, values = problem(50, 4, 4, 3, 5, dtype)
     z = torch.arange(4, device="cpu").unsqueeze(-1).expand(4, 50)
     short, plain = Pairs(z, 4), Pairs(z.contiguous(), 4)
-    assert short.all_components
-    assert not plain.all_components
+    assert short.all_pairs
+    assert not plain.all_pairs
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(
         pair_products(x, weight, short), pair_products(x, weight, plain), **tolerance

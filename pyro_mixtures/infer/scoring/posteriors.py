@@ -100,7 +100,7 @@ def posteriors(
     most: int = _TRUNCATED_ROWS,
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
     """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
-    if guide is not None and not callable(getattr(guide, "unseen", None)):
+    if guide is not None and not callable(getattr(guide, "posterior_of_new_rows", None)):
         raise ModelError(
             f"guide={guide!r} is no guide: pass one of pyro_mixtures.guides, or None for exact sums"
         )
