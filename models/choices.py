@@ -63,7 +63,7 @@ class LatentClassLogit(MixtureProgram):
         self.covariates = () if covariates is None else _names("covariates", covariates)
         self.theta = PyroParam(0.1 * torch.randn(components, len(names)))
         if self.covariates:
-            check_whole(least=2, components=components)
+            check_whole(minimum=2, components=components)
             del self.weights  # the gate's are in their place
             self.gate_weight = PyroParam(torch.zeros(components - 1, len(self.covariates)))
             self.gate_bias = PyroParam(torch.zeros(components - 1))

@@ -123,7 +123,7 @@ class MixtureOfSVMs(ConditionalMixture):
         )
         check_number(positive=True, ridge=ridge)
         check_options(ridge=ridge, loss=loss, solver=solver)
-        check_whole(least=2, classes=classes)
+        check_whole(minimum=2, classes=classes)
         self.ridge, self.loss, self.solver = ridge, loss, solver
         shape = (components,) if classes == 2 else (components, classes)
         self.weight = PyroParam(0.1 * torch.randn(*shape, features))

@@ -30,7 +30,7 @@ class MixtureOfFactorAnalyzers(Mixture):
 
     def __init__(self, *, components: int, features: int, factors: int, tied: bool = False):
         super().__init__(components=components, features=features)
-        check_whole(least=0, factors=factors)
+        check_whole(minimum=0, factors=factors)
         check_flag(tied=tied)
         if factors > features:
             raise OptionError(f"factors={factors} must lie in [0, features={features}]")

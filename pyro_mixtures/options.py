@@ -9,8 +9,8 @@ import torch
 from pyro_mixtures.errors import OptionError
 
 
-def check_whole(*, least: int = 1, **options: Any) -> None:
-    """Refuse ``options`` that are not whole numbers of at least ``least``.
+def check_whole(*, minimum: int = 1, **options: Any) -> None:
+    """Refuse ``options`` that are not whole numbers of at least ``minimum``.
 
     :raises OptionError: which names the first such option.
 
@@ -24,8 +24,8 @@ def check_whole(*, least: int = 1, **options: Any) -> None:
         # True is an int to Python, and never meant as one.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise OptionError(f"{name}={value!r} must be a whole number, an int")
-        if int(value) < least:
-            raise OptionError(f"{name}={value} must {_bound(least)}")
+        if int(value) < minimum:
+            raise OptionError(f"{name}={value} must {_bound(minimum)}")
 
 
 def check_number(*, positive: bool = False, **options: Any) -> None:
@@ -82,5 +82,5 @@ def check_flag(**options: Any) -> None:
             raise OptionError(f"{name}={value!r} must be True or False")
 
 
-def _bound(least: int) -> str:
-    return {0: "not be negative", 1: "be positive"}.get(least, f"be at least {least}")
+def _bound(minimum: int) -> str:
+    return {0: "not be negative", 1: "be positive"}.get(minimum, f"be at least {minimum}")

@@ -104,8 +104,8 @@ def _check(
 ) -> None:
     check_number(positive=True, bandwidth=bandwidth)
     check_whole(steps=steps, starts=starts, batches=batches)
-    check_whole(least=FEWEST, rows=rows)
-    check_whole(least=0, permutations=permutations)
+    check_whole(minimum=FEWEST, rows=rows)
+    check_whole(minimum=0, permutations=permutations)
 
 
 def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,8 +122,8 @@ def _check(
     neighbors: int, form: str, discrete: str, subsamples: int, permutations: int, workers: int
 ) -> None:
     check_whole(neighbors=neighbors)
-    check_whole(least=0, subsamples=subsamples, permutations=permutations)
-    check_whole(least=-1, workers=workers)
+    check_whole(minimum=0, subsamples=subsamples, permutations=permutations)
+    check_whole(minimum=-1, workers=workers)
     if form not in FORMS:
         raise OptionError(f"unknown form={form!r}; choose one of {tuple(FORMS)}")
     if discrete not in NOMINAL:

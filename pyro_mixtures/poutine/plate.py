@@ -65,4 +65,4 @@ def data_plate(
 def _check_numbers(**numbers: Any) -> None:
     for name, number in numbers.items():
         if number is not None and not isinstance(number, Tensor):
-            check_whole(least=0, **{name: number})
+            check_whole(minimum=0, **{name: number})

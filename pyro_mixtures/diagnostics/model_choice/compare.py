@@ -106,7 +106,7 @@ def compare_fits(
     ('spheres', 2)
     """
     check_flag(warm_start=warm_start, truncated=truncated)
-    check_whole(least=0, folds=folds, draws=draws, starts=starts)
+    check_whole(minimum=0, folds=folds, draws=draws, starts=starts)
     check_whole(epochs=fit_options.get("epochs", 1), chunk=1 if chunk is None else chunk)
     check_generator(generator)
     _check_builds(builds)
@@ -165,6 +165,6 @@ def _check_criterion(criterion: str, *, heldout: bool, folds: int, draws: int) -
             "criterion='heldout' needs rows that are held out: heldout=rows, or folds=5"
         )
     if draws:
-        check_whole(least=30, draws=draws)
+        check_whole(minimum=30, draws=draws)
     elif criterion == "loo":
         raise OptionError("criterion='loo' needs draws: give draws=100")

@@ -73,8 +73,8 @@ def partition_information(
     [('shifted', 0.7, True), ('noise', 0.0, False)]
     """
     check_whole(neighbors=neighbors, rows=rows, parts=parts)
-    check_whole(least=FEWEST, part_rows=part_rows)
-    check_whole(least=0, permutations=permutations)
+    check_whole(minimum=FEWEST, part_rows=part_rows)
+    check_whole(minimum=0, permutations=permutations)
     data = read_rows(partition, x, y, names, generator)
     sample = data.take(_draw(len(data.x), rows, generator))
     known = _knowledge(sample, neighbors, permutations, generator)

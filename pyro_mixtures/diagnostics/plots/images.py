@@ -220,7 +220,7 @@ def _show_crops(
         raise OptionError(f"crop={crop!r} must be (top, left, size)")
     top, left, size = crop
     for number in crop:
-        check_whole(least=0, crop=number)
+        check_whole(minimum=0, crop=number)
     height, width = images[0].shape[:2]
     if size < 1 or top + size > height or left + size > width:
         raise OptionError(

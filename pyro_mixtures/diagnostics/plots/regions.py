@@ -51,7 +51,7 @@ def plot_gate(
     >>> [text.get_text() for text in plot_gate(gate, x).texts]
     ['0', '2']
     """
-    check_whole(resolution=resolution, least=2)
+    check_whole(resolution=resolution, minimum=2)
     if not isinstance(gate, Gate):
         raise OptionError(
             f"gate is of type {type(gate).__name__}: give a Gate, as fit_gate() returns it"

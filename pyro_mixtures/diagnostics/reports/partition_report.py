@@ -181,7 +181,7 @@ def report_of(
 ) -> tuple[FittedRows, PartitionReport]:
     """The rows under q(z), and the report on them; see :func:`partition_report`."""
     check_whole(sample=sample)
-    check_whole(least=0, outliers=outliers)
+    check_whole(minimum=0, outliers=outliers)
     _check_fits(fit, others)
     seed = int(
         torch.randint(2**31, (), generator=generator, device="cpu")

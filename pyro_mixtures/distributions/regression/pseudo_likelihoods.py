@@ -217,7 +217,7 @@ def descent_of(steps: int, rate: float | None) -> Descent:
 
     :raises OptionError: when one of them is impossible.
     """
-    check_whole(least=0, leave_one_out_steps=steps)
+    check_whole(minimum=0, leave_one_out_steps=steps)
     if rate is not None:
         check_number(positive=True, leave_one_out_rate=rate)
     return Descent(steps, rate)

@@ -91,7 +91,7 @@ def fit(
     Ctrl-C stops after the pass in progress is abandoned and returns what was reached,
     ``interrupted=True``.
     """
-    check_whole(least=0, epochs=epochs, warmup=warmup)
+    check_whole(minimum=0, epochs=epochs, warmup=warmup)
     check_whole(patience=patience)
     if search_every is not None:
         check_whole(search_every=search_every)
