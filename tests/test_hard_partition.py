@@ -27,7 +27,7 @@ from pyro_mixtures.models import (
     KMeans,
     MixtureOfLogisticRegressions,
 )
-from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
 from tests.conformance import TOLERANCE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import RestrictedSupport
 from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
-from pyro_mixtures.poutine.reading import ProgramStructure
+from pyro_mixtures.poutine.structure import ProgramStructure
 
 # Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1)
 # where all rows share them; -1 pads.

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.poutine.joint import own_scale
-from pyro_mixtures.poutine.reading import ProgramStructure
+from pyro_mixtures.poutine.structure import ProgramStructure
 
 
 class LeaveOneOutMessenger(Messenger):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.poutine.joint import Joint, log_joint
-from pyro_mixtures.poutine.reading import ProgramStructure
+from pyro_mixtures.poutine.structure import ProgramStructure
 
 
 class Posterior(NamedTuple):

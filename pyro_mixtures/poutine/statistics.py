@@ -16,8 +16,8 @@ from pyro_mixtures.errors import ClosedFormError
 from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
 from pyro_mixtures.poutine.posterior import Posterior
-from pyro_mixtures.poutine.reading import ProgramStructure
 from pyro_mixtures.poutine.stock import stock_family, stock_weights
+from pyro_mixtures.poutine.structure import ProgramStructure
 
 
 class SiteStatistics(NamedTuple):

@@ -13,9 +13,9 @@ from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartitio
 from pyro_mixtures.infer import EM, fit, log_evidence, sample
 from pyro_mixtures.infer.experts.routing import compare_routing
 from pyro_mixtures.models.kmeans import KMeans
-from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.bad_input.given import STRATEGIES, C, D, N, built, draw_rows, gaussian, guide_of, svi
+from tests.bad_input.inputs import STRATEGIES, C, D, N, built, draw_rows, gaussian, guide_of, svi
 
 # ---------------------------------------------------------------- arrays, and arguments of programs
 

@@ -17,7 +17,7 @@ from pyro_mixtures.errors import (
 )
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct
-from tests.bad_input.given import (
+from tests.bad_input.inputs import (
     MODELS,
     ROWS,
     STRATEGIES,

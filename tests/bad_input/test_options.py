@@ -21,19 +21,19 @@ from pyro_mixtures.infer import EM, fit, log_evidence, reconstruct, responsibili
 from pyro_mixtures.infer.experts.gates import fit_gate
 from pyro_mixtures.infer.experts.routing import expert_predictions, fit_combiner
 from pyro_mixtures.init import seed_rows
-from pyro_mixtures.models.bregman import BregmanMixture
-from pyro_mixtures.models.classifiers import (
+from pyro_mixtures.models import (
     MixtureOfLogisticRegressions,
     MixtureOfPoissonRegressions,
     MixtureOfSVMs,
 )
+from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.experts import MixtureOfExperts
-from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
+from pyro_mixtures.models.factor_analyzers import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
 from pyro_mixtures.models.kmeans import KMeans
-from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.ops import use_backend
-from tests.bad_input.given import STRATEGIES, C, D, N, built, draw_rows, gaussian, guide_of, uses
+from tests.bad_input.inputs import STRATEGIES, C, D, N, built, draw_rows, gaussian, guide_of, uses
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -13,7 +13,7 @@ from pyro_mixtures.errors import ClosedFormError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, assign, log_evidence, responsibilities
 from pyro_mixtures.poutine import data_plate
-from tests.bad_input.given import STRATEGIES, C, D, N, draw_rows, gaussian, guide_of, svi
+from tests.bad_input.inputs import STRATEGIES, C, D, N, draw_rows, gaussian, guide_of, svi
 
 
 def program(*, site="z", observed=None, plate=True, fn=None, twice=False, outer=None):

@@ -21,9 +21,9 @@ from pyro_mixtures.errors import DataError, MixtureError, OptionError, Partition
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.init import seed_rows
-from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
+from pyro_mixtures.models.factor_analyzers import MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
-from tests.bad_input.given import STRATEGIES, USES, C, D, N, draw_rows, gaussian, guide_of
+from tests.bad_input.inputs import STRATEGIES, USES, C, D, N, draw_rows, gaussian, guide_of
 
 
 @pytest.mark.meta

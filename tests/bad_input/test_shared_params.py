@@ -7,7 +7,7 @@ import torch
 from pyro_mixtures.errors import SharedParamsWarning
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, log_evidence
-from tests.bad_input.given import C, draw_rows, gaussian
+from tests.bad_input.inputs import C, draw_rows, gaussian
 
 
 @pytest.mark.meta

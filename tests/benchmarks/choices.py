@@ -38,7 +38,7 @@ from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.infer.uncertainty.criteria import criteria
 from pyro_mixtures.infer.uncertainty.observed_information import observed_information
-from pyro_mixtures.models.choices import LatentClassLogit
+from pyro_mixtures.models.latent_class_logit import LatentClassLogit
 from tests.benchmarks.harness import Report, parser
 
 MODES = {"TRAIN": "TRAIN", "SM": "SM", "CAR": "CAR"}

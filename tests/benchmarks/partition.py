@@ -36,7 +36,7 @@ from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.experts.routing import compare_routing, r2
 from pyro_mixtures.infer.restarts.hard import fit_restarts
-from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from tests.benchmarks import harness
 
 RULES: dict[str, dict[str, Any]] = {

@@ -30,7 +30,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.models.classifiers import MixtureOfSVMs
+from pyro_mixtures.models import MixtureOfSVMs
 from tests.benchmarks.harness import Report, parser
 
 COMPONENTS = 4

@@ -20,8 +20,8 @@ from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.models.bregman import BregmanMixture
-from pyro_mixtures.models.choices import LatentClassLogit
 from pyro_mixtures.models.experts import MixtureOfExperts
+from pyro_mixtures.models.latent_class_logit import LatentClassLogit
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = [pytest.mark.arviz, pytest.mark.usefixtures("on_one_thread")]

@@ -26,8 +26,8 @@ from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.uncertainty.criteria import criteria
 from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.models.bregman import BregmanMixture
-from pyro_mixtures.models.choices import LatentClassLogit
 from pyro_mixtures.models.kmeans import KMeans
+from pyro_mixtures.models.latent_class_logit import LatentClassLogit
 from pyro_mixtures.poutine import data_plate
 
 pytestmark = pytest.mark.arviz

@@ -13,10 +13,9 @@ from pyro_mixtures.distributions.regression.support_vectors import SupportVector
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
-from pyro_mixtures.models import GaussianMixture
-from pyro_mixtures.models.choices import LatentClassLogit
-from pyro_mixtures.models.classifiers import MixtureOfSVMs
+from pyro_mixtures.models import GaussianMixture, MixtureOfSVMs
 from pyro_mixtures.models.experts import MixtureOfExperts
+from pyro_mixtures.models.latent_class_logit import LatentClassLogit
 from pyro_mixtures.poutine import data_plate
 
 

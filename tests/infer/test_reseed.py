@@ -11,14 +11,14 @@ from pyro_mixtures.distributions.regression.support_vectors import SupportVector
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.infer.em.reseed import Pauses, Split
-from pyro_mixtures.models import GaussianMixture
-from pyro_mixtures.models.choices import LatentClassLogit
-from pyro_mixtures.models.classifiers import (
+from pyro_mixtures.models import (
+    GaussianMixture,
     MixtureOfLogisticRegressions,
     MixtureOfPoissonRegressions,
     MixtureOfSVMs,
 )
-from pyro_mixtures.models.regressions import MixtureOfRegressions
+from pyro_mixtures.models.latent_class_logit import LatentClassLogit
+from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 
 F64 = torch.float64
 ROWS, WEIGHT = 400, torch.tensor([[3.0, -1.0], [-3.0, 1.0]], dtype=F64)

@@ -11,7 +11,7 @@ from pyro_mixtures.infer import EM, assign, fit, log_evidence, responsibilities
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models.bregman import BregmanMixture
 from pyro_mixtures.models.experts import MixtureOfExperts
-from pyro_mixtures.models.factor import MixtureOfFactorAnalyzers
+from pyro_mixtures.models.factor_analyzers import MixtureOfFactorAnalyzers
 from pyro_mixtures.models.gaussian import GaussianMixture
 
 N, C, D = 20, 4, 2

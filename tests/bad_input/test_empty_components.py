@@ -9,7 +9,7 @@ import torch
 
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, fit
-from tests.bad_input.given import MODELS, STRATEGIES, clusters, gaussian, guide_of
+from tests.bad_input.inputs import MODELS, STRATEGIES, clusters, gaussian, guide_of
 
 DEAD_CASES = [
     (TruncatedPartition, "diagonal"),

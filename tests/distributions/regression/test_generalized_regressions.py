@@ -17,7 +17,7 @@ from pyro_mixtures.distributions.regression.generalized_regressions import (
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.models.classifiers import (
+from pyro_mixtures.models import (
     MixtureOfLogisticRegressions,
     MixtureOfPoissonRegressions,
 )
