@@ -149,7 +149,7 @@ class LatentClassLogit(MixtureProgram):
                 f"row {int(wrong.nonzero()[0])} of the design holds NaN or infinity: give it no weight"
             )
         everyone = torch.zeros(1, len(chosen), dtype=torch.int64, device=chosen.device)
-        choosers = common[everyone].statistics(chosen, weight.unsqueeze(0))
+        choosers = common.statistics_at(everyone, chosen, weight.unsqueeze(0))
         best = common.maximize(choosers, frozenset({"theta"}), floor=None)["theta"]
         noise = torch.randn(
             self.theta.shape, generator=generator, dtype=zero.dtype, device="cpu"

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.shapes import broadcast
-from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import PartitionError
 
 
@@ -141,7 +140,7 @@ class RestrictedSupport(TorchDistribution):
         )
 
     def _base_log_prob(self, value: Tensor) -> Tensor:
-        if isinstance(self.base, ComponentWeights):  # these accept padding
+        if getattr(self.base, "accepts_padding", False):
             return self.base.log_prob(value)
         return torch.where(value < 0, -torch.inf, self.base.log_prob(value.clamp_min(0)))
 

@@ -137,10 +137,11 @@ class GatedWeights(ComponentWeights):
     def components(self) -> int:
         return len(self.weight) + self.reference
 
-    @property
-    def redundant(self) -> int:
-        """Without a reference, coefficients that all components have in common."""
-        return 0 if self.reference else self.weight.shape[1] + 1
+    def redundant(self, free: frozenset[str]) -> int:
+        # Without a reference, coefficients that all components share cancel.
+        if self.reference or free != self.arguments.keys():
+            return 0
+        return self.weight.shape[1] + 1
 
     @property
     def coefficients(self) -> Tensor:
@@ -195,7 +196,9 @@ class GatedWeights(ComponentWeights):
                 shape
             )
 
-    def statistics_of(self, value: Tensor, weight: Tensor) -> GateStatistics:
+    def statistics(
+        self, value: Tensor, weight: Tensor, into: GateStatistics | None = None
+    ) -> GateStatistics:
         """The rows, and sums of their covariates under responsibilities ``weight`` (..., B)."""
         design = self.design()
         if weight.shape[-1] != len(design):
@@ -209,18 +212,21 @@ class GatedWeights(ComponentWeights):
         seen = total > 0  # other rows may hold anything, NaN included
         design, q = design[seen], q[:, seen]
         z = z.expand(-1, len(design)) if z.shape[1] == 1 else z[:, seen]
-        return GateStatistics(
+        found = GateStatistics(
             _weighted_sums(q, design, Pairs(z, self.components)), (design, total[seen])
         )
+        return found if into is None else into + found
 
-    def maximizers(
-        self, statistics: GateStatistics, free: frozenset[str], dropped: Tensor | None
+    def maximize(
+        self, statistics: GateStatistics, free: frozenset[str], *, dropped: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The gate's maximum, from its present coefficients; never worse.
 
         A component without rows gets its supremum, bias -inf (the reference cannot). Dropped
         components leave their probability to the others, in proportion.
         """
+        if not free:
+            return {}
         if free != {"weight", "bias"}:
             raise ClosedFormError(
                 "weight and bias of a gate are fitted together only: free or freeze both, or use SVI"

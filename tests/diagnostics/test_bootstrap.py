@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit, log_evidence
-from pyro_mixtures.infer.restarts.placed import Placed, store_without
+from pyro_mixtures.infer.restarts.stored_fits import StoredModel, state_without_modules
 from pyro_mixtures.infer.uncertainty.bootstrap import bootstrap
 from pyro_mixtures.models import GaussianMixture, SoftmaxMixture
 from pyro_mixtures.poutine import data_plate
@@ -156,7 +156,7 @@ def test_truncated_guides_search_anew():
         (lambda: em, {"generator": 3}, OptionError, "generator=3"),
         (lambda: em, {"epochs": 0}, OptionError, "epochs=0"),
         (lambda: 3, {}, OptionError, "neither a Fit"),
-        (lambda: lambda: 3, {}, ModelError, "give an EM"),
+        (lambda: lambda: 3, {}, ModelError, "return an EM"),
     ],
 )
 def test_refusals(fitted, options, error, message):
@@ -171,7 +171,7 @@ def test_svi_is_refused():
         bootstrap(fit(svi, two_clusters(), epochs=1, progress=False), two_clusters())
 
 
-class TestPlaced:
+class TestStoredModel:
     def test_modules_give_the_values_that_they_hold(self):
         x = two_clusters()
         first = em().model
@@ -181,7 +181,9 @@ class TestPlaced:
         pyro.clear_param_store()
         second = em().model
         plain = log_evidence(second, x)  # leaves its params in the store under the same names
-        torch.testing.assert_close(log_evidence(Placed(first, store_without(first)), x), shifted)
+        torch.testing.assert_close(
+            log_evidence(StoredModel(first, state_without_modules(first)), x), shifted
+        )
         torch.testing.assert_close(log_evidence(second, x), plain)
 
     @pytest.mark.meta
@@ -191,7 +193,7 @@ class TestPlaced:
         def model():
             return pyro.param("loc", torch.zeros(2, device="cpu"))
 
-        placed = Placed(model, {"params": {}, "constraints": {}})
+        placed = StoredModel(model, {"params": {}, "constraints": {}})
         assert placed().tolist() == [0.0, 0.0]
         with placed.store(), torch.no_grad():
             pyro.param("loc").add_(5.0)

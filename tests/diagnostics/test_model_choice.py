@@ -20,7 +20,7 @@ from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, NumericalError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, log_evidence
-from pyro_mixtures.infer.restarts.pruning import losses
+from pyro_mixtures.infer.restarts.pruning import pruning_losses
 from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
@@ -327,7 +327,7 @@ def test_what_a_component_is_missed_by_its_rows():
         )
         model.weights = torch.tensor([0.2, 0.3, 0.4, 0.1], dtype=torch.float64)
         model.scale = torch.full((4, 2), 2.0, dtype=torch.float64)
-    found = losses(model, (x,), model.weights.detach(), site="z", chunk=7)
+    found = pruning_losses(model, (x,), model.weights.detach(), site="z", chunk=7)
     log_prob = (
         torch.distributions.Normal(model.loc, model.scale).log_prob(x.unsqueeze(1)).sum(-1).detach()
     )
@@ -348,7 +348,7 @@ def test_what_a_component_is_missed_that_has_all_rows(weights):
     model = gaussians()(3).model
     with torch.no_grad():
         model.loc, model.weights = torch.tensor([[0.0, 0.0], [5.0, 5.0], [6.0, 6.0]]), weights
-    found = losses(model, (x,), weights, site="z", chunk=None)
+    found = pruning_losses(model, (x,), weights, site="z", chunk=None)
     assert found[2] == 0
     assert float(found[1]) == pytest.approx(0.0, abs=1e-5)
     if weights[1] == 0:

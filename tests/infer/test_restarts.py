@@ -379,7 +379,7 @@ def test_other_strategies_are_refused(x):
         em = kmeans()
         return SVI(em.model, em.guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO())
 
-    with pytest.raises(ModelError, match="returned SVI: give an EM"):
+    with pytest.raises(ModelError, match="returned SVI: return an EM"):
         restarts(x, 2, build)
 
 

@@ -15,7 +15,12 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer import Fit, History
 from pyro_mixtures.infer.protocol import Guide
-from pyro_mixtures.infer.restarts.placed import Placed, State, held_names, store_without
+from pyro_mixtures.infer.restarts.stored_fits import (
+    State,
+    StoredModel,
+    names_in_modules,
+    state_without_modules,
+)
 from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ProgramStructure, read_structure
@@ -175,15 +180,15 @@ def _placed(entry: Any, rows: tuple, draws: int | None) -> Chains:
         )
     guide: Any = source.guide if isinstance(source, Fit) else source
     program = source.model if isinstance(source, Fit) else guide.model
-    model = Placed(
-        program, _checked_state(state) if state is not None else store_without(program, guide)
+    model = StoredModel(
+        program, _checked_state(state) if state is not None else state_without_modules(program, guide)
     )
     before = set(model.state["params"])
     with model.store():
         chain = _one(
             program, guide, source.history if isinstance(source, Fit) else History(), rows, draws
         )
-    _check_known(set(model.state["params"]) - before - held_names(program, guide))
+    _check_known(set(model.state["params"]) - before - names_in_modules(program, guide))
     chain.draws = [[draw._replace(model=model) for draw in chain.draws[0]]]
     return chain
 

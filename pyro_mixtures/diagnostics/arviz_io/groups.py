@@ -24,7 +24,7 @@ from pyro_mixtures.diagnostics.arviz_io.program import (
     read_params,
 )
 from pyro_mixtures.infer import History
-from pyro_mixtures.infer.restarts.placed import Placed
+from pyro_mixtures.infer.restarts.stored_fits import StoredModel
 
 Group = dict[str, Variable]
 Groups = dict[str, Group]
@@ -145,7 +145,7 @@ def data_groups(source: Source) -> Groups:
 def _covariates(source: Source) -> Group:
     """The program's arguments that no site observes, by their names, if no param has the name."""
     model = source.chains.all[0].model
-    model = model.model if isinstance(model, Placed) else model
+    model = model.model if isinstance(model, StoredModel) else model
     names = list(inspect.signature(getattr(model, "forward", model)).parameters)
     taken = {**source.program.params, **source.program.observed}
     seen = {id(value) for value in source.program.observed.values()}

@@ -1,4 +1,4 @@
-"""Which family, and how many components: criteria, held-out evidence and PSIS-LOO over a grid of fits."""
+"""Model choice: information criteria, held-out log evidence and PSIS-LOO over a grid of fits."""
 
 from pyro_mixtures.diagnostics.model_choice.compare import compare_fits
 from pyro_mixtures.diagnostics.model_choice.plots import plot_comparison

@@ -1,18 +1,16 @@
-"""Scores of fits that compete, and which of them is best."""
+"""Scores of competing fits, and the choice among them."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyro_mixtures.diagnostics.model_choice.loo import LeaveOneOut
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive
-from pyro_mixtures.diagnostics.model_choice.table import columns, table
+from pyro_mixtures.diagnostics.text_tables import align_columns
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.restarts.path import Member
-from pyro_mixtures.infer.restarts.placed import Placed
-from pyro_mixtures.infer.restarts.trials import put_in_place
+from pyro_mixtures.infer.restarts.stored_fits import StoredFit, StoredModel
 from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.options import check_number
 
@@ -22,40 +20,48 @@ PREDICTIVE = ("heldout", "loo")
 
 @dataclass(frozen=True)
 class Score:
-    """One family with one number of components."""
+    """The fit of one family with one number of components, and its scores."""
 
     family: str
     components: int
-    criteria: Criteria  # of the rows that it was fitted to
-    heldout: Predictive | None  # of the rows that were held out, or of all rows by folds
+    criteria: Criteria  # on the rows of the fit
+    heldout: Predictive | None  # on the held-out rows, or on all rows by cross-validation
     loo: LeaveOneOut | None
-    member: Member
+    stored: StoredFit
 
     @property
     def fit(self) -> Fit:
-        """How the fit went. Its model reads Pyro's store: :attr:`model`, and :meth:`use`, are safe."""
-        return self.member.fit
+        """How the fit went.
+
+        ``fit.model`` reads Pyro's param store, which may hold the params of another fit. Use
+        :attr:`model`, or call :meth:`use` first.
+        """
+        return self.stored.fit
 
     @property
-    def model(self) -> Placed:
-        """The fitted program with its own params, whatever Pyro's store holds."""
-        return self.member.model
+    def model(self) -> StoredModel:
+        """The fitted program with its own params, regardless of what Pyro's store holds."""
+        return self.stored.model
 
     def use(self) -> Fit:
-        """Put the params of this fit in place in Pyro's store."""
-        put_in_place(self.member.store)
-        return self.fit
+        """Copy the params of this fit into Pyro's store and return the fit."""
+        return self.stored.use()
 
     def value(self, criterion: str) -> float:
-        """What ``criterion`` says, in its own sign."""
+        """Return the value of ``criterion``.
+
+        Small values of AIC, BIC and ICL are good, and large values of the others.
+
+        :raises OptionError: if the criterion is unknown or was not computed.
+        """
         if criterion in INFORMATION:
             return float(getattr(self.criteria, criterion))
         return self.predictive(criterion).total
 
     def predictive(self, criterion: str) -> Predictive:
-        """Row by row, of ``"heldout"`` or ``"loo"``.
+        """Return the log predictive densities of all rows, for ``"heldout"`` or ``"loo"``.
 
-        :raises OptionError: when it was not asked for.
+        :raises OptionError: if the criterion is unknown or was not computed.
         """
         if criterion == "heldout" and self.heldout is not None:
             return self.heldout
@@ -70,10 +76,35 @@ class Score:
             f"unknown criterion {criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all scores by name, as :meth:`Comparison.to_frame` lists them."""
+        criteria = self.criteria
+        columns: dict[str, Any] = {
+            "family": self.family,
+            "components": self.components,
+            "log_likelihood": criteria.log_likelihood,
+            "parameters": criteria.parameters,
+            "aic": criteria.aic,
+            "bic": criteria.bic,
+            "icl": criteria.icl,
+        }
+        if self.heldout is not None:
+            columns["heldout"] = self.heldout.total
+            columns["heldout_se"] = self.heldout.standard_error
+        if self.loo is not None:
+            columns["loo"] = self.loo.predictive.total
+            columns["loo_se"] = self.loo.predictive.standard_error
+            columns["unreliable"] = self.loo.unreliable
+        columns["converged"] = self.fit.converged
+        return columns
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of :func:`~pyro_mixtures.diagnostics.model_choice.compare.compare_fits`."""
+    """The outcome of :func:`~pyro_mixtures.diagnostics.model_choice.compare.compare_fits`.
+
+    Printing it shows a table of all scores, with a star at the best value of each criterion.
+    """
 
     scores: Sequence[Score]  # by family, then by number of components
     criterion: str
@@ -81,20 +112,24 @@ class Comparison:
 
     @property
     def best(self) -> Score:
-        """The choice by :attr:`criterion`: see :meth:`best_by`."""
+        """The best fit by :attr:`criterion`; see :meth:`best_by`."""
         return self.best_by(self.criterion)
 
     def best_by(self, criterion: str, *, errors: float = 1.0) -> Score:
-        """The smallest AIC, BIC or ICL; by ``"heldout"`` or ``"loo"`` the simplest fit that is as good as the best.
+        """Return the best fit by ``criterion``.
 
-        Predictive estimates of a mixture with a component too many differ from those of the right
-        one by less than their noise. So of all fits whose sum lies within ``errors`` standard
-        errors *of the difference* below the largest sum the one with the fewest free parameters is
-        taken (the one-standard-error rule of Breiman, Friedman, Olshen & Stone, "Classification and
-        Regression Trees", 1984, with paired rows); ``errors=0`` takes the largest.
+        By AIC, BIC or ICL this is the fit with the smallest value. By ``"heldout"`` or ``"loo"`` it
+        is the simplest fit that is as good as the best: predictive estimates of a mixture with one
+        component too many differ from those of the right one by less than their noise. Of all fits
+        whose sum lies within ``errors`` standard errors *of the difference* below the largest sum,
+        the one with the fewest free parameters is taken. This is the one-standard-error rule of
+        Breiman, Friedman, Olshen & Stone, "Classification and Regression Trees", 1984, with paired
+        rows.
 
-        :raises OptionError: for a criterion that is unknown or was not computed, or negative
-            ``errors``.
+        :param errors: number of standard errors; 0 takes the largest sum.
+        :returns: the score of the best fit.
+        :raises OptionError: if the criterion is unknown or was not computed, or ``errors`` is
+            negative.
         """
         check_number(errors=errors)
         if criterion in INFORMATION:
@@ -107,35 +142,62 @@ class Comparison:
             if top.total - score.value(criterion)
             <= errors * top.error_against(score.predictive(criterion))
         ]
+        # The error of a difference is NaN for a single row: then no fit is in the list.
         return min(
             as_good or [leader],
             key=lambda score: (score.criteria.parameters, -score.value(criterion)),
         )
 
     def families(self) -> dict[str, list[Score]]:
-        """Scores by family."""
-        names = dict.fromkeys(score.family for score in self.scores)
-        return {name: [score for score in self.scores if score.family == name] for name in names}
+        """Return the scores of each family."""
+        families: dict[str, list[Score]] = {}
+        for score in self.scores:
+            families.setdefault(score.family, []).append(score)
+        return families
 
     def criteria(self) -> list[str]:
-        """Names of the criteria that were computed."""
+        """Return the names of the criteria that were computed."""
         first = self.scores[0]
-        return [
-            *INFORMATION,
-            *["heldout"] * (first.heldout is not None),
-            *["loo"] * (first.loo is not None),
-        ]
+        names = list(INFORMATION)
+        if first.heldout is not None:
+            names.append("heldout")
+        if first.loo is not None:
+            names.append("loo")
+        return names
 
     def to_frame(self) -> Any:
-        """A ``pandas.DataFrame``, one line a fit."""
+        """Return a ``pandas.DataFrame`` with one line per fit. Needs pandas."""
         pandas: Any = importlib.import_module("pandas")  # slow to import, and needed here only
-        return pandas.DataFrame([columns(score) for score in self.scores])
+        return pandas.DataFrame([score.to_dict() for score in self.scores])
 
     def __str__(self) -> str:
-        winners = {criterion: self.best_by(criterion) for criterion in self.criteria()}
+        best = {criterion: self.best_by(criterion) for criterion in self.criteria()}
         chosen = self.best
-        return (
-            f"{table(self.scores, winners)}\n"
-            f"* chosen by that column; by {self.criterion}: {chosen.family} with {chosen.components} components"
-            + (" (interrupted: some fits are missing)" if self.interrupted else "")
+        legend = (
+            f"* best by that column; by {self.criterion}: {chosen.family} with "
+            f"{chosen.components} components"
         )
+        if self.interrupted:
+            legend += " (interrupted: some fits are missing)"
+        return f"{_table(self.scores, best)}\n{legend}"
+
+
+def _table(scores: Sequence[Score], best: Mapping[str, Score]) -> str:
+    """Return aligned columns with a star at each column's best score."""
+    cells = [
+        {
+            name: _text(value) + ("*" if best.get(name) is score else " ")
+            for name, value in score.to_dict().items()
+        }
+        for score in scores
+    ]
+    header = [name + " " for name in cells[0]]
+    return align_columns([header, *(list(line.values()) for line in cells)], separator=" ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    return str(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import some_rows
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.restarts.trials import random_state_kept
+from pyro_mixtures.infer.restarts.stored_fits import preserved_random_state
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ def looking(generator: torch.Generator | None) -> Iterator[torch.Generator]:
     >>> bool(drawn == torch.rand((), device="cpu"))
     True
     """
-    with random_state_kept():
+    with preserved_random_state():
         yield (
             torch.Generator("cpu").set_state(torch.get_rng_state())
             if generator is None
@@ -79,6 +79,6 @@ def looking(generator: torch.Generator | None) -> Iterator[torch.Generator]:
 def _seeded(seed: int, rows: Sequence[Tensor]) -> Iterator[None]:
     """Pyro's random state, and that of the rows' devices, of this ``seed``; put back at the end."""
     devices = sorted({tensor.device.index or 0 for tensor in rows if tensor.is_cuda})
-    with random_state_kept(), torch.random.fork_rng(devices=devices):
+    with preserved_random_state(), torch.random.fork_rng(devices=devices):
         pyro.set_rng_seed(seed)
         yield

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_mixtures.distributions.components import Components, check_floating, match_dtype
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one
+from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer, pair_products
@@ -52,7 +53,6 @@ class BregmanComponents(Components):
 
     argument_names = ("mean",)
     location = "mean"
-    pads = True  # take() does
     leaves_one_out = True
 
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):
@@ -148,9 +148,12 @@ class BregmanComponents(Components):
     def mean_at(self, index: Tensor) -> Tensor:
         return self.flat(self.mean, 1)[index]
 
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> MeanStatistics:
+    def statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor, into: MeanStatistics | None = None
+    ) -> MeanStatistics:
         x, pairs = self._pairs(value, index)
-        return _weighted_sums(x, weight.reshape(pairs.z.shape), pairs)
+        sums = _weighted_sums(x, weight.reshape(pairs.z.shape), pairs)
+        return sums if into is None else add(into, sums)
 
     def floor(self, sums: MeanStatistics, fraction: float) -> Tensor:
         """Smallest distance (D,) of means from their boundary: ``fraction`` of that of the mean of all rows.
@@ -166,11 +169,12 @@ class BregmanComponents(Components):
         typical = empty_to_one(away.mean().clamp_min(0))
         return fraction * torch.where(away > 0, away, typical)
 
-    def maximizers(
-        self, statistics: MeanStatistics, free: frozenset[str], floor: Tensor | None
+    def maximize(
+        self, statistics: MeanStatistics, free: frozenset[str], *, floor: Tensor
     ) -> dict[str, Tensor]:
-        """Return each component's mean row, kept inside its domain by ``floor``; empty components keep theirs."""
-        assert floor is not None
+        """The mean of each part's rows, kept inside its domain by ``floor``; empty parts stay where they are."""
+        if "mean" not in free:
+            return {}
         size = self.part_size(statistics).unsqueeze(-1)
         best = self.inside(statistics.first / empty_to_one(size), floor)
         known = self.mean.reshape(best.shape)

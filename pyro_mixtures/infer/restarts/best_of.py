@@ -1,9 +1,9 @@
-"""A short EM from each of several starts; the most likely one goes on."""
+"""The best of several starts: a short EM from each, and a full fit from the most likely one."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ from tqdm.auto import tqdm
 from pyro_mixtures.errors import NumericalError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
+from pyro_mixtures.infer.em.history import History
 from pyro_mixtures.infer.restarts.starts import check_new
-from pyro_mixtures.infer.restarts.trials import (
+from pyro_mixtures.infer.restarts.stored_fits import (
+    StoredFit,
+    fresh_store,
     inference_of,
-    own_params,
-    put_in_place,
-    random_state_kept,
+    preserved_random_state,
 )
 
-Build = Callable[[], EM | tuple[Callable, EM]]
+Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 Start = Callable[[Any], Any]  # sets the params of the model that it is given
 
 
@@ -29,22 +30,9 @@ Start = Callable[[Any], Any]  # sets the params of the model that it is given
 class BestOf:
     """The outcome of :func:`best_of`."""
 
-    best: Fit  # the most likely start's fit, carried on until it settled; its params are in place
-    winner: int  # its number among the starts
+    best: Fit  # of the most likely start, fitted until convergence; its params are in Pyro's store
+    winner: int  # index of that start
     elbos: np.ndarray  # (starts,) ELBO after the short EM, in nats per row; -inf where it failed
-
-
-class _Trial(NamedTuple):
-    made: EM | None  # by build(); kept of the best so far alone, as is its fit
-    fit: Fit | None
-    params: Any
-    elbo: float
-    failure: NumericalError | None = None
-    interrupted: bool = False
-
-    def without_fit(self) -> "_Trial":
-        """All but what takes memory."""
-        return self._replace(made=None, fit=None, params=None)
 
 
 def best_of(
@@ -56,29 +44,28 @@ def best_of(
     progress: bool = True,
     **fit_options: Any,
 ) -> BestOf:
-    """Run ``steps`` epochs of EM from each start, keep the one of the largest ELBO, and fit it to the end.
+    """Run a short EM from each start, and fit the one with the largest ELBO until convergence.
 
-    Most of what tells a good start from a bad one shows in the first steps, so that many starts
-    cost little more than one fit. Each runs in a param store of its own, where ``build()`` makes
-    its model anew. Afterwards Pyro's store holds what it held before, and in it the params of the
-    best.
+    The first steps usually show which starts are good. Many starts therefore cost little more than
+    one fit. Each short fit calls ``build()`` for a new model and runs in its own param store.
+    Afterwards the params of the best fit are in Pyro's store; other params there are unchanged.
 
-    :param build: makes a fresh ``EM`` (or ``(model, EM)``).
+    :param build: returns a new ``EM`` (or ``(model, EM)``) at each call.
     :param rows: the model's tensor arguments, each with N rows.
-    :param starts: functions that set the params of the model they are given, as
-        :class:`~pyro_mixtures.init.SoftmaxStart` does.
-    :param steps: epochs of each trial.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
-        state is put back.
-    :param progress: show a bar of the starts with the best ELBO, then that of the fit.
-    :param fit_options: for :func:`fit`, of the trials (but for their ``epochs``) and of the last
-        fit.
-    :raises OptionError: without starts or steps, or when ``build`` returns the model or guide of an
-        earlier start.
-    :raises NumericalError: when no start has a finite ELBO.
-
-    Ctrl-C ends the start in progress, or the last fit, and starts no other: the best so far is
-    returned.
+    :param starts: functions that set the params of the model that they are given, such as
+        :class:`~pyro_mixtures.init.SoftmaxStart`.
+    :param steps: epochs of each short fit.
+    :param generator: source of randomness, on the CPU; torch's global generator by default. Pyro's
+        random state is restored at the end.
+    :param progress: show one progress bar over the starts, with the best ELBO so far, and one for
+        the final fit.
+    :param fit_options: passed to :func:`fit`: to the short fits (except ``epochs``) and to the
+        final fit.
+    :returns: the final fit, the index of its start, and the ELBO of every start. Ctrl-C stops the
+        current fit and all later ones; the best fit so far is returned with ``interrupted=True``.
+    :raises OptionError: if there are no starts or no steps, or if ``build`` returns the model or
+        guide of an earlier start.
+    :raises NumericalError: if no start has a finite ELBO.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM
@@ -88,63 +75,69 @@ def best_of(
     >>> def build():
     ...     model = GaussianMixture(components=2, features=2)
     ...     return EM(model, FullPartition(model, components=2))
-    >>> found = best_of(build, x, starts=[lambda model: model.start_at(seed_rows(x, 2))] * 3, progress=False)
-    >>> found.elbos.shape, found.best.converged
+    >>> def start(model):
+    ...     model.start_at(seed_rows(x, 2))
+    >>> result = best_of(build, x, starts=[start] * 3, progress=False)
+    >>> result.elbos.shape, result.best.converged
     ((3,), True)
     """
     starts = list(starts)
     if not starts or steps < 1:
         raise OptionError(f"{len(starts)} starts and steps={steps}: give at least one of each")
-    run = _Runner(build, rows, {**fit_options, "epochs": steps, "progress": False})
+    short_options = {**fit_options, "epochs": steps, "progress": False}
     seeds = torch.randint(1 << 31, (len(starts),), generator=generator, device="cpu").tolist()
-    trials: list[_Trial] = []
-    with random_state_kept():
-        with tqdm(total=len(starts), desc="starts", disable=not progress, unit="start") as bar:
-            for start, seed in zip(starts, seeds, strict=True):
-                trials.append(
-                    run(start, seed, [trial.made for trial in trials if trial.made is not None])
-                )
-                best = max(trials, key=lambda trial: trial.elbo)  # the first of equals
-                trials = [trial if trial is best else trial.without_fit() for trial in trials]
-                bar.set_postfix(best=f"{best.elbo:.4f}", refresh=False)
-                bar.update()
-                if trials[-1].interrupted:
-                    break
-        if best.elbo == -math.inf or best.fit is None:
-            raise NumericalError(
-                f"none of {len(starts)} starts has a finite ELBO: check the data and the starts"
-            ) from best.failure
-        put_in_place(best.params)
-        interrupted = trials[-1].interrupted
-        result = (
-            best.fit
-            if interrupted
-            else fit(best.fit.inference, *rows, progress=progress, **fit_options)
-        )
-    winner = next(i for i, trial in enumerate(trials) if trial is best)
-    return BestOf(
-        replace(result, interrupted=True) if interrupted else result, winner, _elbos(trials)
-    )
+    with preserved_random_state():
+        short = _short_fits(build, rows, starts, seeds, short_options, progress)
+        result = short.best.use()
+        if short.interrupted:
+            result = replace(result, interrupted=True)
+        else:
+            result = fit(result.inference, *rows, progress=progress, **fit_options)
+    return BestOf(result, int(np.argmax(short.elbos)), short.elbos)
 
 
-def _elbos(trials: list[_Trial]) -> np.ndarray:
-    return np.array([trial.elbo for trial in trials])
+@dataclass(frozen=True)
+class _ShortFits:
+    best: StoredFit
+    elbos: np.ndarray  # (starts,)
+    interrupted: bool
 
 
-class _Runner:
-    """Short fits from one start each."""
-
-    def __init__(self, build: Build, rows: tuple[Tensor, ...], fit_options: dict[str, Any]):
-        self.build, self.rows, self.fit_options = build, rows, fit_options
-
-    def __call__(self, start: Start, seed: int, earlier: list[EM]) -> _Trial:
-        with own_params(seed) as params:
-            inference = inference_of(self.build())
-            check_new(inference, earlier)
-            try:
-                start(inference.model)
-                found = fit(inference, *self.rows, **self.fit_options)
-            except NumericalError as failure:  # one bad start must not end the others
-                return _Trial(inference, None, None, -math.inf, failure)
-        elbo = -math.inf if math.isnan(found.elbo) else found.elbo
-        return _Trial(inference, found, params, elbo, interrupted=found.interrupted)
+def _short_fits(
+    build: Build,
+    rows: tuple[Tensor, ...],
+    starts: Sequence[Start],
+    seeds: Sequence[int],
+    fit_options: dict[str, Any],
+    progress: bool,
+) -> _ShortFits:
+    """Fit from each start in turn; only the best fit so far stays in memory."""
+    best: StoredFit | None = None
+    elbos: list[float] = []
+    failures: list[NumericalError] = []
+    interrupted = False
+    with tqdm(total=len(starts), desc="starts", disable=not progress, unit="start") as bar:
+        for start, seed in zip(starts, seeds, strict=True):
+            with fresh_store(seed) as state:
+                inference = inference_of(build())
+                check_new(inference, [] if best is None else [best.fit])
+                result = Fit(inference, History())
+                try:
+                    start(inference.model)
+                    result = fit(inference, *rows, **fit_options)
+                except NumericalError as failure:  # one bad start must not end the others
+                    failures.append(failure)
+            elbo = -math.inf if math.isnan(result.elbo) else result.elbo
+            if best is None or elbo > max(elbos):
+                best = StoredFit(result, state)
+            elbos.append(elbo)
+            bar.set_postfix(best=f"{max(elbos):.4f}", refresh=False)
+            bar.update()
+            interrupted = result.interrupted
+            if interrupted:
+                break
+    if best is None or max(elbos) == -math.inf:
+        raise NumericalError(
+            f"none of {len(starts)} starts has a finite ELBO: check the data and the starts"
+        ) from (failures[0] if failures else None)
+    return _ShortFits(best, np.array(elbos), interrupted)

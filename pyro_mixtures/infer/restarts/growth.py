@@ -1,8 +1,8 @@
-"""Growing a mixture: fit few components, split the largest, go on with more."""
+"""Growing a mixture: fit few components, split the largest ones, continue with more components."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -12,32 +12,26 @@ from torch.distributions import constraints
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.restarts.trials import (
+from pyro_mixtures.infer.restarts.stored_fits import (
+    Params,
+    StoredFit,
+    Values,
+    constrained_value,
+    fresh_store,
     inference_of,
-    own_params,
     params_of,
-    put_in_place,
-    random_state_kept,
-    value_of,
+    preserved_random_state,
 )
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine.params import ParamHandle
 
-# Rows that a new component may expect: too few to live, and not none, since a row's first
-# candidates may all be new.
-_LITTLE = 1e-3
-
-
-class Stage(NamedTuple):
-    """A fit of one size, in the param store that it left behind."""
-
-    fit: Fit
-    params: dict[str, ParamHandle]
-    store: Any
+# Expected rows of a new component. Too few for its parameters, so that EM re-seeds it; but not
+# zero, since the first candidates of a row may all be new components.
+_EXPECTED_ROWS = 1e-3
 
 
 def grow(
-    build: Callable[[int], EM | tuple[Callable, EM]],
+    build: Callable[[int], EM | tuple[Callable[..., Any], EM]],
     *rows: Tensor,
     components: Sequence[int],
     start: Callable[[Any], Any] | None = None,
@@ -45,26 +39,27 @@ def grow(
     progress: bool = True,
     **fit_options: Any,
 ) -> list[Fit]:
-    """Fit a mixture in stages of growing size; each begins with the components of the stage before.
+    """Fit a mixture with increasing numbers of components, each fit starting from the one before.
 
-    A stage's new components begin with hardly any weight, and so the first M-steps split them off
-    the largest components, as they do with all dead ones: growth takes an ``EM`` of
-    ``empty="reseed"``, and families that say how to split. Growth is greedy: what a small stage has
-    merged a split may not part again, and where components overlap
-    :func:`~pyro_mixtures.infer.restarts.best_of.best_of` several starts can do far better.
+    The components that a stage adds start with almost no weight. The first M-steps then re-seed
+    them, as they re-seed all empty components: each becomes a copy of a large component. Growth
+    therefore needs ``EM(empty="reseed")`` and families that can split a component. It is greedy: a
+    later split may not undo a merge of an early stage. Where components overlap,
+    :func:`~pyro_mixtures.infer.restarts.best_of.best_of` over several starts can be much better.
 
-    :param build: makes a fresh ``EM`` (or ``(model, EM)``) with that many components.
+    :param build: returns a new ``EM`` (or ``(model, EM)``) with the given number of components.
     :param rows: the model's tensor arguments, each with N rows.
-    :param components: sizes of the stages, increasing.
-    :param start: sets the params of the first stage's model, as ``lambda model:
-        model.start_at(seeds)``; by default it starts as ``build`` makes it.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
-        state is put back.
-    :param fit_options: for :func:`~pyro_mixtures.infer.em.fit`, of every stage.
-    :returns: the stages' fits. The params of the last are in place in Pyro's store; models that are
-        modules hold their own.
-    :raises OptionError: for sizes that do not increase, an ``EM`` that does not re-seed, a guide
-        that fills empty parts itself (``HardPartition``), or params that do not grow.
+    :param components: numbers of components of the stages, increasing.
+    :param start: sets the params of the first stage's model, such as ``lambda model:
+        model.start_at(seeds)``; by default they stay as ``build`` made them.
+    :param generator: source of randomness, on the CPU; torch's global generator by default. Pyro's
+        random state is restored at the end.
+    :param progress: show a progress bar for every stage.
+    :param fit_options: passed to :func:`~pyro_mixtures.infer.em.fit` in every stage.
+    :returns: the fits of all stages. The params of the last one are in Pyro's store; models that
+        are modules hold their own. Ctrl-C ends the current stage, which is then the last one.
+    :raises OptionError: for numbers that do not increase, an ``EM`` that does not re-seed, a guide
+        that fills empty clusters itself (``HardPartition``), or params that cannot grow.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture
@@ -77,59 +72,110 @@ def grow(
     """
     sizes = checked_sizes(components)
     seeds = torch.randint(1 << 31, (len(sizes),), generator=generator, device="cpu").tolist()
-    stages: list[Stage] = []
-    with random_state_kept():
+    stages: list[StoredFit] = []
+    with preserved_random_state():
         for size, seed in zip(sizes, seeds, strict=True):
-            with own_params(seed) as store:
+            with fresh_store(seed) as state:
                 inference = inference_of(build(size))
-                params = params_of(inference, rows)
                 if stages:
-                    before = {name: value_of(param) for name, param in stages[-1].params.items()}
-                    inherit(inference, rows, before, size, sizes[len(stages) - 1])
+                    smaller_size = sizes[len(stages) - 1]
+                    inherit_values(inference, rows, stages[-1].values(rows), size, smaller_size)
                 elif start is not None:
                     start(inference.model)
                 if len(sizes) > 1:
-                    _check_splits(inference)
-                    _check_growth(inference)
-                found = fit(inference, *rows, progress=progress, **fit_options)
-            stages.append(Stage(found, params, store))
-            if found.interrupted:
+                    _check_reseeds(inference)
+                    _check_guide(inference)
+                stage = fit(inference, *rows, progress=progress, **fit_options)
+                stages.append(StoredFit(stage, state))
+            if stages[-1].fit.interrupted:
                 break
-    put_in_place(stages[-1].store)
+    stages[-1].use()
     return [stage.fit for stage in stages]
 
 
 def checked_sizes(components: Sequence[int]) -> list[int]:
-    """Numbers of components, refused unless they increase."""
+    """Return numbers of components as a list.
+
+    :raises OptionError: unless they are positive and increase.
+    """
     if not isinstance(components, Iterable):
         raise OptionError(
-            f"components={components!r}: give several numbers of components, as range(1, 9)"
+            f"components={components!r}: give a sequence of numbers of components, such as "
+            "range(1, 9)"
         )
     sizes = list(components)
     for size in sizes:
         check_whole(components=size)
-    if not sizes or any(b <= a for a, b in pairwise(sizes)):
-        raise OptionError(f"components={sizes}: give numbers of components, increasing")
+    if not sizes or any(larger <= smaller for smaller, larger in pairwise(sizes)):
+        raise OptionError(f"components={sizes}: give increasing numbers of components")
     return sizes
 
 
-def _check_splits(inference: EM) -> None:
-    if inference.empty != "reseed":
+def inherit_values(
+    inference: EM, rows: tuple[Tensor, ...], values: Values, size: int, smaller_size: int
+) -> None:
+    """Start a model of ``size`` components from the ``values`` of a fit with ``smaller_size``.
+
+    The first components get the fitted params; the others get almost no weight. EM will re-seed
+    those at random rows of large components, so that repeated growth tries different splits.
+
+    :raises ModelError: if the two models have different params.
+    :raises OptionError: for params that cannot grow, or an ``EM`` that does not re-seed.
+    """
+    _check_reseeds(inference)
+    split_seed = int(torch.randint(1 << 31, (), device="cpu"))
+    inference.random_rows = torch.Generator().manual_seed(split_seed)
+    params = params_of(inference, rows)
+    if params.keys() != values.keys():
+        different = sorted(params.keys() ^ values.keys())
+        raise ModelError(
+            f"build({size}) and build({smaller_size}) have different params: {different}"
+        )
+    new_weight = _EXPECTED_ROWS / _weighted_rows(inference, rows)
+    weights = _weights_among(params, values, smaller_size)
+    for name, param in params.items():
+        if name in weights:
+            param.write(_grown_weights(values[name], size, new_weight))
+        else:
+            _write_grown(param, values[name], size, smaller_size)
+    if not weights:
         raise OptionError(
-            f"empty={inference.empty!r}: growth splits components by re-seeding, EM(empty='reseed')"
+            "growth gives new components almost no weight: it needs weights that are one simplex "
+            "param"
         )
 
 
-def _check_growth(inference: EM) -> None:
-    if inference.guide.reseeds:
+def _weights_among(params: Params, values: Values, components: int) -> set[str]:
+    return {
+        name
+        for name, param in params.items()
+        if param.constraint is constraints.simplex and values[name].shape == (components,)
+    }
+
+
+def _grown_weights(weights: Tensor, size: int, new_weight: float) -> Tensor:
+    """Append components of weight ``new_weight`` to ``weights`` (C,)."""
+    added = size - len(weights)
+    return torch.cat([weights * (1 - added * new_weight), weights.new_full((added,), new_weight)])
+
+
+def _write_grown(param: ParamHandle, value: Tensor, size: int, smaller_size: int) -> None:
+    """Set the entries of the first components, or all entries of a param that components share."""
+    shape = constrained_value(param).shape
+    if shape == value.shape:
+        param.write(value)
+    elif shape == (size, *value.shape[1:]):
+        param.write(value, slice(0, smaller_size))
+    else:
         raise OptionError(
-            f"{type(inference.guide).__name__} fills empty parts by itself, so that EM splits none and new ones stay "
-            "empty: use fit_restarts for each number of parts"
+            f"param {param.name!r} has shape {tuple(value.shape)} for {smaller_size} components "
+            f"and {tuple(shape)} for {size}: params of a mixture that grows have one entry per "
+            "component, or are shared by all components"
         )
 
 
-def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
-    """Rows by their weights; those of weights below one count as one, as EM has it."""
+def _weighted_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
+    """Return the sum of the row weights, but at least N, as EM does to find empty components."""
     with pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(inference.model).get_trace(*rows).nodes
     scale = torch.as_tensor(nodes[inference.guide.site]["scale"], dtype=torch.float64, device="cpu")
@@ -137,46 +183,18 @@ def _expected_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
     return max(count, float(scale.sum() if scale.numel() > 1 else scale * count))
 
 
-def inherit(
-    inference: EM, rows: tuple[Tensor, ...], before: Mapping[str, Tensor], size: int, old: int
-) -> None:
-    """Give the first of ``size`` components the params ``before`` of ``old``, and the others hardly any weight.
-
-    They will be split off at random rows of the largest: another time may part what this one does
-    not.
-
-    :raises OptionError: for params that do not grow, or an ``EM`` that does not re-seed.
-    """
-    _check_splits(inference)
-    inference.random_rows = torch.Generator().manual_seed(
-        int(torch.randint(1 << 31, (), device="cpu"))
-    )
-    params = params_of(inference, rows)
-    if params.keys() != before.keys():
-        raise ModelError(
-            f"build({size}) has other params than build({old}): {sorted(params.keys() ^ before.keys())}"
-        )
-    little = _LITTLE / _expected_rows(inference, rows)
-    weighted = False
-    for name, param in params.items():
-        value, wanted = before[name], value_of(param).shape
-        if param.constraint is constraints.simplex and value.shape == (old,):
-            param.write(
-                torch.cat(
-                    [value * (1 - (size - old) * little), value.new_full((size - old,), little)]
-                )
-            )
-            weighted = True
-        elif wanted == value.shape:  # shared by all components
-            param.write(value)
-        elif wanted == (size, *value.shape[1:]):
-            param.write(value, slice(0, old))
-        else:
-            raise OptionError(
-                f"param {name!r} is {tuple(value.shape)} for {old} components and {tuple(wanted)} for {size}: params "
-                "of a mixture that grows have one entry a component, or are shared by all"
-            )
-    if not weighted:
+def _check_reseeds(inference: EM) -> None:
+    if inference.empty != "reseed":
         raise OptionError(
-            "new components begin with little weight: growth needs weights that are one simplex param"
+            f"empty={inference.empty!r}: growth splits components by re-seeding; give "
+            "EM(empty='reseed')"
+        )
+
+
+def _check_guide(inference: EM) -> None:
+    if inference.guide.reseeds:
+        raise OptionError(
+            f"{type(inference.guide).__name__} fills empty clusters itself, so EM would never "
+            "split a component and the new ones would stay empty: use fit_restarts for each "
+            "number of clusters"
         )

@@ -23,11 +23,11 @@ from pyro_mixtures.infer.restarts.starts import (
     check_new,
     labelled_guide,
 )
-from pyro_mixtures.infer.restarts.trials import (
+from pyro_mixtures.infer.restarts.stored_fits import (
+    StoredFit,
+    fresh_store,
     inference_of,
-    own_params,
-    put_in_place,
-    random_state_kept,
+    preserved_random_state,
 )
 
 
@@ -101,14 +101,14 @@ def fit_restarts(
     starter = Starter(rows, on)
     seeds = torch.randint(1 << 31, (len(several),), generator=generator, device="cpu").tolist()
     with (
-        random_state_kept(),
+        preserved_random_state(),
         tqdm(total=len(several), desc="restarts", disable=not progress, unit="start") as bar,
     ):
         if parallel:
             best, objectives = fit_together(build, rows, several, seeds, starter, fit_options, bar)
         else:
             best, objectives = _one_by_one(build, rows, several, seeds, starter, fit_options, bar)
-    put_in_place(best.params)
+    StoredFit(best.fit, best.params).use()
     return RestartsResult(
         best.fit, objectives.index(best.objective), np.array(objectives), best.labels
     )
@@ -127,7 +127,7 @@ def _one_by_one(
     best: Trial | None = None
     objectives: list[float] = []
     for start, seed in zip(starts, seeds, strict=True):
-        with own_params(seed) as params:
+        with fresh_store(seed) as params:
             inference = inference_of(build())
             check_new(inference, [] if best is None else [best.fit])
             trial = _trial(inference, params, rows, start, seed, starter, fit_options)

@@ -24,7 +24,12 @@ from pyro_mixtures.infer.restarts.starts import (
     check_new,
     labelled_guide,
 )
-from pyro_mixtures.infer.restarts.trials import inference_of, own_params, params_of, value_of
+from pyro_mixtures.infer.restarts.stored_fits import (
+    constrained_value,
+    fresh_store,
+    inference_of,
+    params_of,
+)
 from pyro_mixtures.poutine.params import ParamHandle
 
 Rows = tuple[Tensor, ...]
@@ -120,7 +125,7 @@ def _check_build(build: Callable) -> None:
 
 
 def _member(build: Build, rows: Rows, seed: int, blocks: int, earlier: Sequence[Member]) -> Member:
-    with own_params(seed) as store:
+    with fresh_store(seed) as store:
         inference = inference_of(build(blocks=blocks))
         check_new(inference, [member.inference for member in earlier])
         labelled_guide(inference)
@@ -168,7 +173,7 @@ def _check_params(whole: Member, members: Sequence[Member]) -> None:
             "parallel need params with one entry a component; leave parallel out"
         )
     shapes = {
-        name: (value_of(one[name]).shape, value_of(handle).shape)
+        name: (constrained_value(one[name]).shape, constrained_value(handle).shape)
         for name, handle in whole.params.items()
     }
     own = {
@@ -185,15 +190,15 @@ def _check_params(whole: Member, members: Sequence[Member]) -> None:
 def _gather(whole: Member, members: Sequence[Member]) -> None:
     """Set the params of the fit of all to those of its members."""
     for name, param in whole.params.items():
-        value = torch.cat([value_of(member.params[name]) for member in members])
+        value = torch.cat([constrained_value(member.params[name]) for member in members])
         param.write(value / len(members) if _is_weights(param, value) else value)
 
 
 def _hand_back(whole: Member, member: Member, block: int) -> None:
     """Set a member's params to those of its block."""
     for name, param in member.params.items():
-        components = len(value_of(param))
-        value = value_of(whole.params[name])[block * components : (block + 1) * components]
+        components = len(constrained_value(param))
+        value = constrained_value(whole.params[name])[block * components : (block + 1) * components]
         param.write(value / value.sum() if _is_weights(param, value) else value)
 
 

@@ -1,9 +1,9 @@
-"""The bootstrap of a fitted mixture: how far its params move with the rows that happened to be drawn."""
+"""The bootstrap of a fitted mixture: refits to rows drawn with replacement."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
@@ -15,36 +15,34 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.restarts.placed import Placed, State, store_without
 from pyro_mixtures.infer.restarts.starts import LabelledGuide
-from pyro_mixtures.infer.restarts.trials import inference_of, random_state_kept
+from pyro_mixtures.infer.restarts.stored_fits import (
+    State,
+    StoredFit,
+    inference_of,
+    preserved_random_state,
+    state_without_modules,
+)
 from pyro_mixtures.options import check_generator, check_whole
 
-Build = Callable[[], EM | tuple[Callable, EM]]
-
-
-class Refit(NamedTuple):
-    """The fit of one resample, and its program in the param store that it was fitted in."""
-
-    fit: Fit
-    model: Placed
+Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 
 
 @dataclass(frozen=True)
 class Bootstrap:
     """The outcome of :func:`bootstrap`."""
 
-    fit: Fit  # of the rows as they are
-    refits: tuple[Refit, ...]
+    fit: Fit  # of the original rows
+    refits: tuple[StoredFit, ...]  # of the resamples
 
     @property
     def elbos(self) -> np.ndarray:
-        """The ELBO (draws,) that each refit ended with, in nats per row of its resample."""
+        """ELBO (draws,) of each refit, in nats per row of its resample."""
         return np.array([refit.fit.elbo for refit in self.refits])
 
     @property
     def converged(self) -> np.ndarray:
-        """Whether each refit (draws,) settled."""
+        """Whether each refit (draws,) converged."""
         return np.array([refit.fit.converged for refit in self.refits])
 
 
@@ -56,52 +54,57 @@ def bootstrap(
     progress: bool = True,
     **fit_options: Any,
 ) -> Bootstrap:
-    """Fit a mixture again to rows drawn with replacement, ``draws`` times, each from the params of the first fit.
+    """Refit a mixture to resamples of the rows, each time from the params of the first fit.
 
-    The spread of the refits' params is that of the estimator over data sets of N rows (Efron,
-    "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979; of mixtures:
-    McLachlan & Peel, "Finite Mixture Models", 2000, 2.16). Starting at the fit keeps each refit
-    near its mode and its labels; ``to_arviz`` aligns what switched nevertheless. The spread says
-    nothing of other modes: restarts do.
+    The spread of the refits' params estimates the sampling distribution of the estimator for data
+    sets of N rows (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics
+    7, 1979; for mixtures: McLachlan & Peel, "Finite Mixture Models", 2000, section 2.16). Refits
+    start from the first fit, so they stay near its mode and keep its order of components;
+    ``to_arviz`` aligns those whose components switched. The spread does not include other modes:
+    use restarts to find these.
 
-    :param fitted: a :class:`Fit` by EM of ``rows``, or ``build()``, which makes a fresh ``EM`` (or
-        ``(model, EM)``) to be fitted to them first.
+    Each refit uses a copy of model and guide and its own param store; Pyro's store keeps the first
+    fit. A hard partition's labels are resampled with their rows. A truncated guide keeps its
+    neighbor graph and searches candidates anew. Memory: ``draws`` copies of model and guide.
+
+    :param fitted: a :class:`Fit` of ``rows`` by EM, or a function ``build()`` that returns a new
+        ``EM`` (or ``(model, EM)``), which is fitted to the rows first.
     :param rows: the model's tensor arguments, N rows each.
     :param draws: number of resamples.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Pyro's random
-        state is put back.
-    :param progress: show a progress bar of the draws.
-    :param fit_options: for :func:`fit`, each time.
-    :raises OptionError: when ``draws`` or ``epochs=`` is not positive.
-    :raises ModelError: when the fit is not by EM: an optimiser's state cannot begin anew; or when
-        rows have weights.
-
-    Every refit is a copy of model and guide with a param store of its own; Pyro's store keeps the
-    first fit. The labels of a hard partition go with the rows. A truncated guide keeps its
-    neighbour graph and searches anew. Memory is ``draws`` times that of the model and the guide.
+    :param generator: source of randomness, on the CPU; torch's global generator by default. Pyro's
+        random state is restored at the end.
+    :param progress: show a progress bar over the draws.
+    :param fit_options: passed to :func:`fit` for every fit.
+    :returns: the first fit and the refits. Ctrl-C ends the current refit, which is then the last
+        one.
+    :raises OptionError: if ``draws`` or ``epochs=`` is not positive.
+    :raises ModelError: if the fit is not by EM (an optimizer's state cannot be reset), or if rows
+        have weights.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.models import GaussianMixture
     >>> model = GaussianMixture(components=2, features=2)
     >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
-    >>> found = bootstrap(lambda: EM(model, FullPartition(model, components=2)), x, draws=3, progress=False)
-    >>> len(found.refits), found.elbos.shape
+    >>> def build():
+    ...     return EM(model, FullPartition(model, components=2))
+    >>> result = bootstrap(build, x, draws=3, progress=False)
+    >>> len(result.refits), result.elbos.shape
     (3, (3,))
     """
     check_whole(draws=draws, epochs=fit_options.get("epochs", 1))
     check_generator(generator)
     tensors = Batches(rows).tensors
-    first = fitted if isinstance(fitted, Fit) else _first(fitted, tensors, fit_options)
+    first = fitted if isinstance(fitted, Fit) else _first_fit(fitted, tensors, fit_options)
     if not isinstance(first.inference, EM):
         raise ModelError(
-            f"bootstrap fits again by EM, but this fit is by {type(first.inference).__name__}: give a fit by EM, or "
-            "put priors on the params and let to_arviz draw from their guide"
+            f"bootstrap refits by EM, but this fit is by {type(first.inference).__name__}: give a "
+            "fit by EM, or put priors on the params and let to_arviz draw from their guide"
         )
     check_unweighted(first.inference, tensors)
     count = len(tensors[0])
-    refits = []
+    refits: list[StoredFit] = []
     with (
-        random_state_kept(),
+        preserved_random_state(),
         tqdm(total=draws, desc="bootstrap", disable=not progress, unit="draw") as bar,
     ):
         for _ in range(draws):
@@ -115,47 +118,44 @@ def bootstrap(
 
 
 def check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
-    """Refuse resampling of rows that have weights: one that stands for several would be drawn, or left out, as a whole.
+    """Refuse rows with weights, which resampling would draw or omit as a whole.
 
-    :raises ModelError: when weights of the rows differ from one.
+    :raises ModelError: if a row weight differs from one.
     """
-    with random_state_kept(), pyro.poutine.block(), torch.no_grad():
+    with preserved_random_state(), pyro.poutine.block(), torch.no_grad():
         nodes: Any = pyro.poutine.trace(em.model).get_trace(*rows).nodes
     scale = torch.as_tensor(nodes[em.guide.site]["scale"], device="cpu")
     if not bool((scale == 1).all()):
         raise ModelError(
-            "the model's rows have weights other than one, but a bootstrap draws rows: give it the rows one by one "
-            "(items that were drawn, instead of their counts)"
+            "the model's rows have weights other than one, but the bootstrap resamples rows: give "
+            "each row as often as it counts, with weight one (the items that were drawn, not their "
+            "counts)"
         )
 
 
-def _first(build: Any, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> Fit:
+def _first_fit(build: Any, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> Fit:
     if not callable(build):
         raise OptionError(
-            f"{type(build).__name__} is neither a Fit nor a function that makes an EM"
+            f"{type(build).__name__} is neither a Fit nor a function build() that returns an EM"
         )
     return fit(inference_of(build()), *rows, progress=False, **fit_options)
 
 
 def _refit(
     em: EM, rows: tuple[Tensor, ...], index: Tensor, seed: int, fit_options: dict[str, Any]
-) -> Refit:
-    """Fit a copy to the rows ``index`` (N,)."""
+) -> StoredFit:
+    """Fit a copy of ``em`` to the rows ``index`` (N,)."""
     pyro.set_rng_seed(seed)
-    inference = copy.deepcopy(_with_labels(em, index))
-    model = Placed(inference.model, _copied(store_without(inference.model, inference.guide)))
-    with model.store():
-        again = fit(
-            inference,
-            *(tensor[index.to(tensor.device)] for tensor in rows),
-            progress=False,
-            **fit_options,
-        )
-    return Refit(again, model)
+    inference = copy.deepcopy(_with_resampled_labels(em, index))
+    state = _copy_params(state_without_modules(inference.model, inference.guide))
+    resampled = [tensor[index.to(tensor.device)] for tensor in rows]
+    with pyro.get_param_store().scope(state):
+        result = fit(inference, *resampled, progress=False, **fit_options)
+    return StoredFit(result, state)
 
 
-def _with_labels(em: EM, index: Tensor) -> EM:
-    """A shallow copy of ``em`` with a shallow copy of its guide, whose labels are those of the rows drawn."""
+def _with_resampled_labels(em: EM, index: Tensor) -> EM:
+    """Return a shallow copy of ``em`` whose guide holds the labels of the rows ``index``."""
     inference, guide = copy.copy(em), copy.copy(em.guide)
     if isinstance(guide, LabelledGuide) and guide.labels is not None:
         guide.set_labels(guide.labels[..., index])
@@ -164,8 +164,8 @@ def _with_labels(em: EM, index: Tensor) -> EM:
     return inference
 
 
-def _copied(state: State) -> State:
-    """Params that functions state live in the store alone: without copies all refits would share them."""
+def _copy_params(state: State) -> State:
+    """Copy the params of functions: they exist only in the store, and refits would share them."""
     params = {
         name: leaf.detach().clone().requires_grad_(leaf.requires_grad)
         for name, leaf in state["params"].items()
