@@ -1,9 +1,14 @@
-"""What the mixtures share: weights, means or covariates, and the plain Pyro programs."""
+"""Base classes of the mixtures: their weights, and the Pyro programs of rows and of outcomes.
+
+Every model is a :class:`MixtureProgram`. A :class:`Mixture` models rows ``x``; a
+:class:`ConditionalMixture` models outcomes ``y`` given covariates ``x``. Their programs take the
+observed tensors first, then ``row_weight``, so that ``fit(em, x, row_weight)`` batches them
+together; ``index`` and ``size`` are keyword-only.
+"""
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -15,17 +20,24 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions import Components, IsotropicNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, SharedParamsWarning
 from pyro_mixtures.init import Seeds
+from pyro_mixtures.models.row_weights import check_tensor, weighted_rows
 from pyro_mixtures.options import check_flag, check_number, check_whole
 from pyro_mixtures.poutine import data_plate
 
 
 class MixtureProgram(PyroModule):
-    """Weights (C,) of C components: a param, or constant and equal.
+    """A Pyro program with mixture weights (C,), either a param or constant and equal.
 
-    Constant weights leave a hard partition's objective to the losses of the components alone.
+    With constant weights, the objective of a hard partition consists of the components' losses
+    alone.
+
+    :param components: C.
+    :param features: number of features of a row, or of covariates.
+    :param equal_weights: whether the weights are constant and equal.
+    :raises OptionError: when an option has an impossible value.
     """
 
-    # PyroParams: tensors when read. Any, since their class says otherwise to a type checker.
+    # A PyroParam is a tensor when it is read, which its class does not tell a type checker.
     weights: Any
 
     def __init__(self, *, components: int, features: int, equal_weights: bool = False):
@@ -49,11 +61,17 @@ class MixtureProgram(PyroModule):
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
 
-    def _warn_if_shared(self) -> None:
-        """Pyro's store knows params by name alone: a model would silently continue with another one's, for good.
+    def _weighted_rows(self, row_weight: Tensor | None, rows: int) -> AbstractContextManager[None]:
+        """Return the context in which the program's sites have ``row_weight``."""
+        if row_weight is None:
+            return nullcontext()
+        return weighted_rows(row_weight, rows, next(self.parameters()).dtype)
 
-        Looked at in every run, as models fitted in turn come back: evidence of the first, after the
-        second was fitted.
+    def _warn_if_shared(self) -> None:
+        """Warn if Pyro's param store replaces params of this model with those of another model.
+
+        The store identifies params by name alone. The check is made in every run, because models
+        may be used in turn: one is fitted, then another, then the first is evaluated.
         """
         own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
         stored = dict(pyro.get_param_store().named_parameters())
@@ -62,47 +80,83 @@ class MixtureProgram(PyroModule):
         )
         if shared and not pyro.settings.get("module_local_params"):
             warnings.warn(
-                f"this model takes the values of {shared} from Pyro's param store, where another model of the process "
-                "left them: call pyro.clear_param_store() before it, or keep params apart with "
-                "pyro.settings.set(module_local_params=True)",
+                f"this model takes the values of {shared} from Pyro's param store, where another "
+                "model of this process left them: call pyro.clear_param_store() before building "
+                "it, or keep params apart with pyro.settings.set(module_local_params=True)",
                 SharedParamsWarning,
                 stacklevel=3,
             )
 
 
-class RowMixture(MixtureProgram):
-    """A mixture over rows (B, D), whose components have places among them that can be seeded."""
+class Mixture(MixtureProgram):
+    """The program of a mixture over rows: ``z ~ MixtureWeights(weights)``, ``x ~ component[z]``.
+
+    A family states its component distributions, and how to start them at seeds.
+    """
 
     @abstractmethod
     def component_distributions(self) -> Components:
-        """The C component distributions of the present parameters."""
+        """Return the C component distributions at the current params."""
 
     @abstractmethod
     def place(self, seeds: Seeds) -> None:
-        """Put the components at ``seeds`` of as many components and features, without gradients.
+        """Set the components' params from ``seeds``.
 
-        Params must not share memory with the seeds, which may be views of the rows: steps are taken
+        The shapes of the seeds have been checked, and no gradients are recorded. Params must not
+        share memory with the seeds, which may be views of the rows: closed-form steps write params
         in place.
         """
 
     def start_at(self, seeds: Seeds) -> None:
-        """Put the components at ``seeds`` of :func:`pyro_mixtures.init.seed_rows`, with equal weights.
+        """Start the components at ``seeds``, with equal weights.
 
+        :param seeds: C rows and the variances of the data, from
+            :func:`pyro_mixtures.init.seed_rows`.
+        :returns: None; the params are set in place.
         :raises DataError: when the seeds have another number of components or features.
         """
-        if seeds.loc.shape != (self.components, self.features):
-            raise DataError(
-                f"seeds are {tuple(seeds.loc.shape)}, the model needs {(self.components, self.features)}"
-            )
+        expected = (self.components, self.features)
+        if seeds.loc.shape != expected:
+            raise DataError(f"seeds are {tuple(seeds.loc.shape)}, but the model needs {expected}")
         with torch.no_grad():
             self.weights = torch.full_like(self.weights, 1.0 / self.components)
             self.place(seeds)
 
+    def _observed(self, x: Tensor) -> Tensor:
+        """Return the values that the program observes for rows ``x``."""
+        return x
 
-class Mixture(RowMixture):
-    """Params ``weights`` (C,) and ``loc`` (C, D), and the program of a mixture over rows ``x``.
+    def forward(
+        self,
+        x: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+    ) -> Tensor:
+        """Run the program: observe rows ``x`` (B, D), or draw ``size`` rows if ``x`` is None.
 
-    A family adds the params of its covariances and states how they make the components.
+        :param row_weight: (B,) weights of the rows: a row of weight two counts as two rows, a row
+            of weight zero as none.
+        :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        :returns: the rows, observed or drawn.
+        :raises DataError: when the arguments do not fit the model or each other.
+        """
+        if x is not None:
+            self._check_rows(x)
+            x = self._observed(x)
+        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x))
+        self._warn_if_shared()
+        weights, components = MixtureWeights(self.weights), self.component_distributions()
+        with data_plate(x, index, size), row_weights:
+            z = pyro.sample("z", weights)
+            return pyro.sample("x", components[z], obs=x)
+
+
+class NormalMixture(Mixture):
+    """A mixture whose components have means, the param ``loc`` (C, D), and covariances.
+
+    A family adds the params of its covariances.
     """
 
     loc: Any
@@ -113,40 +167,29 @@ class Mixture(RowMixture):
 
     @abstractmethod
     def set_variance(self, variance: Tensor) -> None:
-        """Start every component with the variances (D,) of the data."""
+        """Start every component with the variances (D,) of the data.
+
+        :returns: None; the params of the covariances are set in place.
+        """
 
     def place(self, seeds: Seeds) -> None:
-        """Means at the seeds, the data's variance."""
+        """Set the means to the seeds, and the covariances to the variances of the data."""
         self.loc = seeds.loc.to(self.loc, copy=True)
         self.set_variance(seeds.variance.to(self.loc))
 
-    def forward(
-        self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None
-    ) -> Tensor:
-        """The program: rows ``x`` (B, D) observed, or ``size`` rows drawn when ``x`` is None.
-
-        :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
-        """
-        if x is not None:
-            self._check_rows(x)
-        self._warn_if_shared()
-        weights, components = MixtureWeights(self.weights), self.component_distributions()
-        with data_plate(x, index, size):
-            z = pyro.sample("z", weights)
-            return pyro.sample("x", components[z], obs=x)
-
 
 class ConditionalMixture(MixtureProgram):
-    """The program of a mixture of experts without a gate: ``z ~ MixtureWeights(weights)``, ``y ~ expert[z](x)``.
+    """The program of a mixture over outcomes: ``z ~ MixtureWeights(weights)``, ``y ~ expert_z(x)``.
 
-    A family adds the experts' params and states how they make the components of a batch of
+    A family adds the experts' params, and states the component distributions of a batch of
     covariates.
 
-    :param input_density: None, or what a row pays for its distance from its expert's place (param
-        ``loc`` (C, P)): ``input_density |x - loc[z]|^2 / P``, for standardised covariates about
-        that much. Experts then own regions, where a gate can find them again; without it a
-        partition may be one that only the outcomes tell apart. In the program it is a second
-        observed site, ``x ~ Normal(loc[z], constant)``.
+    :param input_density: None, or the weight of the distance between a row's covariates and the
+        location of its expert, param ``loc`` (C, P): the loss grows by
+        ``input_density |x - loc[z]|^2 / P``, which is about ``input_density`` for standardized
+        covariates. Each expert then owns a region of the input space, which a gate can learn;
+        without it, only the outcomes may tell the experts' rows apart. The program states it as a
+        second observed site, ``x ~ Normal(loc[z], constant)``.
     """
 
     loc: Any
@@ -170,94 +213,41 @@ class ConditionalMixture(MixtureProgram):
 
     @abstractmethod
     def component_distributions(self, x: Tensor) -> Components:
-        """The C distributions of the outcome given covariates ``x`` (B, P)."""
+        """Return the C distributions of the outcome given covariates ``x`` (B, P)."""
 
     def forward(
         self,
         x: Tensor,
         y: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        *,
         index: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
-        """The program: outcomes ``y`` (B, ...) of rows with covariates ``x`` (B, P) observed, or drawn when None.
+        """Run the program: observe outcomes given covariates, or draw them.
 
+        :param x: (B, P) covariates.
+        :param y: (B, ...) outcomes; None draws them.
+        :param row_weight: (B,) weights of the rows: a row of weight two counts as two rows, a row
+            of weight zero as none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        :returns: the outcomes, observed or drawn.
+        :raises DataError: when the arguments do not fit the model or each other.
         """
         self._check_rows(x)
         if y is not None:
             check_tensor("outcomes", y)
             if len(y) != len(x):
                 raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
+        row_weights = self._weighted_rows(row_weight, len(x))
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
         if y is not None and y.shape[1:] != components.event_shape:
-            wanted = ", ".join(map(str, ("N", *components.event_shape)))
-            raise DataError(
-                f"outcomes must be ({wanted}{',' * (wanted == 'N')}), not {tuple(y.shape)}"
-            )
-        with data_plate(x, index, size):
+            sizes = ", ".join(map(str, ("N", *components.event_shape)))
+            expected = f"({sizes}{',' * (sizes == 'N')})"
+            raise DataError(f"outcomes must be {expected}, not {tuple(y.shape)}")
+        with data_plate(x, index, size), row_weights:
             z = pyro.sample("z", weights)
             if self.input_density is not None:
                 pyro.sample("x", IsotropicNormals(self.loc, self.spread)[z], obs=x)
             return pyro.sample("y", components[z], obs=y)
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """Programs take tensors alone; the strategies of :mod:`pyro_mixtures.infer` take arrays too."""
-    if not isinstance(value, Tensor) or not value.dim():
-        given = (
-            f"a tensor {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"{type(value).__name__}"
-        )
-        raise DataError(
-            f"{name} must be a tensor (N, ...), not {given}: give torch.as_tensor({name})"
-        )
-
-
-def check_row_weight(row_weight: Tensor, rows: int) -> None:
-    """Refuse ``row_weight`` that are not (rows,) finite numbers of zero or more.
-
-    They may all be zero: strategies call programs with some of the rows, nobody's perhaps.
-
-    :raises DataError: which names the first such row.
-    """
-    check_tensor("row_weight", row_weight)
-    if row_weight.shape != (rows,):
-        raise DataError(
-            f"row_weight {tuple(row_weight.shape)} for {rows} rows: give one weight for each row"
-        )
-    wrong = ~(row_weight.isfinite() & (row_weight >= 0))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise DataError(
-            f"row_weight of row {row} is {row_weight[row].item()}: weights are finite, and zero or more"
-        )
-
-
-def weighted(
-    row_weight: Tensor | None, rows: int, *, dtype: torch.dtype | None = None
-) -> AbstractContextManager[None]:
-    """Context of sites whose rows count ``row_weight`` (rows,) times; None stands for once, zero for not at all.
-
-    Weights are checked at once, before the context is entered, and cast to ``dtype``.
-
-    :raises DataError: see :func:`check_row_weight`.
-    """
-    if row_weight is None:
-        return nullcontext()
-    check_row_weight(row_weight, rows)
-    return _counted(row_weight.to(dtype or row_weight.dtype))
-
-
-@contextmanager
-def _counted(row_weight: Tensor) -> Iterator[None]:
-    seen: Any = row_weight > 0
-    if bool(seen.all()):
-        with pyro.poutine.scale(scale=row_weight):
-            yield
-        return
-    # Pyro scales by positive numbers alone, and knows zero as a mask.
-    scale: Any = row_weight.masked_fill(~seen, 1)
-    with pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=seen):
-        yield

@@ -1,4 +1,4 @@
-"""Mixtures of any torch modules, with any loss."""
+"""Mixtures of experts that are torch modules, with any loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,28 +19,34 @@ from pyro_mixtures.options import check_whole
 
 
 class MixtureOfExperts(ConditionalMixture):
-    """``z ~ MixtureWeights(weights)``, ``log p(y | x, z) = -loss(experts[z](x), y)``, experts any torch modules.
+    """Model outcomes by ``log p(y | x, z) = -loss(experts[z](x), y)``, experts being torch modules.
+
+    The experts' parameters are the Pyro params ``experts.0.<name>``, ...; those with
+    ``requires_grad=False`` are constants. Only the weights have a closed-form M-step: train by
+    ``EM(gradient=..., gradient_steps=...)`` or by SVI. Experts must start at different parameters,
+    and their output for a row must not depend on other rows or on randomness: with batch
+    normalization or dropout (unless in ``eval()`` mode), the E-step and the M-step would see
+    different losses.
 
     :param make: makes one expert, a module from rows (B, P) to outputs (B, ...); called C times.
     :param components: C.
-    :param features: P, covariates of a row.
+    :param features: P, the number of covariates.
     :param loss: ``"squared"`` (the squared error, not halved), ``"cross_entropy"`` (outputs are
-        logits, y classes), or ``loss(output, y)`` with one number a row (B,).
+        logits, y classes), or a function ``loss(output, y)`` that returns one number per row (B,).
     :param event_shape: shape of one row's outcome, ``()`` for y (B,).
-    :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param leave_one_out_steps: steps by which leave-one-out scores of hard partitions are
-        estimated, with ``leave_one_out_rate`` their length; see :class:`PseudoLikelihoods`.
-    :raises OptionError: when ``make`` does not make modules of their own, or the loss has an
-        unknown name.
-
-    The experts' parameters are Pyro params ``experts.0.<name>``, ...; those with
-    ``requires_grad=False`` are constants. Nothing has a closed form but the weights: train by
-    ``EM(gradient=..., gradient_steps=...)`` or SVI. Experts must start at different parameters, and
-    treat every row by itself: batch normalisation and dropout (but in ``eval()``) would let the
-    E-step see other losses than the M-step.
+    :param equal_weights: whether the weights are constant and equal, so that they do not enter the
+        objective of a hard partition.
+    :param input_density: None, or the weight of the distance between covariates and the location
+        of their expert; see :class:`ConditionalMixture`.
+    :param leave_one_out_steps: number of gradient steps that estimate the leave-one-out scores of
+        hard partitions; see :class:`PseudoLikelihoods`.
+    :param leave_one_out_rate: step size of these steps.
+    :raises OptionError: when ``make`` does not return distinct modules, or an option has an
+        impossible value.
 
     >>> import torch
-    >>> model = MixtureOfExperts(lambda: torch.nn.Linear(5, 1), components=3, features=5, loss="squared")
+    >>> make = lambda: torch.nn.Linear(5, 1)
+    >>> model = MixtureOfExperts(make, components=3, features=5, loss="squared")
     >>> model(torch.zeros(7, 5), torch.zeros(7)).shape
     torch.Size([7])
     >>> model.component_distributions(torch.zeros(7, 5)).outputs().shape
@@ -71,19 +77,21 @@ class MixtureOfExperts(ConditionalMixture):
         experts = [make() for _ in range(components)]
         for expert in experts:
             if not isinstance(expert, Module) or any(
-                isinstance(part, PyroModule) for part in expert.modules()
+                isinstance(module, PyroModule) for module in expert.modules()
             ):
                 raise OptionError(
-                    f"make() gave a {type(expert).__name__}: experts are plain torch modules"
+                    f"make() returned a {type(expert).__name__}: "
+                    "experts must be plain torch modules"
                 )
         if len({id(expert) for expert in experts}) < components:
             raise OptionError(
-                "make() gave the same module twice: it must make a new one at every call"
+                "make() returned the same module twice: it must make a new one at every call"
             )
-        # A PyroModule, so that reading it does not state params under names of another style.
+        # With a plain ModuleList, reading the attribute would register params under other names.
         self.experts = PyroModuleList(experts)
 
     def component_distributions(self, x: Tensor) -> PseudoLikelihoods:
+        """Return the C pseudo-likelihoods of the outcome given covariates ``x`` (B, P)."""
         return PseudoLikelihoods(
             x,
             list(self.experts),
@@ -97,51 +105,58 @@ class MixtureOfExperts(ConditionalMixture):
         self,
         x: Tensor,
         y: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        *,
         index: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
-        """The program: outcomes ``y`` (B, ...) of rows with covariates ``x`` (B, P); losses cannot draw outcomes.
+        """Run the program: observe outcomes ``y`` (B, ...) given covariates ``x`` (B, P).
 
+        :param y: outcomes. They are required, since a loss cannot draw outcomes.
+        :param row_weight: (B,) weights of the rows: a row of weight two counts as two rows, a row
+            of weight zero as none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        :returns: the outcomes.
         :raises ModelError: without ``y``.
+        :raises DataError: when the arguments do not fit the model or each other.
         """
         self._warn_if_shared()
-        self._state_params()
-        return super().forward(x, y, index, size)
+        self._register_params()
+        return super().forward(x, y, row_weight, index=index, size=size)
 
-    def _state_params(self) -> None:
-        """State the experts' parameters to Pyro; as with all params, values that the store has already are taken."""
-        taken: dict[Tensor, Parameter] = {}
+    def _register_params(self) -> None:
+        """Register the experts' parameters with Pyro, or take over the values in its store."""
+        replaced: dict[Tensor, Parameter] = {}
         for name, leaf in self.experts.named_parameters():
             if leaf.requires_grad:
-                stored = _stated(self._pyro_get_fullname(f"experts.{name}"), leaf)
+                stored = _registered(self._pyro_get_fullname(f"experts.{name}"), leaf)
                 if stored is not leaf:
-                    taken[leaf] = stored
-        if not taken:
+                    replaced[leaf] = stored
+        if not replaced:
             return
         for module in self.experts.modules():
-            for name, own in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-                if own in taken:
-                    setattr(module, name, taken[own])
+            for name, leaf in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if leaf in replaced:
+                    setattr(module, name, replaced[leaf])
 
 
 def _checked_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(event_shape, str) or not isinstance(event_shape, Sequence):
-        raise OptionError(f"event_shape={event_shape!r} must be a shape, () or (3,) say")
+        raise OptionError(f"event_shape={event_shape!r} must be a shape, such as () or (3,)")
     for size in event_shape:
         check_whole(event_shape=size)
     return tuple(event_shape)
 
 
-def _stated(name: str, leaf: Parameter) -> Parameter:
-    """What Pyro's store holds under ``name``: ``leaf`` itself, unless it was there before."""
+def _registered(name: str, leaf: Parameter) -> Parameter:
+    """Return what Pyro's store holds under ``name``: ``leaf``, unless the name was there before."""
     value, store = pyro.param(name, leaf), pyro.get_param_store()
     if value is leaf:
         return leaf
     if store.param_name(value) != name:
         raise ModelError(
-            f"a handler replaces param {name!r}, a module's own: give the module other parameters, and no "
-            "prior or substitute"
+            f"a handler replaces param {name!r}, which belongs to a module: set the module's "
+            "parameters themselves, and do not condition or substitute them"
         )
     if not isinstance(value, Parameter):  # loaded from a file
         value = Parameter(value.detach())

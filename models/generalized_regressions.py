@@ -15,7 +15,7 @@ from pyro_mixtures.options import check_number
 
 
 class _MixtureOfGeneralizedRegressions(ConditionalMixture):
-    """Params ``weight`` (C, P) and ``bias`` (C,)."""
+    """A mixture of regressions with params ``weight`` (C, P) and ``bias`` (C,)."""
 
     weight: Any
     bias: Any
@@ -42,15 +42,20 @@ class _MixtureOfGeneralizedRegressions(ConditionalMixture):
 
 
 class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
-    """``z ~ MixtureWeights(weights)``, ``y ~ Bernoulli(sigmoid(weight[z] x + bias[z]))``, y in {0, 1}.
+    """Model outcomes in {0, 1} as ``y ~ Bernoulli(sigmoid(weight[z] x + bias[z]))``.
+
+    Params: ``weights`` (C,), ``weight`` (C, P), ``bias`` (C,), and ``loc`` (C, P) if
+    ``input_density`` is given.
 
     :param components: C.
-    :param features: P, covariates of a row.
-    :param ridge: lambda; see :class:`LogisticRegressions`. Parts of a partition are often
-        separable: make it positive.
-    :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param input_density: what distance from an expert's place costs; see
-        :class:`ConditionalMixture`.
+    :param features: P, the number of covariates.
+    :param ridge: lambda; see :class:`LogisticRegressions`. Choose a positive one for hard
+        partitions, whose clusters are often separable.
+    :param equal_weights: whether the weights are constant and equal, so that they do not enter the
+        objective of a hard partition.
+    :param input_density: None, or the weight of the distance between covariates and the location
+        of their expert; see :class:`ConditionalMixture`.
+    :raises OptionError: when an option has an impossible value.
 
     >>> model = MixtureOfLogisticRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -58,13 +63,14 @@ class MixtureOfLogisticRegressions(_MixtureOfGeneralizedRegressions):
     """
 
     def component_distributions(self, x: Tensor) -> LogisticRegressions:
+        """Return the C distributions of the outcome given covariates ``x`` (B, P)."""
         return LogisticRegressions(x, self.weight, self.bias, ridge=self.ridge)
 
 
 class MixtureOfPoissonRegressions(_MixtureOfGeneralizedRegressions):
-    """``z ~ MixtureWeights(weights)``, ``y ~ Poisson(exp(weight[z] x + bias[z]))``, y a count.
+    """Model counts as ``y ~ Poisson(exp(weight[z] x + bias[z]))``.
 
-    Parameters as those of :class:`MixtureOfLogisticRegressions`.
+    Params and options are those of :class:`MixtureOfLogisticRegressions`.
 
     >>> model = MixtureOfPoissonRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -72,4 +78,5 @@ class MixtureOfPoissonRegressions(_MixtureOfGeneralizedRegressions):
     """
 
     def component_distributions(self, x: Tensor) -> PoissonRegressions:
+        """Return the C distributions of the outcome given covariates ``x`` (B, P)."""
         return PoissonRegressions(x, self.weight, self.bias, ridge=self.ridge)

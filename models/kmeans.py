@@ -3,24 +3,25 @@
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.normal.unit_normals import DirectionalNormals, UnitNormals
+from pyro_mixtures.distributions import Components, DirectionalNormals, UnitNormals
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.models.bregman import MeanMixture
 from pyro_mixtures.options import check_flag
 
 
 class KMeans(MeanMixture):
-    r"""Squared Euclidean distances from C means, under equal, constant weights: one param, ``mean`` (C, D).
+    r"""Model rows as ``x ~ Normal(mean[z], 1)`` with equal weights: the objective of k-means.
 
-    Under :class:`HardPartition` an EM step is one of Lloyd's algorithm. Minus the ELBO of N rows is
-    half the inertia, plus the constant N (log C + D / 2 log 2 pi).
+    The weights are constant. The only param is ``mean`` (C, D). Under :class:`HardPartition` an EM
+    step is an iteration of Lloyd's algorithm. The negative ELBO of N rows is half the inertia plus
+    the constant N (log C + D / 2 log 2 pi).
 
     :param components: C.
     :param features: D.
-    :param spherical: rows and means on the unit sphere. Rows are divided by their length, a row of
-        zeros is a
-        :class:`DataError`; minus the ELBO is :math:`\sum_n (1 - \cos(x_n, m_{z_n}))` plus N log C.
+    :param spherical: whether rows and means lie on the unit sphere. The program divides each row by
+        its length; the negative ELBO is :math:`\sum_n (1 - \cos(x_n, m_{z_n}))` plus N log C.
+    :raises OptionError: when an option has an impossible value. A spherical model raises
+        :class:`DataError` for rows that are all zeros.
 
     Dhillon & Modha, "Concept decompositions for large sparse text data using clustering", Machine
     Learning 42 (2001).
@@ -45,9 +46,10 @@ class KMeans(MeanMixture):
         self.spherical = spherical
 
     def component_distributions(self) -> Components:
+        """Return the C component distributions at the current params."""
         return self.family(self.mean)
 
-    def rows(self, x: Tensor) -> Tensor:
+    def _observed(self, x: Tensor) -> Tensor:
         if not self.spherical:
             return x
         x = x.to(self.mean) if not x.is_floating_point() else x
@@ -55,6 +57,7 @@ class KMeans(MeanMixture):
         if bool((length == 0).any()):
             row = int((length == 0).nonzero()[0, 0])
             raise DataError(
-                f"row {row} is all zeros and has no direction: remove such rows, or use spherical=False"
+                f"row {row} is all zeros and has no direction: "
+                "remove such rows, or use spherical=False"
             )
         return x / length

@@ -13,20 +13,23 @@ from pyro_mixtures.options import check_number, check_whole
 
 
 class MixtureOfRegressions(ConditionalMixture):
-    """``z ~ MixtureWeights(weights)``, ``y ~ Normal(weight[z] x + bias[z], scale[z])`` with a ridge penalty.
+    """Model outcomes as ``y ~ Normal(weight[z] x + bias[z], scale[z])``, with a ridge penalty.
+
+    Params: ``weights`` (C,), ``weight`` (C, P) or (C, M, P), ``bias`` and ``scale`` (C,) or (C, M),
+    and ``loc`` (C, P) if ``input_density`` is given. Coefficients start as small random numbers:
+    start hard partitions from labels, or use several restarts.
 
     :param components: C.
-    :param features: P, covariates of a row.
+    :param features: P, the number of covariates.
     :param outputs: None for outcomes ``y`` (N,), M for outcomes (N, M).
     :param ridge: lambda; see :class:`LinearRegressions`.
-    :param scale: None for a standard deviation of each component and output, learned from the data;
-        or one number, constant: squared error.
-    :param equal_weights: constant, equal weights, as the objective of a hard partition wants them.
-    :param input_density: what distance from an expert's place costs; see
-        :class:`ConditionalMixture`.
-
-    Coefficients start as small random numbers: start hard partitions from labels or several
-    restarts.
+    :param scale: None to learn a standard deviation for each component and output; a number fixes
+        all of them, for the squared error.
+    :param equal_weights: whether the weights are constant and equal, so that they do not enter the
+        objective of a hard partition.
+    :param input_density: None, or the weight of the distance between covariates and the location
+        of their expert; see :class:`ConditionalMixture`.
+    :raises OptionError: when an option has an impossible value.
 
     >>> model = MixtureOfRegressions(components=3, features=5)
     >>> model(torch.zeros(7, 5)).shape
@@ -69,4 +72,5 @@ class MixtureOfRegressions(ConditionalMixture):
             self.register_buffer("scale", torch.full(shape, float(scale)))
 
     def component_distributions(self, x: Tensor) -> LinearRegressions:
+        """Return the C distributions of the outcome given covariates ``x`` (B, P)."""
         return LinearRegressions(x, self.weight, self.bias, self.scale, ridge=self.ridge)

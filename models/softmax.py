@@ -1,4 +1,4 @@
-"""Mixtures of softmax distributions over items with features: multinomial logits with latent classes."""
+"""Mixtures of softmax distributions over items with features: latent-class multinomial logits."""
 
 from typing import Any
 
@@ -11,31 +11,34 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.logit.softmax_components import SoftmaxComponents
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.models.base import MixtureProgram, weighted
+from pyro_mixtures.models.base import MixtureProgram
 from pyro_mixtures.poutine import data_plate
 
-# Deviation of the logits that thetas start with, about.
-_START = 0.1
+# Approximate standard deviation of the initial logits over items.
+_INITIAL_DEVIATION = 0.1
 
 
 class SoftmaxMixture(MixtureProgram):
-    r"""``z ~ MixtureWeights(weights)``, ``x ~ SoftmaxComponents(theta, features)[z]``: params ``weights``, ``theta``.
+    r"""Model draws of items by ``x ~ SoftmaxComponents(theta, features)[z]``.
 
-    A row is one draw of an item, P(j) proportional to :math:`\exp(x_j \cdot \theta_z)`. Draws are
-    best given as distinct items with their counts as ``row_weight``: see
-    :func:`pyro_mixtures.data.items.count_items`.
+    Params: ``weights`` (C,) and ``theta`` (C, L). A row is the number of one drawn item j, whose
+    probability is proportional to :math:`\exp(x_j \cdot \theta_z)`. Pass many draws as distinct
+    items with their counts as ``row_weight``: see :func:`pyro_mixtures.data.items.count_items`.
+    Coefficients ``theta`` start as small random numbers, so all components start close to the
+    uniform distribution and to each other.
 
-    :param components: C, no more than there are items.
-    :param features: (p, L) of the items; ``item_features`` holds them centred, which changes no probability. Params
-        have their dtype and device.
-    :param ridge, solver, steps: see :class:`SoftmaxComponents`.
-    :param equal_weights: constant, equal weights. :raises DataError, OptionError: when features are
-    not finite, or constant over items, or options do not fit.
+    :param components: C, at most the number of items.
+    :param features: (p, L) features of the items. The buffer ``item_features`` holds them centered,
+        which does not change any probability. Params have their dtype and device.
+    :param ridge: see :class:`SoftmaxComponents`.
+    :param solver: see :class:`SoftmaxComponents`.
+    :param steps: see :class:`SoftmaxComponents`.
+    :param equal_weights: whether the weights are constant and equal.
+    :raises DataError: when features are not finite, or constant over items.
+    :raises OptionError: when an option has an impossible value.
 
-    Thetas start as small random numbers: all components near the uniform distribution, and near
-    each other.
-
-    >>> model = SoftmaxMixture(components=2, features=torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]))
+    >>> features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
+    >>> model = SoftmaxMixture(components=2, features=features)
     >>> model(torch.tensor([0, 2]), torch.tensor([5, 3])).shape
     torch.Size([2])
     """
@@ -57,7 +60,8 @@ class SoftmaxMixture(MixtureProgram):
         features = _checked(as_rows(features))
         if components > len(features):
             raise OptionError(
-                f"components={components} for {len(features)} items: there are no more to tell apart"
+                f"components={components} for {len(features)} items: "
+                "use at most one component per item"
             )
         super().__init__(
             components=components, features=features.shape[1], equal_weights=equal_weights
@@ -65,21 +69,26 @@ class SoftmaxMixture(MixtureProgram):
         self._options: Any = {"ridge": ridge, "solver": solver, "steps": steps}
         wide = features.double()
         deviation = wide.std(0, correction=0)
-        start = _START * torch.randn(components, self.features, device=features.device) / deviation
+        start = (
+            _INITIAL_DEVIATION
+            * torch.randn(components, self.features, device=features.device)
+            / deviation
+        )
         self.theta = PyroParam(start / self.features**0.5)
         self.register_buffer("item_features", wide - wide.mean(0))
         self.to(features)
-        self.component_distributions()  # refuses options
+        self.component_distributions()  # checks the options
 
     def component_distributions(self) -> SoftmaxComponents:
-        """The C component distributions of the present parameters."""
+        """Return the C component distributions at the current params."""
         return SoftmaxComponents(self.theta, self.item_features, **self._options)
 
     def start_at(self, theta: Tensor, weights: Tensor | None = None) -> None:
-        """Put the components at ``theta`` (C, L), with ``weights`` (C,), equal ones by default.
+        """Start the components at ``theta`` (C, L), with ``weights`` (C,), equal by default.
 
-        :raises DataError: for other shapes, numbers that cannot be used, and unequal weights where
-            they are constant.
+        :returns: None; the params are set in place.
+        :raises DataError: for other shapes, for coefficients that are not finite, for weights that
+            are negative or all zero, and for unequal weights if the model's are constant.
         """
         shape = (self.components, self.features)
         if theta.shape != shape or not bool(theta.isfinite().all()):
@@ -92,13 +101,14 @@ class SoftmaxMixture(MixtureProgram):
             or not weights.sum() > 0
         ):
             raise DataError(
-                f"weights {tuple(weights.shape)} must be {shape[:1]} numbers, not negative, with a sum"
+                f"weights {tuple(weights.shape)} must be {shape[:1]} non-negative numbers, "
+                "with a positive sum"
             )
         shares = (weights / weights.sum()).to(self.weights)
         if self.equal_weights and not torch.allclose(shares, self.weights):
-            raise DataError("this model's weights are constant and equal: start it at theta alone")
+            raise DataError("this model's weights are constant and equal: leave weights= out")
         with torch.no_grad():
-            # Copies: steps in place must not move what was given.
+            # A copy, because later steps write the param in place.
             self.theta = theta.to(self.theta, copy=True)
             if not self.equal_weights:
                 self.weights = shares
@@ -107,39 +117,42 @@ class SoftmaxMixture(MixtureProgram):
         self,
         x: Tensor | None = None,
         row_weight: Tensor | None = None,
+        *,
         index: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
-        """The program: items ``x`` (B,) observed, or ``size`` items drawn when ``x`` is None.
+        """Run the program: observe items ``x`` (B,), or draw ``size`` items if ``x`` is None.
 
-        :param row_weight: (B,) weights of the rows, such as counts: two counts as two rows, zero as
-            none.
+        :param row_weight: (B,) weights of the rows, such as counts: a row of weight two counts as
+            two rows, a row of weight zero as none.
         :param index: (B,) row numbers of a minibatch within a data set of ``size`` rows.
+        :returns: the items, observed or drawn.
+        :raises DataError: when the arguments do not fit the model or each other.
         """
         if x is not None and x.dim() != 1:
             raise DataError(f"rows must be item numbers (N,), not {tuple(x.shape)}")
-        counted = weighted(row_weight, 0 if x is None else len(x), dtype=self.item_features.dtype)
+        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x))
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
-        with data_plate(x, index, size), counted:
+        with data_plate(x, index, size), row_weights:
             z = pyro.sample("z", weights)
             return pyro.sample("x", components[z], obs=x)
 
 
 def _checked(features: Tensor) -> Tensor:
-    """Features (p, L) that tell items apart, floating."""
+    """Return floating-point features (p, L), each of which differs between items."""
     features = features if features.is_floating_point() else features.to(torch.get_default_dtype())
     if features.dim() != 2 or len(features) < 2 or not features.shape[1]:
         raise DataError(
-            f"features {tuple(features.shape)} must be (p, L): of at least two items, at least one feature"
+            f"features {tuple(features.shape)} must be (p, L), "
+            "with at least two items and at least one feature"
         )
     if not bool(features.isfinite().all()):
-        raise DataError(
-            f"features of item {int((~features.isfinite()).any(-1).nonzero()[0])} are not finite"
-        )
+        item = int((~features.isfinite()).any(-1).nonzero()[0])
+        raise DataError(f"features of item {item} are not finite")
     constant = (features == features[0]).all(0).nonzero()[:, 0]
     if len(constant):
         raise DataError(
-            f"feature {int(constant[0])} is the same for all items: it changes no probability, leave it out"
+            f"feature {int(constant[0])} is the same for all items and has no effect: leave it out"
         )
     return features

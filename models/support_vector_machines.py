@@ -15,20 +15,25 @@ from pyro_mixtures.options import check_number, check_whole
 
 
 class MixtureOfSVMs(ConditionalMixture):
-    """``z ~ MixtureWeights(weights)``, and the pseudo-likelihood exp(-loss) of label y under the linear SVM z.
+    """Model labels by the pseudo-likelihood ``exp(-loss)`` of one linear SVM per component.
 
-    Weights are constant and equal by default: a pseudo-likelihood is no probability that weights
-    could be set against. The program has no samples of y, so labels must always be given.
+    Params: ``weight`` (C, P) and ``bias`` (C,), or (C, K, P) and (C, K) for more than two classes,
+    and ``loc`` (C, P) if ``input_density`` is given. A pseudo-likelihood cannot be sampled, so
+    labels must always be given.
 
     :param components: C.
-    :param features: P, covariates of a row.
-    :param classes: K. Labels are 0, ..., K - 1; for more than two each SVM is K machines one
-        against the rest.
-    :param ridge: lambda of each row; see :class:`SupportVectorMachines`, also for ``loss`` and
-        ``solver``.
-    :param input_density: what distance from a machine's place costs; see
-        :class:`ConditionalMixture`. Without it a part of one class costs next to nothing, wherever
-        its rows are.
+    :param features: P, the number of covariates.
+    :param classes: K. Labels are 0, ..., K - 1; for more than two classes, each component has K
+        one-against-the-rest machines.
+    :param ridge: lambda per row; see :class:`SupportVectorMachines`.
+    :param loss: see :class:`SupportVectorMachines`.
+    :param solver: see :class:`SupportVectorMachines`.
+    :param equal_weights: whether the weights are constant and equal. They are by default, since a
+        pseudo-likelihood is not normalized, and weights cannot be compared with it.
+    :param input_density: None, or the weight of the distance between covariates and the location
+        of their machine; see :class:`ConditionalMixture`. Without it, a cluster of one class has
+        nearly no loss, wherever its rows are.
+    :raises OptionError: when an option has an impossible value.
 
     >>> model = MixtureOfSVMs(components=3, features=5)
     >>> model(torch.zeros(7, 5), torch.ones(7)).shape
@@ -65,6 +70,7 @@ class MixtureOfSVMs(ConditionalMixture):
         self.bias = PyroParam(0.1 * torch.randn(shape))
 
     def component_distributions(self, x: Tensor) -> SupportVectorMachines:
+        """Return the C pseudo-likelihoods of the label given covariates ``x`` (B, P)."""
         return SupportVectorMachines(
             x, self.weight, self.bias, ridge=self.ridge, loss=self.loss, solver=self.solver
         )

@@ -242,7 +242,7 @@ def test_flags_are_true_or_false(model, name):
     ("precision", "message"),
     [
         (np.eye(D), "precision is a ndarray: give a tensor"),
-        (torch.eye(D + 1), r"\(3, 3\)\): give floating-point numbers \(2, 2\)"),
+        (torch.eye(D + 1), r"\(3, 3\): give floating-point numbers \(2, 2\)"),
         (torch.eye(D, dtype=torch.int64), "torch.int64"),
         (torch.full((D, D), math.nan), "positive definite"),
         (-torch.eye(D), "positive definite"),

@@ -65,7 +65,7 @@ class MaskedNormals(GaussianMixture):
 
     def forward(self, x, seen, index=None, size=None):
         with pyro.poutine.mask(mask=seen > 0):
-            return super().forward(x, index, size)
+            return super().forward(x, index=index, size=size)
 
 
 def function_fit(order):

@@ -619,7 +619,7 @@ def test_weights_of_rows_change_neither_when_a_fit_stops_nor_what_it_reports(x, 
 
     def weighted(x, index=None, size=None):
         with pyro.poutine.scale(scale=weight * torch.ones(len(x))):
-            return model(x, index, size)
+            return model(x, index=index, size=size)
 
     found = []
     for program in ("plain", "weighted"):

@@ -200,7 +200,7 @@ def test_a_masked_distribution_is_read_like_a_mask():
 def masked(x, mask, index=None, size=None):
     """All of a row is masked, z too."""
     with poutine.mask(mask=mask):
-        base(x, index, size)
+        base(x, index=index, size=size)
 
 
 def test_batches_of_masked_rows_add_nothing():

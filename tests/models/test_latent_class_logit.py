@@ -385,7 +385,7 @@ def test_starts_of_other_shapes_are_refused():
     model = build()
     with pytest.raises(DataError, match=r"choices are \(20,\)"):
         model.start(x, a, y[:, 0])
-    with pytest.raises(DataError, match="one situation or more"):
+    with pytest.raises(DataError, match="at least one situation"):
         model.start(x[:, :0], a[:, :0], y[:, :0])
     with pytest.raises(DataError, match="1 covariates for a model with 0"):
         model.start(x, a, y, torch.zeros(20, 1).double())
@@ -470,7 +470,7 @@ def test_tables_are_the_programs_arguments():
 
 
 def test_options_that_cannot_be_are_refused():
-    with pytest.raises(OptionError, match="names that differ"):
+    with pytest.raises(OptionError, match="distinct names"):
         LatentClassLogit(components=2, coefficients=["a", "a"])
     with pytest.raises(OptionError, match="coefficients=0"):
         LatentClassLogit(components=2, coefficients=0)

@@ -197,7 +197,7 @@ def test_bad_starts_are_refused():
         model.start_at(torch.full((2, 3), torch.inf))
     with pytest.raises(DataError, match=r"weights \(3,\)"):
         model.start_at(torch.zeros(2, 3), torch.ones(3))
-    with pytest.raises(DataError, match="not negative"):
+    with pytest.raises(DataError, match="non-negative"):
         model.start_at(torch.zeros(2, 3), torch.tensor([1.5, -0.5]))
     model.start_at(torch.ones(2, 3), torch.tensor([3.0, 1.0]))
     assert model.weights.tolist() == pytest.approx([0.75, 0.25])
