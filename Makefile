@@ -1,23 +1,28 @@
-# Everything a developer runs. On a fresh machine `make test` or `make demo` alone does it all, virtual environment
-# included; besides make it needs only coreutils and Python 3.11 to 3.13.
+# Every command of a developer. On a fresh machine `make test` or `make demo` first creates the virtual environment;
+# they need only make, coreutils and Python 3.11 to 3.13.
 
 PYTHON ?= python3
+PYTHON311 ?= python3.11
 PYTHON312 ?= python3.12
 VENV ?= .venv
 VENV_ARVIZ1 ?= .venv-arviz1
+VENV_LOWEST ?= .venv-lowest
+CONSTRAINTS ?= constraints.txt
+ARVIZ ?=
 JOBS ?= 2
 
 # Modules are run with -m, never the scripts in bin/, whose first lines break when the checkout moves.
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STAMP_ARVIZ1 := $(VENV_ARVIZ1)/.installed
+STAMP_LOWEST := $(VENV_LOWEST)/.installed
 
 TEST_ENV := MPLBACKEND=Agg
 PARALLEL :=
 ifneq ($(JOBS),1)
-# With several workers, each keeps to one thread elsewhere.
+# With several workers, each uses one thread outside the library's own kernels.
 TEST_ENV += OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-# A file's tests stay in one worker and in order: each worker compiles only the kernels that its files use.
+# A file's tests stay in one worker and in order: so a worker compiles only the kernels that its files use.
 PARALLEL += -n $(JOBS) --dist loadfile
 endif
 PYTEST := $(PY) -m pytest $(PARALLEL)
@@ -25,31 +30,43 @@ PYTEST := $(PY) -m pytest $(PARALLEL)
 WARM_UP := $(PY) -W ignore -c 'import arviz'
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-arviz1 demo clean
+.PHONY: help install hooks lint format test test-slow test-arviz1 test-lowest coverage wheel demo clean
 
 help:
-	@echo 'make install      virtual environment $(VENV) with this package (editable) and all its extras'
-	@echo 'make lint         ruff check, ruff format --check, mypy'
-	@echo 'make format       let ruff mend what it can, and format'
-	@echo 'make test         the tests, then those marked meta with default device "meta"'
-	@echo 'make test-slow    the tests marked slow'
-	@echo 'make test-arviz1  the tests marked arviz against ArviZ 1.x, in $(VENV_ARVIZ1) (Python >= 3.12)'
-	@echo 'make demo         tutorials/01_denoise_a_photograph.py'
-	@echo 'make clean        remove caches and build outputs; virtual environments stay'
-	@echo 'Variables: PYTHON=$(PYTHON) PYTHON312=$(PYTHON312) VENV=$(VENV) JOBS=$(JOBS)'
+	@echo 'make install      create the virtual environment $(VENV) with this package (editable) and all extras'
+	@echo 'make hooks        run `make lint` before each commit (installs the pre-commit hooks)'
+	@echo 'make lint         ruff check, ruff format --check, mypy --strict on the layout as installed'
+	@echo 'make format       fix what ruff can fix, and format'
+	@echo 'make test         run the tests, then those marked meta with default device "meta"'
+	@echo 'make test-slow    run the tests marked slow'
+	@echo 'make test-arviz1  run the tests marked arviz with ArviZ 1.x, in $(VENV_ARVIZ1) (Python >= 3.12)'
+	@echo 'make test-lowest  run the tests with the lowest supported versions, in $(VENV_LOWEST) (Python 3.11)'
+	@echo 'make coverage     run the tests and write their line coverage to htmlcov/'
+	@echo 'make wheel        build sdist and wheel in dist/'
+	@echo 'make demo         run tutorials/01_denoise_a_photograph.py'
+	@echo 'make clean        remove caches and build outputs, but no virtual environment'
+	@echo 'Variables: PYTHON=$(PYTHON) PYTHON311=$(PYTHON311) PYTHON312=$(PYTHON312) VENV=$(VENV) JOBS=$(JOBS)'
+	@echo '           CONSTRAINTS=$(CONSTRAINTS) (empty: the latest versions), ARVIZ=$(ARVIZ) (a requirement, such as arviz<1)'
 
 install: $(STAMP)
 
-# An environment whose pip answers is kept; a missing or half-made one is (re)made.
-$(STAMP): pyproject.toml constraints.txt
+# An environment with a working pip is kept; a missing or incomplete one is created.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	$(PY) -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,demo]' $(if $(ARVIZ),'$(ARVIZ)')
 	@touch $@
 
+hooks: $(STAMP)
+	$(PY) -m pre_commit install
+
+# The layout as installed, as links: models/ and guides/ lie inside the package.
+TYPED := build/typed
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/pyro_mixtures
+	@ln -s $(CURDIR)/pyro_mixtures/* $(CURDIR)/models $(CURDIR)/guides $(TYPED)/pyro_mixtures/
+	cd $(TYPED) && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml -p pyro_mixtures
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix-only .
@@ -64,8 +81,8 @@ test-slow: $(STAMP)
 	@$(WARM_UP)
 	$(TEST_ENV) $(PYTEST) -m slow
 
-# The tested versions but for ArviZ's own. On Linux, PyPI's torch is the CUDA build of several GB; for the CPU build set
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment.
+# The versions of constraints.txt except that of ArviZ. On Linux, PyPI's torch is a CUDA build of several GB; for the CPU
+# build set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment.
 $(STAMP_ARVIZ1): pyproject.toml constraints.txt
 	$(VENV_ARVIZ1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON312) -m venv $(VENV_ARVIZ1)
 	$(VENV_ARVIZ1)/bin/python -c 'print(*(line for line in open("constraints.txt") if not line.startswith("arviz==")), sep="", end="")' > $(VENV_ARVIZ1)/constraints.txt
@@ -75,9 +92,27 @@ $(STAMP_ARVIZ1): pyproject.toml constraints.txt
 test-arviz1: $(STAMP_ARVIZ1)
 	$(TEST_ENV) $(VENV_ARVIZ1)/bin/python -m pytest $(PARALLEL) -m 'arviz and not slow'
 
+# Old releases warn about newer releases of their own dependencies, so warnings are no errors here.
+$(STAMP_LOWEST): pyproject.toml constraints-lowest.txt
+	$(VENV_LOWEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON311) -m venv $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt -e '.[dev,demo]'
+	@touch $@
+
+test-lowest: $(STAMP_LOWEST)
+	$(TEST_ENV) $(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -o filterwarnings=default
+
+coverage: $(STAMP)
+	@$(WARM_UP)
+	$(TEST_ENV) $(PYTEST) --cov --cov-report=html --cov-report=term:skip-covered
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(PY) -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(PY) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+
 demo: $(STAMP)
 	MPLBACKEND=Agg $(PY) tutorials/01_denoise_a_photograph.py
 
 clean:
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	$(PYTHON) -c 'import pathlib, shutil; [shutil.rmtree(cache) for room in ("pyro_mixtures", "models", "guides", "tests", "tutorials") for cache in [*pathlib.Path(room).rglob("__pycache__")]]'
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
+	$(PYTHON) -c 'import pathlib, shutil; [shutil.rmtree(cache) for folder in ("pyro_mixtures", "models", "guides", "tests", "tutorials") for cache in [*pathlib.Path(folder).rglob("__pycache__")]]'

@@ -170,7 +170,7 @@ class LatentClassLogit(MixtureProgram):
                 f"row {row} of the design holds NaN or infinity: set its weight to zero"
             )
         first_class = torch.zeros(1, len(chosen), dtype=torch.int64, device=chosen.device)
-        statistics = common.statistics_at(first_class, chosen, weight.unsqueeze(0))
+        statistics = common[first_class].statistics(chosen, weight.unsqueeze(0))
         best = common.maximize(statistics, frozenset({"theta"}), floor=None)["theta"]
         noise = torch.randn(
             self.theta.shape, generator=generator, dtype=zero.dtype, device="cpu"

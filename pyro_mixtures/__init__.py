@@ -32,7 +32,7 @@ from pyro_mixtures.infer import (
 from pyro_mixtures.init import seed_rows, start_labels
 from pyro_mixtures.poutine import data_plate, truncate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EM",

@@ -11,6 +11,7 @@ from pyro_mixtures.distributions.exponential.exponential_families import (
     Poissons,
 )
 from pyro_mixtures.distributions.gated_weights import GatedWeights
+from pyro_mixtures.distributions.gathered_components import GatheredComponents
 from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.distributions.logit.softmax_components import SoftmaxComponents
 from pyro_mixtures.distributions.normal.factor_analyzers import FactorAnalyzers
@@ -46,6 +47,7 @@ __all__ = [
     "FactorAnalyzers",
     "FullNormals",
     "GatedWeights",
+    "GatheredComponents",
     "IsotropicNormals",
     "KnownPrecisionNormals",
     "LinearRegressions",

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.shapes import broadcast
+from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import PartitionError
 
 
@@ -140,7 +141,7 @@ class RestrictedSupport(TorchDistribution):
         )
 
     def _base_log_prob(self, value: Tensor) -> Tensor:
-        if getattr(self.base, "accepts_padding", False):
+        if isinstance(self.base, ComponentWeights):  # these accept padding
             return self.base.log_prob(value)
         return torch.where(value < 0, -torch.inf, self.base.log_prob(value.clamp_min(0)))
 

@@ -1,56 +1,72 @@
-"""Batches of component distributions, and the lazy selection ``components[z]``."""
+"""Component families: batches of component distributions, and the lazy selection ``components[z]``."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_mixtures.distributions.indexing import flat_index
+from pyro_mixtures.distributions.indexing import flat_index, once
 from pyro_mixtures.distributions.shapes import broadcast
+from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
+from pyro_mixtures.ops.memo import TensorMemo
 
-_VALID = "_pyro_mixtures_valid"
+# The type of family that found a tensor valid. Checking every entry of very large parameters again
+# in every run of a program would cost as much as an EM step.
+_VALIDATED: TensorMemo[type] = TensorMemo()
+
+_NORMAL_FAMILIES = "use a normal family of pyro_mixtures.distributions"
+_NO_LEAVE_ONE_OUT = "use score='loss', or a family that states it"
 
 
 class Components(TorchDistribution):
-    """C component distributions of one family, batch shape (..., C). ``self[z]`` selects one a row, lazily.
+    """C component distributions of one family, batch shape (..., C); ``self[z]`` selects one per row.
 
-    A family states its argument names in ``argument_names``, how to evaluate, sample and average at
-    flat component numbers, and (for closed-form EM) its sufficient statistics and their maximiser.
+    This class is the contract between families and algorithms. Most new families are easier to
+    write as a :class:`~pyro_mixtures.distributions.GatheredComponents`, which needs formulas only.
+    Subclass ``Components`` itself when a faster evaluation exists: a matrix product, a table, a kernel.
+
+    Methods that end in ``_at`` take flat component numbers ``index``. Users reach them through
+    ``self[z]`` (:class:`Selected`), which owns the following, so that families need not handle it:
+
+    - *Padding.* Candidate sets are padded with -1. ``Selected`` replaces the log density there by
+      -inf. ``sample_at``, ``mean_at`` and the optional methods are never called with -1.
+    - *Accumulation.* ``statistics_at`` returns the sums of one batch; ``Selected`` adds batches up.
+    - *Frozen arguments.* :meth:`maximize` is not forwarded to the family unless an argument is
+      free, and returns the free arguments only.
     """
 
     argument_names: tuple[str, ...]
-    location: str | None = (
-        None  # the argument that places a component among the rows, for split_loc()
+    # Keywords of the constructor, and attributes, that are shared by all components and are not
+    # estimated: options, covariates.
+    option_names: tuple[str, ...] = ()
+    location: str | None = None  # the argument that lies among the rows, if any; see split_loc()
+    pads = False  # whether log_prob_at() itself returns -inf where the index is -1
+    on_kernels = False  # whether this package's CPU kernels do nearly all of the work
+    maximizes_in_blocks = (
+        True  # whether maximize() may be called for one block of components at a time
     )
-    on_kernels = False  # whether the kernels of this package do nearly all of the work, on the CPU
-    maximizes_in_parts = True  # whether maximize() may be given some of the components at a time
-    leaves_one_out = False  # whether leave_one_out_at() exists
+    leaves_one_out = False  # whether leave_one_out_at() and alone_at() are stated
 
     def __init__(
         self, batch_shape: torch.Size, event_shape: torch.Size, *, validate_args: bool | None = None
     ):
-        if validate_args is not False and self._validated():
+        if validate_args is not False and self._is_validated():
             validate_args = False
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
         if self._validate_args:
             for argument in self.arguments.values():
-                argument.__dict__[_VALID] = (type(self), argument._version)
+                _VALIDATED.set(argument, type(self))
 
-    def _validated(self) -> bool:
-        """Whether the arguments are the tensors that a family of this type has found valid before, unchanged since.
-
-        Looking at every number of very large parameters again, in every run of a program, would
-        cost as much as a step.
-        """
-        return all(
-            t.__dict__.get(_VALID) == (type(self), t._version) for t in self.arguments.values()
-        )
+    def _is_validated(self) -> bool:
+        """Whether this type of family has validated these very tensors, unchanged since."""
+        return all(_VALIDATED.get(argument) is type(self) for argument in self.arguments.values())
 
     def __getitem__(self, z: Tensor) -> "Selected":
-        """The distribution of rows whose component is ``z`` (...); nothing is gathered until it is evaluated."""
+        """Return the distribution of rows whose component is ``z`` (...). Nothing is gathered until it is evaluated."""
         return Selected(self, z)
 
     @property
@@ -60,27 +76,45 @@ class Components(TorchDistribution):
 
     @property
     def arguments(self) -> dict[str, Tensor]:
-        """The tensors that were given, by name and identity."""
+        """The argument tensors by name: the very objects that were given."""
         return {name: getattr(self, name) for name in self.argument_names}
 
-    def is_own(self, argument: str) -> bool:
-        """Whether every component has its own value of ``argument`` (rather than a tied one)."""
-        lead = getattr(self, argument).dim() - self.arg_constraints[argument].event_dim
-        return lead > 0 and getattr(self, argument).shape[lead - 1] == self.components
+    def is_per_component(self, argument: str) -> bool:
+        """Whether every component has its own value of ``argument``, rather than one shared by several."""
+        tensor = self.arguments[argument]
+        batch_dims = tensor.dim() - self.arg_constraints[argument].event_dim
+        return batch_dims > 0 and tensor.shape[batch_dims - 1] == self.components
 
     def flat(self, argument: Tensor, event_dim: int) -> Tensor:
-        """``argument`` with all batch dimensions expanded and flattened into one."""
+        """Expand all batch dimensions of ``argument`` and flatten them into one."""
         event = argument.shape[argument.dim() - event_dim :]
         return argument.expand(self.batch_shape + event).reshape((self.batch_shape.numel(), *event))
 
+    def subset(self, block: slice) -> "Components":
+        """Return the components ``block`` alone; their arguments are views. Needs one batch dimension."""
+        return self.with_arguments(
+            {
+                name: tensor[block] if self.is_per_component(name) else tensor
+                for name, tensor in self.arguments.items()
+            }
+        )
+
+    def with_arguments(self, arguments: Mapping[str, Tensor]) -> "Components":
+        """Return the same family with other ``arguments``, which are not validated."""
+        options = {name: getattr(self, name) for name in self.option_names}
+        make: Any = type(self)
+        return make(**arguments, **options, validate_args=False)
+
+    # Pyro's interface for all components at once.
+
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of ``value`` (..., C or 1, *event) under each component, (..., C)."""
+        """Return the log density (..., C) of ``value`` (..., C or 1, *event) under each component."""
         return self[torch.arange(self.components, device=value.device)].log_prob(value)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self[self._all()].rsample(sample_shape)
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self[self._all()].sample(sample_shape)
 
     @property
@@ -88,100 +122,143 @@ class Components(TorchDistribution):
         return self[self._all()].mean
 
     def _all(self) -> Tensor:
-        return torch.arange(self.components, device=getattr(self, self.argument_names[0]).device)
+        device = self.arguments[self.argument_names[0]].device
+        return torch.arange(self.components, device=device)
+
+    # What every family states.
 
     @abstractmethod
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Log density of ``value`` (*batch, *event) at flat component numbers ``index`` (-1: -inf), broadcast."""
+        """Return log densities of ``value`` (*batch, *event) under the components ``index``, broadcast.
+
+        Where the index is -1 the result is ignored, unless the family declares ``pads``.
+        """
 
     @abstractmethod
     def sample_at(self, index: Tensor) -> Tensor:
-        """One draw (*index.shape, *event) from each numbered component; reparameterised where that exists."""
+        """Draw (*index.shape, *event), one from each numbered component; reparameterized if ``has_rsample``."""
 
     @abstractmethod
     def mean_at(self, index: Tensor) -> Tensor:
-        """Means (*index.shape, *event)."""
+        """Return the means (*index.shape, *event) of the numbered components."""
 
     @property
     @abstractmethod
     def min_rows(self) -> int:
-        """A component with fewer rows than this cannot support its own parameters: it is dead."""
+        """Rows that a component's parameters need; a component with fewer is an empty component."""
+
+    # The closed-form M-step.
 
     def redundant(self, free: frozenset[str]) -> int:
         """Return in how many directions the ``free`` arguments can move without changing a density."""
         return 0
 
     @abstractmethod
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        """Sums over ``value`` rows under responsibilities ``weight`` (shape of ``index``), added to ``into``."""
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        """Return sums over the rows ``value`` under responsibilities ``weight`` (*index.shape).
+
+        Pairs of index -1 contribute nothing, whatever their rows hold.
+        """
+
+    def add_statistics_at(self, sums: Any, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        """Return ``sums``, which may be overwritten, plus those of :meth:`statistics_at`."""
+        return add(sums, self.statistics_at(index, value, weight))
 
     def finish(self, sums: Any) -> Any:
-        """Sufficient statistics from the sums of :meth:`statistics_at`, which may be overwritten."""
+        """Return the sufficient statistics for the ``sums`` over all rows; finished statistics are returned as they are."""
         return sums
 
     def floor(self, sums: Any, fraction: float) -> Tensor | None:
-        """Smallest variances (D,) that :meth:`maximize` is to allow; None for families that have none."""
+        """Return the smallest variances (D,) that :meth:`maximize` may set; None for families without any."""
         return None
 
-    @abstractmethod
-    def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
-        """The ``free`` arguments that maximise the expected log density, each in the shape it was given."""
+    def maximize(
+        self, statistics: Any, free: frozenset[str], *, floor: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the ``free`` arguments that maximize the expected log density, in the shapes they were given.
 
-    def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
-        """What :meth:`leave_one_out_at` has to know of the partition ``index`` (B,), -1 outside, all its rows given."""
-        return self.finish(self.statistics_at(index, value, weight))
-
-    def leave_one_out_at(
-        self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None
-    ) -> Tensor:
-        r"""What each row (B,) adds to the minimal loss of its part ``index``, f(S) - f(S \ i); loss is -log density.
-
-        :param statistics: of the partition that ``index`` belongs to, all its rows included.
-        :param weight: (B,) how many times each row's loss counts in f, as it did in the statistics;
-            once by default.
+        :param statistics: those of :meth:`finish`.
+        :param free: names of the arguments to estimate. All others stay as they are.
+        :raises ClosedFormError: when these arguments have no closed form.
         """
-        raise self._does_not_state("what a row adds to its part")
+        if not free:
+            return {}
+        maximizers = self.maximizers(statistics, free, floor)
+        return {name: maximizers[name] for name in sorted(free)}
+
+    @abstractmethod
+    def maximizers(
+        self, statistics: Any, free: frozenset[str], floor: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return at least the ``free`` arguments (never none) at the maximum, given all others."""
 
     def split(self, component: int, row: Tensor | None, statistics: Any) -> dict[str, Tensor]:
-        """Arguments of a half split off the ``component`` (flat number), where they differ from its own.
+        """Return arguments of a half split off the ``component`` (flat number), where they are to differ from it.
 
-        The others are copied. A half without any difference would stay the other's copy for good.
+        The remaining arguments are copied. Two identical components would never separate.
 
-        :param row: a row of the component's, as the site observed it, if one is known.
-        :param statistics: of all components.
+        :param row: one of the component's rows, as the site observed it, if one is known.
+        :param statistics: sums of all components.
         """
         if self.location is None or row is None:
             return {}
         return {self.location: self.split_loc(component, row.to(self.arguments[self.location]))}
 
+    # Optional capabilities.
+
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """The location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
-        raise self._does_not_state("where a split component is to go")
+        """Return the location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
+        raise self.does_not_state("split_loc()", "leave location = None, or state it")
+
+    def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
+        """Return what :meth:`leave_one_out_at` needs about the partition ``index`` (B,) of all rows; -1 is outside."""
+        return self.finish(self.statistics_at(index, value, weight))
+
+    def leave_one_out_at(
+        self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        r"""Return what each row (B,) adds to the minimal loss of its cluster, f(S) - f(S \ i); the loss is -log density.
+
+        :param statistics: those of :meth:`partition_statistics_at`, all rows included.
+        :param index: (B,) cluster of each row.
+        :param weight: (B,) how many times each row's loss counts in f, the same as in the statistics;
+            once by default.
+        """
+        raise self.does_not_state("what a row adds to its cluster", _NO_LEAVE_ONE_OUT)
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Minimal loss (*index.shape) of a part that holds this row alone."""
-        raise self._does_not_state("the loss of a row by itself")
+        """Return the minimal loss (*index.shape) of a cluster that consists of this row alone."""
+        raise self.does_not_state("the loss of a row by itself", _NO_LEAVE_ONE_OUT)
 
-    def _does_not_state(self, what: str) -> ClosedFormError:
-        return ClosedFormError(
-            f"{type(self).__name__} does not state {what}: use a family that does"
-        )
+    def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the posterior mean (*index.shape, D) of the noise-free row.
 
-    def part(self, some: slice) -> "Components":
-        """The components ``some`` alone; needs one batch dimension. Views of their arguments, nothing is copied."""
-        arguments: Any = {
-            name: value[some] if self.is_own(name) else value
-            for name, value in self.arguments.items()
-        }
-        return self.of(arguments)
+        :param noise: variances (D,) of the noise; None takes the family's own noise, if it has any.
+        """
+        raise self.does_not_state("the signal in a noisy row", _NORMAL_FAMILIES)
 
-    def of(self, arguments: dict[str, Any]) -> "Components":
-        """The same family of other arguments, unchecked."""
-        return type(self)(**arguments, validate_args=False)
+    def marginal(self, features: Tensor) -> "Components":
+        """Return the same components for some of the ``features`` (numbers) only."""
+        raise self.does_not_state("the marginal distribution of some features", _NORMAL_FAMILIES)
+
+    def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
+        """Return the mean (*index.shape, D) of the whole row given the values ``seen`` (..., F) of its ``features`` (F,)."""
+        raise self.does_not_state("the mean of a row given some features", _NORMAL_FAMILIES)
+
+    def does_not_state(self, what: str, remedy: str) -> ClosedFormError:
+        """Return the error for a capability that this family lacks."""
+        return ClosedFormError(f"{type(self).__name__} does not state {what}: {remedy}")
 
 
 class Selected(TorchDistribution):
-    """Rows whose component is known: ``components[z]``, batch shape that of ``z`` (with the components' own)."""
+    """Rows whose component is known: ``components[z]``, batch shape that of ``z`` (with the components' own).
+
+    >>> from pyro_mixtures.distributions import DiagonalNormals
+    >>> components = DiagonalNormals(torch.tensor([[0.0], [5.0]]), torch.ones(2, 1))
+    >>> rows = components[torch.tensor([1, 0, -1])]
+    >>> rows.log_prob(torch.tensor([[5.0], [5.0], [5.0]]))
+    tensor([ -0.9189, -13.4189,     -inf])
+    """
 
     arg_constraints = {}
 
@@ -189,67 +266,77 @@ class Selected(TorchDistribution):
         self.family, self.z = components, z
         lead = self.lead
         if z.is_floating_point():
-            raise DataError(f"components are selected by integers, not by {z.dtype}")
+            raise DataError(f"components are selected by integers, not by {z.dtype}: pass z.long()")
         self.has_rsample = components.has_rsample
         shape = broadcast(lead, z.shape) if batch_shape is None else torch.Size(batch_shape)
         super().__init__(shape, components.event_shape, validate_args=False)
 
     @property
     def lead(self) -> torch.Size:
-        """Batch dimensions of the parameters, with a place for the rows: P particles are (P, 1) against B rows."""
+        """Batch dimensions of the parameters, with a dimension for the rows: P particles are (P, 1) against B rows."""
         lead = self.family.batch_shape[:-1]
         return lead if lead[-1:] in ((), (1,)) else torch.Size((*lead, 1))
 
     @property
-    def support(self):
+    def support(self) -> Any:
         return self.family.support
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Selected":
         return Selected(self.family, self.z, batch_shape=batch_shape)
 
     def flat_index(self) -> Tensor:
-        """Flat component number of every row, not expanded beyond what ``z`` and the components have."""
+        """Return every row's flat component number, not expanded beyond what ``z`` and the components have."""
         return flat_index(self.z.long(), self.lead, self.family.components)
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = broadcast(self._rows_shape(value), self.batch_shape)
-        return self.family.log_prob_at(self.flat_index().expand(shape), value)
+        index = self.flat_index().expand(shape)
+        log_prob = self.family.log_prob_at(index, value)
+        return log_prob if self.family.pads else torch.where(once(index) < 0, -torch.inf, log_prob)
 
     def of_family(self, family: Components) -> "Selected":
-        """The same rows, of another family of the same shape."""
+        """Return the same rows of another family of the same shape."""
         return Selected(family, self.z, batch_shape=self.batch_shape)
 
     def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        """Sums over the rows under responsibilities ``weight`` (batch shape), added to ``into``; see ``finish``."""
-        if self.family.batch_shape[:-1].numel() != 1:
+        """Return sums over the rows under responsibilities ``weight`` (broadcast to the batch shape).
+
+        :param into: sums of earlier batches, which are added to and may be overwritten.
+        :returns: sums for :meth:`Components.finish`.
+        :raises ClosedFormError: when the components have leading batch dimensions, or no closed form.
+        """
+        family = self.family
+        if family.batch_shape[:-1].numel() != 1:
             raise ClosedFormError(
-                "closed-form statistics need one set of parameters, not a batch of them"
+                "closed-form statistics need one set of parameters, not a batch of "
+                f"{tuple(family.batch_shape[:-1])}: run EM on one model at a time, or use SVI"
             )
         shape = broadcast(self._rows_shape(value), self.batch_shape)
-        return self.family.statistics_at(
-            self.flat_index().expand(shape), value, weight.expand(shape), into
-        )
+        index, weight = self.flat_index().expand(shape), weight.expand(shape)
+        if into is None:
+            return family.statistics_at(index, value, weight)
+        return family.add_statistics_at(into, index, value, weight)
 
     def _rows_shape(self, value: Tensor) -> torch.Size:
         event = self.event_shape
         if value.shape[value.dim() - len(event) :] != event:
             raise DataError(
-                f"rows of shape {tuple(value.shape)} do not end in the components' event shape {tuple(event)}; "
-                f"pass rows (N, {', '.join(map(str, event))})"
+                f"rows of shape {tuple(value.shape)} do not end in the components' event shape "
+                f"{tuple(event)}; pass rows (N, {', '.join(map(str, event))})"
             )
         return value.shape[: value.dim() - len(event)]
 
-    def _expanded_index(self, sample_shape=torch.Size()) -> Tensor:
+    def _expanded_index(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.flat_index().clamp_min(0).expand(torch.Size(sample_shape) + self.batch_shape)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         if not self.has_rsample:
             raise NotImplementedError(
-                f"{type(self.family).__name__} has no reparameterised sampler"
+                f"{type(self.family).__name__} has no reparameterized sampler: use sample()"
             )
         return self.family.sample_at(self._expanded_index(sample_shape))
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
             return self.family.sample_at(self._expanded_index(sample_shape))
 
@@ -259,12 +346,16 @@ class Selected(TorchDistribution):
 
 
 def match_dtype(value: Tensor, like: Tensor) -> Tensor:
-    """Widen ``value`` to the dtype of the parameters ``like``; a narrowing is refused."""
+    """Widen ``value`` to the dtype of the parameters ``like``.
+
+    :raises DataError: when that would lose precision.
+    """
     if value.dtype == like.dtype:
         return value
     if torch.promote_types(value.dtype, like.dtype) != like.dtype:
         raise DataError(
-            f"rows are {value.dtype} but the parameters {like.dtype}: cast one, for example model.double() or x.float()"
+            f"rows are {value.dtype} but the parameters {like.dtype}: "
+            "cast one, for example model.double() or x.float()"
         )
     return value.to(like.dtype)
 
@@ -273,7 +364,9 @@ def check_floating(name: str, *arguments: Tensor) -> None:
     """Refuse dtypes in which a mixture cannot be computed."""
     for argument in arguments:
         if not argument.is_floating_point():
-            raise OptionError(f"{name} needs floating-point parameters, not {argument.dtype}")
+            raise OptionError(
+                f"{name} needs floating-point parameters, not {argument.dtype}: pass .float()"
+            )
         if argument.device.type == "cpu" and argument.dtype in (torch.float16, torch.bfloat16):
             raise OptionError(
                 f"{name} in {argument.dtype} on the CPU is not supported: use float32 or float64"
@@ -281,6 +374,6 @@ def check_floating(name: str, *arguments: Tensor) -> None:
 
 
 def batch_shape_of(*shapes: torch.Size) -> torch.Size:
-    """Broadcast batch shape; at least one dimension, the components'."""
+    """Return the broadcast batch shape; it has at least one dimension, that of the components."""
     shape = broadcast(*shapes)
     return shape if shape else torch.Size([1])

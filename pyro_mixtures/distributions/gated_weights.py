@@ -196,9 +196,7 @@ class GatedWeights(ComponentWeights):
                 shape
             )
 
-    def statistics(
-        self, value: Tensor, weight: Tensor, into: GateStatistics | None = None
-    ) -> GateStatistics:
+    def statistics_of(self, value: Tensor, weight: Tensor) -> GateStatistics:
         """The rows, and sums of their covariates under responsibilities ``weight`` (..., B)."""
         design = self.design()
         if weight.shape[-1] != len(design):
@@ -212,21 +210,18 @@ class GatedWeights(ComponentWeights):
         seen = total > 0  # other rows may hold anything, NaN included
         design, q = design[seen], q[:, seen]
         z = z.expand(-1, len(design)) if z.shape[1] == 1 else z[:, seen]
-        found = GateStatistics(
+        return GateStatistics(
             _weighted_sums(q, design, Pairs(z, self.components)), (design, total[seen])
         )
-        return found if into is None else into + found
 
-    def maximize(
-        self, statistics: GateStatistics, free: frozenset[str], *, dropped: Tensor | None = None
+    def maximizers(
+        self, statistics: GateStatistics, free: frozenset[str], dropped: Tensor | None
     ) -> dict[str, Tensor]:
         """The gate's maximum, from its present coefficients; never worse.
 
         A component without rows gets its supremum, bias -inf (the reference cannot). Dropped
         components leave their probability to the others, in proportion.
         """
-        if not free:
-            return {}
         if free != {"weight", "bias"}:
             raise ClosedFormError(
                 "weight and bias of a gate are fitted together only: free or freeze both, or use SVI"

@@ -1,6 +1,6 @@
 """Sufficient statistics of mixtures: NamedTuples of tensors that add up over disjoint sets of rows."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -14,6 +14,10 @@ class KeptRows(ABC):
     """Statistics that are the rows themselves under their responsibilities: nothing is added up, let alone blended."""
 
     fitted: str  # what is fitted to them, with its verb
+
+    @abstractmethod
+    def __add__(self, other: Any) -> Any:
+        """Return the rows of both."""
 
     @property
     def _fields(self) -> tuple[str, ...]:
@@ -90,16 +94,21 @@ def _shifted(
 
 
 def add(mine: Statistics, theirs: Statistics) -> Statistics:
-    """Statistics of the union of two disjoint sets of rows about one center; ``mine`` is overwritten."""
+    """Return the statistics of the union of two disjoint sets of rows about one center.
+
+    ``mine`` is overwritten, except for retained rows, which are joined.
+    """
+    if isinstance(mine, KeptRows):
+        return mine + theirs
     for name, tensor, other in zip(_fields(mine), mine, theirs, strict=True):
         if name != "center":
             tensor += other
     return mine
 
 
-def part(statistics: Statistics, some: slice) -> Statistics:
-    """Statistics of the components ``some`` alone, as views."""
-    return type(statistics)(*(tensor[some] for tensor in statistics))
+def subset(statistics: Statistics, block: slice) -> Statistics:
+    """Return the statistics of the components ``block`` alone, as views."""
+    return type(statistics)(*(tensor[block] for tensor in statistics))
 
 
 def blend(old: Statistics, new: Statistics, rate: float) -> Statistics:

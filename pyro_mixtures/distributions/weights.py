@@ -24,7 +24,6 @@ class ComponentWeights(TorchDistribution):
     """
 
     has_enumerate_support = True
-    accepts_padding = True  # -1 has log probability -inf
 
     @property
     @abstractmethod
@@ -48,15 +47,37 @@ class ComponentWeights(TorchDistribution):
         Directions that the arguments' constraints exclude do not count.
         """
 
-    @abstractmethod
     def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        """Sums over the rows with components ``value`` (broadcast to ``weight``; -1 pads), added to ``into``."""
+        """Return sums over rows of components ``value`` under responsibilities ``weight``.
+
+        :param value: component numbers, broadcast to ``weight``; -1 is padding.
+        :param into: sums of earlier batches, which are added to and may be overwritten.
+        """
+        sums = self.statistics_of(value, weight)
+        return sums if into is None else add(into, sums)
 
     @abstractmethod
+    def statistics_of(self, value: Tensor, weight: Tensor) -> Any:
+        """Return the :meth:`statistics` of one batch."""
+
+    def finish(self, sums: Any) -> Any:
+        """Return the sufficient statistics for the ``sums`` over all rows: these sums."""
+        return sums
+
     def maximize(
         self, statistics: Any, free: frozenset[str], *, dropped: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The ``free`` arguments of greatest expected log probability; those ``dropped`` (C,) get none for good."""
+        """Return the ``free`` arguments that maximize the expected log probability.
+
+        :param dropped: (C,) components that get probability zero, which EM cannot raise again.
+        """
+        return self.maximizers(statistics, free, dropped) if free else {}
+
+    @abstractmethod
+    def maximizers(
+        self, statistics: Any, free: frozenset[str], dropped: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the ``free`` arguments (never none) as :meth:`maximize` does."""
 
     @abstractmethod
     def halve(self, values: dict[str, Tensor], component: int, like: int) -> None:
@@ -146,23 +167,19 @@ class MixtureWeights(ComponentWeights):
         index = flat_index(value.long(), table.shape[:-1], self.components)
         return take(table.reshape(-1), index).expand(shape)
 
-    def statistics(
-        self, value: Tensor, weight: Tensor, into: ComponentCounts | None = None
-    ) -> ComponentCounts:
-        """Responsibility-weighted counts of the components ``value`` (broadcast to ``weight``; -1 pads)."""
+    def statistics_of(self, value: Tensor, weight: Tensor) -> ComponentCounts:
+        """Return responsibility-weighted counts of the components."""
         if value.shape[-1:] == (1,):  # all rows have the same candidates
             weight = weight.sum(-1, keepdim=True, dtype=torch.float64)
         counts = count_weights(
             value.expand(weight.shape).reshape(-1), weight.reshape(-1), self.components
         )
-        return ComponentCounts(counts) if into is None else add(into, ComponentCounts(counts))
+        return ComponentCounts(counts)
 
-    def maximize(
-        self, statistics: ComponentCounts, free: frozenset[str], *, dropped: Tensor | None = None
+    def maximizers(
+        self, statistics: ComponentCounts, free: frozenset[str], dropped: Tensor | None
     ) -> dict[str, Tensor]:
-        """The maximum-likelihood weights, as whichever argument is ``free``."""
-        if not free:
-            return {}
+        """Return the maximum-likelihood weights, as the argument that was given."""
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError(
                 "weights with batch dimensions have no closed-form update: use SVI"

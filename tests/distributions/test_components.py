@@ -102,11 +102,11 @@ def test_shared_arguments_have_the_density_and_gradient_of_the_oracle(family, or
 
 
 def test_own_and_tied_arguments_are_told_apart():
-    assert DiagonalNormals(ONES, ONES).is_own("scale")
-    assert not DiagonalNormals(ONES, ONES[0]).is_own("scale")
-    assert not IsotropicNormals(ONES, torch.tensor(1.0)).is_own("scale")
-    assert FactorAnalyzers(ONES, ONES.unsqueeze(-1), ONES[:, :1]).is_own("noise")
-    assert not FullNormals(ONES, torch.eye(2, dtype=F64)).is_own("scale_tril")
+    assert DiagonalNormals(ONES, ONES).is_per_component("scale")
+    assert not DiagonalNormals(ONES, ONES[0]).is_per_component("scale")
+    assert not IsotropicNormals(ONES, torch.tensor(1.0)).is_per_component("scale")
+    assert FactorAnalyzers(ONES, ONES.unsqueeze(-1), ONES[:, :1]).is_per_component("noise")
+    assert not FullNormals(ONES, torch.eye(2, dtype=F64)).is_per_component("scale_tril")
 
 
 def test_narrow_rows_are_widened_and_wide_rows_refused():

@@ -229,7 +229,7 @@ def test_mahalanobis_draws_have_the_inverse_of_the_precision_as_covariance():
 def test_multinomial_draws_have_their_total():
     family = Multinomials(_shares(generator(0), (3, FEATURES)), total=9)
     assert (family[torch.arange(3)].sample((5,)).sum(-1) == 9).all()
-    assert family.part(slice(1, 3)).total == 9
+    assert family.subset(slice(1, 3)).total == 9
 
 
 @pytest.mark.parametrize("name", ["kl", "logistic", "multinomial"])

@@ -26,7 +26,7 @@ def least_loss(x, y, weight, bias=0.0, family=LogisticRegressions) -> float:
     z, ones = torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=weight.dtype)
     statistics = components.statistics_at(z, y.to(weight), ones)
     new = components.maximize(statistics, frozenset({"weight", "bias"}), floor=None)
-    found = components.of(new).coefficients.double()
+    found = components.with_arguments(new).coefficients.double()
     return float(expand(components.row_loss, statistics.whole, found, components.penalty).value)
 
 

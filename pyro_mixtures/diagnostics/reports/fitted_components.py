@@ -60,11 +60,13 @@ def covariances(family: Components, some: Tensor) -> Tensor | None:
     if not isinstance(family, QuadraticComponents):
         return None
     own = {
-        name: value[some] if family.is_own(name) else value
+        name: value[some] if family.is_per_component(name) else value
         for name, value in family.arguments.items()
     }
     with torch.no_grad():
-        kernel = family.of({name: value.double() for name, value in own.items()}).kernel()
+        kernel = family.with_arguments(
+            {name: value.double() for name, value in own.items()}
+        ).kernel()
         inner = kernel.sign * (kernel.projection.mT @ kernel.projection)
         return torch.linalg.inv(torch.diag_embed(kernel.precision) + inner)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from pyro_mixtures.distributions.components import Components, check_floating, match_dtype
 from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one
-from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer, pair_products
@@ -53,6 +52,7 @@ class BregmanComponents(Components):
 
     argument_names = ("mean",)
     location = "mean"
+    pads = True  # take() does
     leaves_one_out = True
 
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):
@@ -148,12 +148,9 @@ class BregmanComponents(Components):
     def mean_at(self, index: Tensor) -> Tensor:
         return self.flat(self.mean, 1)[index]
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: MeanStatistics | None = None
-    ) -> MeanStatistics:
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> MeanStatistics:
         x, pairs = self._pairs(value, index)
-        sums = _weighted_sums(x, weight.reshape(pairs.z.shape), pairs)
-        return sums if into is None else add(into, sums)
+        return _weighted_sums(x, weight.reshape(pairs.z.shape), pairs)
 
     def floor(self, sums: MeanStatistics, fraction: float) -> Tensor:
         """Smallest distance (D,) of means from their boundary: ``fraction`` of that of the mean of all rows.
@@ -169,12 +166,11 @@ class BregmanComponents(Components):
         typical = empty_to_one(away.mean().clamp_min(0))
         return fraction * torch.where(away > 0, away, typical)
 
-    def maximize(
-        self, statistics: MeanStatistics, free: frozenset[str], *, floor: Tensor
+    def maximizers(
+        self, statistics: MeanStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        """The mean of each part's rows, kept inside its domain by ``floor``; empty parts stay where they are."""
-        if "mean" not in free:
-            return {}
+        """Return each component's mean row, kept inside its domain by ``floor``; empty components keep theirs."""
+        assert floor is not None
         size = self.part_size(statistics).unsqueeze(-1)
         best = self.inside(statistics.first / empty_to_one(size), floor)
         known = self.mean.reshape(best.shape)

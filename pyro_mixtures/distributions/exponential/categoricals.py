@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import Components, check_floating
-from pyro_mixtures.distributions.statistics import LabelCounts, add
+from pyro_mixtures.distributions.statistics import LabelCounts
 from pyro_mixtures.errors import DataError
 
 
@@ -44,8 +44,8 @@ class Categoricals(Components):
         table = torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf).reshape(
             -1
         )
-        found = table[index.clamp_min(0) * self.labels + label]
-        return torch.where(index < 0, -torch.inf, found)
+        # Padding, index -1, reads the last component's entries, which the caller ignores.
+        return table[index * self.labels + label]
 
     def sample_at(self, index: Tensor) -> Tensor:
         probs = self.probs.reshape(-1, self.labels)[index.reshape(-1)]
@@ -55,22 +55,17 @@ class Categoricals(Components):
         numbers = torch.arange(self.labels, dtype=self.probs.dtype, device=self.probs.device)
         return (self.probs.reshape(-1, self.labels) @ numbers)[index]
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: LabelCounts | None = None
-    ) -> LabelCounts:
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> LabelCounts:
         cell = index * self.labels + self._labels(value).expand(index.shape)
         # float32 stops counting ones at 2^24.
         counts = torch.zeros(self.probs.numel(), dtype=torch.float64, device=self.probs.device)
         valid = index >= 0
         counts.index_add_(0, cell[valid], weight[valid].double())
-        found = LabelCounts(counts.reshape(-1, self.labels))
-        return found if into is None else add(into, found)
+        return LabelCounts(counts.reshape(-1, self.labels))
 
-    def maximize(
-        self, statistics: LabelCounts, free: frozenset[str], *, floor: Tensor | None
+    def maximizers(
+        self, statistics: LabelCounts, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        if "probs" not in free:
-            return {}
         total = statistics.counts.sum(-1, keepdim=True)
         new = torch.where(total > 0, statistics.counts / total, self.probs.reshape(-1, self.labels))
         return {"probs": new.to(self.probs.dtype).reshape(self.probs.shape)}

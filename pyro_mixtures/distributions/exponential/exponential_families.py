@@ -1,7 +1,5 @@
 """Poisson, Bernoulli, exponential and multinomial components, by their means."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Multinomial, constraints
@@ -154,6 +152,7 @@ class Multinomials(BregmanComponents):
     """
 
     arg_constraints = {"mean": constraints.simplex}
+    option_names = ("total",)
     support = constraints.independent(constraints.nonnegative, 1)
     has_rsample = False
 
@@ -162,9 +161,6 @@ class Multinomials(BregmanComponents):
             raise OptionError(f"total={total} must be positive")
         self.total = total
         super().__init__(mean, validate_args=validate_args)
-
-    def of(self, arguments: dict[str, Any]) -> "Multinomials":
-        return Multinomials(**arguments, total=self.total, validate_args=False)
 
     @staticmethod
     def natural(mean: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 r"""Multinomial logits as components: choices among alternatives that differ from chooser to chooser."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class ChoiceLogits(ConditionalComponents):
     arg_constraints = {"theta": constraints.independent(constraints.real, 1)}
     argument_names = ("theta",)
     option_names = ("ridge",)
-    maximizes_in_parts = False
+    maximizes_in_blocks = False
     has_rsample = False
 
     def __init__(
@@ -82,7 +83,7 @@ class ChoiceLogits(ConditionalComponents):
         batch_shape, event_shape = torch.Size([len(theta)]), torch.Size([design.shape[1]])
         super().__init__(design.flatten(1), batch_shape, event_shape, validate_args=validate_args)
 
-    def of(self, arguments: dict[str, Any]) -> "ChoiceLogits":
+    def with_arguments(self, arguments: Mapping[str, Tensor]) -> "ChoiceLogits":
         return ChoiceLogits(
             self.attributes, self.available, **arguments, ridge=self.ridge, validate_args=False
         )
@@ -108,10 +109,8 @@ class ChoiceLogits(ConditionalComponents):
             self._choices(value, finite), self.theta, self.pairs(index)
         ).reshape(index.shape)
         penalty = self.ridge * self.theta.square().sum(-1)
-        found = found - penalty[once(index).clamp_min(0)]
         # Rows that a mask hides may hold NaN, which must not reach the others' gradients.
-        found = torch.where(finite.all(-1), found, torch.nan)
-        return torch.where(once(index) < 0, -torch.inf, found)
+        return torch.where(finite.all(-1), found - penalty[once(index)], torch.nan)
 
     def probabilities_at(self, index: Tensor) -> Tensor:
         """Choice probabilities (*index.shape, T, J) of the rows under the components ``index`` (..., B).
@@ -141,24 +140,19 @@ class ChoiceLogits(ConditionalComponents):
             "a mean of alternatives' numbers says nothing: use probabilities_at(index)"
         )
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: ChoiceStatistics | None = None
-    ) -> ChoiceStatistics:
-        """The choosers; those of ``into`` are kept, nothing is added up."""
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> ChoiceStatistics:
+        """Return the choosers themselves."""
         pairs = self.pairs(index)
         if not pairs.all_pairs:
             pairs = self.pairs(torch.where(weight > 0, index, -1))
-        sums = ChoiceStatistics(
+        return ChoiceStatistics(
             WeightedChoices(self._choices(value, self.finite()), pairs, weight.reshape(-1))
         )
-        return sums if into is None else into + sums
 
-    def maximize(
-        self, statistics: ChoiceStatistics, free: frozenset[str], *, floor: Any
+    def maximizers(
+        self, statistics: ChoiceStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         """Each component's maximum over its choosers, from its present coefficients; no component gets worse."""
-        if not free:
-            return {}
         found = minimize(list(statistics.batches), self.theta.detach().double(), self.ridge)
         return {"theta": found.to(self.theta)}
 

@@ -1,7 +1,5 @@
 r"""Softmax distributions over items as components: mixtures of multinomial logits."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -9,7 +7,6 @@ from torch.distributions import constraints
 from pyro_mixtures.distributions.components import Components, check_floating
 from pyro_mixtures.distributions.exponential.bregman import MeanStatistics
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one
-from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer, pair_products
@@ -26,6 +23,7 @@ from pyro_mixtures.ops.logits import (
     tilted_means,
 )
 from pyro_mixtures.ops.lookup import count_weights, take
+from pyro_mixtures.ops.memo import TensorMemo
 
 # All log probabilities are kept where they are no more numbers than this.
 _TABLE = 1 << 24
@@ -33,7 +31,7 @@ _TABLE = 1 << 24
 _NUMBERS = 1 << 20
 # Products with all components cost less than gathered ones with every so-many-th.
 _DENSE = 16
-_COVARIANCE = "_pyro_mixtures_item_covariance"
+_COVARIANCES: TensorMemo[Curvature] = TensorMemo()
 
 
 class SoftmaxComponents(Components):
@@ -76,12 +74,13 @@ class SoftmaxComponents(Components):
     """
 
     argument_names = ("theta",)
-    option_names = ("ridge", "solver", "steps")
+    option_names = ("features", "ridge", "solver", "steps")
     arg_constraints = {"theta": constraints.real_vector}
     location = "theta"
     has_rsample = False
     # Every part would read all features again.
-    maximizes_in_parts = False
+    maximizes_in_blocks = False
+    pads = True  # take() does
 
     def __init__(
         self,
@@ -131,10 +130,6 @@ class SoftmaxComponents(Components):
         # The trace of the projector on the directions in which items differ.
         rank = round(float((spread.covariance * spread.inverse()).sum()))
         return self.batch_shape.numel() * (self.features.shape[1] - rank)
-
-    def of(self, arguments: dict[str, Any]) -> "SoftmaxComponents":
-        options: Any = {name: getattr(self, name) for name in self.option_names}
-        return type(self)(arguments["theta"], self.features, **options, validate_args=False)
 
     # Densities.
 
@@ -236,20 +231,15 @@ class SoftmaxComponents(Components):
 
     # EM.
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: MeanStatistics | None = None
-    ) -> MeanStatistics:
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> MeanStatistics:
         """Sums of responsibilities and of features."""
         pairs = self._pairs(self._items(value), index)
-        sums = _feature_sums(self.features, weight.reshape(pairs.z.shape), pairs)
-        return sums if into is None else add(into, sums)
+        return _feature_sums(self.features, weight.reshape(pairs.z.shape), pairs)
 
-    def maximize(
-        self, statistics: MeanStatistics, free: frozenset[str], *, floor: Any
+    def maximizers(
+        self, statistics: MeanStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         """Better thetas, from the present ones; those of empty components stay where they are."""
-        if "theta" not in free:
-            return {}
         live = (statistics.count > 0).nonzero()[:, 0]
         theta, target = (
             self.flat(self.theta.detach(), 1),
@@ -282,10 +272,11 @@ class SoftmaxComponents(Components):
 
 def covariance_of(features: Tensor) -> Curvature:
     """Covariance (1, L, L) of ``features`` over all items; made once for each tensor."""
-    known = features.__dict__.get(_COVARIANCE)
-    if known is None or known[0] != features._version:
-        known = features.__dict__[_COVARIANCE] = features._version, item_covariance(features)
-    return known[1]
+    covariance = _COVARIANCES.get(features)
+    if covariance is None:
+        covariance = item_covariance(features)
+        _COVARIANCES.set(features, covariance)
+    return covariance
 
 
 def _check_shapes(theta: Tensor, features: Tensor) -> None:

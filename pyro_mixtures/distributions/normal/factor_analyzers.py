@@ -1,6 +1,7 @@
 r"""Factor analyzers: normal components with covariance :math:`A_c A_c^T + \mathrm{diag}(\psi_c)`."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -93,10 +94,10 @@ class FactorAnalyzers(QuadraticComponents):
                 self._low = factorize(self.flat(self.factor, 2), self._noise())
         return self._low
 
-    def part(self, some: slice) -> "FactorAnalyzers":
-        part = super().part(some)
-        part._low = None if self._low is None else self._low.part(some)
-        return part
+    def subset(self, block: slice) -> "FactorAnalyzers":
+        subset = cast(FactorAnalyzers, super().subset(block))
+        subset._low = None if self._low is None else self._low.part(block)
+        return subset
 
     def _make_kernel(self) -> Quadratic:
         low = self.low_rank()
@@ -119,8 +120,10 @@ class FactorAnalyzers(QuadraticComponents):
         signal = (self.flat(self.factor, 2)[index] @ factors).squeeze(-1)
         return loc + signal + self._noise()[index].sqrt() * torch.randn_like(loc)
 
-    def finish(self, sums: NormalStatistics) -> FactorStatistics:
+    def finish(self, sums: NormalStatistics | FactorStatistics) -> FactorStatistics:
         """Moments of the factors: with V the kernel's projection of a row's d, E f = L^-T V d, Cov f = L^-T L^-1."""
+        if isinstance(sums, FactorStatistics):
+            return sums
         low = self.low_rank()
         unmix = low.inverse_chol.mT
         mean = (unmix @ inner(low.projection, sums.first.unsqueeze(-2))).squeeze(-1)
@@ -131,8 +134,8 @@ class FactorAnalyzers(QuadraticComponents):
             sums.center, sums.count, sums.first, sums.second, mean, outer, cross
         )
 
-    def maximize(
-        self, statistics: FactorStatistics, free: frozenset[str], *, floor: Tensor
+    def maximizers(
+        self, statistics: FactorStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         s, rank = statistics, self.factor.shape[-1]
         gram, target = _regression(s)

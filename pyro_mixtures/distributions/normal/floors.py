@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics, part
+from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics, subset
 
 # Components looked at together: bounds the temporaries of very large models.
 _COMPONENTS = 4096
@@ -12,7 +12,7 @@ _COMPONENTS = 4096
 def data_moments(s: NormalStatistics | FactorStatistics) -> tuple[Tensor, Tensor]:
     """Mean (D,) and variance (D,) of the whole data set, from the components' statistics."""
     total = s.count.sum().clamp_min(torch.finfo(s.center.dtype).tiny)
-    parts = [part(s, slice(at, at + _COMPONENTS)) for at in range(0, len(s.count), _COMPONENTS)]
+    parts = [subset(s, slice(at, at + _COMPONENTS)) for at in range(0, len(s.count), _COMPONENTS)]
     mean = (
         sum(
             ((p.count.unsqueeze(-1) * p.center + p.first).sum(0) for p in parts),

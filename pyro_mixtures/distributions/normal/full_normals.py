@@ -61,8 +61,8 @@ class FullNormals(QuadraticComponents):
         noise = torch.randn_like(loc).unsqueeze(-1)
         return loc + (self.flat(self.scale_tril, 2)[index] @ noise).squeeze(-1)
 
-    def maximize(
-        self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor
+    def maximizers(
+        self, statistics: NormalStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count)

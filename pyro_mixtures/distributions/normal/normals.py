@@ -52,8 +52,8 @@ class _AxisAlignedNormals(QuadraticComponents):
         scale = self._flat_spread()[index]
         return loc + scale * torch.randn_like(loc)
 
-    def maximize(
-        self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor
+    def maximizers(
+        self, statistics: NormalStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         loc = statistics.center
         count = empty_to_one(statistics.count).unsqueeze(-1)

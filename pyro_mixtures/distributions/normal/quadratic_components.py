@@ -1,7 +1,7 @@
 """Base class of the families whose log density is a quadratic form of the row."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class QuadraticComponents(Components):
 
     has_rsample = True
     location = "loc"
+    pads = True  # the kernels do
     on_kernels = True
     loc: Tensor
     _kernel: Quadratic | None = None
@@ -40,14 +41,12 @@ class QuadraticComponents(Components):
         """P (C, R, D) of the moments that the M-step needs: the kernel's own projection, unless stated otherwise."""
         return self.kernel().projection
 
-    def part(self, some: slice) -> "QuadraticComponents":
-        part: Any = super().part(some)
+    def subset(self, block: slice) -> "QuadraticComponents":
+        subset = cast(QuadraticComponents, super().subset(block))
         if self._kernel is not None:
-            k = self._kernel
-            part._kernel = Quadratic(
-                k.loc[some], k.precision[some], k.projection[some], k.offset[some], k.sign
-            )
-        return part
+            *tensors, sign = self._kernel
+            subset._kernel = Quadratic(*(tensor[block] for tensor in tensors), sign)
+        return subset
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
@@ -65,13 +64,21 @@ class QuadraticComponents(Components):
         ) + kernel.sign * projected.square().sum(-1)
         return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: NormalStatistics | None = None
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NormalStatistics:
+        return self._moments(index, value, weight, None)
+
+    def add_statistics_at(
+        self, sums: NormalStatistics, index: Tensor, value: Tensor, weight: Tensor
+    ) -> NormalStatistics:
+        """Add to ``sums`` in place, so that no second copy of large moments is made."""
+        return self._moments(index, value, weight, Moments(*sums[1:]))
+
+    def _moments(
+        self, index: Tensor, value: Tensor, weight: Tensor, sums: Moments | None
     ) -> NormalStatistics:
         x, pairs = self._pairs(value, index)
         loc = self.flat(self.loc, 1)
-        before = None if into is None else Moments(*into[1:])
-        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs, before)
+        moments = pair_moments(x, loc, self.moment_projection(), weight.reshape(-1), pairs, sums)
         return NormalStatistics(loc, *moments)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:

@@ -66,22 +66,25 @@ class UnitVarianceNormals(QuadraticComponents):
         """Zero: the variances are constant."""
         return torch.zeros_like(sums.center[0])
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: NormalStatistics | None = None
-    ) -> NormalStatistics:
-        """Moments about a copy of the means: leave-one-out gains need them after the means have moved, in place."""
-        sums = super().statistics_at(index, value, weight, into)
-        return sums._replace(center=sums.center.detach().clone() if into is None else into.center)
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NormalStatistics:
+        """Return moments about a copy of the means: leave-one-out gains need it after the means have moved, in place."""
+        sums = super().statistics_at(index, value, weight)
+        return sums._replace(center=sums.center.detach().clone())
 
-    def maximize(
-        self, statistics: NormalStatistics, free: frozenset[str], *, floor: Tensor | None
+    def add_statistics_at(
+        self, sums: NormalStatistics, index: Tensor, value: Tensor, weight: Tensor
+    ) -> NormalStatistics:
+        total = super().add_statistics_at(sums, index, value, weight)
+        return total._replace(center=sums.center)
+
+    def maximizers(
+        self, statistics: NormalStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        """The best means of all parts."""
         if free - {"mean"}:
             raise ClosedFormError(
                 f"{sorted(free - {'mean'})} of {type(self).__name__} stay constant in EM: pass buffers, or freeze= them"
             )
-        return {"mean": self.best(statistics).reshape(self.loc.shape)} if free else {}
+        return {"mean": self.best(statistics).reshape(self.loc.shape)}
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         """Minimal loss of a part of one row (*index.shape): that of a row at its mean."""
@@ -178,9 +181,9 @@ class KnownPrecisionNormals(UnitVarianceNormals):
     def _make_kernel(self) -> Quadratic:
         return _kernel((self.flat(self.loc, 1) - self._origin()) @ self.factor, self.constant())
 
-    def part(self, some: slice) -> "KnownPrecisionNormals":
-        # The kernel's origin is that of all components.
-        return cast(KnownPrecisionNormals, Components.part(self, some))
+    def subset(self, block: slice) -> "KnownPrecisionNormals":
+        # The kernel's origin depends on all components, so the kernel is not sliced.
+        return cast(KnownPrecisionNormals, Components.subset(self, block))
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         away = match_dtype(value, self.loc) - self._origin()

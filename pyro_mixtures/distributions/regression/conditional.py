@@ -1,7 +1,5 @@
 """Components of an outcome given covariates: what regressions, classifiers and experts share."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,11 +13,11 @@ class ConditionalComponents(Components):
     """C distributions of an outcome given the ``covariates`` (B, P) of B rows, batch shape (C,).
 
     ``family[z]`` has the rows of ``z`` (..., B). A family names the arguments that all components
-    share and that are no tensors in ``option_names``: they are handed on when the family is made
+    share, ``covariates`` among them, in ``option_names``: they are handed on when the family is made
     again of other arguments.
     """
 
-    option_names: tuple[str, ...] = ()
+    option_names: tuple[str, ...] = ("covariates",)
     covariates: Tensor
 
     def __init__(
@@ -46,10 +44,6 @@ class ConditionalComponents(Components):
         return DataError(
             f"{type(self).__name__} describes {len(self.covariates)} rows: select each row's component first, family[z]"
         )
-
-    def of(self, arguments: dict[str, Any]) -> "ConditionalComponents":
-        options = {name: getattr(self, name) for name in self.option_names}
-        return type(self)(self.covariates, **arguments, **options, validate_args=False)
 
     def design(self, like: Tensor) -> Tensor:
         """The covariates and a column of ones, (B, P + 1), in the dtype of the parameters."""

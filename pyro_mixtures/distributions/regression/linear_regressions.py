@@ -15,7 +15,6 @@ from pyro_mixtures.distributions.regression.conditional import (
     augmented,
     nudge,
 )
-from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.bilinear import pair_moments_of
 from pyro_mixtures.ops.tiles import tiles
@@ -57,7 +56,7 @@ class LinearRegressions(ConditionalComponents):
     """
 
     argument_names = ("weight", "bias", "scale")
-    option_names = ("ridge",)
+    option_names = ("covariates", "ridge")
     has_rsample = True
     leaves_one_out = True
 
@@ -111,9 +110,9 @@ class LinearRegressions(ConditionalComponents):
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         coefficients = augmented(self.weight, self.bias, self.outputs)
         scale = self.scale.reshape(len(self.scale), self.outputs)
-        known = once(index).clamp_min(0)
+        component = once(index)
         residual = self._outcomes(value) - self.predictor(coefficients, index)
-        squares = (residual / scale[known]).square()
+        squares = (residual / scale[component]).square()
         total = (
             squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)
         )  # a sum of one is as slow as of many
@@ -121,7 +120,7 @@ class LinearRegressions(ConditionalComponents):
             self.weight.reshape(*scale.shape, -1).square().sum(-1) / scale.square()
         ).sum(-1)
         offset = 2 * scale.log().sum(-1) + self.outputs * math.log(2 * math.pi) + penalty
-        return torch.where(once(index) < 0, -torch.inf, -0.5 * (total + offset[known]))
+        return -0.5 * (total + offset[component])
 
     def _outcomes(self, value: Tensor) -> Tensor:
         """Outcomes (B, M)."""
@@ -136,19 +135,16 @@ class LinearRegressions(ConditionalComponents):
         mean = self.mean_at(index)
         return mean + self.scale[index] * torch.randn_like(mean)
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: RegressionStatistics | None = None
-    ) -> RegressionStatistics:
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> RegressionStatistics:
         x = self.design(self.weight)
         wide, rows = x.shape[1], torch.cat([x, self._outcomes(value)], -1)
         sums = pair_moments_of(rows, weight.reshape(-1), self.pairs(index))
         square = sums[:, wide:, wide:].diagonal(dim1=-2, dim2=-1)
         gram, cross = sums[:, :wide, :wide], sums[:, wide:, :wide]
-        found = RegressionStatistics(gram[:, -1, -1].clone(), gram, cross, square.clone())
-        return found if into is None else add(into, found)
+        return RegressionStatistics(gram[:, -1, -1].clone(), gram, cross, square.clone())
 
-    def maximize(
-        self, statistics: RegressionStatistics, free: frozenset[str], *, floor: Tensor | None
+    def maximizers(
+        self, statistics: RegressionStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         """Ridge regression of each component; scale from its penalised residuals."""
         if ("weight" in free) != ("bias" in free):

@@ -1,6 +1,6 @@
 r"""Pseudo-likelihoods as components: :math:`\log p(y \mid x, c) = -\ell(f_c(x), y)`, any modules and per-row loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
@@ -57,6 +57,7 @@ class PseudoLikelihoods(ConditionalComponents):
 
     argument_names = ()  # they are the experts' own: see arguments
     arg_constraints = {}
+    pads = True  # rows without an expert are filled in
     leaves_one_out = True
 
     def __init__(
@@ -90,7 +91,7 @@ class PseudoLikelihoods(ConditionalComponents):
         """The experts' parameters, ``0.weight``, ..."""
         return self._parameters
 
-    def of(self, arguments: dict[str, Any]) -> NoReturn:
+    def with_arguments(self, arguments: Mapping[str, Tensor]) -> NoReturn:
         raise ClosedFormError(
             "the experts' parameters belong to their modules: train them by gradients"
         )
@@ -170,15 +171,11 @@ class PseudoLikelihoods(ConditionalComponents):
             "exp(-loss) is no distribution to draw outcomes from: pass y=, or take the experts' outputs"
         )
 
-    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        raise ClosedFormError(
-            "modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI"
-        )
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NoReturn:
+        raise _no_closed_form()
 
-    def maximize(self, statistics: Any, free: frozenset[str], *, floor: Any) -> dict[str, Tensor]:
-        raise ClosedFormError(
-            "modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI"
-        )
+    def maximizers(self, statistics: Any, free: frozenset[str], floor: Tensor | None) -> NoReturn:
+        raise _no_closed_form()
 
     def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> PartRows:
         """The rows themselves."""
@@ -210,6 +207,12 @@ class PseudoLikelihoods(ConditionalComponents):
             return self._losses(functional_call(expert, at, (x,)), y)
 
         return gains_by_steps(losses, params, part.weight[rows], self.descent)
+
+
+def _no_closed_form() -> ClosedFormError:
+    return ClosedFormError(
+        "modules have no closed form: pass gradient= (and gradient_steps=) to EM, or use SVI"
+    )
 
 
 def descent_of(steps: int, rate: float | None) -> Descent:

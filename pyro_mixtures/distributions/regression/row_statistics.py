@@ -97,8 +97,8 @@ class RowFittedComponents(ConditionalComponents):
     """
 
     argument_names = ("weight", "bias")
-    option_names: tuple[str, ...] = ("ridge",)
-    maximizes_in_parts = False
+    option_names: tuple[str, ...] = ("covariates", "ridge")
+    maximizes_in_blocks = False
     has_rsample = False
     row_loss: RowLoss
     penalises_bias = False
@@ -163,22 +163,19 @@ class RowFittedComponents(ConditionalComponents):
         coefficients = self.coefficients
         loss = self.row_loss.value(self.predictor(coefficients, index), self.targets(value)).sum(-1)
         penalty = (coefficients.square() * self.penalty.to(coefficients)).sum((-1, -2))
-        return torch.where(once(index) < 0, -torch.inf, -loss - penalty[once(index).clamp_min(0)])
+        return -loss - penalty[once(index)]
 
-    def statistics_at(
-        self, index: Tensor, value: Tensor, weight: Tensor, into: RowStatistics | None = None
-    ) -> RowStatistics:
-        """The rows; those of ``into`` are kept, nothing is added up."""
+    def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> RowStatistics:
+        """Return the rows themselves."""
         flat, weight = index.reshape(-1), weight.reshape(-1)
         slots = ((flat >= 0) & (weight > 0)).nonzero()[:, 0]
         design = self.design(self.weight)
         rows = slots % max(1, len(design))
         self._check_finite(rows)
-        sums = RowStatistics(
+        return RowStatistics(
             self.components,
             RowBatch(design, self.targets(value), rows, flat[slots].long(), weight[slots]),
         )
-        return sums if into is None else into + sums
 
     def _check_finite(self, rows: Tensor) -> None:
         """A hinge is satisfied by an infinite margin: E-steps see nothing wrong with covariates that have no M-step."""
@@ -189,12 +186,10 @@ class RowFittedComponents(ConditionalComponents):
                 f"row {row} of the covariates holds NaN or infinity: remove such rows first"
             )
 
-    def maximize(
-        self, statistics: RowStatistics, free: frozenset[str], *, floor: Any
+    def maximizers(
+        self, statistics: RowStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         """Each component's minimum over its rows, from its present coefficients; no component gets worse."""
-        if not free:
-            return {}
         if free != {"weight", "bias"}:
             raise ClosedFormError(
                 "weight and bias are fitted together only: free or freeze both, or use SVI"

@@ -93,7 +93,7 @@ class SupportVectorMachines(RowFittedComponents):
     tensor([-0.6250, -0.1250])
     """
 
-    option_names = ("ridge", "loss", "solver")
+    option_names = ("covariates", "ridge", "loss", "solver")
     penalises_bias = True
     leaves_one_out = True
 

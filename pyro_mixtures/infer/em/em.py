@@ -9,7 +9,7 @@ import torch
 from pyro_mixtures.data.rows import as_arguments
 from pyro_mixtures.distributions.statistics import blend, scaled
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
-from pyro_mixtures.infer.em.m_step import MStep, finished
+from pyro_mixtures.infer.em.m_step import MStep
 from pyro_mixtures.infer.em.reseed import Pauses, Reservoir, choose_splits, copy_component
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.options import check_number, check_whole
@@ -310,7 +310,7 @@ class EM:
             raise OptionError(f"step_size({self.steps}) = {rate} is outside (0, 1]")
         grow = self._size / self._rows  # to the whole data set
         for name, site in self._sites.items():
-            fresh = scaled(finished(site.family, site.sums), grow)
+            fresh = scaled(site.family.finish(site.sums), grow)
             known = self._online.get(name)
             mixed = fresh if known is None else blend(known.sums, fresh, rate)
             self._online[name] = site._replace(sums=mixed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.statistics import NormalStatistics, part
+from pyro_mixtures.distributions.statistics import subset
 from pyro_mixtures.infer.em.reseed import Split
 from pyro_mixtures.ops.kernels.threads import for_each, threads
 from pyro_mixtures.poutine.statistics import SiteStatistics
@@ -42,12 +42,14 @@ class MStep(NamedTuple):
         """Maximise some components at a time, so that no second copy of large parameters is ever alive."""
         free, family = self.free(site), site.family
         floor = family.floor(site.sums, self.variance_floor)
-        tied = [name for name in free if not family.is_own(name)]
-        if tied or len(family.batch_shape) != 1 or not family.maximizes_in_parts:
+        tied = [name for name in free if not family.is_per_component(name)]
+        if tied or len(family.batch_shape) != 1 or not family.maximizes_in_blocks:
             _write(site, _maximum(family, site.sums, free, floor, empty))
             return
         numbers = sum(
-            value[:1].numel() for name, value in family.arguments.items() if family.is_own(name)
+            value[:1].numel()
+            for name, value in family.arguments.items()
+            if family.is_per_component(name)
         )
         step = max(1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // threads())))
 
@@ -56,16 +58,11 @@ class MStep(NamedTuple):
             some = slice(i * step, (i + 1) * step)
             _write(
                 site,
-                _maximum(family.part(some), part(site.sums, some), free, floor, empty[some]),
+                _maximum(family.subset(some), subset(site.sums, some), free, floor, empty[some]),
                 some,
             )
 
         for_each(update_part, -(-family.components // step))
-
-
-def finished(family: Any, sums: Any) -> Any:
-    """A family's statistics; those of stepwise EM are finished already, and those of the weights are their sums."""
-    return family.finish(sums) if isinstance(sums, NormalStatistics) else sums
 
 
 def _write(site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
@@ -76,10 +73,12 @@ def _write(site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
 def _maximum(
     family: Components, sums: Any, free: frozenset[str], floor: Tensor | None, empty: Tensor
 ) -> dict[str, Tensor]:
-    statistics = finished(family, sums)
+    statistics = family.finish(sums)
     new, old = family.maximize(statistics, free, floor=floor), family.arguments
     own = {
-        name: _keep(empty, old[name], value) for name, value in new.items() if family.is_own(name)
+        name: _keep(empty, old[name], value)
+        for name, value in new.items()
+        if family.is_per_component(name)
     }
     tied = free - own.keys()
     if not tied or not bool(empty.any()):
@@ -87,7 +86,7 @@ def _maximum(
     # What components share has to suit the components that were held, not where they would have
     # gone.
     arguments: Any = {**old, **own}
-    held = family.of(arguments)
+    held = family.with_arguments(arguments)
     return {**own, **held.maximize(statistics, tied, floor=floor)}
 
 

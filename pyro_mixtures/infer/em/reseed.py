@@ -134,5 +134,5 @@ def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Re
     for argument, handle in found.params.items():
         if argument in new:
             handle.write(new[argument].unsqueeze(0), slice(split.component, split.component + 1))
-        elif found.family.is_own(argument):
+        elif found.family.is_per_component(argument):
             handle.copy_row(split.component, split.like)

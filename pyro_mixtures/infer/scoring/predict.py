@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import as_arguments, as_rows
 from pyro_mixtures.distributions import Selected
-from pyro_mixtures.errors import DataError, ModelError, OptionError
+from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.infer.protocol import Guide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
@@ -163,9 +163,10 @@ class MarginalMessenger(Messenger):
         if msg["name"] != self.site:
             return
         fn = msg["fn"]
-        if not isinstance(fn, Selected) or not hasattr(fn.family, "marginal"):
-            raise OptionError(
-                f"site {self.site!r} ({type(fn).__name__}) has no marginal distributions of its features"
+        if not isinstance(fn, Selected):
+            raise ClosedFormError(
+                f"site {self.site!r} is {type(fn).__name__}, whose marginal distributions are not known: use a normal "
+                "family of pyro_mixtures.distributions, selected by [z]"
             )
         msg["fn"] = Selected(fn.family.marginal(self.features), fn.z, batch_shape=fn.batch_shape)
         msg["value"] = msg["value"][..., self.features]
@@ -204,9 +205,9 @@ def _selected(
     fn, value = nodes[observed]["fn"], nodes[observed]["value"]
     if structure.dim != -1 or value.dim() != 2:
         raise ModelError(f"site {observed!r} must observe rows (N, D) in a data plate of dim=-1")
-    if not isinstance(fn, Selected) or not hasattr(fn.family, "signal_at"):
-        raise OptionError(
-            f"site {observed!r} must be a normal family of pyro_mixtures.distributions, selected by [z]"
+    if not isinstance(fn, Selected):
+        raise ClosedFormError(
+            f"site {observed!r} is {type(fn).__name__}: use a normal family of pyro_mixtures.distributions, selected by [z]"
         )
     return fn, value
 

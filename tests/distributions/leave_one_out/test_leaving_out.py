@@ -168,7 +168,9 @@ def test_rows_of_any_weight_share_one_basis_of_float32():
     )
     family = LinearRegressions(x, torch.zeros(1, D), torch.zeros(1), torch.ones(1), ridge=0.1)
     statistics = family.partition_statistics_at(index, y, weight)
-    family = family.of({**family.maximize(statistics, BOTH, floor=None), "scale": family.scale})
+    family = family.with_arguments(
+        {**family.maximize(statistics, BOTH, floor=None), "scale": family.scale}
+    )
     gain = family.leave_one_out_at(statistics, index, y, weight)
     assert gain.dtype == torch.float32
     assert float(gain[7]) == pytest.approx(-1e-6 * float(family[index].log_prob(y)[7]), rel=1e-4)
@@ -196,7 +198,7 @@ def fitted(build, y: Tensor, index: Tensor, weight: Tensor, rows):
     zeros = torch.zeros(2, D + 1, dtype=torch.float64, device="cpu")
     family = build(rows, weight=zeros[:, :D], bias=zeros[:, D])
     statistics = family.statistics_at(index[rows], y[rows], weight[rows])
-    return family.of(family.maximize(statistics, BOTH, floor=None)), statistics
+    return family.with_arguments(family.maximize(statistics, BOTH, floor=None)), statistics
 
 
 def gains_and_refits(kind: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -159,7 +159,9 @@ def test_draws_have_the_choice_probabilities():
 
 
 def fitted(family, index, chosen, q):
-    return family.of(family.maximize(family.statistics_at(index, chosen, q), THETA, floor=None))
+    return family.with_arguments(
+        family.maximize(family.statistics_at(index, chosen, q), THETA, floor=None)
+    )
 
 
 @pytest.mark.meta
@@ -219,7 +221,7 @@ def test_maximum_is_never_worse_and_stays_finite(seed, rows, start, ridge, twin)
         after
         >= torch.zeros(C)
         .double()
-        .index_add(0, index, q * family.of({"theta": zero})[index].log_prob(chosen))
+        .index_add(0, index, q * family.with_arguments({"theta": zero})[index].log_prob(chosen))
         - 1e-9
     ).all()
 
@@ -250,7 +252,7 @@ def test_statistics_of_batches_are_those_of_all_rows():
     whole, sums = fitted(ChoiceLogits(design, available, theta), index, chosen, q), None
     for rows in torch.arange(B).split(9):
         batch = ChoiceLogits(design[rows], available[rows], theta)
-        sums = batch.statistics_at(index[:, rows], chosen[rows], q[:, rows], sums)
+        sums = batch[index[:, rows]].statistics(chosen[rows], q[:, rows], sums)
     assert_near(batch.maximize(sums, THETA, floor=None)["theta"], whole.theta, 1e-8)
     with pytest.raises(ClosedFormError, match="stepwise"):
         sums._fields  # noqa: B018

@@ -62,7 +62,7 @@ def loss_of(kind, x, y, q, ridge, weight, bias):
 def fitted(family, index, y, q=None):
     q = torch.ones(index.shape, dtype=y.dtype) if q is None else q
     statistics = family.statistics_at(index, y, q)
-    return family.of(family.maximize(statistics, BOTH, floor=None)), statistics
+    return family.with_arguments(family.maximize(statistics, BOTH, floor=None)), statistics
 
 
 @pytest.mark.meta
@@ -177,7 +177,7 @@ def test_statistics_of_batches_are_those_of_all_rows(kind):
     whole, sums = fitted(kind(x, weight, bias, ridge=0.1), index, y, q)[0], None
     for rows in torch.arange(ROWS).split(25):
         batch = kind(x[rows], weight, bias, ridge=0.1)
-        sums = batch.statistics_at(index[:, rows], y[rows], q[:, rows], sums)
+        sums = batch[index[:, rows]].statistics(y[rows], q[:, rows], sums)
     new = batch.maximize(sums, BOTH, floor=None)
     torch.testing.assert_close(new["weight"], whole.weight)
     torch.testing.assert_close(new["bias"], whole.bias)

@@ -62,7 +62,7 @@ def row_losses(x, y, weight, bias, ridge, loss):
 def fitted(family, index, y, q=None):
     q = torch.ones(index.shape, dtype=family.weight.dtype) if q is None else q
     statistics = family.statistics_at(index, y, q)
-    return family.of(family.maximize(statistics, BOTH, floor=None)), statistics
+    return family.with_arguments(family.maximize(statistics, BOTH, floor=None)), statistics
 
 
 @pytest.mark.meta
