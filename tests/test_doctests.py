@@ -1,4 +1,4 @@
-"""Every public docstring's example runs, and so does every example of the README."""
+"""Examples run: those of every public docstring, of the README and of the pages in docs/."""
 
 import doctest
 import importlib
@@ -13,6 +13,7 @@ import pyro_mixtures.guides
 import pyro_mixtures.models
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if ">>>" in path.read_text())
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -27,13 +28,12 @@ def module_names() -> list[str]:
 def test_docstrings(name):
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name)):
-        pyro.clear_param_store()  # each example stands for itself
+        pyro.clear_param_store()  # each example stands alone
         assert not runner.run(example).failed
 
 
-def test_readme():
-    failed, tried = doctest.testfile(
-        str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS
-    )
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_pages(page):
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS)
     assert tried
     assert not failed
