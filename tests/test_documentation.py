@@ -10,7 +10,9 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-FILE = re.compile(r"(?<![\w/.<-])((?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w-]+\.(?:md|toml|txt|cff))(?![\w/])")
+FILE = re.compile(
+    r"(?<![\w/.<-])((?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w-]+\.(?:md|toml|txt|cff))(?![\w/])"
+)
 CREATED = ("runs/", "htmlcov/", "dist/", "build/")  # by commands that the documents name
 
 
