@@ -57,7 +57,7 @@ from pyro_mixtures.diagnostics import (
     report,
     to_arviz,
 )
-from pyro_mixtures.diagnostics.partition_information import Dependence, PartitionInformation
+from pyro_mixtures.diagnostics.partition_information import ClusterDependence, PartitionInformation
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.infer import Fit
 from pyro_mixtures.models import GaussianMixture
@@ -136,7 +136,7 @@ def main(out: Path, restarts: int, steps: int, permutations: int) -> dict:
         tumours.malignant,
         names=FEATURES,
         permutations=permutations,
-        part_rows=int(
+        cluster_rows=int(
             torch.bincount(labels).min()
         ),  # all rows of the smallest part, as many of the others
         generator=torch.Generator().manual_seed(0),
@@ -301,9 +301,9 @@ def figures_of(
             float(tumours.malignant[labels == part].mean())
             for part in range(choice.best.components)
         ],
-        "knows": {line.name: line.nats for line in information.knowledge},
+        "knows": {line.name: line.nats for line in information.variables},
         "entropy": information.entropy,
-        "partial": [line._asdict() for line in information.partial()],
+        "partial": [line._asdict() for line in information.local_dependences()],
         "agreement": [against.rand for against in summary.stability],
     }
 
@@ -448,13 +448,13 @@ def draw_dependence(
     values = tumours.measured[:, FEATURES.index(feature)]
     for band, line in enumerate(lines):
         for side, kind in enumerate(("benign", "malignant")):
-            some = values[((labels == line.part) & (tumours.malignant == side)).numpy()]
+            some = values[((labels == line.cluster) & (tumours.malignant == side)).numpy()]
             at = 2.8 * band + side
             shaken = at + rng.uniform(-0.28, 0.28, size=len(some))
-            ax.scatter(some, shaken, s=9, color=COLORS[line.part], alpha=0.5, linewidths=0)
+            ax.scatter(some, shaken, s=9, color=COLORS[line.cluster], alpha=0.5, linewidths=0)
             ax.vlines(np.median(some), at - 0.38, at + 0.38, color=INK, lw=2)
             names.append((at, f"{kind}\n({len(some)})"))
-        found = f"part {line.part}: coefficient {line.inside:.2f}, p {line.adjusted:.2g}"
+        found = f"part {line.cluster}: coefficient {line.within:.2f}, p {line.adjusted_p_value:.2g}"
         ax.text(
             0.01,
             2.8 * band - 0.45,
@@ -472,9 +472,9 @@ def draw_dependence(
     )
 
 
-def most_hidden(information: PartitionInformation) -> list[Dependence]:
+def most_hidden(information: PartitionInformation) -> list[ClusterDependence]:
     """A line a part of the feature whose dependence is the most hidden over all rows; of the first one if none is."""
-    first = (information.partial() or information.dependences)[0]
+    first = (information.local_dependences() or information.dependences)[0]
     return [line for line in information.dependences if line.feature == first.feature]
 
 
@@ -497,10 +497,10 @@ def tell(figures: dict, summary: PartitionReport, page: Path) -> None:
     )
     for line in figures["partial"]:
         print(
-            f"{line['feature']} tells the diagnosis in part {line['part']}, not found elsewhere:",
+            f"{line['feature']} tells the diagnosis in part {line['cluster']}, not found elsewhere:",
             end=" ",
         )
-        print(f"coefficient {line['inside']:.2f} there, {line['overall']:.2f} overall")
+        print(f"coefficient {line['within']:.2f} there, {line['overall']:.2f} overall")
     print(f"\n{summary}\n\npage, picture and figures in {page.parent}/")
 
 

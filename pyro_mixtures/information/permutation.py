@@ -1,61 +1,55 @@
-"""Permutation tests of independence, and p-values adjusted for their number."""
+"""Permutation tests of independence, and p-values adjusted for multiple testing."""
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from pyro_mixtures.errors import DataError
-
 Generator = torch.Generator | None
 
-_ENOUGH = 10  # statistics at least as large as the observed one
+_MIN_EXCEEDANCES = 10  # statistics at least as large as the observed one, after which a test stops
 
 
 def permutations_of(rows: int, count: int, generator: Generator) -> Iterator[np.ndarray]:
-    """``count`` random orders of ``rows`` row numbers."""
-    yield from (
-        torch.randperm(rows, generator=generator, device="cpu").numpy() for _ in range(count)
-    )
+    """Yield ``count`` random permutations of ``rows`` row numbers."""
+    for _ in range(count):
+        yield torch.randperm(rows, generator=generator, device="cpu").numpy()
 
 
 def p_value(observed: float, permuted: Iterable[float]) -> float:
-    """Of a statistic against those of permuted rows, which are drawn until 10 of them are at least as large.
+    """Return the p-value of a statistic, given the same statistic of permuted rows.
 
-    With l statistics drawn, (1 + number at least as large) / (1 + l), or 10 / l where it stopped.
-    Both are valid at every number of permutations (under independence at most a with a probability
-    of at most a) and neither is zero. Independent variables need few permutations, which leaves
-    more for the others. Besag & Clifford, "Sequential Monte Carlo p-values", Biometrika 78 (1991).
+    Permuted statistics are drawn until 10 of them are at least as large as the observed one. After
+    l draws the p-value is (1 + number at least as large) / (1 + l), or 10 / l if the test stopped
+    early. Both are valid for any number of permutations (under independence the probability of a
+    p-value of at most a is at most a), and neither is zero. Early stopping saves time on
+    independent variables. Besag & Clifford, "Sequential Monte Carlo p-values", Biometrika 78
+    (1991).
 
     >>> p_value(0.5, [0.1, 0.2, 0.6])
     0.5
     """
-    drawn = larger = 0
+    drawn = exceedances = 0
     for drawn, statistic in enumerate(permuted, start=1):
-        larger += statistic >= observed
-        if larger == _ENOUGH:
-            return larger / drawn
-    return (1 + larger) / (1 + drawn)
+        exceedances += statistic >= observed
+        if exceedances == _MIN_EXCEEDANCES:
+            return exceedances / drawn
+    return (1 + exceedances) / (1 + drawn)
 
 
-def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """Adjusted p-values (m,): rejecting those of at most q keeps the false discovery rate at q at most.
+def adjust_p_values(p_values: Iterable[float]) -> list[float]:
+    """Return p-values adjusted to control the false discovery rate; NaN stands for no test.
 
-    NaN stands for a test that was not made, and stays NaN.
+    The adjustment is that of Benjamini & Hochberg (1995), by
+    :func:`scipy.stats.false_discovery_control`, over the tests that were made. NaN stays NaN.
 
-    :raises DataError: for numbers outside [0, 1], or another shape.
-
-    p_(i) becomes min_{j>=i} m p_(j) / j. Benjamini & Hochberg, "Controlling the false discovery
-    rate: a practical and powerful approach to multiple testing", JRSS B 57 (1995).
-
-    >>> benjamini_hochberg(np.array([0.01, 0.5, 0.02])).tolist()
-    [0.03, 0.5, 0.03]
+    >>> adjust_p_values([0.01, 0.5, float("nan"), 0.02])
+    [0.03, 0.5, nan, 0.03]
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any():
-        raise DataError(f"p-values are numbers from 0 to 1, of shape (m,): not {p}")
-    made = np.flatnonzero(~np.isnan(p))
-    order = made[np.argsort(p[made])[::-1]]
-    adjusted = np.full_like(p, np.nan)
-    adjusted[order] = np.minimum.accumulate(p[order] * len(made) / np.arange(len(made), 0, -1))
-    return adjusted
+    from scipy.stats import false_discovery_control  # slow to import
+
+    adjusted = np.array(list(p_values), dtype=np.float64)
+    tested = ~np.isnan(adjusted)
+    if tested.any():
+        adjusted[tested] = false_discovery_control(adjusted[tested])
+    return [float(p) for p in adjusted]

@@ -1,17 +1,19 @@
-"""Which features and which outcome a partition informs about, as tables and as a picture."""
+"""Which features and which outcome the labels of a partition carry information about."""
 
 from pyro_mixtures.diagnostics.partition_information.partition_information import (
-    Dependence,
-    Knowledge,
-    PartitionInformation,
     partition_information,
 )
 from pyro_mixtures.diagnostics.partition_information.plots import plot_information
+from pyro_mixtures.diagnostics.partition_information.report import (
+    ClusterDependence,
+    PartitionInformation,
+    VariableInformation,
+)
 
 __all__ = [
-    "Dependence",
-    "Knowledge",
+    "ClusterDependence",
     "PartitionInformation",
+    "VariableInformation",
     "partition_information",
     "plot_information",
 ]

@@ -1,108 +1,124 @@
-"""What was found about a partition: tables of information and of dependences, as text and as data frames."""
+"""The result of ``partition_information``: two tables, as text and as data frames."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyro_mixtures.diagnostics.text_tables import align_columns
 from pyro_mixtures.errors import OptionError
 
-TABLES = ("knowledge", "dependences")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TABLES = ("variables", "dependences")
 
 
-class Knowledge(NamedTuple):
-    """What the labels z tell of one variable."""
+class VariableInformation(NamedTuple):
+    """Mutual information of the labels z and one variable."""
 
     name: str
     kind: str  # "feature", "outcome", or "all features" together
-    nats: float  # I(z; variable), not clipped: independent variables spread about 0
+    nats: float  # I(z; variable), not clipped: for independent variables it scatters around 0
     p_value: float | None  # of independence
-    adjusted: float | None  # for all variables of the table (Benjamini & Hochberg)
+    adjusted_p_value: float | None  # for all variables of the table (Benjamini & Hochberg)
 
 
-class Dependence(NamedTuple):
-    """How an outcome depends on a feature in one part, and over all rows: hypercontractivity coefficients."""
+class ClusterDependence(NamedTuple):
+    """Dependence of the outcome on a feature within one cluster, and over all rows.
+
+    Both are hypercontractivity coefficients.
+    """
 
     feature: str
-    part: int
-    rows: int  # of the part
-    inside: float  # NaN where feature or outcome is constant in the part
+    cluster: int
+    rows: int  # in the cluster
+    within: float  # NaN if the feature or the outcome is constant in the cluster
     overall: float
-    p_value: float | None  # of independence inside; NaN where inside is
-    adjusted: float | None  # for all parts and features (Benjamini & Hochberg)
+    p_value: float | None  # of independence within the cluster; NaN if ``within`` is
+    adjusted_p_value: float | None  # for all clusters and features (Benjamini & Hochberg)
 
 
 @dataclass(frozen=True)
 class PartitionInformation:
-    """Answer of :func:`partition_information`; prints as tables."""
+    """Result of :func:`partition_information`; it prints as two tables."""
 
-    knowledge: list[Knowledge]  # highest first
-    dependences: list[Dependence]  # by feature and part; empty without an outcome
-    entropy: float  # of z in nats, which no I(z; .) exceeds
-    rows: int  # that the estimates of I(z; .) are from
+    variables: list[VariableInformation]  # in descending order of their information
+    dependences: list[ClusterDependence]  # by feature and cluster; empty without an outcome
+    entropy: float  # of z in nats, an upper bound on each I(z; variable)
+    rows: int  # from which each I(z; variable) was estimated
 
-    def partial(self, level: float = 0.05) -> list[Dependence]:
-        """Dependences found in their part, not in all parts examined, and stronger there than over all rows.
+    def local_dependences(self, level: float = 0.05) -> list[ClusterDependence]:
+        """Return the dependences that hold in some clusters only and are masked over all rows.
 
-        Found is an adjusted p-value of at most ``level``; those that are hidden most over all rows,
-        by the difference of the coefficients, come first. Not found is not absent: the test of
-        another part may have too little power. A part where feature or outcome is constant was not
-        examined.
+        These are significant in their cluster, stronger there than over all rows, and not
+        significant in at least one other cluster. Not significant does not mean absent: the test in
+        the other cluster may lack power. A cluster where the feature or the outcome is constant was
+        not tested.
 
-        >>> found = [Dependence("a", part, 90, 0.5, 0.2, p, p) for part, p in ((0, 0.01), (1, 0.6))]
-        >>> [(d.feature, d.part) for d in PartitionInformation([], found, 0.7, 180).partial()]
+        :param level: significance level for the adjusted p-values.
+        :returns: the dependences, in descending order of ``within - overall``.
+        :raises OptionError: if no tests were made.
+
+        >>> dependences = [
+        ...     ClusterDependence("a", cluster, 90, 0.5, 0.2, p, p)
+        ...     for cluster, p in ((0, 0.01), (1, 0.6))
+        ... ]
+        >>> information = PartitionInformation([], dependences, 0.7, 180)
+        >>> [(d.feature, d.cluster) for d in information.local_dependences()]
         [('a', 0)]
         """
-        if any(d.adjusted is None for d in self.dependences):
-            raise OptionError(
-                "no tests were made: pass permutations=199, say, to partition_information"
-            )
-        # NaN, where no test was possible, is neither.
-        found = [d for d in self.dependences if d.adjusted is not None and d.adjusted <= level]
-        missed = {
-            d.feature for d in self.dependences if d.adjusted is not None and d.adjusted > level
-        }
-        hidden = [d for d in found if d.feature in missed and d.inside > d.overall]
-        return sorted(hidden, key=lambda d: d.overall - d.inside)
+        tested: list[tuple[ClusterDependence, float]] = []
+        for dependence in self.dependences:
+            if dependence.adjusted_p_value is None:
+                raise OptionError(
+                    "no tests were made: pass permutations=199, for example, to "
+                    "partition_information"
+                )
+            tested.append((dependence, dependence.adjusted_p_value))
+        # NaN, which stands for no test, is neither significant nor insignificant.
+        significant = [d for d, p in tested if p <= level]
+        insignificant_features = {d.feature for d, p in tested if p > level}
+        local = [
+            d for d in significant if d.feature in insignificant_features and d.within > d.overall
+        ]
+        return sorted(local, key=lambda d: d.overall - d.within)
 
-    def to_frame(self, table: str = "knowledge") -> Any:
-        """A pandas data frame of ``"knowledge"`` or ``"dependences"``, a line each. Needs pandas.
+    def to_frame(self, table: str = "variables") -> "DataFrame":
+        """Return one of the tables as a pandas data frame. Needs pandas.
 
-        >>> PartitionInformation([Knowledge("a", "feature", 0.5, None, None)], [], 0.7, 100).to_frame().shape
+        :param table: ``"variables"`` or ``"dependences"``.
+        :returns: a data frame with one line per entry and the fields as columns.
+        :raises OptionError: for another table.
+
+        >>> line = VariableInformation("a", "feature", 0.5, None, None)
+        >>> PartitionInformation([line], [], 0.7, 100).to_frame().shape
         (1, 5)
         """
         if table not in TABLES:
-            raise OptionError(f"unknown table={table!r}; choose one of {TABLES}")
-        pandas = importlib.import_module("pandas")  # slow to import, and needed here only
+            raise OptionError(f"unknown table={table!r}: choose one of {TABLES}")
+        from pandas import DataFrame  # slow to import, and needed here only
 
-        lines, columns = {
-            "knowledge": (self.knowledge, Knowledge._fields),
-            "dependences": (self.dependences, Dependence._fields),
-        }[table]
-        return pandas.DataFrame(lines, columns=list(columns))
+        if table == "variables":
+            return DataFrame(self.variables, columns=list(VariableInformation._fields))
+        return DataFrame(self.dependences, columns=list(ClusterDependence._fields))
 
     def __str__(self) -> str:
-        title = f"I(z; variable) in nats from {self.rows} rows; H(z) = {self.entropy:.3f}"
-        text = [title, *_aligned(Knowledge._fields, self.knowledge)]
+        title = f"I(z; variable) in nats, from {self.rows} rows; H(z) = {self.entropy:.3f}"
+        text = [title, _table(VariableInformation._fields, self.variables)]
         if self.dependences:
-            text += [
-                "",
-                "Dependence of the outcome on features (hypercontractivity), inside a part and overall",
-            ]
-            text += _aligned(Dependence._fields, self.dependences)
+            heading = (
+                "Dependence of the outcome on features (hypercontractivity), within each cluster "
+                "and overall"
+            )
+            text += ["", heading, _table(ClusterDependence._fields, self.dependences)]
         return "\n".join(text)
 
 
-def _aligned(header: Sequence[str], lines: Sequence[tuple]) -> list[str]:
-    cells = [[*header], *([_text(value) for value in line] for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    ]
+def _table(header: Sequence[str], lines: Sequence[tuple[Any, ...]]) -> str:
+    return align_columns([header, *([_cell(value) for value in line] for line in lines)])
 
 
-def _text(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

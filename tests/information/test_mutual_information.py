@@ -1,4 +1,4 @@
-"""Mutual information against truths, brute force, pycit and scikit-learn; names, ties, errors."""
+"""Mutual information against known values, brute force, pycit and scikit-learn; labels, ties."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def zero_inflated(rng, n):
 
 
 def brute_force(x, y, k, form=digamma):
-    """The definition, row by row, over all distances."""
+    """The definition, evaluated row by row over all distances."""
     n = len(x)
     d_x, d_y = (np.abs(v.reshape(n, 1, -1) - v.reshape(1, n, -1)).max(-1) for v in (x, y))
     total = 0.0
@@ -46,7 +46,7 @@ def brute_force(x, y, k, form=digamma):
 
 
 def brute_force_nominal(labels, y, k):
-    """Distance 0 within a label and infinity elsewhere."""
+    """Distance 0 between equal labels and infinity between others."""
     n, total = len(labels), 0.0
     for i in range(n):
         same = labels == labels[i]
@@ -69,7 +69,7 @@ def brute_force_nominal(labels, y, k):
         (zero_inflated, 0.231, 0.068),
     ],
 )
-def test_means_over_seeds_are_those_of_the_literature(process, psi, log):
+def test_means_over_seeds_agree_with_the_paper(process, psi, log):
     found = {"digamma": [], "log": []}
     for seed in range(20):
         x, y = process(np.random.default_rng(seed), 1600)
@@ -90,7 +90,7 @@ def test_means_over_seeds_are_those_of_the_literature(process, psi, log):
 def test_equals_its_definition(seed, n, shape, levels, k):
     rng = np.random.default_rng(seed)
     x, y = (rng.normal(size=(n, d)) for d in shape)
-    if levels:  # tenths are not exact in binary: ties and equal distances must survive rounding
+    if levels:  # tenths are not exact in binary: ties must survive rounding
         x, y = (
             np.round(x * levels / 4) / 10,
             np.where(rng.random((n, 1)) < 0.5, y, np.round(y * levels / 4) / 10),
@@ -126,7 +126,7 @@ def test_nominal_labels_equal_their_definition(seed, n, labels, k, tied):
     )
 
 
-def test_names_mean_nothing():
+def test_does_not_depend_on_the_values_of_labels():
     rng = np.random.default_rng(0)
     z = rng.integers(0, 20, 300)
     y = rng.normal(size=(300, 2)) + (z % 2)[:, None]
@@ -149,11 +149,11 @@ def test_two_nominal_variables_count_ties():
 
 
 @pytest.mark.parametrize("process", [half_gaussian, discrete_uniform, zero_inflated])
-def test_equals_pycit_up_to_its_psi_of_n(process):
+def test_equals_pycit_up_to_psi_of_n(process):
     estimators = pytest.importorskip("pycit.estimators.mixed_mi")
     x, y = process(np.random.default_rng(0), 500)
-    theirs = estimators.mixed_mi(1.0 * x, 1.0 * y, 5) + np.log(500) - digamma(500)
-    assert mutual_information(x, y).nats == pytest.approx(theirs, abs=1e-12)
+    reference = estimators.mixed_mi(1.0 * x, 1.0 * y, 5) + np.log(500) - digamma(500)
+    assert mutual_information(x, y).nats == pytest.approx(reference, abs=1e-12)
 
 
 def test_agrees_with_scikit_learn():
@@ -161,13 +161,13 @@ def test_agrees_with_scikit_learn():
     rng = np.random.default_rng(0)
     x = rng.normal(size=2000)
     y = 0.8 * x + 0.6 * rng.normal(size=2000)
-    theirs = selection.mutual_info_regression(x[:, None], y, n_neighbors=5, random_state=0)[0]
-    assert mutual_information(x / x.std(), y / y.std()).nats == pytest.approx(theirs, abs=0.03)
+    reference = selection.mutual_info_regression(x[:, None], y, n_neighbors=5, random_state=0)[0]
+    assert mutual_information(x / x.std(), y / y.std()).nats == pytest.approx(reference, abs=0.03)
     z = rng.integers(0, 10, 2000)
     y = rng.normal(size=2000) + z
-    theirs = selection.mutual_info_classif(y[:, None], z, n_neighbors=5, random_state=0)[0]
+    reference = selection.mutual_info_classif(y[:, None], z, n_neighbors=5, random_state=0)[0]
     assert mutual_information(z, y, discrete="x").nats == pytest.approx(
-        theirs + np.log(2000) - digamma(2000), abs=1e-9
+        reference + np.log(2000) - digamma(2000), abs=1e-9
     )
 
 
@@ -214,7 +214,7 @@ def test_interval_is_normal():
         mutual_information(x, y).interval()
 
 
-def test_half_precision_and_lists_are_read():
+def test_accepts_half_precision_and_lists():
     x = torch.arange(60.0, device="cpu")
     y = x * (x % 7)
     for low in (torch.bfloat16, torch.float16):
@@ -223,18 +223,18 @@ def test_half_precision_and_lists_are_read():
     assert mutual_information(x.tolist(), y.tolist()) == mutual_information(x, y)
 
 
-def test_names_of_any_type():
+def test_labels_of_any_type():
     rng = np.random.default_rng(0)
     z, y = rng.integers(0, 4, 100), rng.normal(size=100)
-    names = np.array(["a", 1, ("b", 2), 2.5], dtype=object)[z]  # there is no order of these
+    names = np.array(["a", 1, ("b", 2), 2.5], dtype=object)[z]  # these have no order
     expected = mutual_information(z, y + z, discrete="x").nats
     assert mutual_information(names, y + z, discrete="x").nats == pytest.approx(expected, abs=1e-12)
     pairs = np.stack([names, names], 1)
     assert mutual_information(pairs, y + z, discrete="x").nats == pytest.approx(expected, abs=1e-12)
 
 
-def named(value):
-    """Names of 50 rows, one of which is ``value``."""
+def labels_with(value):
+    """Labels of 50 rows, one of which is ``value``."""
     names = np.array(["a", "b"] * 25, dtype=object)
     names[3] = value
     return names
@@ -255,10 +255,16 @@ NAN = np.where(np.arange(50) == 3, np.nan, np.arange(50.0))
         (np.arange(10), np.arange(10), {"subsamples": 5}, DataError, "10 rows are too few"),
         (np.ones((2, 3, 4)), np.arange(2), {}, DataError, "shape"),
         (np.array(list("abcdefgh")), np.arange(8), {}, DataError, "discrete="),
-        (named(None), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
-        (named(np.nan), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
-        (named(np.datetime64("NaT")), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
-        (named([1]), np.arange(50), {"discrete": "x"}, DataError, "x"),
+        (labels_with(None), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
+        (labels_with(np.nan), np.arange(50), {"discrete": "x"}, DataError, "row 3 of x"),
+        (
+            labels_with(np.datetime64("NaT")),
+            np.arange(50),
+            {"discrete": "x"},
+            DataError,
+            "row 3 of x",
+        ),
+        (labels_with([1]), np.arange(50), {"discrete": "x"}, DataError, "x"),
         (np.arange(50), ["a", [1, 2]], {}, DataError, "y"),
         (torch.eye(50).to_sparse(), np.arange(50), {}, DataError, "to_dense"),
         (np.arange(50), np.arange(50), {"neighbors": 2.5}, OptionError, "neighbors=2.5"),

@@ -21,7 +21,7 @@ def random_table(a, b, seed, concentration):
 
 
 def over_a_grid(joint, points):
-    """The supremum's definition, over a grid of the simplex and of a small ball about p (its limit, by a ray each)."""
+    """The definition of the supremum, over a grid of the simplex and of small balls around p."""
     p = joint / joint.sum()
     p_x, p_y = p.sum(1), p.sum(0)
     a = len(p)
@@ -29,9 +29,11 @@ def over_a_grid(joint, points):
     axes = axes[axes.sum(1) <= points]
     grid = torch.cat([axes, points - axes.sum(1, keepdim=True)], 1).double() / points
     r = torch.cat([grid, p_x + 1e-2 * (grid - p_x), p_x + 1e-1 * (grid - p_x)])
-    below = torch.special.xlogy(r, r / p_x).sum(1)
-    above = torch.special.xlogy(r @ (p / p_x[:, None]), r @ (p / p_x[:, None]) / p_y).sum(1)
-    return float((above / below)[below > 1e-9].max())
+    input_divergence = torch.special.xlogy(r, r / p_x).sum(1)
+    output_divergence = torch.special.xlogy(
+        r @ (p / p_x[:, None]), r @ (p / p_x[:, None]) / p_y
+    ).sum(1)
+    return float((output_divergence / input_divergence)[input_divergence > 1e-9].max())
 
 
 @pytest.mark.meta
@@ -54,9 +56,9 @@ def test_binary_erasure_channel(erased):
 )
 def test_random_tables_against_a_grid(shape, points, seed):
     joint = random_table(*shape, seed, 0.5 if seed % 2 else 0.2)
-    exact, brute = hypercontractivity_of_table(joint), over_a_grid(joint, points)
-    assert brute <= exact + 2e-5
-    assert exact == pytest.approx(brute, abs=3e-4 if points == 300 else 1e-4)
+    exact, on_grid = hypercontractivity_of_table(joint), over_a_grid(joint, points)
+    assert on_grid <= exact + 2e-5
+    assert exact == pytest.approx(on_grid, abs=3e-4 if points == 300 else 1e-4)
 
 
 def test_more_effort_finds_no_more():
@@ -75,11 +77,16 @@ def test_arrays_and_lists():
 
 
 def test_wide_tables_start_from_their_best_symbols(monkeypatch):
-    """The supremum, here at a rare symbol among many, does not need a start at each of them."""
+    """The supremum, here at one rare symbol of many, is found without a start at each symbol."""
     joint = random_table(150, 5, 0, 0.5)
     joint[77] = 1e-5 * torch.eye(5, dtype=torch.float64)[3]
     started = []
-    monkeypatch.setattr(tables, "_better", lambda p, r, s: (started.append(r.shape[1]), (r, s))[1])
+
+    def record_starts(p, r, ratio):
+        started.append(r.shape[1])
+        return r, ratio
+
+    monkeypatch.setattr(tables, "_ascend", record_starts)
     found = hypercontractivity_of_table(joint, steps=1)
     assert started[0] < 300
     p = joint / joint.sum()
@@ -87,7 +94,7 @@ def test_wide_tables_start_from_their_best_symbols(monkeypatch):
     assert found >= at_the_vertex - 1e-9
 
 
-def test_ends_of_the_scale():
+def test_independent_identical_and_constant_variables():
     independent = table([0.2, 0.3, 0.5])[:, None] * table([0.6, 0.4])
     assert hypercontractivity_of_table(independent) == pytest.approx(0, abs=1e-9)
     assert hypercontractivity_of_table(torch.eye(3, dtype=torch.float64)) == pytest.approx(
@@ -96,7 +103,7 @@ def test_ends_of_the_scale():
     assert hypercontractivity_of_table(table([[0.4, 0.6]])) == 0.0
 
 
-def test_empty_symbols_and_scale_do_not_count():
+def test_does_not_depend_on_empty_symbols_or_scale():
     joint = random_table(3, 3, 0, 0.5)
     padded = torch.zeros(5, 4, dtype=torch.float64)
     padded[1:4, :3] = 37 * joint
@@ -108,14 +115,14 @@ def test_empty_symbols_and_scale_do_not_count():
     )
 
 
-def test_processing_loses():
-    """Data processing: merging symbols of Y does not raise it."""
+def test_data_processing_inequality():
+    """Merging symbols of Y does not increase the coefficient."""
     joint = random_table(4, 4, 1, 0.4)
     merged = torch.cat([joint[:, :1] + joint[:, 1:2], joint[:, 2:]], 1)
     assert hypercontractivity_of_table(merged) <= hypercontractivity_of_table(joint) + 1e-9
 
 
-def test_exceeds_the_squared_maximal_correlation():
+def test_can_exceed_the_squared_maximal_correlation():
     joint = table([[0.009, 0.001], [0.099, 0.891]])
     p = joint / (joint.sum(1, keepdim=True) * joint.sum(0)).sqrt()
     assert hypercontractivity_of_table(joint) > 2 * float(torch.linalg.svdvals(p)[1]) ** 2

@@ -1,4 +1,4 @@
-"""Hypercontractivity from samples: Gaussian bands, a rare part that correlations miss, false positives, errors."""
+"""Hypercontractivity of samples: Gaussian pairs, rare dependences, error rates, bad input."""
 
 import math
 import subprocess
@@ -24,8 +24,8 @@ def gaussian(n, squared_correlation, seed, dtype=torch.float32):
     ) * noise[1]
 
 
-def rare_part(n=1000, share=0.03, seed=0):
-    """Independent normal x and y but for a few rows far to the right, where y = +-x."""
+def rare_dependence(n=1000, share=0.03, seed=0):
+    """Independent normal x and y, except for a few rows with large x, where y = +-x."""
     g = generator(seed)
     x, y = torch.randn(2, n, generator=g).double()
     far = 3 + torch.rand(n, generator=g).double()
@@ -37,53 +37,52 @@ def rare_part(n=1000, share=0.03, seed=0):
 def distance_correlation(x, y):
     """Székely, Rizzo & Bakirov, Ann. Statist. 35 (2007)."""
 
-    def centred(z):
+    def centered(z):
         d = (z[:, None] - z).abs()
         return d - d.mean(0) - d.mean(1, keepdim=True) + d.mean()
 
-    a, b = centred(x), centred(y)
+    a, b = centered(x), centered(y)
     return float(((a * b).mean() / ((a * a).mean() * (b * b).mean()).sqrt()).sqrt())
 
 
 @pytest.mark.parametrize(
     ("truth", "expected"), [(0.0, 0.05), (0.09, 0.12), (0.25, 0.22), (0.49, 0.37), (0.81, 0.59)]
 )
-def test_gaussian_bands(truth, expected):
+def test_gaussian_pairs_lie_in_known_bands(truth, expected):
     pairs = [gaussian(300, truth, seed) for seed in range(6)]
     found = [hypercontractivity(x, y, generator=generator()).coefficient for x, y in pairs]
     assert np.mean(found) == pytest.approx(expected, abs=0.06)
 
 
-def test_sees_a_rare_part_that_correlations_miss():
-    x, y = rare_part()
+def test_finds_a_rare_dependence_that_correlations_miss():
+    x, y = rare_dependence()
     assert abs(float(torch.corrcoef(torch.stack([x, y]))[0, 1])) < 0.2
     assert distance_correlation(x, y) < 0.2
     assert hypercontractivity(x, y, starts=5, generator=generator()).coefficient > 0.6
 
 
-def test_permutations_find_the_rare_part():
-    x, y = rare_part(300, 0.05)
+def test_permutation_test_finds_the_rare_dependence():
+    x, y = rare_dependence(300, 0.05)
     found = hypercontractivity(x, y, permutations=19, steps=30, starts=3, generator=generator())
     assert found.p_value == 1 / 20
 
 
 def rejections(replications, rows, permutations):
-    """Of independence at 5 %, among independent data."""
-    number = 0
+    """Number of rejections of independence at the 5 % level, for independent data."""
+    rejected = 0
     for seed in range(replications):
         g = generator(seed)
         x, y = torch.rand(rows, generator=g), torch.randn(rows, generator=g).exp()
         p = hypercontractivity(
             x, y, permutations=permutations, steps=30, starts=4, generator=g
         ).p_value
-        number += p <= 0.05
-    return number
+        rejected += p <= 0.05
+    return rejected
 
 
 def test_few_false_positives():
-    """Exactly 5 % in the long run: of 40 replications more than 7 have a probability below 1e-3."""
-    number = rejections(40, 30, 19)
-    assert number <= binom.isf(1e-3, 40, 0.05)
+    """The rate is 5 %: more than 7 rejections in 40 replications have a probability below 1e-3."""
+    assert rejections(40, 30, 19) <= binom.isf(1e-3, 40, 0.05)
 
 
 @pytest.mark.slow
@@ -98,9 +97,8 @@ def test_precision_and_seeds(dtype):
     first = hypercontractivity(x, y, permutations=12, generator=generator(3))
     assert first == hypercontractivity(x, y, permutations=12, generator=generator(3))
     exact = hypercontractivity(x.double(), y.double(), generator=generator(3)).coefficient
-    assert first.coefficient == pytest.approx(
-        exact, abs=0.01
-    )  # steps of a fixed length go round the maximum
+    # Steps of a fixed length circle around the maximum.
+    assert first.coefficient == pytest.approx(exact, abs=0.01)
     assert (
         first.coefficient != hypercontractivity(x, y, starts=1, generator=generator(4)).coefficient
     )
@@ -115,7 +113,7 @@ def test_same_on_the_device():
     assert found.p_value == expected.p_value
 
 
-def test_units_do_not_matter():
+def test_does_not_depend_on_units():
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x, y, generator=generator()).coefficient
     assert hypercontractivity(
@@ -124,14 +122,14 @@ def test_units_do_not_matter():
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e160, 1e-170, 1e-300, 1e-320])
-def test_numbers_whose_squares_are_no_doubles(scale):
+def test_numbers_whose_squares_overflow_or_underflow(scale):
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x, y, generator=generator()).coefficient
     found = hypercontractivity(x / x.abs().max() * scale, y, generator=generator()).coefficient
-    assert found == pytest.approx(first, abs=1e-3)  # 1e-320 has four digits
+    assert found == pytest.approx(first, abs=1e-3)  # 1e-320 has four significant digits
 
 
-def test_sums_that_are_no_doubles():
+def test_numbers_whose_sums_overflow():
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x + 9, y, generator=generator()).coefficient
     assert hypercontractivity(
@@ -153,7 +151,7 @@ from pyro_mixtures.information import hypercontractivity
 from tests.benchmarks.harness import peak_memory
 x, y = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
 options = dict(steps=3, starts=3, permutations={permutations})
-hypercontractivity(x, y, rows=100, **options)  # what is loaded at first use does not count
+hypercontractivity(x, y, rows=100, **options)  # exclude what the first call loads
 with peak_memory() as memory:
     hypercontractivity(x, y, rows=1000, batches={batches}, **options)
 print(memory.growth / 4e6)
@@ -161,12 +159,15 @@ print(memory.growth / 4e6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("permutations", "most"), [(0, 12), (4, 24)])
-def test_memory_is_that_of_one_batch(permutations, most):
-    """Peaks of processes of their own, in matrices of rows x rows float32 numbers; kernels of 20 batches are 40."""
+@pytest.mark.parametrize(("permutations", "limit"), [(0, 12), (4, 24)])
+def test_memory_does_not_grow_with_the_number_of_batches(permutations, limit):
+    """Peak memory of separate processes, in float32 matrices of rows x rows numbers.
+
+    The kernel matrices of 20 batches together would be 40 of them.
+    """
     for batches in (1, 20):
         code = PEAK.format(batches=batches, permutations=permutations)
-        assert float(subprocess.check_output([sys.executable, "-c", code])) < most
+        assert float(subprocess.check_output([sys.executable, "-c", code])) < limit
 
 
 def test_vectors_and_arrays():
@@ -209,7 +210,7 @@ A = torch.arange(50.0)
         (A, torch.where(A == 4, math.inf, A), {}, DataError, "row 4 of y holds NaN"),
         (torch.ones(50), A, {}, DataError, "x is constant"),
         (A, torch.stack([A, torch.ones(50)], 1), {}, DataError, "column 1 of y is constant"),
-        (A, A[:49], {}, DataError, "50 rows .* y 49"),
+        (A, A[:49], {}, DataError, "50 rows .* y has 49"),
         (A[:3], A[:3], {}, DataError, "3 rows are too few"),
         (torch.tensor(1.0), A, {}, DataError, "single number"),
         (np.array(list("ab" * 25)), A, {}, DataError, "real numbers"),
