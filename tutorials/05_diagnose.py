@@ -454,7 +454,7 @@ def draw_dependence(
             ax.scatter(some, shaken, s=9, color=COLORS[line.cluster], alpha=0.5, linewidths=0)
             ax.vlines(np.median(some), at - 0.38, at + 0.38, color=INK, lw=2)
             names.append((at, f"{kind}\n({len(some)})"))
-        found = f"part {line.cluster}: coefficient {line.within:.2f}, p {line.adjusted_p_value:.2g}"
+        found = f"cluster {line.cluster}: coefficient {line.within:.2f}, p {line.adjusted_p_value:.2g}"
         ax.text(
             0.01,
             2.8 * band - 0.45,

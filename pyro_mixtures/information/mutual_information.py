@@ -142,9 +142,7 @@ def _check_options(
     if discrete not in DISCRETE:
         raise OptionError(f"unknown discrete={discrete!r}: choose one of {DISCRETE}")
     if subsamples == 1:
-        raise OptionError(
-            "subsamples=1: pass at least 2 for a standard error, or 0 for none"
-        )
+        raise OptionError("subsamples=1: pass at least 2 for a standard error, or 0 for none")
     if workers == 0:
         raise OptionError("workers=0: pass a number of threads, or -1 for one per core")
 

@@ -1,4 +1,4 @@
-"""What there is to say of one fitted partition, and the page that says it."""
+"""Reports on a fitted partition: numbers, agreement with other fits, and an HTML page."""
 
 from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.reports.html import report

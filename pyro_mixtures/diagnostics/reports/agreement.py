@@ -1,11 +1,10 @@
-"""How far two partitions of the same rows agree, whatever their parts are numbered."""
+"""Agreement of two partitions of the same rows, independent of how their clusters are numbered."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from pyro_mixtures.data.rows import as_rows
@@ -16,68 +15,65 @@ Labels = Tensor | np.ndarray | Sequence[int]
 
 
 class Agreement(NamedTuple):
-    """Of two partitions; both numbers are 1 where they are the same up to the parts' numbers."""
+    """Agreement of two partitions; both numbers are 1 if they differ in the numbering only."""
 
-    rand: float  # adjusted Rand index: 0 on average for partitions drawn at random with these sizes
-    matched: float  # share of rows that lie in parts matched with each other
+    rand: float  # adjusted Rand index: 0 on average for random partitions with the same sizes
+    matched: float  # share of rows in clusters that are matched with each other
 
 
 def agreement(a: Labels, b: Labels) -> Agreement:
-    """Agreement of labels ``a`` and ``b``, integers (N,); rows with a negative label in either do not count.
+    """Measure the agreement of two partitions of the same rows.
 
-    Adjusted Rand index: Hubert & Arabie, "Comparing partitions", Journal of Classification 2
-    (1985). Parts are matched one to one so that most rows agree, by a sparse assignment that never
-    holds an array of all pairs of parts.
+    The adjusted Rand index is scikit-learn's (Hubert & Arabie, "Comparing partitions", Journal of
+    Classification 2, 1985). For the share of matched rows, clusters are matched one to one such
+    that as many rows as possible agree. The assignment is sparse: no array of all pairs of clusters
+    is formed.
 
-    :param a, b: tensors, arrays or lists.
-    :raises DataError: when they are no integers (N,) of as many rows, or no row counts.
+    :param a, b: integer labels (N,), tensors, arrays or lists. Rows with a negative label in either
+        are left out.
+    :returns: the adjusted Rand index and the share of matched rows.
+    :raises DataError: if the labels are not integers (N,) for the same number of rows, or no row
+        has a label in both.
 
     >>> a = torch.tensor([0, 0, 1, 1], device="cpu")
     >>> agreement(a, 5 - a)
     Agreement(rand=1.0, matched=1.0)
     """
-    count = _table(a, b)
-    return Agreement(_adjusted_rand(count), _matched(count) / float(count.sum()))
+    from sklearn.metrics import adjusted_rand_score  # slow to import
+
+    a_labels, b_labels = _common_rows(a, b)
+    rand = float(adjusted_rand_score(a_labels, b_labels))
+    return Agreement(rand, _matched_rows(a_labels, b_labels) / len(a_labels))
 
 
-def _table(a: Labels, b: Labels) -> csr_array:
-    """How many rows each part of ``a`` shares with each part of ``b``, of those that are not empty."""
-    both = [as_rows(a), as_rows(b)]
-    for name, labels in zip("ab", both, strict=True):
-        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise DataError(
-                f"{name} is {labels.dtype} {tuple(labels.shape)}: labels are integers (N,)"
-            )
-    if len(both[0]) != len(both[1]):
+def _common_rows(a: Labels, b: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the rows that have a label in both partitions."""
+    a_labels, b_labels = _read_labels(a, "a"), _read_labels(b, "b")
+    if len(a_labels) != len(b_labels):
         raise DataError(
-            f"labels of {len(both[0])} and of {len(both[1])} rows: both partitions must be of the same rows"
+            f"a has labels of {len(a_labels)} rows, b of {len(b_labels)}: "
+            "both partitions must be of the same rows"
         )
-    pair = torch.stack([labels.to("cpu", torch.int64) for labels in both])
-    pair = pair[:, (pair >= 0).all(0)]
-    if not pair.shape[1]:
-        raise DataError("no row has a label in both partitions: nothing to compare")
-    place = [np.unique(labels, return_inverse=True)[1] for labels in pair.numpy()]
-    ones = np.ones(pair.shape[1], dtype=np.int64)
-    return coo_array((ones, tuple(place))).tocsr()  # entries of equal place add up
+    labelled = (a_labels >= 0) & (b_labels >= 0)
+    if not labelled.any():
+        raise DataError("no row has a label in both partitions: there is nothing to compare")
+    return a_labels[labelled], b_labels[labelled]
 
 
-def _pairs(count: np.ndarray) -> float:
-    count = count.astype(np.float64)
-    return float((count * (count - 1) / 2).sum())
+def _read_labels(values: Labels, name: str) -> np.ndarray:
+    labels = as_rows(values)
+    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(
+            f"{name} is {labels.dtype} {tuple(labels.shape)}: labels must be integers (N,)"
+        )
+    return labels.to("cpu", torch.int64).numpy()
 
 
-def _adjusted_rand(count: csr_array) -> float:
-    both, first, second = _pairs(count.data), _pairs(count.sum(1)), _pairs(count.sum(0))
-    total = _pairs(np.array([count.sum()]))
-    expected = first * second / total if total else 0.0
-    highest = (first + second) / 2
-    # Equal only where both have one part, or every row its own: no other partitions have these
-    # sizes.
-    return 1.0 if highest == expected else (both - expected) / (highest - expected)
+def _matched_rows(a: np.ndarray, b: np.ndarray) -> float:
+    """The maximum number of rows that clusters matched one to one have in common."""
+    from sklearn.metrics.cluster import contingency_matrix
 
-
-def _matched(count: csr_array) -> float:
-    """Most rows that parts matched one to one share."""
-    square = count.copy()
-    square.resize((max(count.shape),) * 2)  # parts that are too many are matched with empty ones
-    return float(square[np.arange(square.shape[0]), match_overlap(square)].sum())
+    counts = contingency_matrix(a, b, sparse=True)
+    # Clusters in excess are matched with empty ones.
+    counts.resize((max(counts.shape),) * 2)
+    return float(counts[np.arange(counts.shape[0]), match_overlap(counts)].sum())

@@ -1,4 +1,4 @@
-"""The components of a fit as its program states them: their family, the rows that it observes, their covariances."""
+"""The component family of a fitted program, the rows that it observes, and its covariances."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,39 +17,46 @@ from pyro_mixtures.poutine import CandidateMessenger
 
 
 class FittedComponents(NamedTuple):
-    """One observed site whose components have places among its rows."""
+    """An observed site whose component family has a location parameter."""
 
     site: str
     family: Components
     loc: Tensor  # (C, D)
-    rows: Tensor  # (N, D), what the site observed
+    rows: Tensor  # (N, D), the values that the site observed
 
 
 def fitted_components(
     fit: Fit, *rows: Tensor, given: Mapping[str, Tensor] | None = None
 ) -> FittedComponents | None:
-    """The first observed site of a family with a location argument; None where the program has none.
+    """Return the first observed site whose component family has a location parameter.
 
-    :param rows: the model's tensor arguments; some of the fit's rows are enough.
+    :param fit: the fit whose model is run.
+    :param rows: the model's tensor arguments; a subset of the fit's rows is enough.
     :param given: values of the model's other latent sites; by default as in a report.
+    :returns: the site with its family, or None if there is no such site.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM, fit
     >>> from pyro_mixtures.models import GaussianMixture
     >>> model = GaussianMixture(components=2, features=3)
-    >>> found = fit(EM(model, FullPartition(model, components=2)), x := torch.randn(50, 3), progress=False)
-    >>> fitted_components(found, x).loc.shape
+    >>> guide, x = FullPartition(model, components=2), torch.randn(50, 3)
+    >>> result = fit(EM(model, guide), x, progress=False)
+    >>> fitted_components(result, x).loc.shape
     torch.Size([2, 3])
     """
-    for site, (family, value) in _families(fit, rows, given).items():
+    for site, (family, value) in _observed_families(fit, rows, given).items():
         if family.location is not None and len(family.batch_shape) == 1 and value.dim() == 2:
             loc = family.arguments[family.location].detach()
             return FittedComponents(site, family, loc.expand(family.components, -1), value.detach())
     return None
 
 
-def covariances(family: Components, some: Tensor) -> Tensor | None:
-    """Covariances (K, D, D), in float64, of the components ``some`` (K,); None where the family is not quadratic.
+def covariances(family: Components, components: Tensor) -> Tensor | None:
+    """Return the covariances of some components of a family of normal distributions.
+
+    :param family: a component family.
+    :param components: (K,) numbers of components.
+    :returns: (K, D, D) in float64, or None for a family that is not normal.
 
     >>> from pyro_mixtures.distributions import DiagonalNormals
     >>> normals = DiagonalNormals(torch.zeros(3, 2), torch.full((3, 2), 2.0))
@@ -59,34 +66,35 @@ def covariances(family: Components, some: Tensor) -> Tensor | None:
     """
     if not isinstance(family, QuadraticComponents):
         return None
-    own = {
-        name: value[some] if family.is_per_component(name) else value
+    arguments = {
+        name: value[components] if family.is_per_component(name) else value
         for name, value in family.arguments.items()
     }
     with torch.no_grad():
-        kernel = family.with_arguments(
-            {name: value.double() for name, value in own.items()}
-        ).kernel()
-        inner = kernel.sign * (kernel.projection.mT @ kernel.projection)
-        return torch.linalg.inv(torch.diag_embed(kernel.precision) + inner)
+        wide = {name: value.double() for name, value in arguments.items()}
+        kernel = family.with_arguments(wide).kernel()
+        low_rank = kernel.sign * (kernel.projection.mT @ kernel.projection)
+        return torch.linalg.inv(torch.diag_embed(kernel.precision) + low_rank)
 
 
-def _families(
+def _observed_families(
     fit: Fit, rows: tuple[Tensor, ...], given: Mapping[str, Tensor] | None
 ) -> dict[str, tuple[Components, Tensor]]:
-    """Families and values of the observed sites, from one run with z := 0 for all rows."""
+    """Families and values of the observed sites, from one run with z = 0 for all rows."""
 
-    def first(index: Tensor, size: int, device: torch.device) -> Tensor:
+    def first_component(index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.zeros(1, 1, dtype=torch.long, device=device)
 
     with params_of(fit), pyro.poutine.block(), torch.no_grad():
-        values, d = point_of(fit, rows).values if given is None else given, fit.guide.read(*rows)
-        program = CandidateMessenger(d, first, values)(fit.model)
+        values = point_of(fit, rows).values if given is None else given
+        structure = fit.guide.read(*rows)
+        program = CandidateMessenger(structure, first_component, values)(fit.model)
         nodes: Any = pyro.poutine.trace(program).get_trace(*rows).nodes
-    found = {}
-    for site in d.observed:
-        fn = nodes[site]["fn"]
-        fn = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
-        if isinstance(fn, Selected):
-            found[site] = (fn.family, nodes[site]["value"])
-    return found
+    families: dict[str, tuple[Components, Tensor]] = {}
+    for site in structure.observed:
+        distribution = nodes[site]["fn"]
+        if isinstance(distribution, MaskedDistribution):
+            distribution = distribution.base_dist
+        if isinstance(distribution, Selected):
+            families[site] = (distribution.family, nodes[site]["value"])
+    return families

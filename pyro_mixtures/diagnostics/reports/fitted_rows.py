@@ -1,4 +1,4 @@
-"""The rows of a fit as its guide holds them: labels, evidence, entropy; nothing of the fit changes."""
+"""Labels, log evidence and entropy of the rows of a fit, as its guide represents them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,81 +19,86 @@ from pyro_mixtures.poutine import Posterior, ReuseMessenger
 class FittedRows(NamedTuple):
     """N rows under q(z), on the CPU."""
 
-    labels: Tensor  # (N,) int64, each row's most probable component; -1 where masked
-    log_evidence: (
-        Tensor  # (N,) float64, log of the joints that q sums over, in nats; NaN where masked
-    )
-    entropy: Tensor  # (N,) float64, of the responsibilities in nats; NaN where masked
-    point: Point  # of the model's other latent sites that this is for
+    labels: Tensor  # (N,) int64, each row's most probable component; -1 if masked
+    log_evidence: Tensor  # (N,) float64, over the components in q, in nats; NaN if masked
+    entropy: Tensor  # (N,) float64, of the responsibilities in nats; NaN if masked
+    point: Point  # values of the model's other latent sites at which all of this was computed
 
     @property
-    def known(self) -> Tensor:
-        """Numbers of the rows that have a component: masked ones have none."""
+    def unmasked(self) -> Tensor:
+        """Numbers of the rows that have a component, that is, are not masked."""
         return (self.labels >= 0).nonzero()[:, 0]
 
 
 def fitted_rows(
     fit: Fit, *rows: Tensor, batch_size: int | None = None, seed: int = 0
 ) -> FittedRows:
-    """One pass of the fit's guide over the ``rows`` that it was fitted to, without searching or moving any.
+    """Evaluate the guide of a fit on the rows that it was fitted to, without changing the fit.
 
-    :param batch_size: rows a call, as in :func:`~pyro_mixtures.infer.em.fit`.
-    :param seed: of the model's other latent sites, where their guide has no median.
-    :raises OptionError: for a guide of several partitions side by side.
-    :raises PartitionError: when the guide holds the state of another number of rows.
+    :param fit: the fit whose guide is evaluated; no candidates are searched, no rows move.
+    :param rows: the rows of the fit, in their order.
+    :param batch_size: number of rows per call, as in :func:`~pyro_mixtures.infer.em.fit`.
+    :param seed: for a draw of the model's other latent sites if their guide has no median.
+    :returns: labels, log evidence and entropy of each row.
+    :raises OptionError: for a guide that holds several partitions.
+    :raises PartitionError: if the guide holds the state of a different number of rows.
 
     >>> from pyro_mixtures.guides import FullPartition
     >>> from pyro_mixtures.infer import EM, fit
     >>> from pyro_mixtures.models import GaussianMixture
     >>> model = GaussianMixture(components=2, features=3)
-    >>> found = fit(EM(model, FullPartition(model, components=2)), x := torch.randn(50, 3), progress=False)
-    >>> fitted_rows(found, x).labels.shape
+    >>> guide, x = FullPartition(model, components=2), torch.randn(50, 3)
+    >>> result = fit(EM(model, guide), x, progress=False)
+    >>> fitted_rows(result, x).labels.shape
     torch.Size([50])
     """
     guide = fit.guide
     if isinstance(guide, Partition) and guide.labels is not None and guide.labels.dim() > 1:
         raise OptionError(
-            f"the guide holds {len(guide.labels)} partitions side by side: give the fit of one of them"
+            f"the guide holds {len(guide.labels)} partitions: pass the fit of one of them"
         )
     batches, _ = plan(fit.inference, rows, batch_size)
-    found: FittedRows | None = None
     with params_of(fit), _unchanged(guide), torch.no_grad():
-        point = point_of(fit, batches.tensors, seed)
+        result = _empty(batches.rows, point_of(fit, batches.tensors, seed))
         for batch in batches.in_order():
-            posterior = guide.posterior(*batch.args, **batch.kwargs, given=point.values)
-            found = _empty(batches.rows, point) if found is None else found
-            _fill(found, posterior, batch.rows)
-    assert found is not None
-    return found
+            posterior = guide.posterior(*batch.args, **batch.kwargs, given=result.point.values)
+            _write_batch(result, posterior, batch.rows)
+    return result
 
 
 @contextmanager
 def params_of(fit: Fit) -> Iterator[None]:
-    """Pyro's store with the params of this fit, whatever other fits have left there under their names.
+    """Run with Pyro's param store holding the params of this fit, not those of other fits.
 
-    A ``PyroModule`` that runs while the store has its names takes their values for good. A plain
-    program has no params but those of the store.
+    A ``PyroModule`` permanently adopts the values that the store holds under its names when it
+    runs. So params of other fits under the same names are left out of the store. A plain function
+    has no other params than those of the store.
     """
     store = pyro.get_param_store()
     state = store.get_state()
-    own: dict[str, Tensor] = {}
+    module_params: dict[str, Tensor] = {}
     for program in (fit.model, fit.guide):
         if isinstance(program, nn.Module):
-            own |= {
+            module_params |= {
                 name.removesuffix("_unconstrained"): leaf
                 for name, leaf in program.named_parameters()
             }
     foreign = {
-        name for name, leaf in state["params"].items() if name in own and own[name] is not leaf
+        name
+        for name, leaf in state["params"].items()
+        if name in module_params and module_params[name] is not leaf
     }
-    kept: Any = {kind: {n: v for n, v in state[kind].items() if n not in foreign} for kind in state}  # type: ignore
-    with store.scope(kept):
+    own_state: Any = {
+        kind: {name: value for name, value in state[kind].items() if name not in foreign}  # type: ignore[literal-required]
+        for kind in state
+    }
+    with store.scope(own_state):
         yield
 
 
 @contextmanager
 def _unchanged(guide: Any) -> Iterator[None]:
-    """The guide in evaluation mode, sharing factorisations; its counts are put back."""
+    """Put the guide into evaluation mode, with shared factorizations, and restore its state."""
     training, evaluations = guide.training, guide.evaluations
     guide.eval()
     guide.reuse = ReuseMessenger()
@@ -105,21 +110,21 @@ def _unchanged(guide: Any) -> Iterator[None]:
 
 
 def _empty(rows: int, point: Point) -> FittedRows:
-    nothing = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
-    return FittedRows(
-        torch.full((rows,), -1, dtype=torch.int64, device="cpu"), nothing, nothing.clone(), point
-    )
+    labels = torch.full((rows,), -1, dtype=torch.int64, device="cpu")
+    unknown = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
+    return FittedRows(labels, unknown, unknown.clone(), point)
 
 
-def _fill(found: FittedRows, posterior: Posterior, rows: int) -> None:
+def _write_batch(result: FittedRows, posterior: Posterior, rows: int) -> None:
     if len(posterior.index) != rows:
         raise ModelError(
-            f"the model took {len(posterior.index)} of {rows} rows: open its plate without subsample_size for a report"
+            f"the model took {len(posterior.index)} of {rows} rows: for a report, open its plate "
+            "without subsample_size"
         )
-    seen = posterior.row_weight > 0
-    index = posterior.index[seen].to("cpu")
+    unmasked = posterior.row_weight > 0
+    index = posterior.index[unmasked].to("cpu")
     q = posterior.probs.double()
-    surprise = torch.where(q > 0, -q * posterior.log_prob.double(), 0.0).sum(0)
-    found.labels[index] = posterior.winner[seen].to("cpu", torch.int64)
-    found.log_evidence[index] = posterior.log_evidence[seen].to("cpu", torch.float64)
-    found.entropy[index] = surprise[seen].to("cpu")
+    entropy = torch.where(q > 0, -q * posterior.log_prob.double(), 0.0).sum(0)
+    result.labels[index] = posterior.winner[unmasked].to("cpu", torch.int64)
+    result.log_evidence[index] = posterior.log_evidence[unmasked].to("cpu", torch.float64)
+    result.entropy[index] = entropy[unmasked].to("cpu")

@@ -1,4 +1,4 @@
-"""A report of a fit as one HTML page: what was fitted, history, partition, components, with all that applies."""
+"""Report of a fit as one HTML page: model, history, partition, components, and more on request."""
 
 import math
 import os
@@ -10,8 +10,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.partition_information.plots import plot_information
 from pyro_mixtures.diagnostics.partition_information.report import (
-    Dependence,
-    Knowledge,
+    ClusterDependence,
     PartitionInformation,
 )
 from pyro_mixtures.diagnostics.plots.history import plot_history
@@ -28,24 +27,51 @@ from pyro_mixtures.diagnostics.reports.fitted_components import (
 )
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
 from pyro_mixtures.diagnostics.reports.neighbor_recall import WithGraph
-from pyro_mixtures.diagnostics.reports.page import Page, write_whole
-from pyro_mixtures.diagnostics.reports.partition_report import Other, PartitionReport, report_of
+from pyro_mixtures.diagnostics.reports.page import Page, write_atomically
+from pyro_mixtures.diagnostics.reports.partition_report import (
+    Other,
+    PartitionReport,
+    draw_rows,
+    evaluate_fit,
+)
 from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.experts.gates import Gate
 from pyro_mixtures.infer.scoring.posteriors import responsibilities
 
-# What a picture or table shows at most: rows, ellipses, components of the graph, images, lines,
-# components of a row.
-_ROWS, _ELLIPSES, _NODES, _IMAGES, _LINES, _TOP = 3000, 60, 2000, 400, 20, 8
+_MAX_ROWS = 3000  # rows in pictures
+_MAX_ELLIPSES = 60
+_MAX_NODES = 2000  # components in the picture of the neighbor graph
+_MAX_IMAGES = 400
+_MAX_LINES = 20  # lines of a table
+_TOP_COMPONENTS = 8  # components per row in the picture of responsibilities
+
+_VARIABLES_HEADER = ("Variable", "Kind", "I(z; variable) (nats)", "p-value", "Adjusted p-value")
+_DEPENDENCES_HEADER = (
+    "Feature",
+    "Cluster",
+    "Rows",
+    "Within the cluster",
+    "Overall",
+    "p-value",
+    "Adjusted p-value",
+)
+_HISTORY_HEADER = (
+    "Phase",
+    "Epochs",
+    "Last ELBO (nats per row)",
+    "Evaluations (cumulative)",
+    "Seconds (cumulative)",
+    "Non-empty components",
+)
 
 
 def report(
     fit: Fit,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *rows: Tensor,
-    title: str = "Report of a mixture",
+    title: str = "Mixture report",
     sample: int = 1000,
     others: Sequence[Other] = (),
     outliers: int = 10,
@@ -55,26 +81,28 @@ def report(
     information: PartitionInformation | None = None,
     generator: torch.Generator | None = None,
 ) -> PartitionReport:
-    """Write all that applies to a fit to one self-contained HTML page at ``path``, whole or not at all.
+    """Write a report of a fit to ``path``, as one self-contained HTML page.
 
-    Always: what was fitted, its history, the partition report, part sizes and responsibilities.
-    Where components have places among rows of two features or more: their covariances as ellipses.
-    Where the guide has a neighbour graph: that too. The rest by its option.
+    The page always shows what was fitted, its history, the partition report, the sizes of the
+    components, and responsibilities. If the components have locations in two or more dimensions, it
+    shows their covariances as ellipses. If the guide has a neighbor graph, it shows the graph. The
+    remaining sections are added on request by their options.
 
-    :param rows, sample, others, outliers, batch_size, generator: see
+    :param fit, rows, sample, others, outliers, batch_size, generator: see
         :func:`~pyro_mixtures.diagnostics.reports.partition_report.partition_report`.
+    :param path: of the file to write. It is written completely or not at all.
+    :param title: of the page.
     :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds
-        the sheet of means.
-    :param gate: a gate of the fit's parts over two features, the first of ``rows``: adds its
-        regions.
+        a sheet of the component means.
+    :param gate: a gate over two features, the first of ``rows``: adds its regions.
     :param information: of
-        :func:`~pyro_mixtures.diagnostics.partition_information.partition_information`: adds what
-        the partition knows, and dependences: first those found in some parts only, if tests were
-        made, then those that are highest inside a part compared with all rows.
+        :func:`~pyro_mixtures.diagnostics.partition_information.partition_information`: adds the
+        information of the partition about each variable, and dependences within clusters. Local
+        dependences come first, then those that exceed the dependence over all rows most.
     :returns: the partition report.
-    :raises OptionError: as ``partition_report``, and for ``image_shape`` where components have no
-        places.
-    :raises OSError: when the file cannot be written; one that was there stays as it is.
+    :raises OptionError: as for ``partition_report``, and for ``image_shape`` if the components have
+        no location parameter.
+    :raises OSError: if the file cannot be written; an existing file then stays unchanged.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -82,15 +110,16 @@ def report(
     >>> from pyro_mixtures.infer import EM, fit
     >>> from pyro_mixtures.models import GaussianMixture
     >>> model = GaussianMixture(components=2, features=2)
-    >>> found = fit(EM(model, FullPartition(model, components=2)), x := torch.randn(50, 2), progress=False)
+    >>> guide, x = FullPartition(model, components=2), torch.randn(50, 2)
+    >>> result = fit(EM(model, guide), x, progress=False)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     summary = report(found, Path(folder, "report.html"), x)
+    ...     summary = report(result, Path(folder, "report.html"), x)
     ...     Path(folder, "report.html").read_text().count("<img")
     4
     """
     tensors, page = Batches(rows).tensors, Page(title)
     with looking(generator) as source:
-        state, summary = report_of(
+        fitted, summary = evaluate_fit(
             fit,
             tensors,
             source,
@@ -99,195 +128,208 @@ def report(
             outliers=outliers,
             batch_size=batch_size,
         )
-        some = state.known[:: max(1, -(-len(state.known) // _ROWS))]
-        found = _places(fit, state, some, tensors, image_shape)
-        _add_fit(page, fit, state, tensors)
+        unmasked = fitted.unmasked
+        drawn_rows = unmasked[:: max(1, -(-len(unmasked) // _MAX_ROWS))]
+        components = _drawable_components(fit, fitted, drawn_rows, tensors, image_shape)
+        _add_fit(page, fit, fitted, tensors)
         _add_partition(page, summary)
-        _add_responsibilities(page, fit, state, tensors, sample, source)
-        if found is not None:
-            _add_components(page, fit, found, state.labels[some], summary, image_shape)
+        sampled_rows = draw_rows(unmasked, sample, source)
+        _add_responsibilities(page, fit, fitted, tensors, sampled_rows)
+        if components is not None:
+            labels = fitted.labels[drawn_rows]
+            _add_components(page, fit, components, labels, summary, image_shape)
         if gate is not None:
-            _add_gate(page, gate, state, tensors[0])
+            _add_gate(page, gate, fitted, tensors[0])
     if information is not None:
         _add_information(page, information)
-    write_whole(path, page.render())
+    write_atomically(path, page.render())
     return summary
 
 
-def _add_fit(page: Page, fit: Fit, state: FittedRows, rows: tuple[Tensor, ...]) -> None:
-    page.heading("What was fitted")
+def _add_fit(page: Page, fit: Fit, fitted: FittedRows, rows: tuple[Tensor, ...]) -> None:
+    page.heading("Model and fit")
     page.table(what_was_fitted(fit, rows))
     page.table(
-        params_of_fit(fit, rows, state.point.values), header=("Param", "Shape", "Type", "Numbers")
+        params_of_fit(fit, rows, fitted.point.values),
+        header=("Parameter", "Shape", "Type", "Elements"),
     )
     page.heading("History")
     if not len(fit.history):
-        page.text("No epochs: nothing was fitted.")
+        page.text("The history has no epochs.")
         return
-    names = (
-        "Phase",
-        "Epochs",
-        "Last ELBO (nats a row)",
-        "Evaluations so far",
-        "Seconds so far",
-        "Components with rows",
-    )
-    page.table(phases(fit.history.epochs), header=names)
+    page.table(phases(fit.history.epochs), header=_HISTORY_HEADER)
     full = len(rows[0]) * fit.guide.components if fit.guide.searches else None
     page.picture(
-        plot_history(fit.history, full=full)[0], "Objective and joint evaluations, epoch by epoch."
+        plot_history(fit.history, full=full)[0],
+        "Objective, and cumulative number of evaluations of the log joint, by epoch.",
     )
 
 
 def _add_partition(page: Page, summary: PartitionReport) -> None:
     page.heading("Partition")
     page.table(summary.lines())
-    page.picture(plot_sizes(summary.sizes), "Rows of which each component is the most probable.")
-    largest = summary.sizes.argsort(descending=True, stable=True)[:_LINES].tolist()
-    lines = [(c, int(summary.sizes[c]), int(summary.sizes[c]) / summary.rows) for c in largest]
-    entropy = [float(summary.part_entropy[c]) for c in largest]
-    names = ("Component", "Rows", "Share", "Entropy of q (nats a row)")
-    caption = f"The {len(lines)} largest of {len(summary.sizes)} parts"
-    page.table(
-        [(*line, value) for line, value in zip(lines, entropy, strict=True)],
-        header=names,
-        caption=caption,
+    page.picture(
+        plot_sizes(summary.sizes), "Number of rows of which each component is the most probable."
     )
-    worst = zip(summary.outliers.tolist(), summary.outlier_evidence.tolist(), strict=True)
+    largest = summary.sizes.argsort(descending=True, stable=True)[:_MAX_LINES]
+    sizes = summary.sizes[largest].tolist()
+    shares = [size / summary.rows for size in sizes]
+    entropies = summary.component_entropy[largest].tolist()
     page.table(
-        worst, header=("Row", "Log evidence (nats)"), caption="Outliers: rows of lowest evidence"
+        zip(largest.tolist(), sizes, shares, entropies, strict=True),
+        header=("Component", "Rows", "Share of rows", "Entropy of q (nats per row)"),
+        caption=f"The {len(largest)} largest of {len(summary.sizes)} components",
+    )
+    page.table(
+        zip(summary.outliers.tolist(), summary.outlier_log_evidence.tolist(), strict=True),
+        header=("Row", "Log evidence (nats)"),
+        caption="Outliers: the rows of the lowest log evidence",
     )
 
 
 def _add_responsibilities(
-    page: Page,
-    fit: Fit,
-    state: FittedRows,
-    rows: tuple[Tensor, ...],
-    sample: int,
-    generator: torch.Generator,
+    page: Page, fit: Fit, fitted: FittedRows, rows: tuple[Tensor, ...], sampled_rows: Tensor
 ) -> None:
-    known = state.known
-    some = (
-        known[torch.randperm(len(known), generator=generator, device="cpu")[:sample]].sort().values
-    )
-    part = tuple(tensor[some.to(tensor.device)] for tensor in rows)
+    sample = tuple(tensor[sampled_rows.to(tensor.device)] for tensor in rows)
     with params_of(fit), torch.no_grad():
-        top = min(_TOP, fit.guide.components)
-        found = responsibilities(
-            fit.model, *part, top=top, site=fit.guide.site, given=state.point.values
+        exact = responsibilities(
+            fit.model,
+            *sample,
+            top=min(_TOP_COMPONENTS, fit.guide.components),
+            site=fit.guide.site,
+            given=fitted.point.values,
         )
     caption = (
-        f"Exact responsibilities of the least certain of {len(some)} random rows, by their winner."
+        f"Exact responsibilities of the least certain of {len(sampled_rows)} random rows, ordered "
+        "by their most probable component."
     )
-    page.picture(plot_responsibilities(found, numbers=some), caption)
+    page.picture(plot_responsibilities(exact, numbers=sampled_rows), caption)
 
 
-def _places(
+def _drawable_components(
     fit: Fit,
-    state: FittedRows,
-    some: Tensor,
+    fitted: FittedRows,
+    drawn_rows: Tensor,
     rows: tuple[Tensor, ...],
     image_shape: tuple[int, ...] | None,
 ) -> FittedComponents | None:
-    """Components among ``some`` rows, where there is something to draw of them."""
-    part = (tensor[some.to(tensor.device)] for tensor in rows)
-    found = fitted_components(fit, *part, given=state.point.values)
-    if found is None and image_shape is not None:
-        raise OptionError(
-            f"image_shape={image_shape}, but no observed site has components with a place: leave it out"
-        )
-    return found if found is None or image_shape is not None or found.loc.shape[1] > 1 else None
+    """The components and the rows to draw, or None if there is nothing to draw."""
+    selected = (tensor[drawn_rows.to(tensor.device)] for tensor in rows)
+    components = fitted_components(fit, *selected, given=fitted.point.values)
+    if image_shape is not None:
+        if components is None:
+            raise OptionError(
+                f"image_shape={image_shape}, but no observed site has components with a location "
+                "parameter: leave it out"
+            )
+        return components
+    return components if components is not None and components.loc.shape[1] > 1 else None
 
 
 def _add_components(
     page: Page,
     fit: Fit,
-    found: FittedComponents,
+    components: FittedComponents,
     labels: Tensor,
     summary: PartitionReport,
     image_shape: tuple[int, ...] | None,
 ) -> None:
     page.heading("Components")
+    loc = components.loc
     if image_shape is not None:
-        sheet = plot_image_sheet(found.loc, shape=image_shape, order=summary.sizes, count=_IMAGES)
-        page.picture(sheet, "Means of the components as images, those with most rows first.")
-    if found.loc.shape[1] > 1:
-        _add_ellipses(page, found, labels, summary)
-        _add_graph(page, fit, found, summary)
+        sheet = plot_image_sheet(loc, shape=image_shape, order=summary.sizes, count=_MAX_IMAGES)
+        page.picture(sheet, "Component means as images, the largest components first.")
+    if loc.shape[1] > 1:
+        _add_ellipses(page, components, labels, summary)
+        _add_graph(page, fit, components, summary)
 
 
 def _add_ellipses(
-    page: Page, found: FittedComponents, labels: Tensor, summary: PartitionReport
+    page: Page, components: FittedComponents, labels: Tensor, summary: PartitionReport
 ) -> None:
-    some = (
-        summary.sizes.argsort(descending=True, stable=True)[:_ELLIPSES]
-        .sort()
-        .values.to(found.loc.device)
+    loc = components.loc
+    by_size = summary.sizes.argsort(descending=True, stable=True)
+    largest = by_size[:_MAX_ELLIPSES].sort().values.to(loc.device)
+    covariance = covariances(components.family, largest)
+    if covariance is None:
+        return
+    ax = plot_ellipses(
+        loc[largest], covariance, rows=components.rows, labels=labels, numbers=largest
     )
-    spread = covariances(found.family, some)
-    if spread is not None:
-        ax = plot_ellipses(found.loc[some], spread, rows=found.rows, labels=labels, numbers=some)
-        page.picture(
-            ax,
-            f"Components of site {found.site!r} with most rows, among {len(found.rows)} of its rows.",
-        )
+    page.picture(
+        ax,
+        f"The largest components of site {components.site!r}, with {len(components.rows)} of its "
+        "rows.",
+    )
 
 
-def _add_graph(page: Page, fit: Fit, found: FittedComponents, summary: PartitionReport) -> None:
+def _add_graph(
+    page: Page, fit: Fit, components: FittedComponents, summary: PartitionReport
+) -> None:
     guide = fit.guide
-    if (
-        not isinstance(guide, WithGraph)
-        or guide.graph is None
-        or guide.graph.neighbors.shape[1] < 2
-    ):
+    if not isinstance(guide, WithGraph) or guide.graph is None:
         return
-    if guide.components > _NODES:
-        page.text(f"The neighbour graph of {guide.components} components is too dense to be drawn.")
+    neighbors = guide.graph.neighbors
+    if neighbors.shape[1] < 2:
         return
-    ax = plot_neighbors(found.loc, guide.graph.neighbors, sizes=summary.sizes, rows=found.rows)
-    page.picture(ax, "Nearest neighbours of the components in the guide's graph.")
+    if guide.components > _MAX_NODES:
+        page.text(f"The neighbor graph of {guide.components} components is too dense to draw.")
+        return
+    ax = plot_neighbors(components.loc, neighbors, sizes=summary.sizes, rows=components.rows)
+    page.picture(ax, "Nearest neighbors of each component in the guide's neighbor graph.")
 
 
-def _add_gate(page: Page, gate: Gate, state: FittedRows, x: Tensor) -> None:
+def _add_gate(page: Page, gate: Gate, fitted: FittedRows, x: Tensor) -> None:
     page.heading("Gate")
-    ax = plot_gate(gate, x[state.known.to(x.device)], labels=state.labels[state.known])
-    page.picture(ax, "Where the gate sends rows; dots have their parts' colours.")
+    unmasked = fitted.unmasked
+    ax = plot_gate(gate, x[unmasked.to(x.device)], labels=fitted.labels[unmasked])
+    page.picture(
+        ax,
+        "Regions by the component to which the gate assigns a row; each dot has the color of the "
+        "component of the row.",
+    )
 
 
 def _add_information(page: Page, information: PartitionInformation) -> None:
-    page.heading("What the partition knows")
-    shown = information.knowledge[:_LINES]
-    count = f"{len(shown)} of {len(information.knowledge)} variables"
+    page.heading("Information of the partition")
+    shown = information.variables[:_MAX_LINES]
+    count = f"{len(shown)} of {len(information.variables)} variables"
     page.picture(
-        plot_information(information, count=_LINES),
-        f"Mutual information of the partition with {count}.",
+        plot_information(information, count=_MAX_LINES),
+        f"Mutual information of the cluster labels and {count}.",
     )
-    page.table(shown, header=Knowledge._fields, caption=f"{count}, those it knows most of")
+    page.table(shown, header=_VARIABLES_HEADER, caption=f"{count}, the most informative first")
     if information.dependences:
         _add_dependences(page, information)
 
 
 def _add_dependences(page: Page, information: PartitionInformation) -> None:
-    every = information.dependences
-    tested = all(line.adjusted is not None for line in every)
-    partial = information.partial() if tested else []
-    order = sorted(every, key=lambda line: (line not in partial, -_excess(line)))
-    first = (
-        f"{len(partial) or 'none'} found in some parts only (adjusted p at most 0.05)"
-        if tested
-        else "not tested"
+    dependences = information.dependences
+    tested = all(line.adjusted_p_value is not None for line in dependences)
+    local = information.local_dependences() if tested else []
+    order = sorted(dependences, key=lambda line: (line not in local, -_excess(line)))
+    text = (
+        "Dependence of the outcome on each feature: hypercontractivity coefficients within a "
+        "cluster and over all rows, in descending order of their difference. "
     )
-    page.text(
-        "How the outcome depends on a feature: hypercontractivity coefficients inside a part and over all rows, "
-        f"{first}{', these first' if partial else ''}; the largest inside - overall at the top."
-    )
-    shown = order[:_LINES]
+    if not tested:
+        text += "Not tested."
+    elif local:
+        text += (
+            f"The first {len(local)} are significant in some clusters only (adjusted p-value at "
+            "most 0.05)."
+        )
+    else:
+        text += "None is significant in some clusters only (adjusted p-value at most 0.05)."
+    page.text(text)
+    shown = order[:_MAX_LINES]
     page.table(
-        shown, header=Dependence._fields, caption=f"{len(shown)} of {len(every)} dependences"
+        shown,
+        header=_DEPENDENCES_HEADER,
+        caption=f"{len(shown)} of {len(dependences)} dependences",
     )
 
 
-def _excess(line: Dependence) -> float:
-    """How much higher the coefficient is inside the part; that of nothing is the lowest."""
-    return -math.inf if math.isnan(line.inside) else line.inside - line.overall
+def _excess(line: ClusterDependence) -> float:
+    """How much larger the coefficient is within the cluster; minus infinity if it is undefined."""
+    return -math.inf if math.isnan(line.within) else line.within - line.overall

@@ -147,7 +147,9 @@ def test_features_that_are_constant_in_a_cluster():
         z, x, y, permutations=9, cluster_rows=50, generator=generator()
     ).dependences
     assert [(d.feature, d.cluster) for d in lines if d.within != d.within] == [("x2", 0)]
-    assert [(d.feature, d.cluster) for d in lines if d.adjusted_p_value != d.adjusted_p_value] == [("x2", 0)]
+    assert [(d.feature, d.cluster) for d in lines if d.adjusted_p_value != d.adjusted_p_value] == [
+        ("x2", 0)
+    ]
 
 
 def information_by_name(*arrays, **options):
@@ -160,7 +162,9 @@ def information_by_name(*arrays, **options):
 @pytest.mark.meta
 def test_accepts_arrays_and_lists():
     z, x, y = (values.double() for values in mixture())
-    expected = partition_information(z, x, y, permutations=0, cluster_rows=60, generator=generator())
+    expected = partition_information(
+        z, x, y, permutations=0, cluster_rows=60, generator=generator()
+    )
     for read in (Tensor.numpy, Tensor.tolist):
         arrays = map(read, (z, x, y))
         assert (
@@ -190,14 +194,18 @@ def test_does_not_depend_on_the_units_of_the_outcome():
 def test_outcome_and_features_of_any_magnitude():
     z, x, y = mixture()
     first = information_by_name(z, x.double(), torch.stack([y, y + 1], 1).double())
-    scaled = information_by_name(z, x.double() * 1e200, torch.stack([y, y + 1], 1).double() * 1e-300)
+    scaled = information_by_name(
+        z, x.double() * 1e200, torch.stack([y, y + 1], 1).double() * 1e-300
+    )
     assert scaled == pytest.approx(first)
 
 
 def test_rows_without_a_cluster_are_left_out():
     z, x, y = mixture()
     masked = torch.where(torch.arange(N) < 50, -1, z)
-    found = partition_information(masked, x, y, permutations=0, cluster_rows=60, generator=generator())
+    found = partition_information(
+        masked, x, y, permutations=0, cluster_rows=60, generator=generator()
+    )
     assert found == partition_information(
         z[50:], x[50:], y[50:], permutations=0, cluster_rows=60, generator=generator()
     )
@@ -231,7 +239,9 @@ def test_local_dependences_were_tested_and_are_stronger_within_their_cluster():
     weaker = lines("weaker", (0.2, 0.01), (0.1, 0.6))
     hidden = lines("hidden", (0.1, 0.7), (0.8, 0.01), (0.6, 0.01))
     little = lines("little", (0.7, 0.01), (0.1, 0.7))
-    found = PartitionInformation([], everywhere + weaker + little + hidden, 0.7, 180).local_dependences()
+    found = PartitionInformation(
+        [], everywhere + weaker + little + hidden, 0.7, 180
+    ).local_dependences()
     assert [(line.feature, line.cluster) for line in found] == [
         ("hidden", 1),
         ("little", 0),
@@ -253,7 +263,11 @@ def responsibilities(row):
         ({"x": torch.zeros(N, 2)}, DataError, "column 0 of x is constant"),
         ({"partition": torch.zeros(N - 1)}, DataError, "600 rows"),
         ({"partition": torch.zeros(N)}, DataError, "one cluster"),
-        ({"partition": torch.arange(N) // 599, "rows": 9, "neighbors": 2}, DataError, "one cluster"),
+        (
+            {"partition": torch.arange(N) // 599, "rows": 9, "neighbors": 2},
+            DataError,
+            "one cluster",
+        ),
         ({"partition": torch.arange(N) / 2}, DataError, "whole numbers"),
         ({"partition": ["a", "b"] * (N // 2)}, DataError, "real numbers"),
         ({"partition": responsibilities([0.0, 0.0])}, DataError, "row 4 of the responsibilities"),
@@ -280,4 +294,6 @@ def test_bad_input(change, error, message):
     z, x, y = mixture()
     arguments = {"partition": z, "x": x, "y": y, "permutations": 0} | change
     with pytest.raises(error, match=message):
-        partition_information(arguments.pop("partition"), arguments.pop("x"), arguments.pop("y"), **arguments)
+        partition_information(
+            arguments.pop("partition"), arguments.pop("x"), arguments.pop("y"), **arguments
+        )

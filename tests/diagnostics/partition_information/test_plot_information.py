@@ -84,5 +84,3 @@ def test_bars(result):
         plot_information(result, count=0)
     with pytest.raises(OptionError, match=r"count=2\.5"):
         plot_information(result, count=2.5)
-
-

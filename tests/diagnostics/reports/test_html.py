@@ -1,66 +1,26 @@
-"""The HTML report is one whole page that needs nothing else, with all that applies, or is not written at all."""
+"""The HTML report is a self-contained page with all sections that apply, or is not written."""
 
-import base64
-import io
-import os
-import resource
 import sys
-from html.parser import HTMLParser
 
-import matplotlib.image
 import pyro
 import pytest
 import torch
 
 from pyro_mixtures.diagnostics.partition_information.report import (
-    Dependence,
-    Knowledge,
+    ClusterDependence,
     PartitionInformation,
+    VariableInformation,
 )
 from pyro_mixtures.diagnostics.reports.html import report
-from pyro_mixtures.diagnostics.reports.page import Page, write_whole
 from pyro_mixtures.diagnostics.reports.partition_report import partition_report
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights, Poissons
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Fit, fit, fit_gate
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
+from tests.diagnostics.reports.html_reader import Reader
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-VOID = {"meta", "link", "img"}
-
-
-class Reader(HTMLParser):
-    """Checks that tags nest, and collects what the page refers to."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.references, self.tags, self.text = [], [], [], []
-        self.feed(text)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.references += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def pictures(self) -> list:
-        found = [
-            reference for reference in self.references if reference.startswith("data:image/png")
-        ]
-        return [matplotlib.image.imread(_decoded(picture)) for picture in found]
-
-
-def _decoded(reference: str):
-    return io.BytesIO(base64.b64decode(reference.partition("base64,")[2], validate=True))
 
 
 def gaussian(x: torch.Tensor, kind=TruncatedPartition, **options) -> Fit:
@@ -69,11 +29,13 @@ def gaussian(x: torch.Tensor, kind=TruncatedPartition, **options) -> Fit:
 
 
 class TestReport:
-    def test_all_that_applies(self, tmp_path):
+    def test_all_sections_that_apply(self, tmp_path):
         x = torch.randn(120, 4)
         found = gaussian(x, neighbors=3)
         labels = found.guide.sets.table[:, 0].long()
-        known = PartitionInformation([Knowledge("<x0>", "feature", 0.5, 0.01, 0.02)], [], 0.7, 100)
+        information = PartitionInformation(
+            [VariableInformation("<x0>", "feature", 0.5, 0.01, 0.02)], [], 0.7, 100
+        )
         path = tmp_path / "report.html"
         summary = report(
             found,
@@ -82,22 +44,22 @@ class TestReport:
             title="A & <b>",
             others=[labels],
             image_shape=(2, 2),
-            information=known,
+            information=information,
             generator=torch.Generator().manual_seed(0),
         )
         page = Reader(path.read_text("utf-8"))
         assert all(reference.startswith("data:") for reference in page.references)
         assert "script" not in page.tags
-        assert "b" not in page.tags  # what looks like a tag in a title or name is text
+        assert "b" not in page.tags  # tags in titles and names are escaped
         text = "\n".join(page.text)
         assert "dependences" not in text
-        for part in (
+        for fragment in (
             "A & <b>",
             "<x0>",
             "TruncatedPartition(components=4, candidates=3, neighbors=3",
             "empty='reseed'",
         ):
-            assert part in text
+            assert fragment in text
         for _, value in summary.lines():
             assert value in text
         # History, sizes, responsibilities, sheet, ellipses, graph, information.
@@ -141,36 +103,40 @@ class TestReport:
 
     @pytest.mark.parametrize("tested", [True, False])
     def test_dependences(self, tmp_path, tested):
-        """Those of some parts only first, where tests were made; then by how much higher they are inside."""
+        """Local dependences come first if tests were made, then the largest within - overall."""
         x = torch.randn(50, 1)
         p = (0.01, 0.9) if tested else (None, None)
-        known = [Knowledge(f"x{d}", "feature", 1 - d / 30, None, None) for d in range(28)]
-        found = [Dependence(f"x{d}", 0, 90, 0.5 - d / 100, 0.2, p[1], p[1]) for d in range(24)]
-        found += [Dependence("dull", 0, 90, float("nan"), 0.2, p[1], p[1])]
-        found += [
-            Dependence("partial", part, 90, 0.3 - part / 10, 0.25, p[part], p[part])
-            for part in (0, 1)
+        variables = [
+            VariableInformation(f"x{d}", "feature", 1 - d / 30, None, None) for d in range(28)
+        ]
+        dependences = [
+            ClusterDependence(f"x{d}", 0, 90, 0.5 - d / 100, 0.2, p[1], p[1]) for d in range(24)
+        ]
+        dependences += [ClusterDependence("dull", 0, 90, float("nan"), 0.2, p[1], p[1])]
+        dependences += [
+            ClusterDependence("local", cluster, 90, 0.3 - cluster / 10, 0.25, adjusted, adjusted)
+            for cluster, adjusted in enumerate(p)
         ]
         path = tmp_path / "page.html"
         report(
             gaussian(x, FullPartition),
             path,
             x,
-            information=PartitionInformation(known, found, 0.7, 180),
+            information=PartitionInformation(variables, dependences, 0.7, 180),
         )
         page = Reader(path.read_text("utf-8"))
         text = " ".join(page.text)
         assert "20 of 28 variables" in text
         assert "20 of 27 dependences" in text
-        assert (", 1 found in some parts only" in text) == tested
+        assert ("The first 1 are significant in some clusters only" in text) == tested
         caption = next(
             number for number, text in enumerate(page.text) if "of 27 dependences" in text
         )
-        listed = [cell for cell in page.text[caption:] if cell[0] == "x" or cell == "partial"]
-        assert listed == (["partial"] * tested + [f"x{d}" for d in range(24)])[:20]
+        listed = [cell for cell in page.text[caption:] if cell[0] == "x" or cell == "local"]
+        assert listed == (["local"] * tested + [f"x{d}" for d in range(24)])[:20]
         assert "None" not in page.text
 
-    def test_nobody_reaches_a_share_that_is_shown(self, tmp_path):
+    def test_no_responsibility_is_large_enough_to_be_shown(self, tmp_path):
         x = torch.randn(40, 2)
         model = GaussianMixture(components=300, features=2)
         model.loc = 1e-3 * torch.randn(300, 2)
@@ -193,7 +159,7 @@ class TestReport:
                 EM(model, FullPartition(model, components=3)), x, seen, epochs=2, progress=False
             )
             report(found, tmp_path / "page.html", x, seen)
-        assert "among 60 of its rows" in (tmp_path / "page.html").read_text("utf-8")
+        assert "with 60 of its rows" in (tmp_path / "page.html").read_text("utf-8")
 
     def test_same_fit_same_page(self, tmp_path):
         x = torch.randn(50, 1)
@@ -203,7 +169,7 @@ class TestReport:
             report(found, tmp_path / "page.html", x, generator=torch.Generator().manual_seed(0))
             pages.append((tmp_path / "page.html").read_text("utf-8"))
         assert pages[0] == pages[1]
-        assert len(Reader(pages[0]).pictures()) == 3  # one feature: no picture of places
+        assert len(Reader(pages[0]).pictures()) == 3  # no ellipses for one feature
         pyplot = sys.modules.get("matplotlib.pyplot")  # ArviZ may have imported it
         assert pyplot is None or not pyplot.get_fignums()
 
@@ -224,57 +190,3 @@ class TestReport:
         with pytest.raises(OptionError, match="sample=0"):
             report(found, tmp_path / "page.html", x, sample=0)
         assert not list(tmp_path.iterdir())
-
-
-class TestPage:
-    def test_tables(self):
-        page = Page("T")
-        page.table([("a<b", 1, 2.34567)], header=("name", "count", "share"), caption="c & d")
-        page.table([("rows", True)])
-        reader = Reader(page.render())
-        assert {"a<b", "2.346", "c & d", "True"} <= set(reader.text)
-        assert "<td class=number>1</td><td class=number>2.346</td>" in page.render()
-        assert "<th scope=row>rows</th><td>True</td>" in page.render()
-
-
-class TestWriting:
-    def test_a_full_disk_leaves_what_was_there(self, tmp_path):
-        path = tmp_path / "page.html"
-        path.write_text("before")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                write_whole(path, "x" * (1 << 20))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert path.read_text() == "before"
-        assert list(tmp_path.iterdir()) == [path]
-
-    def test_a_crash_while_writing_leaves_what_was_there(self, tmp_path, monkeypatch):
-        path = tmp_path / "page.html"
-        path.write_text("before")
-
-        def interrupted(_):
-            assert path.read_text() == "before"
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(os, "fsync", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_whole(path, "after")
-        assert path.read_text() == "before"
-        assert list(tmp_path.iterdir()) == [path]
-
-    def test_links_go_on_pointing_and_permissions_are_usual(self, tmp_path):
-        real, link, plain = tmp_path / "real.html", tmp_path / "link.html", tmp_path / "plain"
-        real.write_text("before")
-        link.symlink_to(real)
-        plain.write_text("")
-        write_whole(link, "Grüße")
-        assert link.is_symlink()
-        assert real.read_text("utf-8") == "Grüße"
-        assert real.stat().st_mode == plain.stat().st_mode
-
-    def test_missing_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
-            write_whole(tmp_path / "none" / "page.html", "text")
