@@ -4,5 +4,15 @@ from pyro_mixtures.guides.full import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.guides.truncated import TruncatedPartition
 from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide, ParallelGuide
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 
-__all__ = ["FullPartition", "HardPartition", "PartitionGuide", "TruncatedPartition"]
+__all__ = [
+    "FullPartition",
+    "HardPartition",
+    "LabelledGuide",
+    "ParallelGuide",
+    "PartitionGuide",
+    "SearchingGuide",
+    "TruncatedPartition",
+]

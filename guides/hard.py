@@ -10,14 +10,14 @@ from torch import Tensor
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
 from pyro_mixtures.guides.hard_blocks import Blocks, Tally
 from pyro_mixtures.guides.hard_costs import SCORES, FewestRows, Gains, paid
-from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.labelled_guide import ParallelGuide
 from pyro_mixtures.partition.assignment import METHODS, assign
 from pyro_mixtures.partition.reseeding import WorstRows, rows_for_empty
 from pyro_mixtures.poutine import Joint, Posterior, log_joint
 from pyro_mixtures.poutine.joint import Propose
 
 
-class HardPartition(PartitionGuide):
+class HardPartition(ParallelGuide):
     r"""A partition of the rows: q(z) is one component a row, and the ELBO is minus the partition's objective.
 
     Over a program whose components are likelihoods, or pseudo-likelihoods exp(-loss), :class:`EM`
@@ -72,9 +72,6 @@ class HardPartition(PartitionGuide):
     >>> guide.sizes.tolist()
     [50, 50]
     """
-
-    reseeds = True
-    blocks = 1
 
     def __init__(
         self,
@@ -139,8 +136,9 @@ class HardPartition(PartitionGuide):
         parts = self._blocks.numbered(labels)[labels >= 0]
         return torch.bincount(parts.long(), minlength=self.components).reshape(shape)
 
-    def cluster_sizes(self) -> tuple[int, ...]:
-        return tuple(self.sizes.flatten().tolist())
+    def epoch_details(self) -> dict[str, Any]:
+        sizes = tuple(self.sizes.flatten().tolist())
+        return {"moved": self.moved, "objective": self.objective, "sizes": sizes}
 
     @property
     def needs_all_rows(self) -> bool:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import OptionError, PartitionError
-from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
 from pyro_mixtures.partition import CandidateSets, NeighborGraph
 from pyro_mixtures.poutine import Joint, Posterior, ReuseMessenger, log_joint, posterior_of
 
 
-class TruncatedPartition(PartitionGuide):
+class TruncatedPartition(SearchingGuide):
     """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
 
     One call searches, for each of its rows, the neighbourhoods of the row's candidates and
@@ -42,8 +42,6 @@ class TruncatedPartition(PartitionGuide):
     >>> guide.posterior(x).candidates.shape
     torch.Size([2, 100])
     """
-
-    searches = True
 
     def __init__(
         self,

@@ -17,8 +17,6 @@ def align_columns(lines: Sequence[Sequence[str]], *, separator: str = "  ") -> s
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        separator.join(
-            cell.rjust(width) for cell, width in zip(line, widths, strict=True)
-        ).rstrip()
+        separator.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )

@@ -31,7 +31,8 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, PartitionError
-from pyro_mixtures.infer.experts.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.labels import labels_of
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 from pyro_mixtures.options import check_finite, check_whole
 from pyro_mixtures.poutine import ProgramStructure, log_joint, read_structure
 
@@ -66,7 +67,7 @@ class ApproximationReport(NamedTuple):
 
 def approximation_report(
     model: Callable,
-    guide: Partition,
+    guide: LabelledGuide,
     x: Tensor,
     y: Tensor,
     *,
@@ -245,7 +246,7 @@ def _bare(name: str, fn: Any) -> Any:
     return BareLoss(name, fn)
 
 
-def _labels(guide: Partition, rows: int) -> Tensor:
+def _labels(guide: LabelledGuide, rows: int) -> Tensor:
     labels = labels_of(guide, rows)
     if int(labels.min()) < 0:
         raise PartitionError(

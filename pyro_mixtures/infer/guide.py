@@ -1,6 +1,5 @@
 """What all guides of a mixture's z share: reading the model, E-step, and the site in the data plate."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,14 +36,7 @@ class PartitionGuide(PyroModule):
     :meth:`reset_counts`.
     """
 
-    searches = False  # whether E-steps alone improve q, so that a warm-up makes sense
-    search = True  # whether E-steps that can search do so, or only re-weigh the candidates that rows have
-    needs_all_rows = False  # whether an E-step has to be given all rows in one call
-    reseeds = False  # whether the guide itself finds rows for components that have lost theirs
-    objective = math.nan  # sum of the losses of hard partitions, since reset_counts
-    moved = reseeded = (
-        0  # rows that changed their component, and parts that were empty, since reset_counts
-    )
+    needs_all_rows: bool = False  # whether an E-step has to be given all rows in one call
     reuse: ReuseMessenger | None = (
         None  # set by EM while params stay as they are: E-steps share factorisations
     )
@@ -125,11 +117,6 @@ class PartitionGuide(PyroModule):
 
     def _sample(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
         d = self._known_structure()
-        if self.searches and torch.jit.is_tracing():
-            raise ModelError(
-                "this guide searches and keeps candidate sets, which a Jit loss would freeze: use TraceEnum_ELBO, or "
-                "pass candidates to truncate() as a tensor argument"
-            )
         with PlateMessenger(d.plate) as opened:
             values = self.latent_values(*args, **kwargs)
         detached = {name: value.detach() for name, value in values.items()}
@@ -182,18 +169,9 @@ class PartitionGuide(PyroModule):
         """Weight of a row, on average over those seen since :meth:`reset_counts`; 1 where none has any."""
         return self._weight / int(self.rows_won.sum()) if self._weight else 1.0
 
-    def cluster_sizes(self) -> tuple[int, ...]:
-        """Rows of each part, for guides whose rows are in parts."""
-        return ()
-
-    @property
-    def evaluations_per_row(self) -> int:
-        """Most components that an E-step evaluates for a row."""
-        return self.components
-
-    def row_order(self) -> Tensor | None:
-        """Row numbers (N,) in an order in which neighbours have components in common; None if nothing is known."""
-        return None
+    def epoch_details(self) -> Mapping[str, Any]:
+        """Plain numbers, strings or tuples by name, that a fit's history stores for each epoch."""
+        return {}
 
     def drop_components(self, components: Tensor) -> None:
         """Told by EM that the components marked True (C,) have weight zero for good."""

@@ -27,13 +27,11 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
-class Labels:
-    """What the report asks of a guide."""
-
-    site = "z"
-
-    def __init__(self, labels, components):
-        self.labels, self.components = torch.as_tensor(labels, device=CPU), components
+def with_labels(labels, components):
+    """A guide of a partition that was not fitted."""
+    guide = HardPartition(lambda: None, components=components)
+    guide.labels = None if labels is None else torch.as_tensor(labels, device="cpu")
+    return guide
 
 
 def randn(*shape, seed=0, dtype=F64):
@@ -111,7 +109,7 @@ def test_numbers_are_brute_forces(outputs, dtype, chunk):
     scale = 0.1 + randn(3, *outputs, seed=4, dtype=dtype).square()  # constants of either sign
     labels = torch.arange(9, device=CPU) % 3
     report = approximation_report(
-        regressions(weight, bias, scale, 0.3), Labels(labels, 3), x, y, chunk=chunk
+        regressions(weight, bias, scale, 0.3), with_labels(labels, 3), x, y, chunk=chunk
     )
     table = losses(x, y, weight, bias, scale, 0.3).double()
     tolerance = {"rel": 1e-3 if dtype == torch.float32 else 1e-10}
@@ -138,10 +136,12 @@ def test_parts_without_rows_are_left_out():
     x, y = randn(6, 2), randn(6, seed=1)
     weight, bias, scale = randn(3, 2, seed=2), randn(3, seed=3), torch.ones(3, dtype=F64)
     weight[1] = 1e6
-    whole = approximation_report(regressions(weight, bias, scale, 0.1), Labels([0, 2] * 3, 3), x, y)
+    whole = approximation_report(
+        regressions(weight, bias, scale, 0.1), with_labels([0, 2] * 3, 3), x, y
+    )
     some = [0, 2]
     alone = approximation_report(
-        regressions(weight[some], bias[some], scale[some], 0.1), Labels([0, 1] * 3, 2), x, y
+        regressions(weight[some], bias[some], scale[some], 0.1), with_labels([0, 1] * 3, 2), x, y
     )
     assert whole == pytest.approx(alone)
     assert whole.parts == 2
@@ -151,14 +151,16 @@ def test_masked_rows_are_left_out():
     x, y = randn(6, 2), randn(6, seed=1)
     arguments = randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64), 0.1
     mask = torch.tensor([True, True, False, True, True, False])
-    masked = approximation_report(regressions(*arguments, mask=mask), Labels([0, 1] * 3, 2), x, y)
+    masked = approximation_report(
+        regressions(*arguments, mask=mask), with_labels([0, 1] * 3, 2), x, y
+    )
     labels = torch.tensor([0, 1] * 3)[mask]
     assert masked == pytest.approx(
-        approximation_report(regressions(*arguments), Labels(labels, 2), x[mask], y[mask])
+        approximation_report(regressions(*arguments), with_labels(labels, 2), x[mask], y[mask])
     )
     with pytest.raises(DataError, match="masked"):
         approximation_report(
-            regressions(*arguments, mask=mask & False), Labels([0, 1] * 3, 2), x, y
+            regressions(*arguments, mask=mask & False), with_labels([0, 1] * 3, 2), x, y
         )
 
 
@@ -209,18 +211,20 @@ def test_guarantee():
 def test_one_row():
     x, y = randn(1, 2), randn(1)
     arguments = randn(1, 2, seed=2), randn(1, seed=3), torch.ones(1, dtype=F64)
-    report = approximation_report(regressions(*arguments, 0.1), Labels([0], 1), x, y)
+    report = approximation_report(regressions(*arguments, 0.1), with_labels([0], 1), x, y)
     assert (report.alpha, report.curvature, report.guarantee) == (1.0, 0.0, 1.0)
 
 
 def test_a_row_without_loss_leaves_no_guarantee():
     x, weight, bias = randn(4, 1), torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64)
     y = x[:, 0] + torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=F64)
-    report = approximation_report(regressions(weight, bias, bias + 1e-3), Labels([0] * 4, 1), x, y)
+    report = approximation_report(
+        regressions(weight, bias, bias + 1e-3), with_labels([0] * 4, 1), x, y
+    )
     assert (report.loss_min, report.alpha, report.guarantee) == (0.0, 0.0, math.inf)
     assert "says nothing" in str(report)
     perfect = approximation_report(
-        regressions(weight, bias, bias + 1), Labels([0] * 4, 1), x, x[:, 0]
+        regressions(weight, bias, bias + 1), with_labels([0] * 4, 1), x, x[:, 0]
     )
     assert (perfect.objective, perfect.guarantee) == (0.0, 1.0)
 
@@ -253,7 +257,7 @@ def test_discrete_outcomes_and_factors_have_no_constants():
 
     table = -logits.log_softmax(-1)[:, y].T
     for model in (classes, factors):
-        report = approximation_report(model, Labels(labels, 2), x, y)
+        report = approximation_report(model, with_labels(labels, 2), x, y)
         assert report.loss_min == pytest.approx(float(table.min()))
         assert report.loss_max == pytest.approx(float(table.max()))
         assert report.objective == pytest.approx(float(table[torch.arange(5), labels].sum()))
@@ -262,7 +266,7 @@ def test_discrete_outcomes_and_factors_have_no_constants():
 def test_a_constant_of_ones_own():
     x, y = randn(7, 2), randn(7, seed=1)
     arguments = randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64), 0.1
-    labels = Labels([0, 1, 0, 1, 0, 1, 0], 2)
+    labels = with_labels([0, 1, 0, 1, 0, 1, 0], 2)
     own = approximation_report(
         regressions(*arguments), labels, x, y, offset=0.5 * math.log(2 * math.pi)
     )
@@ -276,18 +280,18 @@ def test_report_refuses_what_it_cannot_read():
     x, y = randn(6, 2), randn(6, seed=1)
     model = regressions(randn(2, 2, seed=2), randn(2, seed=3), torch.full((2,), 1e-3, dtype=F64))
     with pytest.raises(PartitionError, match="labels of 5 rows"):
-        approximation_report(model, Labels([0] * 5, 2), x, y)
+        approximation_report(model, with_labels([0] * 5, 2), x, y)
     unseen = HardPartition(model, components=2)
     with pytest.raises(PartitionError, match="no labels"):
         approximation_report(model, unseen, x, y)
     with pytest.raises(PartitionError, match="not seen all rows"):
-        approximation_report(model, Labels([0, 1, -1, 0, 0, 0], 2), x, y)
+        approximation_report(model, with_labels([0, 1, -1, 0, 0, 0], 2), x, y)
     with pytest.raises(OptionError, match="chunk=0"):
-        approximation_report(model, Labels([0] * 6, 2), x, y, chunk=0)
+        approximation_report(model, with_labels([0] * 6, 2), x, y, chunk=0)
     with pytest.raises(DataError, match="different numbers of rows"):
-        approximation_report(model, Labels([0] * 6, 2), x, y[1:])
+        approximation_report(model, with_labels([0] * 6, 2), x, y[1:])
     with pytest.raises(ModelError, match="lower offset"):
-        approximation_report(model, Labels([0] * 6, 2), x, y, offset=1e9)
+        approximation_report(model, with_labels([0] * 6, 2), x, y, offset=1e9)
 
     def normals(x, y):
         with pyro.plate("data", len(x)):
@@ -295,7 +299,7 @@ def test_report_refuses_what_it_cannot_read():
             pyro.sample("y", dist.Normal(z.double(), 1.0), obs=y)
 
     with pytest.raises(ClosedFormError, match="offset="):
-        approximation_report(normals, Labels([0] * 6, 2), x, y)
+        approximation_report(normals, with_labels([0] * 6, 2), x, y)
 
 
 def test_families_that_do_not_state_their_constants_are_refused():
@@ -306,8 +310,8 @@ def test_families_that_do_not_state_their_constants_are_refused():
     with pytest.raises(
         ClosedFormError, match=r"PseudoLikelihoods.*pass them as offset=, which is 0\.0"
     ):
-        approximation_report(model.double(), Labels([0, 1] * 3, 2), x, y)
-    assert approximation_report(model, Labels([0, 1] * 3, 2), x, y, offset=0.0).loss_min > 0
+        approximation_report(model.double(), with_labels([0, 1] * 3, 2), x, y)
+    assert approximation_report(model, with_labels([0, 1] * 3, 2), x, y, offset=0.0).loss_min > 0
 
 
 # Rows with places.
@@ -326,7 +330,7 @@ def test_closeness_is_a_loss_of_its_own(dtype):
         model = MixtureOfRegressions(
             components=2, features=3, ridge=0.2, scale=0.7, input_density=0.4
         ).to(dtype)
-    report = approximation_report(model, Labels(labels, 2), x, y)
+    report = approximation_report(model, with_labels(labels, 2), x, y)
     scale = torch.full((2,), 0.7, dtype=F64, device=CPU)
     weight, bias, loc = (param.detach().double() for param in (model.weight, model.bias, model.loc))
     table = losses(x.double(), y.double(), weight, bias, scale, 0.2)
@@ -372,7 +376,7 @@ def test_losses_of_normals_are_distances_from_their_means(covariance):
     family = mixture.component_distributions()
     with torch.no_grad():
         table = family.log_prob(family.mean).unsqueeze(0) - family.log_prob(x.unsqueeze(1))
-    report = approximation_report(model, Labels(labels, 3), x, x)
+    report = approximation_report(model, with_labels(labels, 3), x, x)
     assert report.loss_min == pytest.approx(float(table.min()))
     assert report.loss_max == pytest.approx(float(table.max()))
     assert report.objective == pytest.approx(float(table[torch.arange(8), labels].sum()))
@@ -383,4 +387,4 @@ def test_offsets_are_finite_numbers(offset):
     x, y = randn(6, 2), randn(6, seed=1)
     model = regressions(randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64))
     with pytest.raises(OptionError, match="offset="):
-        approximation_report(model, Labels([0] * 6, 2), x, y, offset=offset)
+        approximation_report(model, with_labels([0] * 6, 2), x, y, offset=offset)

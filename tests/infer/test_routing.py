@@ -76,13 +76,11 @@ def brute(weight, bias, x):
     )
 
 
-class Labels:
-    """What routing asks of a guide."""
-
-    site = "z"
-
-    def __init__(self, labels, components):
-        self.labels, self.components = labels, components
+def with_labels(labels, components):
+    """A guide of a partition that was not fitted."""
+    guide = HardPartition(lambda: None, components=components)
+    guide.labels = None if labels is None else torch.as_tensor(labels, device="cpu")
+    return guide
 
 
 # Gates.
@@ -525,7 +523,12 @@ def test_comparison_with_a_gate_and_a_metric_of_ones_own():
     model = regressions(randn(3, 2), randn(3, seed=1))
     gate = fit_gate(x, part.flip(0), 3)
     found = compare_routing(
-        model, Labels(part, 3), (x, y), (x, y), gate=gate, metric=lambda p, y: (p - y).abs().max()
+        model,
+        with_labels(part, 3),
+        (x, y),
+        (x, y),
+        gate=gate,
+        metric=lambda p, y: (p - y).abs().max(),
     )
     all_components = expert_predictions(model, x)
     assert found["hard"] == pytest.approx(float((chosen(all_components, gate(x)) - y).abs().max()))
@@ -537,7 +540,7 @@ def test_comparison_of_several_outputs_averages_r2():
     x, part = labelled(50, 2, 2)
     weight, bias = randn(2, 3, 2), randn(2, 3, seed=1)
     y = chosen(brute(weight, bias, x), part) + randn(50, 3, seed=2)
-    found = compare_routing(regressions(weight, bias), Labels(part, 2), (x, y), (x, y))
+    found = compare_routing(regressions(weight, bias), with_labels(part, 2), (x, y), (x, y))
     prediction = route(regressions(weight, bias), fit_gate(x, part, 2), x, "soft")
     assert found["soft"] == pytest.approx(r2_score(y.numpy(), prediction.numpy()))
     best = (brute(weight, bias, x) - y.unsqueeze(1)).square().sum(-1).argmin(-1)
@@ -552,7 +555,7 @@ def test_comparison_of_classes_takes_their_scores():
     weight, bias = randn(2, 3, 2), randn(2, 3, seed=1)
     scores = brute(weight, bias, x)
     y = chosen(scores, part).argmax(-1)
-    found = compare_routing(regressions(weight, bias), Labels(part, 2), (x, y), (x, y))
+    found = compare_routing(regressions(weight, bias), with_labels(part, 2), (x, y), (x, y))
     gate = fit_gate(x, part, 2)
     expected = (chosen(scores, gate(x)).argmax(-1) == y).double().mean()
     assert found["hard"] == pytest.approx(float(expected))
@@ -571,7 +574,7 @@ def test_the_oracle_prefers_an_expert_that_is_right_to_one_with_more_belief():
     model = regressions(torch.zeros(2, 3, 1, dtype=torch.float64), bias)
     x, y = randn(4, 1), torch.ones(4, dtype=torch.int64)
     assert (
-        compare_routing(model, Labels(torch.arange(4) % 2, 2), (x, y), (x, y))[
+        compare_routing(model, with_labels(torch.arange(4) % 2, 2), (x, y), (x, y))[
             "oracle_unattainable"
         ]
         == 1.0
@@ -582,32 +585,32 @@ def test_comparison_refuses_what_does_not_fit():
     x, y, part = three_regressions(30, 1)
     model = regressions(randn(3, 2), randn(3, seed=1))
     with pytest.raises(PartitionError, match="no labels"):
-        compare_routing(model, Labels(None, 3), (x, y), (x, y))
+        compare_routing(model, with_labels(None, 3), (x, y), (x, y))
     with pytest.raises(
         PartitionError, match="FullPartition holds no labels of rows: give the HardPartition"
     ):
         compare_routing(model, FullPartition(model, components=3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="labels of 29 rows"):
-        compare_routing(model, Labels(part[1:], 3), (x, y), (x, y))
+        compare_routing(model, with_labels(part[1:], 3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="-1 marks rows"):
-        compare_routing(model, Labels(part - 1, 3), (x, y), (x, y))
+        compare_routing(model, with_labels(part - 1, 3), (x, y), (x, y))
     with pytest.raises(DataError, match="29 outcomes"):
-        compare_routing(model, Labels(part, 3), (x, y[1:]), (x, y))
+        compare_routing(model, with_labels(part, 3), (x, y[1:]), (x, y))
     with pytest.raises(DataError, match="metric="):
-        compare_routing(model, Labels(part, 3), (x, part), (x, part))
+        compare_routing(model, with_labels(part, 3), (x, part), (x, part))
     with pytest.raises(DataError, match="R2 is not defined"):
-        compare_routing(model, Labels(part, 3), (x, y), (x[:1], y[:1]))
+        compare_routing(model, with_labels(part, 3), (x, y), (x[:1], y[:1]))
     with pytest.raises(DataError, match="outcomes are"):
-        compare_routing(model, Labels(part, 3), (x, y.unsqueeze(-1)), (x, y.unsqueeze(-1)))
+        compare_routing(model, with_labels(part, 3), (x, y.unsqueeze(-1)), (x, y.unsqueeze(-1)))
     with pytest.raises(OptionError, match="2 parts"):
-        compare_routing(model, Labels(part, 3), (x, y), (x, y), gate=fit_gate(x, part % 2, 2))
+        compare_routing(model, with_labels(part, 3), (x, y), (x, y), gate=fit_gate(x, part % 2, 2))
 
 
 def test_one_new_row_with_a_metric():
     x, y, part = three_regressions(30, 1)
     model = regressions(randn(3, 2), randn(3, seed=1))
     found = compare_routing(
-        model, Labels(part, 3), (x, y), (x[:1], y[:1]), metric=lambda p, y: (p - y).abs().sum()
+        model, with_labels(part, 3), (x, y), (x[:1], y[:1]), metric=lambda p, y: (p - y).abs().sum()
     )
     best = (expert_predictions(model, x[:1]) - y[0]).abs().min()
     assert found["oracle_unattainable"] == pytest.approx(float(best))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer import Fit, History
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.restarts.stored_fits import (
     State,
     StoredModel,
@@ -32,20 +32,11 @@ Rows = tuple[Tensor, ...]
 _DRAWS = 100
 
 
-@runtime_checkable
-class _Latent(Protocol):
-    """What a guide shows of itself: ``pyro_mixtures.guides`` has them."""
-
-    site: str
-
-    def latent_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]: ...
-
-
 class Draw(NamedTuple):
     """One draw: a program with its params in place, and values of its other latent sites."""
 
     model: Callable
-    guide: Guide | None
+    guide: PartitionGuide | None
     given: Values
 
 
@@ -90,13 +81,12 @@ def read_chains(source: Any, rows: tuple, *, draws: int | None, site: str) -> Ch
 @singledispatch
 def _read(source: Any, rows: tuple, draws: int | None, site: str) -> Chains:
     """Of a guide, which knows its model."""
-    if not isinstance(source, _Latent):
+    if not isinstance(source, PartitionGuide):
         raise OptionError(
             f"{type(source).__name__} has no draws to show: give a Fit, a guide of pyro_mixtures.guides, a list of "
             "them, a Bootstrap, or an MCMC and its model"
         )
-    guide: Any = source
-    return _one(guide.model, guide, History(), rows, draws)
+    return _one(source.model, source, History(), rows, draws)
 
 
 @_read.register
@@ -161,7 +151,9 @@ def _(source: MCMC, rows: tuple, draws: int | None, site: str) -> Chains:
     return Chains(structure, tensors, chains, "draw", numbers=numbers, stats=stats)
 
 
-def _one(model: Callable, guide: Guide, history: History, rows: tuple, draws: int | None) -> Chains:
+def _one(
+    model: Callable, guide: PartitionGuide, history: History, rows: tuple, draws: int | None
+) -> Chains:
     """One chain of independent draws from the guide beside, or of one point."""
     tensors = Batches(rows).tensors
     structure = _declaration(model, guide.site, tensors)
@@ -174,14 +166,15 @@ def _one(model: Callable, guide: Guide, history: History, rows: tuple, draws: in
 def _placed(entry: Any, rows: tuple, draws: int | None) -> Chains:
     """The chain of a fit or a guide, or of (fit, state of the param store that it was fitted in)."""
     source, state = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
-    if not isinstance(source, Fit | _Latent):
+    if not isinstance(source, Fit | PartitionGuide):
         raise OptionError(
             f"{type(source).__name__} has no draws to show: a list holds fits or guides of fits, or (fit, state)"
         )
-    guide: Any = source.guide if isinstance(source, Fit) else source
+    guide = source.guide if isinstance(source, Fit) else source
     program = source.model if isinstance(source, Fit) else guide.model
     model = StoredModel(
-        program, _checked_state(state) if state is not None else state_without_modules(program, guide)
+        program,
+        _checked_state(state) if state is not None else state_without_modules(program, guide),
     )
     before = set(model.state["params"])
     with model.store():
@@ -215,7 +208,9 @@ def _declaration(model: Callable, site: str, tensors: Rows) -> ProgramStructure:
     return read_structure(model, site, tuple(tensor[:1] for tensor in tensors), {})
 
 
-def _draw(guide: Guide, structure: ProgramStructure, rows: Rows, draws: int | None) -> list[Values]:
+def _draw(
+    guide: PartitionGuide, structure: ProgramStructure, rows: Rows, draws: int | None
+) -> list[Values]:
     """Values of the other latent sites, one mapping a draw; one empty mapping for a point estimate."""
     if not structure.latent:
         if draws not in (None, 1):

@@ -26,13 +26,13 @@ from pyro_mixtures.diagnostics.arviz_io.program import CONTRAST, Program, defaul
 from pyro_mixtures.diagnostics.arviz_io.relabeling import owned_by_components, permutations
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer import Fit
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.options import check_flag
 
 
 def to_arviz(
-    fit: Fit | Guide | Sequence[Any] | Bootstrap | MCMC,
+    fit: Fit | PartitionGuide | Sequence[Any] | Bootstrap | MCMC,
     *rows: Any,
     draws: int | None = None,
     prior: int | None = None,

@@ -12,7 +12,7 @@ from pyro_mixtures.diagnostics.reports.point import Point, point_of
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.experts.labels import Partition
+from pyro_mixtures.infer.labelled_guide import ParallelGuide
 from pyro_mixtures.poutine import Posterior, ReuseMessenger
 
 
@@ -53,7 +53,7 @@ def fitted_rows(
     torch.Size([50])
     """
     guide = fit.guide
-    if isinstance(guide, Partition) and guide.labels is not None and guide.labels.dim() > 1:
+    if isinstance(guide, ParallelGuide) and guide.labels is not None and guide.labels.dim() > 1:
         raise OptionError(
             f"the guide holds {len(guide.labels)} partitions: pass the fit of one of them"
         )

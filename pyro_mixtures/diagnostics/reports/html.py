@@ -26,7 +26,6 @@ from pyro_mixtures.diagnostics.reports.fitted_components import (
     fitted_components,
 )
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
-from pyro_mixtures.diagnostics.reports.neighbor_recall import WithGraph
 from pyro_mixtures.diagnostics.reports.page import Page, write_atomically
 from pyro_mixtures.diagnostics.reports.partition_report import (
     Other,
@@ -39,6 +38,7 @@ from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.experts.gates import Gate
 from pyro_mixtures.infer.scoring.posteriors import responsibilities
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 
 _MAX_ROWS = 3000  # rows in pictures
 _MAX_ELLIPSES = 60
@@ -158,7 +158,7 @@ def _add_fit(page: Page, fit: Fit, fitted: FittedRows, rows: tuple[Tensor, ...])
         page.text("The history has no epochs.")
         return
     page.table(phases(fit.history.epochs), header=_HISTORY_HEADER)
-    full = len(rows[0]) * fit.guide.components if fit.guide.searches else None
+    full = len(rows[0]) * fit.guide.components if isinstance(fit.guide, SearchingGuide) else None
     page.picture(
         plot_history(fit.history, full=full)[0],
         "Objective, and cumulative number of evaluations of the log joint, by epoch.",
@@ -267,7 +267,7 @@ def _add_graph(
     page: Page, fit: Fit, components: FittedComponents, summary: PartitionReport
 ) -> None:
     guide = fit.guide
-    if not isinstance(guide, WithGraph) or guide.graph is None:
+    if not isinstance(guide, SearchingGuide) or guide.graph is None:
         return
     neighbors = guide.graph.neighbors
     if neighbors.shape[1] < 2:

@@ -1,23 +1,15 @@
 """How many of the truly nearest components the neighbour graph of a guide holds."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_mixtures.partition import NeighborGraph
 from pyro_mixtures.poutine import ProgramStructure, ReuseMessenger, log_joint
 
 # Rows that a component's divergences are averaged over, at most.
 _ROWS_A_COMPONENT = 32
-
-
-@runtime_checkable
-class WithGraph(Protocol):
-    """What is asked of a guide: ``pyro_mixtures.guides.TruncatedPartition`` has it."""
-
-    graph: NeighborGraph | None
 
 
 class NeighborRecall(NamedTuple):

@@ -13,13 +13,13 @@ from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
 from pyro_mixtures.diagnostics.reports.neighbor_recall import (
     NeighborRecall,
-    WithGraph,
     neighbor_recall,
 )
 from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.scoring.posteriors import posteriors
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior
 
@@ -283,7 +283,7 @@ def _recall(
     fit: Fit, fitted: FittedRows, rows: tuple[Tensor, ...], sample: int, generator: torch.Generator
 ) -> NeighborRecall | None:
     guide = fit.guide
-    if not isinstance(guide, WithGraph) or guide.graph is None:
+    if not isinstance(guide, SearchingGuide) or guide.graph is None:
         return None
     with params_of(fit), torch.no_grad():
         return neighbor_recall(

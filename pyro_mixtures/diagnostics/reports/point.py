@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -12,13 +12,6 @@ from torch import Tensor
 from pyro_mixtures.data.rows import some_rows
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.restarts.stored_fits import preserved_random_state
-
-
-@runtime_checkable
-class _Beside(Protocol):
-    """What is asked of a guide with other latent sites: ``pyro_mixtures.guides`` has it."""
-
-    global_guide: Callable | None
 
 
 class Point(NamedTuple):
@@ -41,7 +34,7 @@ def point_of(fit: Fit, rows: Sequence[Tensor], seed: int = 0) -> Point:
         )  # an autoguide's first call sets it up, from random numbers of its own
         pyro.set_rng_seed(seed)
         drawn = guide.latent_values(*rows)
-        median = _median(guide.global_guide, rows) if isinstance(guide, _Beside) else {}
+        median = _median(guide.global_guide, rows)
     known = set(names) <= median.keys()
     values = median if known else drawn
     kind = "the guide's median" if known else "one draw of the guide"

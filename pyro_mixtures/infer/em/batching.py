@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches, some_rows
 from pyro_mixtures.infer.em.em import EM
+from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 
 # Working memory of one call of the model, and how much of it each component takes that is evaluated
 # for a row.
@@ -31,12 +33,15 @@ def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) 
     batches = Batches(rows, batch_size)
     if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
         return Plan(batches, False)
-    size = inference.guide.read(
-        *some_rows(batches.tensors, inference.guide.components)
-    ).parameter_bytes
+    guide: PartitionGuide = inference.guide
+    size = guide.read(*some_rows(batches.tensors, guide.components)).parameter_bytes
+    searches = isinstance(guide, SearchingGuide)
+    evaluations_per_row = (
+        guide.evaluations_per_row if isinstance(guide, SearchingGuide) else guide.components
+    )
     # Every batch passes over all parameters: of a large model that is worth some more rows.
-    room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * inference.guide.evaluations_per_row
-    ordered = inference.guide.searches and size > _CACHED_BYTES
+    room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * evaluations_per_row
+    ordered = searches and size > _CACHED_BYTES
     return Plan(
         Batches(batches.tensors, max(1024, room // (_bytes_a_row(batches, ordered) + slots))),
         ordered,

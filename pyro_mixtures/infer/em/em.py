@@ -11,7 +11,9 @@ from pyro_mixtures.distributions.statistics import blend, scaled
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.infer.em.m_step import MStep
 from pyro_mixtures.infer.em.reseed import Pauses, Reservoir, choose_splits, copy_component
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
     CandidateMessenger,
@@ -83,7 +85,7 @@ class EM:
     def __init__(
         self,
         model: Callable,
-        guide: Guide,
+        guide: PartitionGuide,
         *,
         step_size: Callable[[int], float] | None = None,
         variance_floor: float = 1e-6,
@@ -92,7 +94,7 @@ class EM:
         gradient: Any = None,
         gradient_steps: int = 1,
     ):
-        if guide is None or not callable(getattr(guide, "posterior", None)):
+        if not isinstance(guide, PartitionGuide):
             raise ModelError(
                 f"guide={guide!r} has no E-step: pass a guide of pyro_mixtures.guides for this model"
             )
@@ -328,7 +330,7 @@ class EM:
         )
         empty = rows < least
         # Where rows only re-weigh the candidates they have, a new component could win none.
-        reseed = self.empty == "reseed" and self.guide.search and not self.guide.reseeds
+        reseed = self.empty == "reseed" and _can_split_components(self.guide)
         ready = self._pauses.ready(empty.nonzero()[:, 0].tolist(), self.steps)
         splits = (
             choose_splits(self._reservoir, rows, least, ready, self.random_rows) if reseed else []
@@ -402,6 +404,13 @@ class EM:
                 f"params {shared} belong to a closed-form site and to one without a closed form: freeze= them, or use "
                 "SVI"
             )
+
+
+def _can_split_components(guide: PartitionGuide) -> bool:
+    """Whether a component that is split off can win rows at the next E-step."""
+    if isinstance(guide, SearchingGuide):
+        return guide.search
+    return not isinstance(guide, LabelledGuide)
 
 
 def _scaled_loss(posterior: Posterior) -> float:

@@ -17,7 +17,9 @@ from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.history import Epoch, History
 from pyro_mixtures.infer.em.schedule import SearchSchedule
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ReuseMessenger
 
@@ -42,7 +44,7 @@ class Fit:
         return self.inference.model
 
     @property
-    def guide(self) -> Guide:
+    def guide(self) -> PartitionGuide:
         """The guide with its row state."""
         return self.inference.guide
 
@@ -98,7 +100,7 @@ def fit(
     # Without end, of either sign, is a tolerance: fits that never converge, or at once.
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or math.isnan(tolerance):
         raise OptionError(f"tolerance={tolerance!r} must be a number of nats a row and feature")
-    if not hasattr(inference.guide, "posterior"):
+    if not isinstance(inference.guide, PartitionGuide):
         raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
     result = Fit(inference, History())
     batches, ordered = plan(inference, rows, batch_size)
@@ -107,14 +109,15 @@ def fit(
         result, batches, tuple(callbacks), tolerance, patience, progress, schedule, ordered
     )
     try:
-        if isinstance(inference, EM) and inference.guide.searches and warmup:
+        if isinstance(inference, EM) and isinstance(inference.guide, SearchingGuide) and warmup:
             loop.run("warm-up", warmup, loop.search)
         phase = "EM" if isinstance(inference, EM) else "SVI"
         result.converged = not loop.stopped and loop.run(phase, epochs, loop.update_pass())
     except KeyboardInterrupt:
         result.interrupted = True
     finally:
-        inference.guide.search = True
+        if isinstance(inference.guide, SearchingGuide):
+            inference.guide.search = True
         # Statistics of a pass that was not finished must not reach the next one.
         if isinstance(inference, EM):
             inference.forget()
@@ -146,6 +149,7 @@ class _Loop:
         self.reorder = 1  # epochs after which it does so next
         self.stopped = False  # by a callback
         self.inference, self.guide = result.inference, result.guide
+        self.searching = self.guide if isinstance(self.guide, SearchingGuide) else None
         self.started = time.perf_counter()
         self.evaluations = self.guide.evaluations
 
@@ -161,7 +165,7 @@ class _Loop:
         settled, best = 0, -math.inf
         for _ in range(epochs):
             elbo = self._epoch(phase, one_pass, bar)
-            gain, searched = elbo - best, self.guide.search
+            gain, searched = elbo - best, self._searches
             if phase == "EM":
                 spent = self.result.history.epochs[-1].evaluations - self.spent
                 self.schedule.record(searched, gain, spent / self.batches.rows, self.tolerance)
@@ -184,17 +188,22 @@ class _Loop:
         update = getattr(self.inference, "last_update", None)
         # Components that were just split off are in no row's candidates yet: without a search they
         # would win none.
-        must = (
-            phase != "EM" or not self.guide.searches or (update is not None and update.reseeded > 0)
-        )
-        self.guide.search = must or self.schedule.next()
+        just_reseeded = update is not None and update.reseeded > 0
+        if self.searching is not None:
+            self.searching.search = phase != "EM" or just_reseeded or self.schedule.next()
         self.guide.reset_counts()
         elbo = -one_pass() / (self.batches.rows * self.guide.mean_weight)
         self._record(phase, elbo, bar)
-        if self.ordered and self.guide.search and len(self.result.history) >= self.reorder:
-            self.order = self.guide.row_order()
+        due = self.ordered and len(self.result.history) >= self.reorder
+        if due and self.searching is not None and self.searching.search:
+            self.order = self.searching.row_order()
             self.reorder = len(self.result.history) + _EPOCHS_AN_ORDER
         return elbo
+
+    @property
+    def _searches(self) -> bool:
+        """Whether E-steps of this epoch do all that they can, rather than only re-weigh candidates."""
+        return self.searching is None or self.searching.search
 
     def search(self) -> float:
         """E-steps alone."""
@@ -235,18 +244,17 @@ class _Loop:
 
     def _record(self, phase: str, elbo: float, bar: Any) -> None:
         update = getattr(self.inference, "last_update", None) if phase == "EM" else None
+        reseeded_by_guide = self.guide.reseeded if isinstance(self.guide, LabelledGuide) else 0
         epoch = Epoch(
             phase=phase,
             elbo=elbo,
             evaluations=self.guide.evaluations - self.evaluations,
             live=int((self.guide.rows_won > 0).sum()),
-            reseeded=(update.reseeded if update else 0) + self.guide.reseeded,
-            moved=self.guide.moved,
-            objective=self.guide.objective,
-            sizes=self.guide.cluster_sizes(),
+            reseeded=(update.reseeded if update else 0) + reseeded_by_guide,
             dropped=update.dropped if update else 0,
             seconds=time.perf_counter() - self.started,
-            searched=self.guide.search and self.guide.searches,
+            searched=self.searching is not None and self.searching.search,
+            details=self.guide.epoch_details(),
         )
         self.result.history.epochs.append(epoch)
         bar.set_postfix(

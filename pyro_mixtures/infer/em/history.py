@@ -1,33 +1,37 @@
-"""What happened during a fit, one record an epoch."""
+"""The history of a fit: one record per epoch."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from pyro_mixtures.errors import OptionError
 
 
 class Epoch(NamedTuple):
     """One pass over the data."""
 
     phase: str  # "warm-up", "EM" or "SVI"
-    elbo: float  # nats per row (of weight one), before the pass's update
+    elbo: float  # nats per row (of weight one), before the update of this epoch
     evaluations: int  # joint densities evaluated since the fit began
     live: int  # components that won at least one row
-    reseeded: int
-    dropped: int
+    reseeded: int  # empty components that were re-seeded
+    dropped: int  # empty components whose weight was set to zero
     seconds: float  # since the fit began
-    moved: int = 0  # rows that changed their component; hard partitions alone count them
-    objective: float = (
-        math.nan
-    )  # of hard partitions: the sum of the rows' losses, before the pass's update
-    sizes: tuple[int, ...] = ()  # of the parts of hard partitions
-    searched: bool = True  # whether candidates were searched for, or only re-weighed
+    searched: bool = True  # whether the E-steps searched for candidates
+    details: Mapping[str, Any] = {}  # what the guide reports of the epoch, by name
 
 
 @dataclass
 class History:
-    """Epochs of a fit; columns by name, ``history["elbo"]``, as arrays.
+    """Epochs of a fit, whose columns are read by name: ``history["elbo"]`` is an array (epochs,).
+
+    Columns are the fields of :class:`Epoch` and what the guide reports in addition. Those of a hard
+    partition are ``"moved"`` (rows that changed their component), ``"objective"`` (sum of the rows'
+    losses before the epoch's update, in nats) and ``"sizes"`` (rows of each cluster, (epochs, C)).
+
+    :raises OptionError: for an unknown column.
 
     >>> history = History()
     >>> history.epochs.append(Epoch("EM", -2.5, 100, 3, 0, 0, 0.1))
@@ -37,18 +41,28 @@ class History:
 
     epochs: list[Epoch] = field(default_factory=list)
 
-    def __getitem__(self, column: str) -> np.ndarray:
-        return np.array([getattr(epoch, column) for epoch in self.epochs])
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns: those of :class:`Epoch`, then those that all epochs' guides report."""
+        fields = [name for name in Epoch._fields if name != "details"]
+        if not self.epochs:
+            return fields
+        first, *others = (epoch.details for epoch in self.epochs)
+        return fields + [name for name in first if all(name in details for details in others)]
+
+    def __getitem__(self, column: str) -> np.ndarray[Any, Any]:
+        return np.array(self._values(column))
 
     def __len__(self) -> int:
         return len(self.epochs)
 
-    def to_dict(self) -> dict[str, list]:
-        """Columns as plain lists, for JSON; those of hard partitions only where there are any."""
-        columns = {name: [getattr(epoch, name) for epoch in self.epochs] for name in Epoch._fields}
-        hard = any(columns["sizes"])
-        return {
-            name: column
-            for name, column in columns.items()
-            if hard or name not in ("objective", "sizes")
-        }
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return all columns as plain lists, for JSON."""
+        return {name: self._values(name) for name in self.columns}
+
+    def _values(self, column: str) -> list[Any]:
+        if column not in self.columns:
+            raise OptionError(f"the history has no column {column!r}; choose one of {self.columns}")
+        if column in Epoch._fields:
+            return [getattr(epoch, column) for epoch in self.epochs]
+        return [epoch.details[column] for epoch in self.epochs]

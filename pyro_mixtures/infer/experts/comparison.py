@@ -9,8 +9,9 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.experts.combiners import fit_combiner
 from pyro_mixtures.infer.experts.gates import Gate, check_gate, fit_gate
-from pyro_mixtures.infer.experts.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.labels import labels_of
 from pyro_mixtures.infer.experts.predictions import chosen, covariates, expert_predictions, mixed
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 
 Rows = tuple[Tensor, Tensor]  # covariates (N, P) and outcomes (N, ...)
 Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
@@ -18,7 +19,7 @@ Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
 
 def compare_routing(
     model: Callable,
-    guide: Partition,
+    guide: LabelledGuide,
     train: Rows,
     test: Rows,
     *,

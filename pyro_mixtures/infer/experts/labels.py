@@ -1,24 +1,14 @@
 """What routing and reports ask of a guide: the labels of the rows that it was fitted to."""
 
-from typing import Protocol, runtime_checkable
-
 from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 
 
-@runtime_checkable
-class Partition(Protocol):
-    """What is asked of the guide: ``pyro_mixtures.guides.HardPartition`` is one."""
-
-    components: int
-    site: str
-    labels: Tensor | None
-
-
-def labels_of(guide: Partition, rows: int) -> Tensor:
+def labels_of(guide: LabelledGuide, rows: int) -> Tensor:
     """The labels (N,) of the guide, which have to be those of ``rows`` rows; -1 where one was not seen."""
-    if not isinstance(guide, Partition):
+    if not isinstance(guide, LabelledGuide):
         raise PartitionError(
             f"{type(guide).__name__} holds no labels of rows: give the HardPartition of the fit"
         )

@@ -9,7 +9,7 @@ from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.experts.combiners import Combiner, fit_combiner
 from pyro_mixtures.infer.experts.comparison import Metric, Rows, accuracy, compare_routing, r2
 from pyro_mixtures.infer.experts.gates import Gate, check_gate
-from pyro_mixtures.infer.experts.labels import Partition, labels_of
+from pyro_mixtures.infer.experts.labels import labels_of
 from pyro_mixtures.infer.experts.predictions import (
     Experts,
     MeanMessenger,
@@ -24,7 +24,6 @@ __all__ = [
     "Experts",
     "MeanMessenger",
     "Metric",
-    "Partition",
     "Rows",
     "accuracy",
     "chosen",

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -16,9 +16,9 @@ from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.em.history import Epoch, History
+from pyro_mixtures.infer.labelled_guide import ParallelGuide
 from pyro_mixtures.infer.restarts.starts import (
     Build,
-    LabelledGuide,
     Starter,
     Trial,
     check_new,
@@ -33,28 +33,6 @@ from pyro_mixtures.infer.restarts.stored_fits import (
 from pyro_mixtures.poutine.params import ParamHandle
 
 Rows = tuple[Tensor, ...]
-
-
-class Tally(Protocol):
-    """What the last pass found in each block, (R,)."""
-
-    loss: Tensor  # minus the ELBO, in nats
-    objective: Tensor
-    moved: Tensor
-    reseeded: Tensor
-
-
-@runtime_checkable
-class BlockedGuide(LabelledGuide, Protocol):
-    """A guide of several partitions side by side: ``HardPartition(blocks=R)`` is one."""
-
-    blocks: int
-    sizes: Tensor
-    tally: Tally
-
-    def losses(self, *args: Any, **kwargs: Any) -> Tensor: ...
-
-    def hold(self, blocks: Tensor) -> None: ...
 
 
 class Member(NamedTuple):
@@ -149,9 +127,9 @@ def _labels(member: Member, start: Tensor | str, seed: int, starter: Starter, si
     return guide.labels
 
 
-def _blocked_guide(whole: Member, members: Sequence[Member]) -> BlockedGuide:
+def _blocked_guide(whole: Member, members: Sequence[Member]) -> ParallelGuide:
     guide, blocks = whole.inference.guide, len(members)
-    if not isinstance(guide, BlockedGuide):
+    if not isinstance(guide, ParallelGuide):
         raise ModelError(
             f"{type(guide).__name__} holds one partition: restarts in parallel need a HardPartition guide"
         )
@@ -208,7 +186,7 @@ def _is_weights(param: ParamHandle, value: Tensor) -> bool:
 
 
 def _objectives(
-    inference: EM, guide: BlockedGuide, rows: Rows, batch_size: int | None
+    inference: EM, guide: ParallelGuide, rows: Rows, batch_size: int | None
 ) -> list[float]:
     """Minus the ELBO of every block's last partition under the last params, in nats per row."""
     batches = plan(inference, rows, batch_size).batches
@@ -219,7 +197,7 @@ def _objectives(
 class _Watch:
     """Follows every start: its history, and whether it has settled by the rule of :func:`fit`. True stops the fit."""
 
-    def __init__(self, guide: BlockedGuide, rows: Rows, fit_options: dict[str, Any], bar: Any):
+    def __init__(self, guide: ParallelGuide, rows: Rows, fit_options: dict[str, Any], bar: Any):
         defaults = inspect.signature(fit).parameters
         tolerance, self.patience = (
             fit_options.get(name, defaults[name].default) for name in ("tolerance", "patience")
@@ -235,7 +213,7 @@ class _Watch:
         self.still = torch.zeros(guide.blocks, dtype=torch.int64, device="cpu")
         self.settled = torch.zeros(guide.blocks, dtype=torch.bool, device="cpu")
         self.length = torch.zeros_like(self.still)  # epochs until it settled
-        self.passes: list[tuple[Epoch, Tally, Tensor, Tensor]] = []
+        self.passes: list[tuple[Epoch, Any, Tensor, Tensor]] = []
 
     def __call__(self, fit: Fit) -> bool:
         elbo = -self.guide.tally.loss / (self.rows * self.guide.mean_weight)
@@ -253,13 +231,15 @@ class _Watch:
         """The epochs of one start until it settled, with its share of the evaluations."""
         return History([self._epoch(block, *one) for one in self.passes[: int(self.length[block])]])
 
-    def _epoch(self, block: int, epoch: Epoch, tally: Tally, sizes: Tensor, elbo: Tensor) -> Epoch:
+    def _epoch(self, block: int, epoch: Epoch, tally: Any, sizes: Tensor, elbo: Tensor) -> Epoch:
         return epoch._replace(
             elbo=float(elbo[block]),
             evaluations=epoch.evaluations // self.guide.blocks,
             live=int((sizes[block] > 0).sum()),
             reseeded=int(tally.reseeded[block]),
-            moved=int(tally.moved[block]),
-            objective=float(tally.objective[block]),
-            sizes=tuple(sizes[block].tolist()),
+            details={
+                "moved": int(tally.moved[block]),
+                "objective": float(tally.objective[block]),
+                "sizes": tuple(sizes[block].tolist()),
+            },
         )

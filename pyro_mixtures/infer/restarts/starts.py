@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +12,11 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 from pyro_mixtures.init.labels import METHODS, start_labels
 
 Build = Callable[..., EM | tuple[Callable, EM]]
 Start = Tensor | np.ndarray | str
-
-
-@runtime_checkable
-class LabelledGuide(Guide, Protocol):
-    """A guide that starts from labels: ``pyro_mixtures.guides.HardPartition`` is one."""
-
-    labels: Tensor | None
-    capacity: int | None
-
-    def set_labels(self, labels: Tensor) -> None: ...
 
 
 class Trial(NamedTuple):

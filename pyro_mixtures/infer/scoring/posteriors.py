@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_structure
 
@@ -42,7 +42,7 @@ class Responsibilities(NamedTuple):
 def log_evidence(
     model: Callable,
     *rows: Tensor,
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -65,7 +65,7 @@ def responsibilities(
     model: Callable,
     *rows: Tensor,
     top: int = 3,
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -81,7 +81,7 @@ def responsibilities(
 def assign(
     model: Callable,
     *rows: Tensor,
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -93,7 +93,7 @@ def assign(
 def posteriors(
     model: Callable,
     rows: tuple[Tensor, ...],
-    guide: Guide | None,
+    guide: PartitionGuide | None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -130,7 +130,9 @@ def posteriors(
         yield posterior, part
 
 
-def _posterior(model: Callable, part: tuple, guide: Guide | None, d: Any, given: Any) -> Posterior:
+def _posterior(
+    model: Callable, part: tuple, guide: PartitionGuide | None, d: Any, given: Any
+) -> Posterior:
     if guide is None:
         return exact_posterior(model, d, part, {}, given)
     return guide.posterior_of_new_rows(*part, model=model, given=given)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import as_arguments, as_rows
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_structure
@@ -53,7 +53,7 @@ def reconstruct(
     *rows: Tensor,
     noise: float | Tensor | None = None,
     observed: str = "x",
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -84,7 +84,7 @@ def conditional(
     model: Callable,
     *rows: Tensor,
     observed: str = "x",
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,

@@ -15,7 +15,7 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.restarts.starts import LabelledGuide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 from pyro_mixtures.infer.restarts.stored_fits import (
     State,
     StoredFit,

@@ -14,7 +14,7 @@ from pyro_mixtures.distributions import Selected
 from pyro_mixtures.distributions.components import Components
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer.protocol import Guide
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.ops.lookup import count_weights
 from pyro_mixtures.poutine import Posterior
@@ -50,7 +50,7 @@ class Criteria(NamedTuple):
 def criteria(
     model: Callable[..., Any],
     *rows: Tensor,
-    guide: Guide | None = None,
+    guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     freeze: Iterable[str] = (),
