@@ -236,7 +236,7 @@ class GatedWeights(ComponentWeights):
         # Responsibilities that are not zero by rounding alone may belong to a component that has
         # been dropped.
         begin = torch.where(start[some].isfinite().all(-1, keepdim=True), start[some], 0.0)
-        found[some] = minimize(statistics.rows(some), begin, penalty, held=int(self.reference))
+        found[some] = minimize(statistics.rows(some), begin, penalty, fixed=int(self.reference))
         return self._as_arguments(found if dropped is None else self._without(found, dropped))
 
     def _without(self, found: Tensor, dropped: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: pairs of rows and components, their kernels, low-rank algebra, search spaces."""
+"""Numerical operations on tensors: pairs of rows and components, kernels, search spaces."""
 
 from pyro_mixtures.ops.backend import use_backend
 from pyro_mixtures.ops.pairs import Pairs

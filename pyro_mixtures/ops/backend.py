@@ -1,4 +1,4 @@
-"""Which kernels run: numba for float32 and float64 on the CPU, torch for everything else."""
+"""The choice of kernels: numba for float32 and float64 on the CPU, torch for everything else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,11 @@ _chosen = "auto"
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block use backend ``name``: ``"auto"`` (numba on the CPU) or ``"torch"`` (the reference, any device).
+    """Use the kernels of backend ``name`` within the block.
+
+    :param name: ``"auto"`` for numba where it applies (on the CPU), or ``"torch"`` for the
+        reference implementation, which runs on any device.
+    :raises OptionError: for any other name.
 
     >>> with use_backend("torch"):
     ...     pass
@@ -30,7 +34,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def on_numba(values: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether the numba kernels can take tensors like ``values``; ``dtype`` None means an integer kernel."""
+    """Return whether the numba kernels can take tensors like ``values``.
+
+    :param dtype: dtype of the computation; None for a kernel of integers.
+    """
     return (
         _chosen == "auto"
         and values.device.type == "cpu"

@@ -5,16 +5,17 @@ from torch import Tensor
 
 
 def squared_distance(x: Tensor, center: Tensor) -> Tensor:
-    """``|x_n - center|^2`` (N,) of rows (N, D) from one center (D,), or each from its own (N, D)."""
+    """Compute ``|x_n - center|^2`` (N,) of rows (N, D) from one center (D,) or one each (N, D)."""
     return (x - center).square().sum(-1)
 
 
 def nearest_distance(x: Tensor, centers: Tensor, norms: Tensor | None = None) -> Tensor:
-    """Squared distance (N,) of rows (N, D) from the nearest of ``centers`` (K, D).
+    """Compute the squared distance (N,) of rows (N, D) from the nearest of ``centers`` (K, D).
 
-    One matrix product finds the nearest, its distance is that of the difference. Rows that lie far
-    from zero compared with their distances should be shifted first. ``norms`` (K,) are the centers'
-    squared lengths, if known.
+    One matrix product finds the nearest center; the distance is then computed from the difference.
+    Rows that lie far from zero compared with their distances should be shifted first.
+
+    :param norms: (K,) squared lengths of the centers, if known.
 
     >>> nearest_distance(torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0], [7.0]]))
     tensor([1., 4.])

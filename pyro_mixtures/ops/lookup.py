@@ -1,4 +1,4 @@
-"""Entries of a table by component number, and sums into one."""
+"""Lookup in tables indexed by component number, and sums into such tables."""
 
 import torch
 from torch import Tensor
@@ -6,44 +6,53 @@ from torch import Tensor
 from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.kernels import numba_search
-from pyro_mixtures.ops.kernels.threads import for_each, pieces
+from pyro_mixtures.ops.kernels.threads import run_slices
 from pyro_mixtures.ops.memory import empty
+
+# Entries for which a thread is worth waking.
+_MINIMUM_ENTRIES = 1 << 14
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` of a table (C,), -inf where the index is the padding value -1. Differentiable in the table.
+    """Look up ``table[index]`` in a ``table`` (C,), -inf where the index is the padding value -1.
+
+    Differentiable in the table.
+
+    :raises PartitionError: when an index is out of range (checked by the CPU kernel only).
 
     >>> take(torch.tensor([0.5, 0.25]), torch.tensor([[1, 0], [-1, 1]]))
     tensor([[0.2500, 0.5000],
             [  -inf, 0.2500]])
     """
-    recorded = torch.jit.is_tracing() or (torch.is_grad_enabled() and table.requires_grad)
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    recorded = tracing or (torch.is_grad_enabled() and table.requires_grad)
     if recorded or index.dtype != torch.int64 or not on_numba(table, table.dtype):
-        # -1 finds the last entry.
+        # -1 is the last entry.
         return torch.cat([table, table.new_full((1,), -torch.inf)])[index]
-    # Where the index fills its memory, whatever the order of its dimensions, it is read as it lies.
-    out = empty((index.numel(),), table.dtype).as_strided(
-        index.shape, torch.empty_like(index, device="meta").stride()
-    )
+    # A dense index is read in memory order, whatever the order of its dimensions.
+    dense_strides = torch.empty_like(index, device="meta").stride()
+    out = empty((index.numel(),), table.dtype).as_strided(index.shape, dense_strides)
     if out.stride() != index.stride():
         index = torch.empty_like(out, dtype=index.dtype).copy_(index)
-    memory = [t.as_strided((t.numel(),), (1,)).numpy() for t in (index, out)]
-    parts, known = pieces(index.numel(), 1 << 14), table.detach().contiguous().numpy()
-    valid = [False] * len(parts)
-
-    def some(i: int) -> None:
-        valid[i] = numba_search.take(known, memory[0], parts[i].start, parts[i].stop, memory[1])
-
-    for_each(some, len(parts))
+    flat_index, flat_out = (t.as_strided((t.numel(),), (1,)).numpy() for t in (index, out))
+    entries = table.detach().contiguous().numpy()
+    valid = run_slices(
+        lambda begin, end: numba_search.take(entries, flat_index, begin, end, flat_out),
+        index.numel(),
+        minimum=_MINIMUM_ENTRIES,
+    )
     if not all(valid):
         raise PartitionError(
-            f"component numbers lie in [{int(index.min())}, {int(index.max())}], not in [0, {len(table)})"
+            f"component numbers lie in [{int(index.min())}, {int(index.max())}], "
+            f"not in [0, {len(table)})"
         )
     return out
 
 
 def count_weights(index: Tensor, weight: Tensor, components: int) -> Tensor:
-    """Sums (C,) float64 of the ``weight`` (P,) of each component number ``index`` (P,); -1 pads.
+    """Sum the ``weight`` (P,) of each component number in ``index`` (P,), where -1 is padding.
+
+    :returns: sums (C,) in float64.
 
     >>> count_weights(torch.tensor([1, -1, 1]), torch.ones(3), 2)
     tensor([0., 2.], dtype=torch.float64)
@@ -54,5 +63,5 @@ def count_weights(index: Tensor, weight: Tensor, components: int) -> Tensor:
             index.contiguous().numpy(), weight.detach().contiguous().numpy(), counts.numpy()
         )
         return counts
-    # -1 falls into the place before the first, which is cut off.
+    # -1 is counted in a first entry, which is cut off.
     return torch.bincount(index + 1, weight.double(), minlength=components + 1)[1:]

@@ -1,4 +1,4 @@
-"""(row, component) pairs: what every sparse computation of this package works on."""
+"""Pairs of a row and a component, on which all sparse computations of this package work."""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -25,9 +25,12 @@ class SortedPairs(NamedTuple):
 
 
 class Pairs:
-    """Slots of rows, each with a component: ``z`` (S, B) integers in [-1, components), -1 for padding.
+    """Pairs of rows and components, given by the components of each row.
 
-    Column n of ``z`` belongs to row ``rows[n]``, or to row n without ``rows`` (B,).
+    :param z: (S, B) integers in [-1, components): the components of B rows, one per slot; -1 is
+        padding.
+    :param components: C.
+    :param rows: (B,) row numbers of the columns of ``z``; by default 0, ..., B - 1.
 
     >>> pairs = Pairs(torch.tensor([[2, 0, -1, 2]]), 3)
     >>> pairs.sorted.rows.tolist(), pairs.sorted.starts.tolist()
@@ -39,7 +42,7 @@ class Pairs:
 
     @cached_property
     def sorted(self) -> SortedPairs:
-        """The pairs sorted by component.
+        """Pairs sorted by component.
 
         :raises PartitionError: when a component number is out of range.
         """
@@ -51,10 +54,10 @@ class Pairs:
             return SortedPairs(self._row(numbers).repeat(self.components), order, starts)
         flat = self.z.reshape(-1)
         if on_numba(flat, None):
-            found = numba_pairs.sort_pairs(flat.numpy(), self.components)
-            if found is None:
+            sorted_arrays = numba_pairs.sort_pairs(flat.numpy(), self.components)
+            if sorted_arrays is None:
                 raise self.out_of_range()
-            order, starts = (torch.from_numpy(array) for array in found)
+            order, starts = (torch.from_numpy(array) for array in sorted_arrays)
         else:
             if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < self.components):
                 raise self.out_of_range()
@@ -62,9 +65,10 @@ class Pairs:
         return SortedPairs(self._row(order % max(1, columns)), order, starts)
 
     def out_of_range(self) -> PartitionError:
-        """The error to raise for component numbers that do not exist."""
+        """Return the error to raise for component numbers that do not exist."""
         return PartitionError(
-            f"component numbers lie in [{int(self.z.min())}, {int(self.z.max())}], not in [0, {self.components})"
+            f"component numbers lie in [{int(self.z.min())}, {int(self.z.max())}], "
+            f"not in [0, {self.components})"
         )
 
     def _row(self, column: Tensor) -> Tensor:
@@ -72,7 +76,10 @@ class Pairs:
 
     @cached_property
     def all_pairs(self) -> bool:
-        """Whether ``z`` is 0, ..., C - 1, each expanded over all rows: then the pairs are sorted as they stand."""
+        """Whether ``z`` is 0, ..., C - 1, each expanded over all rows.
+
+        Such pairs are sorted already.
+        """
         z = self.z
         if not z.numel() or len(z) != self.components or (z.stride(1) and z.shape[1] > 1):
             return False
@@ -86,7 +93,10 @@ def _sort_torch(flat: Tensor, components: int) -> tuple[Tensor, Tensor]:
 
 
 def chunk_bounds(starts: Tensor, chunks: int) -> Tensor:
-    """Cut components into at most ``chunks`` ranges of about equally many pairs: bounds, from 0 to C."""
+    """Cut the components into at most ``chunks`` ranges of about equally many pairs.
+
+    :returns: bounds of the ranges, from 0 to C.
+    """
     targets = torch.linspace(
         0, float(starts[-1]), chunks + 1, dtype=torch.float64, device=starts.device
     )

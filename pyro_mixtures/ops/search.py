@@ -1,29 +1,34 @@
-"""Search spaces of the partial E-step, and the divergence sums from which the neighbour graph is estimated."""
+"""Search spaces of the truncated E-step, and the divergences that determine the neighbor graph."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mixtures.ops.backend import on_numba
 from pyro_mixtures.ops.kernels import numba_search
-from pyro_mixtures.ops.kernels.threads import for_each, pieces
+from pyro_mixtures.ops.kernels.jit import Arguments, Array
+from pyro_mixtures.ops.kernels.threads import run_slices
 from pyro_mixtures.ops.memory import empty
 from pyro_mixtures.ops.pairs import Pairs
 
-# Components worth a thread's scratch memory.
-_LEAST_COMPONENTS = 32
+# Components for which a thread's scratch memory is worthwhile.
+_MINIMUM_COMPONENTS = 32
 
 
 def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tensor:
-    """Union of the candidates' neighbourhoods and of ``explore``, one column a row, padded with -1.
+    """Unite the neighborhoods of each row's candidates with the components in ``explore``.
 
-    ``candidates`` (B, C'), ``neighbors`` (C, G) with each component its own first neighbour,
-    ``explore`` (B, E); integers of one dtype. Returns (S, B) int64 with S = C' G + E, or C if that
-    is less.
+    All arguments are integers of one dtype.
 
-    >>> search_space(torch.tensor([[0], [2]]), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[1], [1]]))
+    :param candidates: (B, C') candidates of the rows.
+    :param neighbors: (C, G) neighbor graph, each component its own first neighbor.
+    :param explore: (B, E) components to be evaluated in addition.
+    :returns: (S, B) int64, one column per row, padded with -1; S = C' G + E, or C if that is less.
+
+    >>> neighbors = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    >>> search_space(torch.tensor([[0], [2]]), neighbors, torch.tensor([[1], [1]]))
     tensor([[ 0,  2],
             [ 1,  0],
             [-1,  1]])
@@ -31,23 +36,21 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
     rows = candidates.shape[0]
     width = min(candidates.shape[1] * neighbors.shape[1] + explore.shape[1], len(neighbors))
     if on_numba(candidates, None):
-        # One row's slots lie side by side: the kernels after this go by rows.
+        # The slots of a row are adjacent in memory, because the kernels that follow go row by row.
         out = empty((rows, width), torch.int64)
-        known, found = (
-            [t.contiguous().numpy() for t in (candidates, neighbors, explore)],
-            out.numpy(),
-        )
-        parts = pieces(rows)
-        for_each(
-            lambda i: numba_search.search_space(*known, parts[i].start, parts[i].stop, found),
-            len(parts),
+        members = (candidates, neighbors, explore)
+        arrays: Arguments = tuple(t.contiguous().numpy() for t in members)
+        out_array = out.numpy()
+        run_slices(
+            lambda begin, end: numba_search.search_space(*arrays, begin, end, out_array), rows
         )
         return out.T
-    members = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
-    return _distinct(members, len(neighbors))[:width]
+    united = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
+    return _distinct(united, len(neighbors))[:width]
 
 
 def _distinct(members: Tensor, components: int) -> Tensor:
+    """Sort each column and replace repeated members by -1, last."""
     ordered = members.sort(0).values
     repeated = torch.zeros_like(ordered, dtype=torch.bool)
     repeated[1:] = ordered[1:] == ordered[:-1]
@@ -65,76 +68,78 @@ class Best(NamedTuple):
 
 
 def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
-    """The ``keep`` components of largest ``log_joint`` (S, B) in each row's search space (S, B), where -1 pads.
+    """Find the ``keep`` components of largest ``log_joint`` (S, B) in each row's search space.
 
-    >>> keep_best(torch.tensor([[4], [7], [-1]]), torch.tensor([[-2.0], [-1.0], [9.0]]), 2).candidates
+    :param search: (S, B) search spaces, padded with -1.
+
+    >>> search = torch.tensor([[4], [7], [-1]])
+    >>> keep_best(search, torch.tensor([[-2.0], [-1.0], [9.0]]), 2).candidates
     tensor([[7],
             [4]])
     """
     if on_numba(log_joint, log_joint.dtype):
         rows = search.shape[1]
-        kept = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
-        log_kept, log_evidence = log_joint.new_empty(rows, keep), log_joint.new_empty(rows)
-        given, parts = (_by_row(search), _by_row(log_joint)), pieces(rows)
-        found = kept.numpy(), log_kept.numpy(), log_evidence.numpy()
-        evaluated = [0] * len(parts)
-
-        def some(i: int) -> None:
-            evaluated[i] = numba_search.keep_best(*given, parts[i].start, parts[i].stop, *found)
-
-        for_each(some, len(parts))
-        return Best(kept.T, log_kept.T, log_evidence, sum(evaluated))
+        best = torch.empty(rows, keep, dtype=torch.int64, device=search.device)
+        best_log_joint, log_evidence = log_joint.new_empty(rows, keep), log_joint.new_empty(rows)
+        inputs = _by_row(search), _by_row(log_joint)
+        outputs = best.numpy(), best_log_joint.numpy(), log_evidence.numpy()
+        evaluations = run_slices(
+            lambda begin, end: numba_search.keep_best(*inputs, begin, end, *outputs), rows
+        )
+        return Best(best.T, best_log_joint.T, log_evidence, sum(evaluations))
     valid = search >= 0
-    # A component of zero weight stays preferable to padding, which is no component at all.
-    rank = torch.where(valid, log_joint.clamp_min(torch.finfo(log_joint.dtype).min), -torch.inf)
-    best = rank.topk(keep, dim=0).indices
-    kept = search.gather(0, best)
-    log_kept = torch.where(kept < 0, -torch.inf, log_joint.gather(0, best))
-    return Best(kept, log_kept, log_kept.logsumexp(0), int(valid.sum()))
+    # A component of weight zero is preferred to padding, which is no component at all.
+    lowest = torch.finfo(log_joint.dtype).min
+    rank = torch.where(valid, log_joint.clamp_min(lowest), -torch.inf)
+    slots = rank.topk(keep, dim=0).indices
+    best = search.gather(0, slots)
+    best_log_joint = torch.where(best < 0, -torch.inf, log_joint.gather(0, slots))
+    return Best(best, best_log_joint, best_log_joint.logsumexp(0), int(valid.sum()))
 
 
 def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``a + b`` (S, B), and each row's largest entry (B,), or its NaN. No gradients.
+    """Add ``a`` and ``b`` (S, B), and find each row's largest entry. No gradients.
+
+    :returns: the sum (S, B), and its largest entries (B,), NaN for rows that contain one.
 
     >>> add_with_best(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0.0]]))[1]
     tensor([4.])
     """
-    as_kernels_leave_them = (
-        a.shape == b.shape and a.dtype == b.dtype and a.T.is_contiguous() and b.T.is_contiguous()
-    )
-    if not as_kernels_leave_them or not on_numba(b, b.dtype):
+    # The kernels before this one leave the slots of a row adjacent in memory.
+    contiguous_rows = a.T.is_contiguous() and b.T.is_contiguous()
+    alike = a.shape == b.shape and a.dtype == b.dtype
+    if not (alike and contiguous_rows and on_numba(b, b.dtype)):
         total = a + b
         return total, total.amax(0)
     slots, rows = b.shape
-    total, best, parts = empty((rows, slots), b.dtype), empty((rows,), b.dtype), pieces(rows)
-    arrays = [t.detach().numpy() for t in (a.T, b.T, total, best)]
-    for_each(
-        lambda i: numba_search.add_with_best(*arrays, parts[i].start, parts[i].stop), len(parts)
-    )
+    total, best = empty((rows, slots), b.dtype), empty((rows,), b.dtype)
+    arrays: Arguments = tuple(t.detach().numpy() for t in (a.T, b.T, total, best))
+    run_slices(lambda begin, end: numba_search.add_with_best(*arrays, begin, end), rows)
     return total.T, best
 
 
-def _by_row(slots: Tensor):
-    """(S, B) as a contiguous (B, S) array; no copy where the numba kernels made it."""
+def _by_row(slots: Tensor) -> Array:
+    """Return (S, B) as a contiguous (B, S) array; no copy of what the numba kernels made."""
     return slots.T.contiguous().numpy()
 
 
 class Divergences(NamedTuple):
-    """Sums over the rows won by c of log p(x|c) - log p(x|k), for the k evaluated there, and the numbers of those rows.
+    """Sums and numbers of terms log p(x|c) - log p(x|k), over the rows whose best component is c.
 
-    A sparse matrix on the CPU: the k of c are ``column[starts[c] : starts[c + 1]]``, each once.
+    A sparse matrix on the CPU. The components k evaluated on rows of c are
+    ``column[starts[c] : starts[c + 1]]``, each listed once.
     """
 
     starts: Tensor  # (C + 1,) int64
-    column: Tensor  # (K,) int32
-    total: Tensor  # (K,) float64
-    count: Tensor  # type: ignore[assignment]  # (K,) int32; shadows tuple.count
+    column: Tensor  # (P,) int32
+    total: Tensor  # (P,) float64
+    count: Tensor  # type: ignore[assignment]  # (P,) int32; shadows tuple.count
 
     @classmethod
     def of_pairs(
         cls, row: Tensor, column: Tensor, total: Tensor, count: Tensor, components: int
     ) -> "Divergences":
-        """From distinct pairs (c, k) in any order."""
+        """Build the matrix from distinct pairs (c, k) in any order."""
         order = torch.argsort(row, stable=True)
         starts = torch.zeros(components + 1, dtype=torch.int64, device=row.device)
         starts[1:] = torch.bincount(row, minlength=components).cumsum(0)
@@ -144,88 +149,92 @@ class Divergences(NamedTuple):
 def divergence_sums(
     winner: Tensor, search: Tensor, log_density: Tensor, components: int
 ) -> Divergences:
-    """Estimate divergences between components from one batch of rows.
+    """Estimate the divergences between components from one batch of rows.
 
-    ``winner`` (B,) is each row's best component, ``search`` (S, B) its search space (-1 pads),
-    ``log_density`` (S, B) the components' log densities without their weights.
+    :param winner: (B,) best component of each row.
+    :param search: (S, B) search spaces, padded with -1.
+    :param log_density: (S, B) log densities of the components, without their weights.
     """
     if not on_numba(log_density, log_density.dtype):
         return _divergence_sums_torch(winner, search, log_density, components)
     pairs = Pairs(winner.unsqueeze(0), components).sorted
-    capacity = torch.clamp(pairs.starts.diff() * search.shape[0], max=components)
-    room = _Room(capacity)
-    given = [
+    # A row of c adds at most S entries to c, and c has at most one entry per component.
+    sparse = _SparseRows(torch.clamp(pairs.starts.diff() * search.shape[0], max=components))
+    inputs: Arguments = (
         _by_row(search),
         _by_row(log_density),
         pairs.order.numpy(),
         pairs.starts.numpy(),
-        room.slots.numpy(),
-    ]
-    room.fill(
-        lambda some: numba_search.divergence_sums(*given, some.start, some.stop, *room.arrays)
+        sparse.offsets.numpy(),
     )
-    return room.compact()
+    sparse.run(lambda begin, end: numba_search.divergence_sums(*inputs, begin, end, *sparse.arrays))
+    return sparse.compact()
 
 
-class _Room:
-    """Ranges of ``capacity`` (C,) entries a component, to be filled by a kernel and then closed up."""
+class _SparseRows:
+    """Memory for a sparse matrix whose row c gets at most ``limits[c]`` entries from a kernel."""
 
-    def __init__(self, capacity: Tensor):
-        self.slots = capacity.cumsum(0) - capacity
-        self.entries = _entries(int(capacity.sum()))
-        self.used = torch.zeros(len(capacity), dtype=torch.int64, device="cpu")
-        self.arrays = [t.numpy() for t in (*self.entries, self.used)]
+    def __init__(self, limits: Tensor):
+        self.offsets = limits.cumsum(0) - limits
+        self.entries = _entries(int(limits.sum()))
+        self.sizes = torch.zeros(len(limits), dtype=torch.int64, device="cpu")
+        self.arrays: Arguments = tuple(t.numpy() for t in (*self.entries, self.sizes))
 
-    def fill(self, kernel: Callable[[slice], None]) -> None:
-        """Run ``kernel`` for all components, some at a time."""
-        parts = pieces(len(self.used), _LEAST_COMPONENTS)
-        for_each(lambda i: kernel(parts[i]), len(parts))
+    def run(self, kernel: Callable[[int, int], Any]) -> None:
+        """Run ``kernel(begin, end)`` for ranges of components."""
+        run_slices(kernel, len(self.sizes), minimum=_MINIMUM_COMPONENTS)
 
     def compact(self) -> Divergences:
-        starts = torch.zeros(len(self.used) + 1, dtype=torch.int64, device="cpu")
-        torch.cumsum(self.used, 0, out=starts[1:])
-        out = _entries(int(starts[-1]))
-        ranges, arrays = (
-            (self.slots.numpy(), starts.numpy()),
-            [*self.arrays[:3], *(t.numpy() for t in out)],
-        )
-        self.fill(lambda some: numba_search.compact(*ranges, some.start, some.stop, *arrays))
-        return Divergences(starts, *out)
+        """Return the matrix without the entries that were not used."""
+        starts = torch.zeros(len(self.sizes) + 1, dtype=torch.int64, device="cpu")
+        torch.cumsum(self.sizes, 0, out=starts[1:])
+        entries = _entries(int(starts[-1]))
+        positions = self.offsets.numpy(), starts.numpy()
+        arrays: Arguments = (*self.arrays[:3], *(t.numpy() for t in entries))
+        self.run(lambda begin, end: numba_search.compact(*positions, begin, end, *arrays))
+        return Divergences(starts, *entries)
 
 
 def _entries(size: int) -> list[Tensor]:
-    return [
-        torch.empty(size, dtype=t, device="cpu") for t in (torch.int32, torch.float64, torch.int32)
-    ]
+    """Allocate columns, totals and counts of ``size`` entries."""
+    dtypes = (torch.int32, torch.float64, torch.int32)
+    return [torch.empty(size, dtype=dtype, device="cpu") for dtype in dtypes]
 
 
-def merge(parts: list[Divergences]) -> Divergences:
-    """Sums over all rows from the sums of several batches."""
-    starts = torch.stack([part.starts for part in parts])
-    room = _Room(torch.clamp(starts.diff().sum(0), max=starts.shape[1] - 1))
-    shift = torch.tensor([0, *(len(part.column) for part in parts)], device="cpu").cumsum(0)
-    entries = [torch.cat([part[i] for part in parts]) for i in (1, 2, 3)]
-    given = [t.numpy() for t in (starts, shift, *entries, room.slots)]
-    room.fill(lambda some: numba_search.merge(*given, some.start, some.stop, *room.arrays))
-    return room.compact()
+def merge(batches: list[Divergences]) -> Divergences:
+    """Add up the sums of several batches."""
+    starts = torch.stack([batch.starts for batch in batches])
+    sparse = _SparseRows(torch.clamp(starts.diff().sum(0), max=starts.shape[1] - 1))
+    shift = torch.tensor([0, *(len(batch.column) for batch in batches)], device="cpu").cumsum(0)
+    entries = [torch.cat([batch[i] for batch in batches]) for i in (1, 2, 3)]
+    inputs: Arguments = tuple(t.numpy() for t in (starts, shift, *entries, sparse.offsets))
+    sparse.run(lambda begin, end: numba_search.merge(*inputs, begin, end, *sparse.arrays))
+    return sparse.compact()
 
 
 def nearest(sums: Divergences, old: Tensor) -> Tensor:
-    """Neighbourhoods (C, G) int32: each component itself, then the nearest; what was not measured stays, last.
+    """Find the neighborhoods: each component itself, then the nearest others.
 
-    ``old`` (C, G) int32 are the neighbourhoods so far.
+    :param old: (C, G) int32 neighborhoods so far. Neighbors whose divergence was not measured stay,
+        after all others.
+    :returns: (C, G) int32.
     """
     out = torch.empty_like(old)
-    given, parts = [t.numpy() for t in (*sums, old)], pieces(len(old), _LEAST_COMPONENTS)
-    for_each(
-        lambda i: numba_search.nearest(*given, parts[i].start, parts[i].stop, out.numpy()),
-        len(parts),
+    inputs: Arguments = tuple(t.numpy() for t in (*sums, old))
+    out_array = out.numpy()
+    run_slices(
+        lambda begin, end: numba_search.nearest(*inputs, begin, end, out_array),
+        len(old),
+        minimum=_MINIMUM_COMPONENTS,
     )
     return out
 
 
 def component_order(neighbors: Tensor) -> Tensor:
-    """Place (C,) int64 of each component in a walk through the graph ``neighbors`` (C, G) int32, depth first.
+    """Number the components in the order of a depth-first search of the graph.
+
+    :param neighbors: (C, G) int32 neighbor graph.
+    :returns: (C,) int64, the place of each component.
 
     >>> component_order(torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32))
     tensor([0, 2, 1])
@@ -238,11 +247,11 @@ def component_order(neighbors: Tensor) -> Tensor:
 def _divergence_sums_torch(
     winner: Tensor, search: Tensor, log_density: Tensor, components: int
 ) -> Divergences:
-    own = torch.where(search == winner, log_density, -torch.inf).amax(0)
+    best = torch.where(search == winner, log_density, -torch.inf).amax(0)
     valid = search >= 0
     key = (winner * components + search)[valid]
     keys, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
     total = torch.zeros(len(keys), dtype=torch.float64, device=key.device)
-    total.index_add_(0, inverse, (own - log_density)[valid].double())
+    total.index_add_(0, inverse, (best - log_density)[valid].double())
     keys, total, count = keys.cpu(), total.cpu(), count.cpu()
     return Divergences.of_pairs(keys // components, keys % components, total, count, components)

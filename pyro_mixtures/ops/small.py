@@ -1,21 +1,20 @@
-"""Products of many small matrices with rows of features: one matrix a component, K x J with K and J about the rank.
+"""Products of small matrices with rows of features: one matrix per component, of about rank size.
 
-``torch.bmm`` is made for larger ones; on the CPU these kernels are several times faster where no
-gradient is recorded. They run on the calling thread: callers cut the components into parts.
+``torch.bmm`` is made for larger matrices. On the CPU these kernels are several times faster where
+no gradient is recorded. They run on the calling thread: callers divide the components among
+threads.
 """
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from pyro_mixtures.ops.backend import on_numba
-
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+from pyro_mixtures.ops.kernels.jit import Array, fast_kernel
 
 
 def mix(matrix: Tensor, rows: Tensor) -> Tensor:
-    """``matrix @ rows`` of ``matrix`` (C, K, J) and ``rows`` (C, J, D).
+    """Compute ``matrix @ rows`` of ``matrix`` (C, K, J) and ``rows`` (C, J, D).
 
     >>> mix(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0], [4.0]]]))
     tensor([[[11.]]])
@@ -28,7 +27,7 @@ def mix(matrix: Tensor, rows: Tensor) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.mT`` of ``a`` (C, K, D) and ``b`` (C, J, D)."""
+    """Compute ``a @ b.mT`` of ``a`` (C, K, D) and ``b`` (C, J, D)."""
     if not _by_kernel(a, b):
         return a @ b.mT
     out = a.new_empty(len(a), a.shape[1], b.shape[1])
@@ -37,7 +36,10 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scaled_transpose(columns: Tensor, scale: Tensor) -> Tensor:
-    """``columns.mT * scale[:, None]`` of ``columns`` (C, D, H) and ``scale`` (C, D), with its rows side by side."""
+    """Compute ``columns.mT * scale[:, None]`` (C, H, D), contiguous.
+
+    ``columns`` is (C, D, H) and ``scale`` (C, D).
+    """
     if not _by_kernel(columns, scale):
         return (columns.mT * scale.unsqueeze(-2)).contiguous()
     out = columns.new_empty(len(columns), columns.shape[2], columns.shape[1])
@@ -46,10 +48,10 @@ def scaled_transpose(columns: Tensor, scale: Tensor) -> Tensor:
 
 
 def residual(gram: Tensor, coefficients: Tensor, target: Tensor, second: Tensor) -> Tensor:
-    """``second + sum_k ((gram @ W - 2 T) * W)_k`` (C, D) of ``gram`` (C, K, K), W and T (C, K, D).
+    """Compute ``second + sum_k ((gram @ W - 2 T) * W)_k`` (C, D), the residual sums of squares.
 
-    What is left of the squares ``second`` (C, D) after a regression with coefficients W, whatever
-    they are.
+    ``second`` (C, D) are the sums of squares before the regression, ``gram`` is (C, K, K), W are
+    the ``coefficients`` and T the ``target`` (C, K, D). Holds for any coefficients.
     """
     if not _by_kernel(coefficients, target):
         return second + ((gram @ coefficients - 2 * target) * coefficients).sum(-2)
@@ -68,25 +70,25 @@ def _by_kernel(a: Tensor, b: Tensor) -> bool:
     return not recorded and a.dtype == b.dtype and on_numba(a, a.dtype)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(matrix, rows, out):
-    components, wide, deep = matrix.shape
+@fast_kernel
+def _mix(matrix: Array, rows: Array, out: Array) -> None:
+    components, height, width = matrix.shape
     features = rows.shape[2]
     for c in range(components):
-        for k in range(wide):
+        for k in range(height):
             for d in range(features):
                 out[c, k, d] = 0.0
-            for j in range(deep):
+            for j in range(width):
                 m = matrix[c, k, j]
                 for d in range(features):
                     out[c, k, d] += m * rows[c, j, d]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
-def _inner(a, b, out):
-    components, wide, features = a.shape
+@fast_kernel
+def _inner(a: Array, b: Array, out: Array) -> None:
+    components, height, features = a.shape
     for c in range(components):
-        for k in range(wide):
+        for k in range(height):
             for j in range(b.shape[1]):
                 total = a.dtype.type(0)
                 for d in range(features):
@@ -94,8 +96,8 @@ def _inner(a, b, out):
                 out[c, k, j] = total
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
-def _scaled_transpose(columns, scale, out):
+@fast_kernel
+def _scaled_transpose(columns: Array, scale: Array, out: Array) -> None:
     components, features, rank = columns.shape
     for c in range(components):
         for h in range(rank):
@@ -103,15 +105,15 @@ def _scaled_transpose(columns, scale, out):
                 out[c, h, d] = columns[c, d, h] * scale[c, d]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
-def _residual(gram, coefficients, target, out):
-    components, wide, features = target.shape
+@fast_kernel
+def _residual(gram: Array, coefficients: Array, target: Array, out: Array) -> None:
+    components, height, features = target.shape
     slope = np.empty(features, target.dtype)
     for c in range(components):
-        for k in range(wide):
+        for k in range(height):
             for d in range(features):
                 slope[d] = -2 * target[c, k, d]
-            for j in range(wide):
+            for j in range(height):
                 m = gram[c, k, j]
                 for d in range(features):
                     slope[d] += m * coefficients[c, j, d]

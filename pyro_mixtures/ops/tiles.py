@@ -1,4 +1,4 @@
-"""Pairs cut into tiles of one component each: how torch's batched products meet them, on any device."""
+"""Pairs cut into tiles of one component each, for torch's batched products on any device."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_mixtures.ops.pairs import SortedPairs
 
-# Rows of one tile, and how many elements of a gathered tile array may be alive at once.
+# Rows per tile, and the largest number of elements of a gathered array.
 _TILE_ROWS = 32
 _TILE_ELEMENTS = 1 << 23
 
@@ -22,21 +22,27 @@ class Tile(NamedTuple):
     valid: Tensor  # (T, rows)
 
 
-def tiles(pairs: SortedPairs, width: int) -> Iterator[Tile]:
-    """Cut the sorted pairs into tiles of one component each, in batches of bounded memory."""
+def component_tiles(pairs: SortedPairs, width: int) -> Iterator[Tile]:
+    """Cut the sorted pairs into tiles of one component each, in batches of bounded memory.
+
+    :param width: elements that the caller gathers or computes per pair.
+    """
     counts = pairs.starts.diff()
-    tiles_of = (counts + _TILE_ROWS - 1) // _TILE_ROWS
-    total = int(tiles_of.sum())
+    tile_counts = (counts + _TILE_ROWS - 1) // _TILE_ROWS
+    total = int(tile_counts.sum())
     components = torch.repeat_interleave(
-        torch.arange(len(counts), device=counts.device), tiles_of, output_size=total
+        torch.arange(len(counts), device=counts.device), tile_counts, output_size=total
     )
-    within = torch.arange(total, device=counts.device) - (tiles_of.cumsum(0) - tiles_of)[components]
-    begin = pairs.starts[components] + within * _TILE_ROWS
+    first_tile = tile_counts.cumsum(0) - tile_counts
+    tile_number = torch.arange(total, device=counts.device) - first_tile[components]
+    begin = pairs.starts[components] + tile_number * _TILE_ROWS
     lane = torch.arange(_TILE_ROWS, device=counts.device)
-    batch = max(1, _TILE_ELEMENTS // (_TILE_ROWS * max(1, width)))
-    for at in range(0, total, batch):
-        c = components[at : at + batch]
-        position = begin[at : at + batch].unsqueeze(-1) + lane
-        valid = position < pairs.starts[c + 1].unsqueeze(-1)
-        position = torch.where(valid, position, pairs.starts[c].unsqueeze(-1))
-        yield Tile(c, pairs.rows[position], pairs.order[position], valid)
+    batch_size = max(1, _TILE_ELEMENTS // (_TILE_ROWS * max(1, width)))
+    for start in range(0, total, batch_size):
+        batch = slice(start, start + batch_size)
+        component = components[batch]
+        position = begin[batch].unsqueeze(-1) + lane
+        valid = position < pairs.starts[component + 1].unsqueeze(-1)
+        # Invalid lanes read the component's first pair.
+        position = torch.where(valid, position, pairs.starts[component].unsqueeze(-1))
+        yield Tile(component, pairs.rows[position], pairs.order[position], valid)

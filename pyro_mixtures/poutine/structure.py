@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ModelError
-from pyro_mixtures.ops.kernels.threads import kernels_first
+from pyro_mixtures.ops.kernels.threads import reserve_threads
 
 
 class ProgramStructure(NamedTuple):
@@ -40,7 +40,7 @@ class ProgramStructure(NamedTuple):
 
     def threads(self) -> AbstractContextManager[None]:
         """Context of runs of the program: who gets the threads, the kernels or torch."""
-        return kernels_first() if self.on_kernels else nullcontext()
+        return reserve_threads() if self.on_kernels else nullcontext()
 
 
 def read_structure(

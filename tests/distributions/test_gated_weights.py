@@ -557,36 +557,36 @@ def loss_of(rows, q, at):
     return -float((q * (rows.design @ at.T).log_softmax(-1)).sum())
 
 
-@pytest.mark.parametrize("held", [0, 1])
+@pytest.mark.parametrize("fixed", [0, 1])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(held, ridge, monkeypatch):
+def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(fixed, ridge, monkeypatch):
     rows, _q = labelled()
     start, penalty = torch.zeros(4, 4).double(), torch.tensor([ridge] * 3 + [0.0]).double()
-    exact = minimize(rows, start, penalty, held=held)
+    exact = minimize(rows, start, penalty, fixed=fixed)
     monkeypatch.setattr(softmax_regression, "_DENSE", 0)
-    iterated = minimize(rows, start, penalty, held=held)
+    iterated = minimize(rows, start, penalty, fixed=fixed)
     mine, theirs = ((rows.design @ at.T).log_softmax(-1) for at in (iterated, exact))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
-    if held:
+    if fixed:
         assert exact[0].tolist() == [0.0] * 4
     shares = (rows.design @ exact.T).softmax(-1)
     slope = (shares * rows.weight.unsqueeze(-1)).T @ rows.design - rows.sums
     slope += 2 * rows.weight.sum() * penalty * exact
-    assert float(slope[held:].abs().max()) < 1e-5
+    assert float(slope[fixed:].abs().max()) < 1e-5
 
 
 def test_units_of_covariates_and_repeated_ones_do_not_matter():
     rows, _q = labelled()
     penalty = torch.zeros(4).double()
-    exact = rows.design @ minimize(rows, torch.zeros(4, 4).double(), penalty, held=1).T
+    exact = rows.design @ minimize(rows, torch.zeros(4, 4).double(), penalty, fixed=1).T
     units = torch.tensor([1e-6, 1.0, 1e6, 1.0]).double()
     other = rows._replace(design=rows.design * units, sums=rows.sums * units)
-    found = other.design @ minimize(other, torch.zeros(4, 4).double(), penalty, held=1).T
+    found = other.design @ minimize(other, torch.zeros(4, 4).double(), penalty, fixed=1).T
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
     twice = SoftmaxRows(rows.design[:, [0, 0, 1, 2, 3]], rows.weight, rows.sums[:, [0, 0, 1, 2, 3]])
     found = (
         twice.design
-        @ minimize(twice, torch.zeros(4, 5).double(), torch.zeros(5).double(), held=1).T
+        @ minimize(twice, torch.zeros(4, 5).double(), torch.zeros(5).double(), fixed=1).T
     )
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
@@ -600,7 +600,7 @@ def test_no_step_is_ever_worse_wherever_it_starts(dense, monkeypatch):
     for size in (0.1, 3.0, 30.0):
         at = size * torch.randn(4, 4, generator=g, dtype=torch.float64)
         for _ in range(10):
-            new = minimize(rows, at, torch.zeros(4).double(), held=1)
+            new = minimize(rows, at, torch.zeros(4).double(), fixed=1)
             assert loss_of(rows, q, new) <= loss_of(rows, q, at) + 1e-9
             at = new
 

@@ -72,9 +72,13 @@ def test_products_and_sums_equal_einsum(shape, dtype, backend):
 
 @few
 @given(
-    rows=st.integers(0, 80), slots=st.integers(1, 3), components=st.integers(1, 6), outputs=st.integers(1, 3),
-    features=st.integers(1, 4), seed=st.integers(0, 99),
-)  # fmt: skip
+    rows=st.integers(0, 80),
+    slots=st.integers(1, 3),
+    components=st.integers(1, 6),
+    outputs=st.integers(1, 3),
+    features=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_any_shape(rows, slots, components, outputs, features, seed):
     x, weight, z, values = problem(rows, slots, components, outputs, features, seed=seed)
     pairs = Pairs(z, components)
@@ -162,7 +166,7 @@ def test_padding_keeps_broken_rows_out_of_all_sums():
 
 
 def test_sums_of_float32_rows_are_those_of_float64():
-    """Rows far from zero under fractional weights: a product rounded to float32 would lose seven of their digits."""
+    """Products of rows far from zero would lose seven digits if rounded to float32."""
     x = (1e3 + torch.randn(5000, 2)).float()
     q = torch.rand(5000)
     pairs = Pairs(torch.zeros(1, 5000, dtype=torch.int64), 1)
@@ -172,7 +176,7 @@ def test_sums_of_float32_rows_are_those_of_float64():
 
 
 def test_wide_products_keep_their_memory_bounded(monkeypatch):
-    """Every tile makes one M x P product, however few rows it has: it counts, where M and P are large."""
+    """Each tile makes one M x P product, which matters where M and P are large."""
     sizes, add = [], torch.Tensor.index_add_
 
     def watched(self, dim, index, source):

@@ -153,7 +153,7 @@ def test_padding_gives_and_receives_no_gradient(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_rows_of_one_component_are_all_counted(backend, monkeypatch):
-    """Past every block size: 4 rows a pass, 32 a tile, 256 a flush, and several batches of tiles."""
+    """More rows than any block: 4 per pass, 32 per tile, 256 per flush, several tile batches."""
     monkeypatch.setattr(tiles, "_TILE_ELEMENTS", 1 << 9)
     x, kernel, z = problem(1099, 3, 2, 2, 1, 0.0)
     z[0, 5:] = 1

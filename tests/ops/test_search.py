@@ -25,7 +25,7 @@ few = settings(max_examples=40, deadline=None, derandomize=True)
 
 @st.composite
 def searches(draw):
-    """Candidates (B, C'), a graph (C, G) with each component its own first neighbour, explorers (B, E)."""
+    """Draw candidates (B, C'), a neighbor graph (C, G), and components to explore (B, E)."""
     components = draw(st.integers(1, 9))
     rows, kept = draw(st.integers(1, 12)), draw(st.integers(1, components))
     width, explore = draw(st.integers(1, components)), draw(st.integers(0, 3))

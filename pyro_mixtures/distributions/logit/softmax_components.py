@@ -11,11 +11,8 @@ from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionE
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer, pair_products
 from pyro_mixtures.ops.logits import (
-    SOLVERS,
     Curvature,
-    Fitting,
     LogTable,
-    fit_thetas,
     item_covariance,
     log_table,
     log_totals,
@@ -24,6 +21,7 @@ from pyro_mixtures.ops.logits import (
 )
 from pyro_mixtures.ops.lookup import count_weights, take
 from pyro_mixtures.ops.memo import TensorMemo
+from pyro_mixtures.ops.optimize.item_softmax import SOLVERS, ItemSoftmaxProblem, fit_thetas
 
 # All log probabilities are kept where they are no more numbers than this.
 _TABLE = 1 << 24
@@ -246,13 +244,15 @@ class SoftmaxComponents(Components):
             statistics.first / empty_to_one(statistics.count).unsqueeze(-1),
         )
         spread = covariance_of(self.features)
-        problem = Fitting(self.features, target, self.ridge, spread, newton=self.solver == "newton")
+        problem = ItemSoftmaxProblem(
+            self.features, target, self.ridge, spread, newton=self.solver == "newton"
+        )
         if len(live) == len(theta):
             new = fit_thetas(problem, theta, self.known(), steps=self.steps)
         else:
             new = theta.clone()
             new[live] = fit_thetas(
-                problem.of(live), theta[live], self.totals()[live], steps=self.steps
+                problem.select(live), theta[live], self.totals()[live], steps=self.steps
             )
         return {"theta": new.reshape(self.theta.shape)}
 

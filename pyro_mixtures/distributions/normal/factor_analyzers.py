@@ -96,7 +96,7 @@ class FactorAnalyzers(QuadraticComponents):
 
     def subset(self, block: slice) -> "FactorAnalyzers":
         subset = cast(FactorAnalyzers, super().subset(block))
-        subset._low = None if self._low is None else self._low.part(block)
+        subset._low = None if self._low is None else self._low.select(block)
         return subset
 
     def _make_kernel(self) -> Quadratic:

@@ -17,7 +17,7 @@ from pyro_mixtures.distributions.regression.conditional import (
 )
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.bilinear import pair_moments_of
-from pyro_mixtures.ops.tiles import tiles
+from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
 # A covariate whose variance is less than this part of its mean square is constant, but for
@@ -231,7 +231,7 @@ class LinearRegressions(ConditionalComponents):
         y, share = self._outcomes(value).double(), self.ridge * row.weight
         out = torch.zeros(len(y), self.outputs, dtype=torch.float64, device=y.device)
         wide = self.weight.shape[-1] + self.outputs
-        for tile in tiles(self.pairs(index).sorted, 2 * wide + wide * wide // 16):
+        for tile in component_tiles(self.pairs(index).sorted, 2 * wide + wide * wide // 16):
             c, rows, some = tile.components, tile.rows, tile.valid
             x = self.covariates[rows].double() - s.x[c].unsqueeze(1)
             at = _Leaver(

@@ -20,7 +20,7 @@ from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, expand
-from pyro_mixtures.ops.tiles import tiles
+from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
 # A row that its part could not do without: 1 - leverage below this.
@@ -231,7 +231,7 @@ class RowFittedComponents(ConditionalComponents):
             x, targets = self.design(self.weight), self.targets(value)
             out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             wide = x.shape[1] * (1 + 3 * self.outputs)
-            for tile in tiles(self.pairs(index).sorted, wide):
+            for tile in component_tiles(self.pairs(index).sorted, wide):
                 c, rows, some = tile.components, tile.rows, tile.valid
                 leaver = _Leaver(
                     x[rows].double(), targets[rows], row.weight[rows], row.others[rows]

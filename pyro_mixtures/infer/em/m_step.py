@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components
 from pyro_mixtures.distributions.statistics import subset
 from pyro_mixtures.infer.em.reseed import Split
-from pyro_mixtures.ops.kernels.threads import for_each, threads
+from pyro_mixtures.ops.kernels.threads import run_tasks, thread_count
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
 # Numbers of parameters maximised at once.
@@ -51,7 +51,9 @@ class MStep(NamedTuple):
             for name, value in family.arguments.items()
             if family.is_per_component(name)
         )
-        step = max(1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // threads())))
+        step = max(
+            1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // thread_count()))
+        )
 
         @torch.no_grad()  # a setting of the thread
         def update_part(i: int) -> None:
@@ -62,7 +64,7 @@ class MStep(NamedTuple):
                 some,
             )
 
-        for_each(update_part, -(-family.components // step))
+        run_tasks(update_part, -(-family.components // step))
 
 
 def _write(site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:

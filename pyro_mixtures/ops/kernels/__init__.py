@@ -1,1 +1,1 @@
-"""Numba kernels on the CPU, the vector instructions they use, and the threads that run them."""
+"""Numba kernels for the CPU, the vector instructions that they use, and their threads."""

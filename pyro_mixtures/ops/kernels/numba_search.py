@@ -1,17 +1,24 @@
-"""CPU kernels of the search for candidates in numba, each for some of the rows or components."""
+"""CPU kernels of the search for candidates; each works on a range of the rows or components."""
 
 import math
 
 import numpy as np
-from numba import njit
+
+from pyro_mixtures.ops.kernels.jit import Array, kernel
 
 
-@njit(cache=True, nogil=True)
-def search_space(candidates, neighbors, explore, begin, end, out):
-    """Distinct members of the candidates' neighbourhoods and of ``explore``, row by row, padded with -1."""
-    # stamp[c] == n marks that row n has c already: cleared for free from row to row.
+@kernel
+def search_space(
+    candidates: Array, neighbors: Array, explore: Array, begin: int, end: int, out: Array
+) -> None:
+    """Write the union of the candidates' neighborhoods and of ``explore`` for each row.
+
+    Rows are padded with -1.
+    """
+    # stamp[c] == n means that row n has c already, so nothing is cleared between rows.
     stamp = np.full(neighbors.shape[0], -1, np.int64)
-    # Every component is written, and stays if it is new: nobody could predict a branch.
+    # Every component is written, and the size grows if it is new: the processor could not predict
+    # a branch.
     row = np.empty(out.shape[1] + 1, out.dtype)
     for n in range(begin, end):
         size = 0
@@ -31,14 +38,24 @@ def search_space(candidates, neighbors, explore, begin, end, out):
             out[n, s] = row[s] if s < size else -1
 
 
-@njit(cache=True, nogil=True)
-def keep_best(search, log_joint, begin, end, kept, log_kept, log_evidence):
-    """Of each row's search space the components of largest log joint, best first, and the log of their sum.
+@kernel
+def keep_best(
+    search: Array,
+    log_joint: Array,
+    begin: int,
+    end: int,
+    best: Array,
+    best_log_joint: Array,
+    log_evidence: Array,
+) -> int:
+    """Keep the components of largest log joint in each row's search space, best first.
 
-    Returns the number of components in all search spaces.
+    ``log_evidence`` becomes the log of the sum of their joints.
+
+    :returns: the number of components in all search spaces.
     """
     slots = search.shape[1]
-    keep = kept.shape[1]
+    keep = best.shape[1]
     count = 0
     for n in range(begin, end):
         size = 0
@@ -48,54 +65,68 @@ def keep_best(search, log_joint, begin, end, kept, log_kept, log_evidence):
                 continue
             count += 1
             value = log_joint[n, s]
-            if size == keep and not value > log_kept[n, keep - 1]:
+            if size == keep and not value > best_log_joint[n, keep - 1]:
                 continue
-            at = min(size, keep - 1)
-            while at > 0 and value > log_kept[n, at - 1]:
-                log_kept[n, at] = log_kept[n, at - 1]
-                kept[n, at] = kept[n, at - 1]
-                at -= 1
-            log_kept[n, at] = value
-            kept[n, at] = k
+            place = min(size, keep - 1)
+            while place > 0 and value > best_log_joint[n, place - 1]:
+                best_log_joint[n, place] = best_log_joint[n, place - 1]
+                best[n, place] = best[n, place - 1]
+                place -= 1
+            best_log_joint[n, place] = value
+            best[n, place] = k
             size = min(size + 1, keep)
         for s in range(size, keep):
-            kept[n, s] = -1
-            log_kept[n, s] = -np.inf
-        log_evidence[n] = log_kept[n, 0]
-        if np.isfinite(log_kept[n, 0]):
+            best[n, s] = -1
+            best_log_joint[n, s] = -np.inf
+        log_evidence[n] = best_log_joint[n, 0]
+        if np.isfinite(best_log_joint[n, 0]):
             total = 0.0
             for s in range(size):
-                total += math.exp(log_kept[n, s] - log_kept[n, 0])
+                total += math.exp(best_log_joint[n, s] - best_log_joint[n, 0])
             log_evidence[n] += math.log(total)
     return count
 
 
-@njit(cache=True, nogil=True)
-def add_with_best(a, b, total, best, begin, end):
-    """Sums, and the largest of each row; a NaN counts as larger than everything."""
+@kernel
+def add_with_best(a: Array, b: Array, total: Array, best: Array, begin: int, end: int) -> None:
+    """Add ``a`` and ``b``, and find the largest sum of each row; NaN counts as the largest."""
     for n in range(begin, end):
-        most = -np.inf
+        largest = -np.inf
         for s in range(a.shape[1]):
             value = a[n, s] + b[n, s]
             total[n, s] = value
-            if value > most or value != value:
-                most = value
-        best[n] = most
+            if value > largest or value != value:
+                largest = value
+        best[n] = largest
 
 
-@njit(cache=True, nogil=True)
-def count_weights(index, weight, counts):
-    """Adds ``weight[i]`` to ``counts[index[i]]``; -1 pads."""
+@kernel
+def count_weights(index: Array, weight: Array, counts: Array) -> None:
+    """Add ``weight[i]`` to ``counts[index[i]]``; -1 pads."""
     for i in range(index.size):
         if index[i] >= 0:
             counts[index[i]] += weight[i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def divergence_sums(
-    search, log_density, order, starts, slots, begin, end, columns, totals, counts, used
-):
-    """Sums over rows won by c of log p(x|c) - log p(x|k), for every k evaluated there; slot ranges are ``slots``."""
+    search: Array,
+    log_density: Array,
+    order: Array,
+    starts: Array,
+    offsets: Array,
+    begin: int,
+    end: int,
+    columns: Array,
+    totals: Array,
+    counts: Array,
+    sizes: Array,
+) -> None:
+    """Sum log p(x|c) - log p(x|k) over the rows whose best component is c.
+
+    There is an entry for every k that was evaluated on such a row. The entries of c begin at
+    ``offsets[c]``; ``sizes[c]`` becomes their number.
+    """
     components = starts.shape[0] - 1
     total = np.zeros(components, np.float64)
     count = np.zeros(components, np.int32)
@@ -104,10 +135,10 @@ def divergence_sums(
         distinct = 0
         for p in range(starts[c], starts[c + 1]):
             n = order[p]
-            own = 0.0
+            log_density_c = 0.0
             for s in range(search.shape[1]):
                 if search[n, s] == c:
-                    own = log_density[n, s]
+                    log_density_c = log_density[n, s]
                     break
             for s in range(search.shape[1]):
                 k = search[n, s]
@@ -117,66 +148,91 @@ def divergence_sums(
                     touched[distinct] = k
                     distinct += 1
                 count[k] += 1
-                total[k] += own - log_density[n, s]
+                total[k] += log_density_c - log_density[n, s]
         for i in range(distinct):
             k = touched[i]
-            columns[slots[c] + i] = k
-            totals[slots[c] + i] = total[k]
-            counts[slots[c] + i] = count[k]
+            columns[offsets[c] + i] = k
+            totals[offsets[c] + i] = total[k]
+            counts[offsets[c] + i] = count[k]
             total[k] = 0.0
             count[k] = 0
-        used[c] = distinct
+        sizes[c] = distinct
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def compact(
-    slots, starts, begin, end, wide_columns, wide_totals, wide_counts, columns, totals, counts
-):
-    """Copy each component's entries from its roomy range to its own place."""
+    offsets: Array,
+    starts: Array,
+    begin: int,
+    end: int,
+    sparse_columns: Array,
+    sparse_totals: Array,
+    sparse_counts: Array,
+    columns: Array,
+    totals: Array,
+    counts: Array,
+) -> None:
+    """Copy each component's entries from ``offsets[c]`` to ``starts[c]``, which leaves no gaps."""
     for c in range(begin, end):
         for i in range(starts[c + 1] - starts[c]):
-            columns[starts[c] + i] = wide_columns[slots[c] + i]
-            totals[starts[c] + i] = wide_totals[slots[c] + i]
-            counts[starts[c] + i] = wide_counts[slots[c] + i]
+            columns[starts[c] + i] = sparse_columns[offsets[c] + i]
+            totals[starts[c] + i] = sparse_totals[offsets[c] + i]
+            counts[starts[c] + i] = sparse_counts[offsets[c] + i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def merge(
-    starts,
-    shift,
-    columns,
-    totals,
-    counts,
-    slots,
-    begin,
-    end,
-    out_columns,
-    out_totals,
-    out_counts,
-    used,
-):
-    """Add up sparse rows of several parts: part p's row c begins at ``shift[p] + starts[p, c]``."""
-    parts = starts.shape[0]
+    starts: Array,
+    shift: Array,
+    columns: Array,
+    totals: Array,
+    counts: Array,
+    offsets: Array,
+    begin: int,
+    end: int,
+    out_columns: Array,
+    out_totals: Array,
+    out_counts: Array,
+    sizes: Array,
+) -> None:
+    """Add up the sparse matrices of several batches.
+
+    Row c of batch p begins at ``shift[p] + starts[p, c]``; row c of the sum begins at
+    ``offsets[c]``, and ``sizes[c]`` becomes the number of its entries.
+    """
+    batches = starts.shape[0]
     place = np.full(starts.shape[1] - 1, -1, np.int64)
     for c in range(begin, end):
         distinct = 0
-        for p in range(parts):
+        for p in range(batches):
             for i in range(shift[p] + starts[p, c], shift[p] + starts[p, c + 1]):
                 k = columns[i]
-                if place[k] < slots[c]:
-                    place[k] = slots[c] + distinct
+                if place[k] < offsets[c]:
+                    place[k] = offsets[c] + distinct
                     out_columns[place[k]] = k
                     out_totals[place[k]] = 0.0
                     out_counts[place[k]] = 0
                     distinct += 1
                 out_totals[place[k]] += totals[i]
                 out_counts[place[k]] += counts[i]
-        used[c] = distinct
+        sizes[c] = distinct
 
 
-@njit(cache=True, nogil=True)
-def nearest(starts, columns, totals, counts, old, begin, end, out):
-    """Each component, then the others of smallest mean divergence from it; unmeasured ones of ``old`` come last."""
+@kernel
+def nearest(
+    starts: Array,
+    columns: Array,
+    totals: Array,
+    counts: Array,
+    old: Array,
+    begin: int,
+    end: int,
+    out: Array,
+) -> None:
+    """Write each component, then the others of smallest mean divergence from it.
+
+    Components of ``old`` whose divergence was not measured come last.
+    """
     components, width = old.shape
     mean = np.empty(width, np.float64)
     taken = np.full(components, -1, np.int64)
@@ -188,15 +244,15 @@ def nearest(starts, columns, totals, counts, old, begin, end, out):
             value = totals[i] / counts[i]
             if k == c or (size == width and not value < mean[width - 1]):
                 continue
-            at = min(size, width - 1)
-            if at == 0:
+            place = min(size, width - 1)
+            if place == 0:
                 continue
-            while at > 1 and value < mean[at - 1]:
-                mean[at] = mean[at - 1]
-                out[c, at] = out[c, at - 1]
-                at -= 1
-            mean[at] = value
-            out[c, at] = k
+            while place > 1 and value < mean[place - 1]:
+                mean[place] = mean[place - 1]
+                out[c, place] = out[c, place - 1]
+                place -= 1
+            mean[place] = value
+            out[c, place] = k
             size = min(size + 1, width)
         for i in range(size):
             taken[out[c, i]] = c
@@ -206,9 +262,9 @@ def nearest(starts, columns, totals, counts, old, begin, end, out):
                 size += 1
 
 
-@njit(cache=True, nogil=True)
-def component_order(neighbors, place):
-    """Numbers the components in the order of a depth-first walk: nearest neighbour not yet seen first."""
+@kernel
+def component_order(neighbors: Array, place: Array) -> None:
+    """Number the components in the order of a depth-first search, nearest neighbors first."""
     components, width = neighbors.shape
     place[:] = -1
     stack = np.empty(components, np.int64)
@@ -235,9 +291,12 @@ def component_order(neighbors, place):
                 depth += 1
 
 
-@njit(cache=True, nogil=True)
-def take(table, index, begin, end, out):
-    """Entries ``table[index]``, -inf where the index is -1. False when one is out of range."""
+@kernel
+def take(table: Array, index: Array, begin: int, end: int, out: Array) -> bool:
+    """Read the entries ``table[index]``, -inf where the index is -1.
+
+    :returns: False if an index is out of range.
+    """
     for i in range(begin, end):
         c = index[i]
         if c >= table.size or c < -1:

@@ -1,82 +1,110 @@
-"""CPU kernels of the assignment under bounds in numba: greedy filling, and successive shortest paths."""
+"""CPU kernels of the assignment under bounds: greedy filling, and successive shortest paths."""
 
 import numpy as np
-from numba import njit
+
+from pyro_mixtures.ops.kernels.jit import Array, kernel
+
+Heap = list[np.int32]
 
 
-@njit(cache=True, nogil=True)
-def fill(table, order, most, least, labels):
-    """Accept the pairs in ``order`` while there is room. What was refused once would be refused ever after."""
-    components, left = table.shape
-    sizes = np.zeros(components, np.int64)
-    lack = components * least
+@kernel
+def fill(cost: Array, order: Array, capacity: int, min_size: int, labels: Array) -> None:
+    """Accept the pairs of row and cluster in ``order``, as long as the bounds allow.
+
+    A pair that is refused would be refused at any later time, so one pass is enough.
+
+    :param cost: (K, N); +inf forbids a pair.
+    :param labels: (N,) -1 on entry.
+    """
+    clusters, rows_left = cost.shape
+    sizes = np.zeros(clusters, np.int64)
+    rows_missing = clusters * min_size
     for pair in order:
-        i, c = pair // components, pair % components
-        if table[c, i] == np.inf:
+        row, k = pair // clusters, pair % clusters
+        if cost[k, row] == np.inf:
             return
-        if labels[i] < 0 and sizes[c] < most and (sizes[c] < least or left > lack):
-            lack -= sizes[c] < least
-            left -= 1
-            sizes[c] += 1
-            labels[i] = c
+        is_open = sizes[k] < capacity and (sizes[k] < min_size or rows_left > rows_missing)
+        if labels[row] < 0 and is_open:
+            rows_missing -= sizes[k] < min_size
+            rows_left -= 1
+            sizes[k] += 1
+            labels[row] = k
 
 
-@njit(cache=True, nogil=True)
-def choose(table, price, labels):
-    """First component of least cost for each row, at these prices."""
+@kernel
+def choose(cost: Array, price: Array, labels: Array) -> None:
+    """Label each row with the first cluster of least ``cost`` (K, N) less ``price`` (K,)."""
     cheapest = np.full(len(labels), np.inf)
-    for c in range(len(table)):
-        for i in range(len(labels)):
-            cost = np.float64(table[c, i]) - price[c]
-            if cost < cheapest[i]:
-                labels[i], cheapest[i] = c, cost
+    for k in range(len(cost)):
+        for row in range(len(labels)):
+            reduced_cost = np.float64(cost[k, row]) - price[k]
+            if reduced_cost < cheapest[row]:
+                labels[row], cheapest[row] = k, reduced_cost
 
 
-# The graph's nodes are the C components and, as node C, the outside, to which every component sends
-# ``flow`` (C,) of its rows, ``least`` to ``most``; ``balance`` (C + 1,) is what a node has beyond
-# that, or lacks. ``gap`` (C + 1, C + 1) is what an edge costs, and ``via`` (C, C) the row that
-# would move. No reduced cost gap[k, j] + price[k] - price[j] is ever negative: thus no cycle of
-# moves lowers the total. ``heaps`` are C * C lists of the rows of k by what a move to j costs; rows
-# that have left k may still be there.
+# The nodes of the graph are the K clusters and the sink, which is node K. Every cluster sends
+# ``flow`` (K,) of its rows to the sink, from ``min_size`` to ``capacity``; ``balance`` (K + 1,) is
+# the excess of a node over that, negative if it lacks rows. ``edge_cost`` (K + 1, K + 1) is the
+# cost of moving one row along an edge, and ``moving_row`` (K, K) the row that would move. The
+# reduced cost edge_cost[k, j] + price[k] - price[j] is never negative, so no cycle of moves lowers
+# the total. ``heaps`` are K * K lists of the rows of k, ordered by the cost of their move to j;
+# they may still contain rows that have left k.
 
 
-@njit(cache=True, nogil=True)
-def transport(table, most, least, price, labels, flow, balance, reached):
-    """Turn labels, flow and prices into the optimum. False when there is none: see the nodes ``reached``."""
-    components = len(table)
-    heaps = [[np.int32(0) for _ in range(0)] for _ in range(components * components)]
-    gap, via = (
-        np.full((components + 1, components + 1), np.inf),
-        np.full((components, components), -1),
-    )
-    for k in range(components):
-        _build(table, labels, k, heaps, gap, via)
-        _open(flow, k, most, least, gap)
-    previous = np.empty(components + 1, np.int64)
-    for node in range(components + 1):
+@kernel
+def transport(
+    cost: Array,
+    capacity: int,
+    min_size: int,
+    price: Array,
+    labels: Array,
+    flow: Array,
+    balance: Array,
+    reached: Array,
+) -> bool:
+    """Turn labels, flow and prices into the optimum, in place.
+
+    :returns: False if there is no feasible assignment. Then no edge leaves the nodes ``reached``,
+        which have more rows than they can send to the sink.
+    """
+    clusters = len(cost)
+    # Empty lists whose element type numba can infer.
+    heaps = [[np.int32(0) for _ in range(0)] for _ in range(clusters * clusters)]
+    edge_cost = np.full((clusters + 1, clusters + 1), np.inf)
+    moving_row = np.full((clusters, clusters), -1)
+    for k in range(clusters):
+        _build_heaps(cost, labels, k, heaps, edge_cost, moving_row)
+        _update_sink_edges(flow, k, capacity, min_size, edge_cost)
+    previous = np.empty(clusters + 1, np.int64)
+    for node in range(clusters + 1):
         while balance[node] > 0:
-            target = _search(gap, price, balance, node, previous, reached)
+            target = _search(edge_cost, price, balance, node, previous, reached)
             if target < 0:
                 return False
             balance[node] -= 1
             balance[target] += 1
             while target != node:
                 k, j = previous[target], target
-                if k == components:
+                if k == clusters:
                     flow[j] -= 1
-                    _open(flow, j, most, least, gap)
-                elif j == components:
+                    _update_sink_edges(flow, j, capacity, min_size, edge_cost)
+                elif j == clusters:
                     flow[k] += 1
-                    _open(flow, k, most, least, gap)
+                    _update_sink_edges(flow, k, capacity, min_size, edge_cost)
                 else:
-                    _move(table, labels, via[k, j], k, j, heaps, gap, via)
+                    _move(cost, labels, moving_row[k, j], k, j, heaps, edge_cost, moving_row)
                 target = k
     return True
 
 
-@njit(cache=True, nogil=True)
-def _search(gap, price, balance, source, previous, reached):
-    """Node nearest to ``source`` that lacks rows (Dijkstra), or -1; the prices change with the distances."""
+@kernel
+def _search(
+    edge_cost: Array, price: Array, balance: Array, source: int, previous: Array, reached: Array
+) -> int:
+    """Find the node nearest to ``source`` that lacks rows (Dijkstra), and update the prices.
+
+    :returns: that node, -1 if there is none.
+    """
     distance = np.full(len(price), np.inf)
     distance[source] = 0.0
     reached[:] = False
@@ -85,7 +113,7 @@ def _search(gap, price, balance, source, previous, reached):
         reached[node] = True
         for j in range(len(price)):
             # Rounding may leave a reduced cost just below zero.
-            length = distance[node] + max(0.0, gap[node, j] + price[node] - price[j])
+            length = distance[node] + max(0.0, edge_cost[node, j] + price[node] - price[j])
             if not reached[j] and length < distance[j]:
                 distance[j], previous[j] = length, node
         node = _nearest(distance, reached)
@@ -95,93 +123,113 @@ def _search(gap, price, balance, source, previous, reached):
     return node
 
 
-@njit(cache=True, nogil=True)
-def _nearest(distance, reached):
-    """Node of least distance among those not reached, -1 when there is no way to any."""
-    node, least = -1, np.inf
+@kernel
+def _nearest(distance: Array, reached: Array) -> int:
+    """Return the nearest node that is not ``reached``, -1 if there is no path to any."""
+    node, smallest = -1, np.inf
     for k in range(len(distance)):
-        if not reached[k] and distance[k] < least:
-            node, least = k, distance[k]
+        if not reached[k] and distance[k] < smallest:
+            node, smallest = k, distance[k]
     return node
 
 
-@njit(cache=True, nogil=True)
-def _open(flow, k, most, least, gap):
-    """The edges between component ``k`` and the outside, which are free as long as the bounds allow."""
-    gap[k, -1] = 0.0 if flow[k] < most else np.inf
-    gap[-1, k] = 0.0 if flow[k] > least else np.inf
+@kernel
+def _update_sink_edges(flow: Array, k: int, capacity: int, min_size: int, edge_cost: Array) -> None:
+    """Open or close the edges between cluster ``k`` and the sink, whose cost is zero."""
+    edge_cost[k, -1] = 0.0 if flow[k] < capacity else np.inf
+    edge_cost[-1, k] = 0.0 if flow[k] > min_size else np.inf
 
 
-@njit(cache=True, nogil=True)
-def _move(table, labels, row, k, j, heaps, gap, via):
-    """Row ``row`` leaves component ``k`` for ``j``."""
+@kernel
+def _move(
+    cost: Array,
+    labels: Array,
+    row: int,
+    k: int,
+    j: int,
+    heaps: list[Heap],
+    edge_cost: Array,
+    moving_row: Array,
+) -> None:
+    """Move ``row`` from cluster ``k`` to ``j``."""
     labels[row] = j
-    for c in range(len(table)):
-        if via[k, c] == row:
-            _renew(table, labels, k, c, heaps, gap, via)
-        if c != j and table[c, row] < np.inf:
-            _push(heaps[j * len(table) + c], row, table[c], table[j])
-            _renew(table, labels, j, c, heaps, gap, via)
+    for c in range(len(cost)):
+        if moving_row[k, c] == row:
+            _update_edge(cost, labels, k, c, heaps, edge_cost, moving_row)
+        if c != j and cost[c, row] < np.inf:
+            _push(heaps[j * len(cost) + c], row, cost[c], cost[j])
+            _update_edge(cost, labels, j, c, heaps, edge_cost, moving_row)
 
 
-@njit(cache=True, nogil=True)
-def _build(table, labels, k, heaps, gap, via):
-    """The heaps of component ``k``, for the rows that it has now."""
+@kernel
+def _build_heaps(
+    cost: Array, labels: Array, k: int, heaps: list[Heap], edge_cost: Array, moving_row: Array
+) -> None:
+    """Build the heaps of cluster ``k`` from the rows that it has now."""
     rows = [np.int32(row) for row in range(len(labels)) if labels[row] == k]
-    for j in range(len(table)):
+    for j in range(len(cost)):
         if j == k:
             continue
-        heap, to, own = heaps[k * len(table) + j], table[j], table[k]
+        heap, cost_j, cost_k = heaps[k * len(cost) + j], cost[j], cost[k]
         for row in rows:
-            if to[row] < np.inf:
+            if cost_j[row] < np.inf:
                 heap.append(row)
-        for at in range(len(heap) // 2 - 1, -1, -1):
-            _sink(heap, at, to, own)
-        _renew(table, labels, k, j, heaps, gap, via)
+        for place in range(len(heap) // 2 - 1, -1, -1):
+            _sift_down(heap, place, cost_j, cost_k)
+        _update_edge(cost, labels, k, j, heaps, edge_cost, moving_row)
 
 
-@njit(cache=True, nogil=True)
-def _renew(table, labels, k, j, heaps, gap, via):
-    """The edge from ``k`` to ``j``, after rows that are no longer in ``k`` are off the top of its heap."""
-    heap, to, own = heaps[k * len(table) + j], table[j], table[k]
+@kernel
+def _update_edge(
+    cost: Array,
+    labels: Array,
+    k: int,
+    j: int,
+    heaps: list[Heap],
+    edge_cost: Array,
+    moving_row: Array,
+) -> None:
+    """Update the edge from ``k`` to ``j``, once rows that have left ``k`` are off the top."""
+    heap, cost_j, cost_k = heaps[k * len(cost) + j], cost[j], cost[k]
     while len(heap) and labels[heap[0]] != k:
         last = heap.pop()
         if len(heap):
             heap[0] = last
-            _sink(heap, 0, to, own)
-    via[k, j] = heap[0] if len(heap) else -1
-    gap[k, j] = _gap(heap[0], to, own) if len(heap) else np.inf
+            _sift_down(heap, 0, cost_j, cost_k)
+    moving_row[k, j] = heap[0] if len(heap) else -1
+    edge_cost[k, j] = _moving_cost(heap[0], cost_j, cost_k) if len(heap) else np.inf
 
 
-@njit(cache=True, nogil=True)
-def _push(heap, row, to, own):
+@kernel
+def _push(heap: Heap, row: int, cost_j: Array, cost_k: Array) -> None:
     heap.append(np.int32(row))
-    at = len(heap) - 1
-    while at and _before(heap[at], heap[(at - 1) // 2], to, own):
-        heap[at], heap[(at - 1) // 2] = heap[(at - 1) // 2], heap[at]
-        at = (at - 1) // 2
+    place = len(heap) - 1
+    while place and _precedes(heap[place], heap[(place - 1) // 2], cost_j, cost_k):
+        heap[place], heap[(place - 1) // 2] = heap[(place - 1) // 2], heap[place]
+        place = (place - 1) // 2
 
 
-@njit(cache=True, nogil=True)
-def _sink(heap, at, to, own):
-    """Let the row in place ``at`` sink below all that come before it."""
-    while 2 * at + 1 < len(heap):
-        child = 2 * at + 1
-        if child + 1 < len(heap) and _before(heap[child + 1], heap[child], to, own):
+@kernel
+def _sift_down(heap: Heap, place: int, cost_j: Array, cost_k: Array) -> None:
+    """Move the row at ``place`` down, below all rows that precede it."""
+    while 2 * place + 1 < len(heap):
+        child = 2 * place + 1
+        if child + 1 < len(heap) and _precedes(heap[child + 1], heap[child], cost_j, cost_k):
             child += 1
-        if not _before(heap[child], heap[at], to, own):
+        if not _precedes(heap[child], heap[place], cost_j, cost_k):
             return
-        heap[at], heap[child] = heap[child], heap[at]
-        at = child
+        heap[place], heap[child] = heap[child], heap[place]
+        place = child
 
 
-@njit(cache=True, nogil=True)
-def _before(a, b, to, own):
-    x, y = _gap(a, to, own), _gap(b, to, own)
-    return x < y or (x == y and a < b)
+@kernel
+def _precedes(a: np.int32, b: np.int32, cost_j: Array, cost_k: Array) -> bool:
+    """Return whether row ``a`` moves at a lower cost than ``b``, or has the smaller number."""
+    x, y = _moving_cost(a, cost_j, cost_k), _moving_cost(b, cost_j, cost_k)
+    return bool(x < y or (x == y and a < b))
 
 
-@njit(cache=True, nogil=True)
-def _gap(row, to, own):
-    """Cost of the row in another component less that in its own, in float64 whatever the dtype of the costs."""
-    return np.float64(to[row]) - np.float64(own[row])
+@kernel
+def _moving_cost(row: np.int32, cost_j: Array, cost_k: Array) -> float:
+    """Return the cost of moving ``row`` from cluster k to j, in float64 for costs of any dtype."""
+    return np.float64(cost_j[row]) - np.float64(cost_k[row])

@@ -1,105 +1,153 @@
-"""The threads of the CPU kernels: as many as torch uses.
+"""The threads that run the CPU kernels: as many as torch uses.
 
-The kernels do not use numba's own parallel loops. Its worker threads and torch's, from two OpenMP
-libraries, go on spinning for milliseconds after every region, so that on a machine with few cores
-each stands in the way of the other: a step that alternates between them was measured to take seven
-times as long. A team of plain threads also survives a fork, and needs no parallel compilation.
+The kernels do not use numba's parallel loops. The worker threads of numba and those of torch come
+from two OpenMP libraries, and both keep spinning for milliseconds after every parallel region. On a
+machine with few cores they then block each other: a step that alternates between the two was
+measured to take seven times as long. Plain Python threads also survive a fork, and kernels that
+run on them need no parallel compilation.
 """
 
 import itertools
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 
-from pyro_mixtures.ops.kernels.spin import spin_while
+from pyro_mixtures.ops.kernels.jit import Array, instruction, kernel
 
-# Looks at a number before a thread goes to sleep: some milliseconds.
+Result = TypeVar("Result")
+
+# How often a thread polls a number before it goes to sleep: for some milliseconds.
 _POLLS = 1 << 15
+# The instruction that tells the core that a thread is waiting: the core saves power, and leaves its
+# execution units to its other hardware thread.
+_PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
 
 _reserved: ContextVar[int | None] = ContextVar("threads reserved for kernels", default=None)
-_inside = threading.local()  # .task: whether this thread is in a task of for_each
 
 
-def threads() -> int:
-    """How many threads a kernel may use: ``torch.get_num_threads()``, or what :func:`kernels_first` has reserved."""
+class _ThreadState(threading.local):
+    """State of the calling thread."""
+
+    in_task = False  # whether the thread is running a task of run_tasks
+
+
+_state = _ThreadState()
+
+
+def thread_count() -> int:
+    """Return how many threads a kernel may use.
+
+    :returns: ``torch.get_num_threads()``, or the number that :func:`reserve_threads` has reserved.
+    """
     reserved = _reserved.get()
     return torch.get_num_threads() if reserved is None else reserved
 
 
 @contextmanager
-def kernels_first() -> Iterator[None]:
-    """Within the block all threads belong to the kernels, and torch's own operations run on the calling thread.
+def reserve_threads() -> Iterator[None]:
+    """Give all threads to the kernels: within the block, torch's own operations run on one thread.
 
-    For stretches of work whose torch operations are small: its spinning workers would only delay
-    the kernels.
+    For stretches of work whose torch operations are small. The spinning workers of torch would only
+    delay the kernels there.
     """
-    before, outermost = torch.get_num_threads(), _reserved.get() is None
-    token = _reserved.set(threads())
+    threads_before = torch.get_num_threads()
+    outermost = _reserved.get() is None
+    token = _reserved.set(thread_count())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         _reserved.reset(token)
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
         if outermost:
             _team.dismiss()
 
 
-def for_each(task: Callable[[int], object], count: int) -> None:
-    """Call ``task(i)`` for i = 0, ..., count - 1, in any order and on several threads; it must release the GIL.
+def run_slices(
+    task: Callable[[int, int], Result], items: int, *, minimum: int = 256
+) -> list[Result]:
+    """Call ``task(begin, end)`` for ranges that cover ``range(items)``, on several threads.
 
-    Calls from within a task, and those of a second thread meanwhile, stay on their own thread.
+    :param minimum: smallest number of items for which a call is worth its overhead.
+    :returns: the results, in the order of the ranges.
     """
+    ranges = work_slices(items, minimum)
+    return run_tasks(lambda i: task(ranges[i].start, ranges[i].stop), len(ranges))
+
+
+def work_slices(items: int, minimum: int = 256) -> list[slice]:
+    """Cut ``range(items)`` into a few slices per thread, each of at least ``minimum`` items."""
+    count = max(1, min(8 * thread_count(), items // minimum))
+    return [slice(i * items // count, (i + 1) * items // count) for i in range(count)]
+
+
+def run_tasks(task: Callable[[int], Result], count: int) -> list[Result]:
+    """Call ``task(i)`` for i = 0, ..., count - 1 on several threads, in any order.
+
+    The task must release the GIL to run in parallel. Calls from within a task stay on its thread,
+    and so do calls of a second thread while a first one is using the helper threads.
+
+    :returns: the results, in the order of i.
+    """
+    results: dict[int, Result] = {}
     numbers = itertools.count()
 
     def work() -> None:
-        before = getattr(_inside, "task", False)
-        _inside.task = True
+        nested, _state.in_task = _state.in_task, True
         try:
             # next() of a counter is atomic: each number goes to one thread.
             for i in numbers:
                 if i >= count:
                     return
-                task(i)
+                results[i] = task(i)
         finally:
-            _inside.task = before
+            _state.in_task = nested
 
-    helpers = min(threads(), count) - 1
+    helpers = min(thread_count(), count) - 1
     if helpers < 1:
-        for i in range(count):
-            task(i)
-    elif getattr(_inside, "task", False) or not _team.taken.acquire(blocking=False):
+        return [task(i) for i in range(count)]
+    if _state.in_task or not _team.in_use.acquire(blocking=False):
         work()
     else:
         try:
             _team.run(work, helpers, reserved=_reserved.get() is not None)
         finally:
-            _team.taken.release()
+            _team.in_use.release()
+    return [results[i] for i in range(count)]
 
 
 class _Job:
-    """Work that several threads do together, each by one call of the same function."""
+    """Work that several threads share, each by one call of the same function."""
 
     def __init__(self, work: Callable[[], None], helpers: int, reserved: bool):
-        self.work, self.places, self.reserved = work, helpers, reserved
-        self.active = np.zeros(1, np.int64)  # helpers at work
+        self.work = work
+        self.open_places = helpers  # for helpers that have not begun
+        self.reserved = reserved
+        self.active = np.zeros(1, np.int64)  # number of helpers at work
         self.errors: list[BaseException] = []
-        self._lock, self._idle = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
 
     def help_out(self) -> None:
-        """A helper's part; nothing, where there is nothing left to do."""
+        """Work as a helper, unless enough helpers have begun or the job has ended."""
         with self._lock:
-            if not self.places:
+            if not self.open_places:
                 return
-            self.places -= 1
+            self.open_places -= 1
             self.active[0] += 1
         try:
-            if self.reserved and torch.get_num_threads() != 1:  # a setting of the thread
+            # The number of torch's threads is a setting of each thread.
+            if self.reserved and torch.get_num_threads() != 1:
                 torch.set_num_threads(1)
             self.work()
         except BaseException as error:
@@ -111,9 +159,9 @@ class _Job:
                     self._idle.set()
 
     def finish(self) -> None:
-        """Wait for the helpers at work; who has not begun by now does not begin."""
+        """Wait for the helpers at work; helpers that have not begun by now do not begin."""
         with self._lock:
-            self.places, active = 0, int(self.active[0])
+            self.open_places, active = 0, int(self.active[0])
             self._idle.clear()
         while active and spin_while(self.active, active, _POLLS):
             active = int(self.active[0])
@@ -125,45 +173,48 @@ class _Job:
 
 
 class _Team:
-    """Helper threads. Between two jobs of one block of :func:`kernels_first` they wait without going to sleep.
+    """Helper threads, which stay awake between the jobs of one block of :func:`reserve_threads`.
 
-    To wake a thread takes long: a tenth of a millisecond, and several on a virtual machine whose
-    idle cores are given away, which a step with its dozen of kernels would wait for each time.
+    Waking a thread takes a tenth of a millisecond, and several milliseconds on a virtual machine
+    whose idle cores are given away. A step with a dozen kernels would wait that long for each.
     """
 
     def __init__(self) -> None:
-        self.taken = threading.Lock()
+        self.in_use = threading.Lock()
         self._changed = threading.Condition()
-        self._call = np.zeros(1, np.int64)  # number of the last job
+        self._job_number = np.zeros(1, np.int64)  # of the last job
         self._job: _Job | None = None
-        self._linger = False
+        self._stay_awake = False
         self._helpers = 0
 
     def run(self, work: Callable[[], None], helpers: int, *, reserved: bool) -> None:
-        """Call ``work()`` on this thread and on ``helpers`` others; errors are raised when all have ended."""
+        """Call ``work()`` on this thread and on ``helpers`` others.
+
+        The first error of a helper is raised after all of them have ended.
+        """
         job = _Job(work, helpers, reserved)
-        self._hire(helpers)
-        self._post(job, linger=reserved)
+        self._start_threads(helpers)
+        self._post(job, stay_awake=reserved)
         try:
             work()
         finally:
             job.finish()
-            self._job = None  # which holds on to its arguments
+            self._job = None  # the job holds references to its arguments
         if job.errors:
             raise job.errors[0]
 
     def dismiss(self) -> None:
         """Let the helpers sleep."""
-        if self._linger:
-            self._post(None, linger=False)
+        if self._stay_awake:
+            self._post(None, stay_awake=False)
 
-    def _post(self, job: _Job | None, *, linger: bool) -> None:
+    def _post(self, job: _Job | None, *, stay_awake: bool) -> None:
         with self._changed:
-            self._job, self._linger = job, linger
-            self._call[0] += 1
+            self._job, self._stay_awake = job, stay_awake
+            self._job_number[0] += 1
             self._changed.notify_all()
 
-    def _hire(self, helpers: int) -> None:
+    def _start_threads(self, helpers: int) -> None:
         while self._helpers < helpers:
             threading.Thread(
                 target=self._serve, name=f"kernel-{self._helpers}", daemon=True
@@ -173,25 +224,48 @@ class _Team:
     def _serve(self) -> None:
         seen = 0
         while True:
-            if not (self._linger and spin_while(self._call, seen, _POLLS)):
+            if not (self._stay_awake and spin_while(self._job_number, seen, _POLLS)):
                 with self._changed:
-                    while self._call[0] == seen:
+                    while self._job_number[0] == seen:
                         self._changed.wait()
             with self._changed:
-                seen, job = int(self._call[0]), self._job
+                seen, job = int(self._job_number[0]), self._job
             if job is not None:
                 job.help_out()
                 del job
 
 
-def pieces(items: int, least: int = 256) -> list[slice]:
-    """Cut ``range(items)`` into some slices a thread, each of at least ``least`` items."""
-    count = max(1, min(8 * threads(), items // least))
-    return [slice(i * items // count, (i + 1) * items // count) for i in range(count)]
+@instruction
+def _read(typingctx: Any, number: Any) -> Any:
+    """Read ``number[0]`` as other threads have left it.
+
+    The compiler would move a plain read out of the loop.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = context.make_array(number)(context, builder, args[0]).data
+        if _PAUSE is not None:
+            no_arguments = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, no_arguments, _PAUSE), [])
+        return builder.load_atomic(pointer, ordering="acquire", align=8)
+
+    return types.int64(number), codegen
+
+
+@kernel
+def spin_while(number: Array, value: int, polls: int) -> bool:
+    """Wait, without sleeping, until ``number[0]`` (int64) is no longer ``value``.
+
+    :returns: False if it still is after so many ``polls``.
+    """
+    for _ in range(polls):  # noqa: SIM110 - compiled
+        if _read(number) != value:
+            return True
+    return False
 
 
 def _new_team() -> None:
-    """The threads of a team do not live on in a forked process."""
+    """Start afresh in a forked process, where the threads of the team do not exist."""
     global _team
     _team = _Team()
 

@@ -1,1 +1,1 @@
-"""Newton's method for many small convex problems at once."""
+"""Newton's methods for convex problems, many of them at once, with one line search."""

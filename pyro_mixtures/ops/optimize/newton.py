@@ -1,8 +1,8 @@
-r"""Newton's method for many small convex problems at once, and the problems that are losses of linear predictors.
+r"""Newton's method for many small convex problems at once, and for losses of linear predictors.
 
-A problem of :func:`minimize` is one component c and one output m: minimise over :math:`\beta` the
-sum over the component's pairs of :math:`q\, \ell(\beta^T x, t_m)`, and :math:`q \sum_p d_p
-\beta_p^2` for each pair's share of the penalty d.
+A problem of :func:`minimize` is one component c and one output m: minimize over :math:`\beta` the
+sum of :math:`q\, (\ell(\beta^T x, t_m) + \sum_p d_p \beta_p^2)` over the pairs of the component,
+with penalties d.
 """
 
 from collections.abc import Callable
@@ -11,52 +11,47 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.ops.optimize.line_search import SHORTEST, sufficient_decrease
 from pyro_mixtures.ops.pairs import Pairs
-from pyro_mixtures.ops.tiles import tiles
+from pyro_mixtures.ops.tiles import component_tiles
 
 _STEPS = 200
-# Where Newton's model promises less than this a row, a problem is solved; nats.
+# A problem is solved when Newton's model promises less than this, in nats per row.
 _TOLERANCE = 1e-11
-_SUFFICIENT = 1e-4  # Armijo's condition
-_SHORTEST = 1e-10  # of a Newton step: what is left is rounding
-_FLAT = 1e-20  # of the largest curvature of one coefficient by itself: rounding, too
-_TOLD = 1e-2  # nats a row; what less is promised by curvatures that are rounding is not to be had
+# Curvatures of one coefficient below this, relative to the largest, are rounding errors.
+_FLAT = 1e-20
+# Gains below this (in nats per row) that are promised by curvatures within rounding are not real.
+_REAL_GAIN = 1e-2
 
 
 class RowLoss(NamedTuple):
     """A convex loss of a linear predictor and a target, both (...)."""
 
     value: Callable[[Tensor, Tensor], Tensor]
-    derivatives: Callable[
-        [Tensor, Tensor], tuple[Tensor, Tensor]
-    ]  # slope and curvature in the predictor
+    # Slope and curvature in the predictor.
+    derivatives: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Expansion(NamedTuple):
-    """Losses of problems (...) to second order about their coefficients, penalties included; in float64."""
+    """Second-order expansions of the losses of problems (...), with penalties; in float64."""
 
     count: Tensor  # type: ignore[assignment]  # (C, 1) or (C,)  sum q; shadows tuple.count
     value: Tensor  # (...)
     gradient: Tensor  # (..., Q)
     hessian: Tensor  # (..., Q, Q)
 
-    def where(self, mine: Tensor, other: "Expansion") -> "Expansion":
-        """``mine`` (...) problems from here, the rest from ``other``."""
+    def where(self, condition: Tensor, other: "Expansion") -> "Expansion":
+        """Select problems from here where ``condition`` (...) holds, else from ``other``."""
         pairs = zip(self[1:], other[1:], strict=True)
-        chosen = (
-            torch.where(mine.reshape(mine.shape + (1,) * i), a, b) for i, (a, b) in enumerate(pairs)
+        selected = (
+            torch.where(condition.reshape(condition.shape + (1,) * dims), mine, its)
+            for dims, (mine, its) in enumerate(pairs)
         )
-        return Expansion(self.count, *chosen)
-
-    def some(self, mine: Tensor) -> "Expansion":
-        """``mine`` (...) problems alone, (K,)."""
-        return Expansion(
-            self.count.expand(mine.shape)[mine], *(tensor[mine] for tensor in self[1:])
-        )
+        return Expansion(self.count, *selected)
 
 
 class PairedRows(NamedTuple):
-    """Rows, and the (row, component) pairs that the problems are made of."""
+    """Rows, and the (row, component) pairs of which the problems consist."""
 
     design: Tensor  # (N, Q)
     targets: Tensor  # (N, M)
@@ -65,129 +60,154 @@ class PairedRows(NamedTuple):
 
 
 def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor) -> Tensor:
-    """Coefficients (..., Q) of the minima of convex problems (...), from ``start``; no problem's loss ever rises.
+    """Minimize convex problems (...) from ``start`` (..., Q); no problem's loss ever rises.
 
-    Newton steps are halved until they bring what Armijo's condition asks for. A problem begins at
-    zero where that is better than its start, and once more where it ends although Newton's model
-    promises more than its whole loss: far from the data's scale losses may overflow, or have no
-    curvature left to go by. One without a minimum (classes that a hyperplane separates, without a
-    penalty) is left where its loss has all but stopped falling.
+    A problem begins at zero where zero is better than its start. It begins at zero once more if
+    Newton's model promises more than the whole loss where it ends: far from the scale of the data,
+    losses may overflow or have no curvature left. A problem without a minimum (separable classes
+    without a penalty) ends where its loss has all but stopped falling.
 
-    :param expand: the problems about coefficients (..., Q); losses are not negative.
-    :param at_zero: losses (...) at zero.
+    :param expand: returns the expansions about coefficients (..., Q); losses are not negative.
+    :param at_zero: (...) losses at zero.
+    :returns: (..., Q) coefficients of the minima.
     """
-    first = expand(start)
-    usable = first.value <= at_zero
-    at = torch.where(usable.unsqueeze(-1), start, 0.0)
-    at, here, misled = _descend(expand, at, first if bool(usable.all()) else expand(at))
-    misled &= usable
-    if bool(misled.any()):
-        zero = torch.where(misled.unsqueeze(-1), 0.0, at)
-        again, there, _ = _descend(expand, zero, expand(zero))
-        better = there.value < here.value
-        at, here = torch.where(better.unsqueeze(-1), again, at), there.where(better, here)
-    return torch.where((here.value > first.value).unsqueeze(-1), start, at)
+    start_expansion = expand(start)
+    usable = start_expansion.value <= at_zero
+    point = torch.where(usable.unsqueeze(-1), start, 0.0)
+    first = start_expansion if bool(usable.all()) else expand(point)
+    point, expansion, stuck = _descend(expand, point, first)
+    stuck &= usable
+    if bool(stuck.any()):
+        restart = torch.where(stuck.unsqueeze(-1), 0.0, point)
+        new_point, new_expansion, _ = _descend(expand, restart, expand(restart))
+        better = new_expansion.value < expansion.value
+        point = torch.where(better.unsqueeze(-1), new_point, point)
+        expansion = new_expansion.where(better, expansion)
+    worse = expansion.value > start_expansion.value
+    return torch.where(worse.unsqueeze(-1), start, point)
 
 
 def _descend(
-    expand: Callable[[Tensor], Expansion], at: Tensor, here: Expansion
+    expand: Callable[[Tensor], Expansion], point: Tensor, expansion: Expansion
 ) -> tuple[Tensor, Expansion, Tensor]:
-    """Where Newton's method leads, and which problems it leaves although its model promises more than there is."""
-    step, promise = _direction(here)
-    length = torch.ones_like(here.value)
+    """Descend by Newton's method.
+
+    An expansion takes one pass over all rows, however few problems need it. So the line search of
+    each problem runs on its own: some problems halve their steps while others take the next one.
+
+    :returns: where the problems end, their expansions there, and which of them are stuck although
+        Newton's model promises more than their whole loss.
+    """
+    step, promise = _newton_step(expansion)
+    length = torch.ones_like(expansion.value)
     for _ in range(_STEPS):
-        unsolved = (promise > _TOLERANCE * here.count) & (length > _SHORTEST)
+        unsolved = (promise > _TOLERANCE * expansion.count) & (length > SHORTEST)
         if not bool(unsolved.any()):
             break
-        trial = at + (length * unsolved).unsqueeze(-1) * step
-        there = expand(trial)
-        good = there.value <= here.value - 2 * _SUFFICIENT * length * promise
-        at = torch.where(good.unsqueeze(-1), trial, at)
-        here = there.where(good, here)
-        step, promise = _direction(here)
-        length = torch.where(good, 1.0, 0.5 * length)
-    return at, here, promise > here.value
+        trial = point + (length * unsolved).unsqueeze(-1) * step
+        trial_expansion = expand(trial)
+        accepted = sufficient_decrease(
+            expansion.value, trial_expansion.value, -2 * length * promise
+        )
+        point = torch.where(accepted.unsqueeze(-1), trial, point)
+        expansion = trial_expansion.where(accepted, expansion)
+        step, promise = _newton_step(expansion)
+        length = torch.where(accepted, 1.0, 0.5 * length)
+    return point, expansion, promise > expansion.value
 
 
-def _direction(e: Expansion) -> tuple[Tensor, Tensor]:
-    """Newton steps (..., Q), and how much each problem's loss falls by Newton's model (...).
+def _newton_step(expansion: Expansion) -> tuple[Tensor, Tensor]:
+    """Compute Newton steps (..., Q), and the decrease of each loss that Newton's model promises.
 
-    Of coefficients brought to one scale, so that their units do not decide what is taken for
-    rounding.
+    The coefficients are first brought to one scale, so that their units do not decide which
+    curvatures are taken for rounding errors.
     """
-    own = e.hessian.diagonal(dim1=-2, dim2=-1)
-    scale = own.clamp_min(_FLAT * own.amax(-1, keepdim=True)).rsqrt().where(own > 0, 0.0)
-    hessian, gradient = (
-        scale.unsqueeze(-1) * e.hessian * scale.unsqueeze(-2),
-        (scale * e.gradient).unsqueeze(-1),
-    )
+    curvature = expansion.hessian.diagonal(dim1=-2, dim2=-1)
+    smallest = _FLAT * curvature.amax(-1, keepdim=True)
+    scale = curvature.clamp_min(smallest).rsqrt().where(curvature > 0, 0.0)
+    hessian = scale.unsqueeze(-1) * expansion.hessian * scale.unsqueeze(-2)
+    gradient = (scale * expansion.gradient).unsqueeze(-1)
     factor, failed = torch.linalg.cholesky_ex(hessian)
     step = -torch.cholesky_solve(gradient, factor)
-    rounding = own.shape[-1] * torch.finfo(own.dtype).eps
-    # Pivots this small may be rounding: written so that NaN is one.
-    flat = (failed > 0) | ~(factor.diagonal(dim1=-2, dim2=-1).square().amin(-1) > 16 * rounding)
-    if bool(flat.any()):
-        step[flat] = _floored(
-            hessian[flat], gradient[flat], e.count.expand(flat.shape)[flat], rounding
-        )
+    rounding = curvature.shape[-1] * torch.finfo(curvature.dtype).eps
+    smallest_pivot = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    # Pivots this small may be rounding errors. NaN counts as such a pivot, hence the negation.
+    singular = (failed > 0) | ~(smallest_pivot > 16 * rounding)
+    if bool(singular.any()):
+        count = expansion.count.expand(singular.shape)[singular]
+        step[singular] = _regularized_step(hessian[singular], gradient[singular], count, rounding)
     step = scale * step.squeeze(-1)
-    return step, -0.5 * (step * e.gradient).sum(-1)
+    return step, -0.5 * (step * expansion.gradient).sum(-1)
 
 
-def _floored(hessian: Tensor, gradient: Tensor, count: Tensor, rounding: float) -> Tensor:
-    """Newton steps (K, Q, 1) where curvatures below ``rounding``, of the largest, say nothing.
+def _regularized_step(hessian: Tensor, gradient: Tensor, count: Tensor, rounding: float) -> Tensor:
+    """Compute Newton steps (K, Q, 1) whose curvatures are at least ``rounding`` times the largest.
 
-    Such a combination of coefficients stays as it is where it promises little at a curvature of
-    that size, as among collinear covariates, and else takes the step of that size: its rows are
-    only far from where their loss bends.
+    Curvatures below that are meaningless. Along such a direction the coefficients stay where they
+    are if the step promises little, as with collinear covariates. Otherwise they take the step:
+    then the rows are only far from where their loss is curved.
     """
     values, vectors = torch.linalg.eigh(hessian)
-    curvature = torch.maximum(
-        values, (rounding * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny)
-    )
+    smallest = (rounding * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny)
+    curvature = torch.maximum(values, smallest)
     slope = (vectors.mT @ gradient).squeeze(-1)
-    told = (values >= curvature) | (slope.square() > 2 * _TOLD * count.unsqueeze(-1) * curvature)
-    return -vectors @ torch.where(told, slope / curvature, 0.0).unsqueeze(-1)
+    promising = slope.square() > 2 * _REAL_GAIN * count.unsqueeze(-1) * curvature
+    step = torch.where((values >= curvature) | promising, slope / curvature, 0.0)
+    return -vectors @ step.unsqueeze(-1)
 
 
 def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tensor) -> Expansion:
-    """The problems about ``coefficients`` (C, M, Q), with ``penalty`` (Q,); memory is bounded by tiles."""
-    outputs, wide = coefficients.shape[1:]
-    like = torch.zeros_like(coefficients)
-    hessian = like.new_zeros(*like.shape, wide)
-    out = Expansion(like.new_zeros(len(like), 1), like.new_zeros(like.shape[:2]), like, hessian)
-    for tile in tiles(rows.pairs.sorted, wide * (1 + outputs * (1 + wide // 32))):
-        x, weight = rows.design[tile.rows].double(), rows.weight[tile.slots].double() * tile.valid
-        eta, target = x @ coefficients[tile.components].mT, rows.targets[tile.rows]
-        slope, curvature = (d * weight.unsqueeze(-1) for d in loss.derivatives(eta, target))
-        value = (loss.value(eta, target) * weight.unsqueeze(-1)).sum(1)
-        bent = (x.unsqueeze(1) * curvature.mT.unsqueeze(-1)).mT @ x.unsqueeze(1)
-        for total, part in zip(
-            out, (weight.sum(1, keepdim=True), value, slope.mT @ x, bent), strict=True
-        ):
-            total.index_add_(0, tile.components, part)
-    return _penalised(out, coefficients, penalty)
+    """Expand the problems about ``coefficients`` (C, M, Q), with ``penalty`` (Q,).
+
+    Pairs are processed in tiles of bounded memory.
+    """
+    outputs, width = coefficients.shape[1:]
+    zeros = torch.zeros_like(coefficients)
+    totals = Expansion(
+        zeros.new_zeros(len(zeros), 1),
+        zeros.new_zeros(zeros.shape[:2]),
+        zeros,
+        zeros.new_zeros(*zeros.shape, width),
+    )
+    for tile in component_tiles(rows.pairs.sorted, width * (1 + outputs * (1 + width // 32))):
+        x = rows.design[tile.rows].double()
+        weight = rows.weight[tile.slots].double() * tile.valid
+        predictor, target = x @ coefficients[tile.components].mT, rows.targets[tile.rows]
+        slope, curvature = (
+            derivative * weight.unsqueeze(-1) for derivative in loss.derivatives(predictor, target)
+        )
+        value = (loss.value(predictor, target) * weight.unsqueeze(-1)).sum(1)
+        hessian = (x.unsqueeze(1) * curvature.mT.unsqueeze(-1)).mT @ x.unsqueeze(1)
+        sums = (weight.sum(1, keepdim=True), value, slope.mT @ x, hessian)
+        for total, tile_sum in zip(totals, sums, strict=True):
+            total.index_add_(0, tile.components, tile_sum)
+    return _with_penalty(totals, coefficients, penalty)
 
 
-def _penalised(e: Expansion, coefficients: Tensor, penalty: Tensor) -> Expansion:
-    share = e.count.unsqueeze(-1) * penalty  # (C, 1, Q)
-    value = e.value + (share * coefficients.square()).sum(-1)
+def _with_penalty(expansion: Expansion, coefficients: Tensor, penalty: Tensor) -> Expansion:
+    scaled = expansion.count.unsqueeze(-1) * penalty  # (C, 1, Q)
     return Expansion(
-        e.count, value, e.gradient + 2 * share * coefficients, e.hessian + (2 * share).diag_embed()
+        expansion.count,
+        expansion.value + (scaled * coefficients.square()).sum(-1),
+        expansion.gradient + 2 * scaled * coefficients,
+        expansion.hessian + (2 * scaled).diag_embed(),
     )
 
 
 def minimize(loss: RowLoss, rows: PairedRows, start: Tensor, penalty: Tensor) -> Tensor:
-    """Coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`."""
+    """Find the coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`."""
     return newton(
-        lambda at: expand(loss, rows, at, penalty), start, _losses_at_zero(loss, rows, start)
+        lambda coefficients: expand(loss, rows, coefficients, penalty),
+        start,
+        _losses_at_zero(loss, rows, start),
     )
 
 
 def _losses_at_zero(loss: RowLoss, rows: PairedRows, like: Tensor) -> Tensor:
-    """Losses (C, M) of predictors that are zero."""
+    """Compute the losses (C, M) of predictors that are zero."""
     target = rows.targets.double()
-    each, order = loss.value(torch.zeros_like(target), target), rows.pairs.sorted
-    component = torch.repeat_interleave(order.starts.diff(), output_size=len(order.rows))
-    weight = rows.weight[order.order].double().unsqueeze(-1)
-    return torch.zeros_like(like[..., 0]).index_add_(0, component, weight * each[order.rows])
+    row_losses = loss.value(torch.zeros_like(target), target)
+    pairs = rows.pairs.sorted
+    component = torch.repeat_interleave(pairs.starts.diff(), output_size=len(pairs.rows))
+    weight = rows.weight[pairs.order].double().unsqueeze(-1)
+    return torch.zeros_like(like[..., 0]).index_add_(0, component, weight * row_losses[pairs.rows])

@@ -1,13 +1,13 @@
-r"""Multinomial logistic regression with soft labels: Newton's method, some rows at a time.
+r"""Multinomial logistic regression with soft labels, by Newton's method over chunks of rows.
 
-With responsibilities q of rows x and :math:`w_n = \sum_c q_{nc}`, the problem is to minimise over
+With responsibilities q of rows x and :math:`w_n = \sum_c q_{nc}`, the problem is to minimize over
 :math:`\theta`
 
 .. math:: -\sum_{nc} q_{nc} \log \mathrm{softmax}(\theta x_n)_c + n \sum_{cp} d_p \theta_{cp}^2 =
     \sum_n w_n \log \sum_c e^{\theta_c x_n} - \sum_c \theta_c \sum_n q_{nc} x_n + n \sum_{cp} d_p
     \theta_{cp}^2,
 
-n the sum of all w: of q no more is needed than the sums :math:`\sum_n q_{nc} x_n`.
+where n is the sum of all w. Only the sums :math:`\sum_n q_{nc} x_n` of q are needed.
 """
 
 from collections.abc import Iterator
@@ -16,200 +16,214 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.ops.optimize.line_search import SHORTEST, backtrack
+
 _STEPS = 100
-# A step that promises less than this a row is the last; nats.
+# The last step is one that promises less than this, in nats per row.
 _TOLERANCE = 1e-12
-_SUFFICIENT = 1e-4  # Armijo's condition
-_SHORTEST = 1e-10  # of a step: what is left is rounding
-# Coefficients of which a dense Hessian is made; with more, it is only multiplied by.
+# Up to this number of coefficients the Hessian is a dense matrix. Above, it is only multiplied by.
 _DENSE = 512
-# Conjugate gradients stop at this part of the residual they began with, or after so many steps.
+# Conjugate gradients stop when the residual has fallen to this fraction, or after so many products.
 _RESIDUAL = 1e-2
 _PRODUCTS = 100
-# Numbers in float64 alive at once.
+# Largest number of float64 elements of a chunk.
 _NUMBERS = 1 << 21
 
 
 class SoftmaxRows(NamedTuple):
-    """Rows, and what the problem has to know of their soft labels."""
+    """Rows and sums of their soft labels."""
 
     design: Tensor  # (N, Q)
     weight: Tensor  # (N,)  w, positive
     sums: Tensor  # (C, Q) float64  sum q x
 
     def chunks(self, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and weights in float64, so many that ``width`` numbers for each stay within bounds."""
+        """Iterate over rows and weights in float64, in chunks for ``width`` elements per row."""
         size = max(1, _NUMBERS // width)
         for x, weight in zip(self.design.split(size), self.weight.split(size), strict=True):
             yield x.double(), weight.double()
 
 
-def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, held: int = 0) -> Tensor:
-    r"""Coefficients (C, Q) of the minimum in float64, from ``start`` (C, Q); the loss never rises.
+def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, fixed: int = 0) -> Tensor:
+    r"""Find the coefficients of the minimum; the loss never rises.
 
-    Where zero is better than the start it begins at zero.
-
-    Newton steps, halved until they bring what Armijo's condition asks for. Above 512 coefficients
-    they are solved for by conjugate gradients, preconditioned by a bound of the Hessian that is the
-    same in all steps,
+    Begins at zero where zero is better than the start. Above 512 coefficients the Newton steps are
+    found by conjugate gradients, preconditioned by a bound of the Hessian that is the same in all
+    steps,
     :math:`\frac12 (I - 1 1^T / C) \otimes \sum_n w_n x_n x_n^T` (Böhning, "Multinomial logistic
-    regression algorithm", AISM 44, 1992). A problem without a minimum (separable classes) is left
+    regression algorithm", AISM 44, 1992). A problem without a minimum (separable classes) ends
     where its loss has all but stopped falling.
 
-    :param penalty: d (Q,), not negative.
-    :param held: the first so many components stay as they are.
+    :param start: (C, Q) in float64.
+    :param penalty: (Q,) d, not negative.
+    :param fixed: the coefficients of this number of components, the first ones, are not changed.
+    :returns: (C, Q) in float64.
 
-    >>> rows = SoftmaxRows(torch.ones(4, 1), torch.ones(4), torch.tensor([[1.0], [3.0]], dtype=torch.float64))
-    >>> minimize(rows, torch.zeros(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), held=1).softmax(0)
+    >>> sums = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    >>> rows = SoftmaxRows(torch.ones(4, 1), torch.ones(4), sums)
+    >>> zero = torch.zeros(2, 1, dtype=torch.float64)
+    >>> minimize(rows, zero, penalty=zero[0], fixed=1).softmax(0)
     tensor([[0.2500],
             [0.7500]], dtype=torch.float64)
     """
-    pull = rows.weight.sum(dtype=torch.float64) * penalty
-    dense = (len(start) - held) * start.shape[1] <= _DENSE
-    bound = None if dense else _bound(rows, pull, held)
-    at, here = _better(rows, start, pull, held)
-    for _ in range(_STEPS):
-        gradient = _gradient(rows, at, pull)[held:]
-        step = (
-            _newton(rows, at, gradient, pull, held)
-            if bound is None
-            else _iterated(rows, at, gradient, pull, bound)
+    return _Problem(rows, penalty, fixed).minimize(start)
+
+
+class _Problem:
+    """The loss, its derivatives, and Newton's method for them."""
+
+    def __init__(self, rows: SoftmaxRows, penalty: Tensor, fixed: int):
+        self.rows, self.fixed = rows, fixed
+        self.penalty = rows.weight.sum(dtype=torch.float64) * penalty  # (Q,)
+        self.tolerance = _TOLERANCE * float(rows.weight.sum())
+
+    def minimize(self, start: Tensor) -> Tensor:
+        free_coefficients = (len(start) - self.fixed) * start.shape[1]
+        bound = None if free_coefficients <= _DENSE else self.hessian_bound()
+        theta, loss = self.better_start(start)
+        for _ in range(_STEPS):
+            gradient = self.gradient(theta)[self.fixed :]
+            if bound is None:
+                step = self.newton_step(theta, gradient)
+            else:
+                step = self.truncated_newton_step(theta, gradient, bound)
+            slope = (step * gradient).sum()
+            promise = -0.5 * float(slope)
+            if not promise > 0:
+                break
+            last = promise <= self.tolerance
+            theta, loss, moved = self.search(theta, loss, step, slope, only_full_step=last)
+            if last or not moved:
+                break
+        return theta
+
+    def better_start(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose between ``start`` and zero, and compute the loss there.
+
+        Far from the scale of the data there is no curvature left for Newton's method.
+        """
+        zero = start.clone()
+        zero[self.fixed :] = 0.0
+        start_loss, zero_loss = self.loss(start), self.loss(zero)
+        return (start, start_loss) if bool(start_loss <= zero_loss) else (zero, zero_loss)
+
+    def search(
+        self, theta: Tensor, loss: Tensor, step: Tensor, slope: Tensor, *, only_full_step: bool
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Search along the step; returns the coefficients, their loss, and whether they moved."""
+        fixed, trial_loss = theta[: self.fixed], loss
+
+        def losses(trial: Tensor, _: Tensor) -> Tensor:
+            nonlocal trial_loss
+            trial_loss = self.loss(torch.cat([fixed, trial[0]]))
+            return trial_loss.unsqueeze(0)
+
+        point, moved = backtrack(
+            losses,
+            theta[self.fixed :].unsqueeze(0),
+            step.unsqueeze(0),
+            slope.unsqueeze(0),
+            loss.unsqueeze(0),
+            shortest=0.5 if only_full_step else SHORTEST,
         )
-        promise = -0.5 * float((step * gradient).sum())
-        found = _search(rows, at, here, step, promise, pull, held)
-        if found is None:
-            break
-        at, here = found
-        if promise <= _TOLERANCE * float(rows.weight.sum()):
-            break
-    return at
+        if not bool(moved[0]):
+            return theta, loss, False
+        return torch.cat([fixed, point[0]]), trial_loss, True
+
+    def loss(self, theta: Tensor) -> Tensor:
+        total = (self.penalty * theta.square()).sum() - (self.rows.sums * theta).sum()
+        for x, weight in self.rows.chunks(len(theta)):
+            total = total + weight @ (x @ theta.T).logsumexp(-1)
+        return total
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        total = 2 * self.penalty * theta - self.rows.sums
+        for x, weight in self.rows.chunks(len(theta)):
+            total += ((x @ theta.T).softmax(-1) * weight.unsqueeze(-1)).T @ x
+        return total
+
+    def newton_step(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        """Compute the Newton step of the free components, the shortest if it is not unique."""
+        step = -(_pseudo_inverse(self.hessian(theta)) @ gradient.reshape(-1))
+        return step.reshape(gradient.shape)
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        """Compute the Hessian of the free coefficients."""
+        free, width = len(theta) - self.fixed, theta.shape[1]
+        size = free * width
+        total = (2 * self.penalty).repeat(free).diag()
+        # The blocks of each component with itself, (Q, Q, free): a view.
+        diagonal_blocks = total.view(free, width, free, width).diagonal(dim1=0, dim2=2)
+        for x, weight in self.rows.chunks(size + len(theta)):
+            probs = (x @ theta.T).softmax(-1)[:, self.fixed :]
+            products = (probs.unsqueeze(-1) * x.unsqueeze(1)).reshape(len(x), size)
+            weighted = products * weight.unsqueeze(-1)
+            total -= weighted.T @ products
+            weighted = weighted.reshape(len(x), free, width)
+            diagonal_blocks += torch.einsum("nfq,nr->qrf", weighted, x)
+        return total
+
+    def hessian_bound(self) -> "_HessianBound":
+        gram = torch.zeros_like(self.penalty.diag())
+        for x, weight in self.rows.chunks(len(gram)):
+            gram += (x * weight.unsqueeze(-1)).T @ x
+        penalty = (2 * self.penalty).diag()
+        components = len(self.rows.sums)
+        free = components - self.fixed
+        # Eigenvalues of (I - 1 1^T / C) / 2 among the free components.
+        difference_eigenvalue, mean_eigenvalue = 0.5, 0.5 * (1 - free / components)
+        return _HessianBound(
+            _pseudo_inverse(difference_eigenvalue * gram + penalty),
+            _pseudo_inverse(mean_eigenvalue * gram + penalty),
+        )
+
+    def truncated_newton_step(
+        self, theta: Tensor, gradient: Tensor, bound: "_HessianBound"
+    ) -> Tensor:
+        """Compute the Newton step to a few digits, by preconditioned conjugate gradients."""
+        step, residual = torch.zeros_like(gradient), -gradient
+        preconditioned = bound.solve(residual)
+        direction = preconditioned
+        squared_norm = float((residual * preconditioned).sum())
+        target = _RESIDUAL**2 * squared_norm
+        for _ in range(_PRODUCTS):
+            product = self.hessian_product(theta, direction)
+            curvature = float((direction * product).sum())
+            if squared_norm <= target or curvature <= 0:
+                break
+            length = squared_norm / curvature
+            step = step + length * direction
+            residual = residual - length * product
+            preconditioned = bound.solve(residual)
+            previous, squared_norm = squared_norm, float((residual * preconditioned).sum())
+            direction = preconditioned + squared_norm / previous * direction
+        return step
+
+    def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """Multiply the Hessian by ``direction`` (C - fixed, Q)."""
+        total = 2 * self.penalty * direction
+        for x, weight in self.rows.chunks(2 * len(theta)):
+            probs = (x @ theta.T).softmax(-1)[:, self.fixed :]
+            slope = x @ direction.T
+            change = probs * (slope - (probs * slope).sum(-1, keepdim=True))
+            total += (change * weight.unsqueeze(-1)).T @ x
+        return total
 
 
-def _better(rows: SoftmaxRows, start: Tensor, pull: Tensor, held: int) -> tuple[Tensor, float]:
-    """Where to begin, and the loss there: far from the data's scale there is no curvature left to go by."""
-    zero = start.clone()
-    zero[held:] = 0.0
-    here, there = _value(rows, start, pull), _value(rows, zero, pull)
-    return (start, here) if here <= there else (zero, there)
+class _HessianBound(NamedTuple):
+    """Inverse of the bound of the Hessian, which acts on the components' mean and differences."""
 
-
-def _search(
-    rows: SoftmaxRows,
-    at: Tensor,
-    here: float,
-    step: Tensor,
-    promise: float,
-    pull: Tensor,
-    held: int,
-) -> tuple[Tensor, float] | None:
-    """The longest of the halved steps that brings enough, and its loss."""
-    if not promise > 0:
-        return None
-    length, last = 1.0, promise <= _TOLERANCE * float(rows.weight.sum())
-    while length > (0.5 if last else _SHORTEST):
-        trial = at.clone()
-        trial[held:] += length * step
-        there = _value(rows, trial, pull)
-        if there <= here - 2 * _SUFFICIENT * length * promise:
-            return trial, there
-        length /= 2
-    return None
-
-
-def _value(rows: SoftmaxRows, at: Tensor, pull: Tensor) -> float:
-    total = (pull * at.square()).sum() - (rows.sums * at).sum()
-    for x, weight in rows.chunks(len(at)):
-        total = total + weight @ (x @ at.T).logsumexp(-1)
-    return float(total)
-
-
-def _gradient(rows: SoftmaxRows, at: Tensor, pull: Tensor) -> Tensor:
-    out = 2 * pull * at - rows.sums
-    for x, weight in rows.chunks(len(at)):
-        out += ((x @ at.T).softmax(-1) * weight.unsqueeze(-1)).T @ x
-    return out
-
-
-def _newton(rows: SoftmaxRows, at: Tensor, gradient: Tensor, pull: Tensor, held: int) -> Tensor:
-    """The Newton step of the components from ``held`` on; the shortest, where several are as good."""
-    return -(_inverse(_hessian(rows, at, pull, held)) @ gradient.reshape(-1)).reshape(
-        gradient.shape
-    )
-
-
-def _hessian(rows: SoftmaxRows, at: Tensor, pull: Tensor, held: int) -> Tensor:
-    free, wide = len(at) - held, at.shape[1]
-    size = free * wide
-    out = (2 * pull).repeat(free).diag()
-    own = out.view(free, wide, free, wide).diagonal(dim1=0, dim2=2)  # (Q, Q, free), a view
-    for x, weight in rows.chunks(size + len(at)):
-        probs = (x @ at.T).softmax(-1)[:, held:]
-        each = (probs.unsqueeze(-1) * x.unsqueeze(1)).reshape(len(x), size)
-        weighted = each * weight.unsqueeze(-1)
-        out -= weighted.T @ each
-        own += torch.einsum("nfq,nr->qrf", weighted.reshape(len(x), free, wide), x)
-    return out
-
-
-class _Bound(NamedTuple):
-    """Inverse of the Hessian's bound: apart for the components' mean and for their differences from it."""
-
-    apart: Tensor  # (Q, Q)
-    common: Tensor  # (Q, Q)
-    held: int
+    differences: Tensor  # (Q, Q)
+    mean: Tensor  # (Q, Q)
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The bound's step (C - held, Q) to where ``gradient`` comes from."""
+        """Multiply the inverse by ``gradient`` (C - fixed, Q)."""
         mean = gradient.mean(0, keepdim=True)
-        return (gradient - mean) @ self.apart + mean @ self.common
+        return (gradient - mean) @ self.differences + mean @ self.mean
 
 
-def _bound(rows: SoftmaxRows, pull: Tensor, held: int) -> _Bound:
-    gram, free = torch.zeros_like(pull.diag()), len(rows.sums) - held
-    for x, weight in rows.chunks(len(gram)):
-        gram += (x * weight.unsqueeze(-1)).T @ x
-    # Eigenvalues of (I - 1 1^T / C) / 2 among the components that move.
-    apart, common = (
-        _inverse(half * gram + (2 * pull).diag())
-        for half in (0.5, 0.5 * (1 - free / (free + held)))
-    )
-    return _Bound(apart, common, held)
-
-
-def _iterated(
-    rows: SoftmaxRows, at: Tensor, gradient: Tensor, pull: Tensor, bound: _Bound
-) -> Tensor:
-    """The Newton step by preconditioned conjugate gradients, to a few digits."""
-    step, residual = torch.zeros_like(gradient), -gradient
-    turned = bound.solve(residual)
-    direction, size = turned, float((residual * turned).sum())
-    enough = _RESIDUAL**2 * size
-    for _ in range(_PRODUCTS):
-        bent = _product(rows, at, direction, pull, bound.held)
-        curvature = float((direction * bent).sum())
-        if size <= enough or curvature <= 0:
-            break
-        step = step + size / curvature * direction
-        residual = residual - size / curvature * bent
-        turned = bound.solve(residual)
-        size, before = float((residual * turned).sum()), size
-        direction = turned + size / before * direction
-    return step
-
-
-def _product(rows: SoftmaxRows, at: Tensor, direction: Tensor, pull: Tensor, held: int) -> Tensor:
-    """The Hessian times ``direction`` (C - held, Q)."""
-    out = 2 * pull * direction
-    for x, weight in rows.chunks(2 * len(at)):
-        probs = (x @ at.T).softmax(-1)[:, held:]
-        slope = x @ direction.T
-        bent = probs * (slope - (probs * slope).sum(-1, keepdim=True))
-        out += (bent * weight.unsqueeze(-1)).T @ x
-    return out
-
-
-def _inverse(hessian: Tensor) -> Tensor:
-    """Pseudo-inverse, of coefficients scaled so that their units do not decide what is taken for rounding."""
+def _pseudo_inverse(hessian: Tensor) -> Tensor:
+    """Invert after scaling the coefficients, so that the rank does not depend on their units."""
     size = hessian.diagonal().clamp_min(0).sqrt()
     unit = torch.where(size > 0, 1 / size, 0.0)
     scale = unit.unsqueeze(-1) * unit

@@ -8,8 +8,6 @@ from pyro_mixtures.distributions.regression.generalized_regressions import (
     PoissonRegressions,
 )
 from pyro_mixtures.ops.optimize.newton import expand
-from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows
-from pyro_mixtures.ops.optimize.softmax_regression import minimize as minimize_softmax
 
 F64 = torch.float64
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -42,7 +40,7 @@ def sklearn_loss(x, y) -> float:
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e6])
 @pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-7])
 def test_nearly_collinear_covariates_have_their_optimum(apart, scale):
-    """What scikit-learn finds for the covariates' difference, in units in which they are not collinear."""
+    """The optimum is that of scikit-learn with the difference of the covariates instead."""
     x, y = labelled()
     difference = torch.randn(len(x), 1, dtype=F64)
     near = torch.cat([x, scale * (x[:, :1] + apart * difference)], -1)
@@ -84,7 +82,7 @@ def test_a_start_that_saturates_leads_to_the_optimum(size, dtype):
 
 @pytest.mark.parametrize("size", [1e3, 1e4, 1e6])
 def test_a_start_better_than_zero_without_curvature_leads_to_the_optimum(size):
-    """All rows but one on their side of the plane, so far from it that no curvature is left."""
+    """All rows but one are on their side of the plane, so far away that no curvature is left."""
     x = torch.randn(2000, 4, dtype=F64)
     normal = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
     y = (x @ normal > 0).double()
@@ -101,23 +99,4 @@ def test_rates_far_from_the_counts_lead_to_the_optimum(bias):
     expected = least_loss(x, y, zero, family=PoissonRegressions)
     assert least_loss(x, y, zero, bias, family=PoissonRegressions) == pytest.approx(
         expected, rel=1e-9
-    )
-
-
-@pytest.mark.parametrize("held", [0, 1])
-@pytest.mark.parametrize("size", [50.0, 1e3, 1e6])
-def test_gates_that_saturate_lead_to_the_optimum(size, held):
-    x, y = labelled()
-    design = torch.cat([x, torch.ones(len(x), 1, dtype=F64)], -1)
-    sums = torch.stack([(1 - y) @ design, y @ design])
-    rows, zero = (
-        SoftmaxRows(design, torch.ones(len(x), dtype=F64), sums),
-        torch.zeros(2, 3, dtype=F64),
-    )
-    start = zero.clone()
-    start[1] = size
-    penalty = torch.zeros(3, dtype=F64)
-    found, expected = (minimize_softmax(rows, at, penalty, held=held) for at in (start, zero))
-    torch.testing.assert_close(
-        (design @ found.T).softmax(-1), (design @ expected.T).softmax(-1), atol=1e-6, rtol=0
     )

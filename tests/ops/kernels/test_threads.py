@@ -1,4 +1,4 @@
-"""The pool of threads behind the CPU kernels: every task once, errors reach the caller, settings are given back."""
+"""Threads of the CPU kernels: every task runs once, errors reach the caller, settings return."""
 
 import multiprocessing
 import threading
@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mixtures.ops.kernels.threads import for_each, kernels_first, pieces, threads
+from pyro_mixtures.ops.kernels.threads import (
+    reserve_threads,
+    run_slices,
+    run_tasks,
+    thread_count,
+    work_slices,
+)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 # Long enough for any machine: only what hangs waits for so long.
@@ -30,11 +36,11 @@ def several(request):
 
 def numbers_seen(count):
     seen = []
-    for_each(seen.append, count)
+    run_tasks(seen.append, count)
     return sorted(seen)
 
 
-# for_each.
+# run_tasks and run_slices.
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 1000])
@@ -50,7 +56,7 @@ def test_as_many_threads_work_as_torch_has(several):
         meet.wait()
         names.add(threading.get_ident())
 
-    for_each(task, several)
+    run_tasks(task, several)
     assert len(names) == several
     assert threading.get_ident() in names
 
@@ -67,7 +73,7 @@ def test_an_error_reaches_the_caller(on_caller):
                 raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        for_each(task, 20)
+        run_tasks(task, 20)
     assert numbers_seen(20) == list(range(20))
 
 
@@ -76,7 +82,7 @@ def test_errors_on_all_threads_reach_the_caller_as_one(several):
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        for_each(task, 20)
+        run_tasks(task, 20)
 
 
 def test_helpers_have_ended_when_an_error_is_raised():
@@ -98,7 +104,7 @@ def test_helpers_have_ended_when_an_error_is_raised():
         ended.append(i)
 
     with pytest.raises(ZeroDivisionError):
-        for_each(task, 2)
+        run_tasks(task, 2)
     assert len(ended) == 1
 
 
@@ -107,7 +113,9 @@ def test_nested_calls_do_not_hang_and_call_every_number_once(several):
 
     def run():
         torch.set_num_threads(several)
-        for_each(lambda i: for_each(lambda j: for_each(lambda k: seen.append((i, j, k)), 5), 6), 40)
+        run_tasks(
+            lambda i: run_tasks(lambda j: run_tasks(lambda k: seen.append((i, j, k)), 5), 6), 40
+        )
 
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
@@ -116,21 +124,27 @@ def test_nested_calls_do_not_hang_and_call_every_number_once(several):
     assert sorted(seen) == [(i, j, k) for i in range(40) for j in range(6) for k in range(5)]
 
 
-# kernels_first.
+def test_results_keep_the_order_of_the_tasks(several):
+    assert run_tasks(lambda i: i * i, 100) == [i * i for i in range(100)]
+    ranges = run_slices(lambda begin, end: (begin, end), 1000, minimum=10)
+    assert [i for begin, end in ranges for i in range(begin, end)] == list(range(1000))
 
 
-def test_kernels_have_all_threads_and_torch_one(several):
-    with kernels_first():
-        assert threads() == several
+# reserve_threads.
+
+
+def test_kernels_have_all_threads_and_torch_has_one(several):
+    with reserve_threads():
+        assert thread_count() == several
         assert torch.get_num_threads() == 1
-    assert threads() == several
+    assert thread_count() == several
     assert torch.get_num_threads() == several
 
 
 def test_an_error_gives_the_threads_back(several):
-    with pytest.raises(ZeroDivisionError), kernels_first():
+    with pytest.raises(ZeroDivisionError), reserve_threads():
         raise ZeroDivisionError
-    assert threads() == several
+    assert thread_count() == several
     assert torch.get_num_threads() == several
 
 
@@ -138,20 +152,20 @@ def test_an_error_of_a_task_gives_the_threads_back(several):
     def task(_):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), kernels_first():
-        for_each(task, 20)
-    assert threads() == several
+    with pytest.raises(ZeroDivisionError), reserve_threads():
+        run_tasks(task, 20)
+    assert thread_count() == several
     assert torch.get_num_threads() == several
 
 
 def test_blocks_within_blocks_give_back_what_they_found(several):
-    with kernels_first():
-        with kernels_first():
-            assert threads() == several
+    with reserve_threads():
+        with reserve_threads():
+            assert thread_count() == several
             assert torch.get_num_threads() == 1
-        assert threads() == several
+        assert thread_count() == several
         assert torch.get_num_threads() == 1
-    assert threads() == several
+    assert thread_count() == several
     assert torch.get_num_threads() == several
 
 
@@ -162,24 +176,24 @@ def test_torch_has_one_thread_in_every_task_of_a_block(several):
         meet.wait()
         found.append(torch.get_num_threads())
 
-    with kernels_first():
-        for_each(task, several)
+    with reserve_threads():
+        run_tasks(task, several)
     assert found == [1] * several
     assert torch.get_num_threads() == several
 
 
-# pieces.
+# work_slices.
 
 
 @few
 @given(st.integers(0, 5000), st.integers(1, 300), st.sampled_from([1, 2, 5]))
-def test_pieces_cover_the_range_once_and_are_not_too_small(items, least, count):
+def test_slices_cover_the_range_once_and_are_not_too_small(items, minimum, count):
     torch.set_num_threads(count)
-    parts = pieces(items, least)
-    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(items))
-    assert all(part.step is None for part in parts)
-    assert len(parts) == 1 or min(part.stop - part.start for part in parts) >= least
-    assert 1 <= len(parts) <= 8 * count
+    slices = work_slices(items, minimum)
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(items))
+    assert all(s.step is None for s in slices)
+    assert len(slices) == 1 or min(s.stop - s.start for s in slices) >= minimum
+    assert 1 <= len(slices) <= 8 * count
 
 
 # Forks.
@@ -194,7 +208,7 @@ def all_numbers_or_exit():
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_pool_works_in_a_forked_process():
     torch.set_num_threads(2)
-    for_each(lambda _: None, 100)  # so that the parent has a pool
+    run_tasks(lambda _: None, 100)  # so that the parent has a pool
     child = multiprocessing.get_context("fork").Process(target=all_numbers_or_exit, daemon=True)
     child.start()
     child.join(HANGS)
