@@ -10,6 +10,7 @@ from pyro_mixtures.distributions.exponential.exponential_families import (
     Multinomials,
     Poissons,
 )
+from pyro_mixtures.distributions.exponential.gammas import Gammas
 from pyro_mixtures.distributions.gated_weights import GatedWeights
 from pyro_mixtures.distributions.gathered_components import GatheredComponents
 from pyro_mixtures.distributions.logit.choices import ChoiceLogits
@@ -46,6 +47,7 @@ __all__ = [
     "Exponentials",
     "FactorAnalyzers",
     "FullNormals",
+    "Gammas",
     "GatedWeights",
     "GatheredComponents",
     "IsotropicNormals",

@@ -1,11 +1,12 @@
-"""Params behind the arguments of distributions: found by identity, written in place through their constraint.
+"""Params behind the arguments of distributions: found by identity, written in place.
 
-The only place that depends on how Pyro stores params: constrained values carry ``.unconstrained()``
-(documented in ``pyro.param``), and the store's ``get_state()["constraints"]`` knows each name's
-constraint.
+This is the only module that depends on how Pyro stores params: constrained values have a method
+``unconstrained()`` (documented in ``pyro.param``), and ``get_state()`` of the param store holds the
+constraints by name.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,7 +15,10 @@ from torch.distributions import constraints, transform_to
 
 from pyro_mixtures.errors import ClosedFormError
 
-_EVERYTHING = slice(None)
+# Computes a param from the argument of a family: the values of a block of components, and the block.
+ToParam = Callable[[Tensor, slice], Tensor]
+
+_ALL = slice(None)
 
 
 class ParamHandle(NamedTuple):
@@ -23,40 +27,45 @@ class ParamHandle(NamedTuple):
     name: str
     leaf: Tensor
     constraint: constraints.Constraint
+    to_param: ToParam | None = None  # None where the family's argument is the param itself
 
-    def write(self, value: Tensor, some: slice = _EVERYTHING) -> None:
-        """Set the constrained ``value`` in place, so that modules, optimisers and the store keep their tensor.
+    def write(self, value: Tensor, block: slice = _ALL) -> None:
+        """Set the param in place, so that modules, optimizers and the store keep their tensor.
 
-        ``some`` are the entries of the first dimension to set, all by default.
+        :param value: values of the argument of which this is the param.
+        :param block: entries of the first dimension to set, all by default.
+        :raises ClosedFormError: when the param has another number of entries.
         """
         with torch.no_grad():
-            new, leaf = transform_to(self.constraint).inv(value.to(self.leaf.dtype)), self.leaf
-            leaf = leaf if some == _EVERYTHING else leaf[some]
-            if new.numel() != leaf.numel():
-                shapes = tuple(leaf.shape), tuple(new.shape)
+            if self.to_param is not None:
+                value = self.to_param(value, block)
+            unconstrained = transform_to(self.constraint).inv(value.to(self.leaf.dtype))
+            leaf = self.leaf if block == _ALL else self.leaf[block]
+            if unconstrained.numel() != leaf.numel():
                 raise ClosedFormError(
-                    f"param {self.name!r} has shape {shapes[0]}, its closed-form update {shapes[1]}"
+                    f"param {self.name!r} has shape {tuple(leaf.shape)}, "
+                    f"but its closed-form update has shape {tuple(unconstrained.shape)}"
                 )
-            leaf.copy_(new.reshape(leaf.shape))
+            leaf.copy_(unconstrained.reshape(leaf.shape))
 
     def copy_row(self, target: int, source: int) -> None:
-        """Give entry ``target`` of the first dimension the value of entry ``source``."""
+        """Copy entry ``source`` of the first dimension to entry ``target``."""
         with torch.no_grad():
             self.leaf[target] = self.leaf[source]
 
 
 def leaf_of(value: Tensor) -> Tensor:
-    """The unconstrained tensor behind a param's value; other tensors are their own leaf."""
-    unconstrained = getattr(value, "unconstrained", None)
+    """Return the unconstrained tensor behind a param's value; other tensors are their own leaf."""
+    unconstrained: Callable[[], Tensor] | None = getattr(value, "unconstrained", None)
     return value if unconstrained is None else unconstrained()
 
 
-def handle_of(site) -> ParamHandle:
-    """The handle of a traced ``param`` site."""
+def handle_of(site: Any) -> ParamHandle:
+    """Return the handle of a traced ``param`` site."""
     name = site["name"]
     leaf, store = leaf_of(site["value"]), pyro.get_param_store().get_state()
     if store["params"].get(name) is leaf:
         return ParamHandle(name, leaf, store["constraints"][name])
-    # With Pyro's module_local_params the store knows nothing of it, and the statement itself
+    # With Pyro's module_local_params, the store does not hold the param, and the site itself
     # carries the constraint.
     return ParamHandle(name, leaf, site["kwargs"].get("constraint", constraints.real))

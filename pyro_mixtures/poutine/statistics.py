@@ -16,7 +16,7 @@ from pyro_mixtures.errors import ClosedFormError
 from pyro_mixtures.poutine.joint import CandidateMessenger, own_scale, scaled_like
 from pyro_mixtures.poutine.params import ParamHandle, handle_of, leaf_of
 from pyro_mixtures.poutine.posterior import Posterior
-from pyro_mixtures.poutine.stock import stock_family, stock_weights
+from pyro_mixtures.poutine.stock import StockParam, stock_family, stock_weights
 from pyro_mixtures.poutine.structure import ProgramStructure
 
 
@@ -88,8 +88,8 @@ class StatisticsMessenger(Messenger):
         if isinstance(fn, ComponentWeights):
             family, params = fn, self._bind(msg["name"], fn.arguments)
         else:
-            family, names = stock_weights(msg["name"], fn, self._values)
-            params = {argument: self.params[name] for argument, name in names.items()}
+            family, stock_params = stock_weights(msg["name"], fn, self._values)
+            params = self._handles(stock_params)
         with torch.no_grad():
             sums = (
                 None
@@ -125,11 +125,17 @@ class StatisticsMessenger(Messenger):
             stock = stock_family(
                 name, self.all_components.get(name, fn), self.structure.components, self._values
             )
-            params = {argument: self.params[param] for argument, param in stock.params.items()}
+            params = self._handles(stock.params)
             family, value = stock.family, stock.rows(value)
         with torch.no_grad():
             sums = None if self.bind_only else family[z].statistics(value, weight, self._sums(name))
         return SiteStatistics(family, sums, params, value)
+
+    def _handles(self, stock_params: Mapping[str, StockParam]) -> dict[str, ParamHandle]:
+        return {
+            argument: self.params[param.name]._replace(to_param=param.to_param)
+            for argument, param in stock_params.items()
+        }
 
     def _sums(self, site: str) -> Any:
         return self.before[site].sums if site in self.before else None

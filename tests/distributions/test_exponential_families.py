@@ -20,6 +20,7 @@ from pyro_mixtures.distributions.exponential.exponential_families import (
     Multinomials,
     Poissons,
 )
+from pyro_mixtures.distributions.exponential.gammas import Gammas
 from pyro_mixtures.distributions.normal.unit_normals import (
     DirectionalNormals,
     KnownPrecisionNormals,
@@ -38,6 +39,9 @@ PRECISION = torch.tensor(
     dtype=torch.float64,
     device="cpu",
 )
+
+
+_CONCENTRATION = torch.tensor([0.5, 1.0, 2.0, 7.5], dtype=torch.float64, device="cpu")
 
 
 def _multinomial(x: Tensor, mean: Tensor) -> Tensor:
@@ -112,6 +116,13 @@ CASES = {
         lambda g, s: 0.5 + 4 * _uniform(g, s),
         lambda g, n: -2 * _uniform(g, (n, FEATURES)).log(),
         _stock(lambda mean: stock.Exponential(1 / mean)),
+    ),
+    "gamma": Case(
+        Gammas,
+        lambda g, s: 0.5 + 4 * _uniform(g, s),
+        lambda g, n: -2 * _uniform(g, (n, FEATURES)).log(),
+        _stock(lambda mean: stock.Gamma(_CONCENTRATION.to(mean), _CONCENTRATION.to(mean) / mean)),
+        {"concentration": _CONCENTRATION},
     ),
     "multinomial": Case(Multinomials, _shares, _counts, _multinomial),
     "squared": Case(
