@@ -1,4 +1,4 @@
-"""Gates: which part of a fitted partition a new row belongs to, learned from the rows' labels."""
+"""Gates: classifiers that learn from a partition's labels which cluster a new row belongs to."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
 from pyro_mixtures.options import check_number, check_whole
 
-# Numbers in float64 alive at once, and rows that a module sees at once.
+# Numbers in float64 per block of rows, and rows per call of a module.
 _NUMBERS, _ROWS = 1 << 22, 1 << 16
-# Steps of L-BFGS, where it stops, and where it should have stopped: largest gradient of the mean
-# loss.
+# L-BFGS: maximum number of steps, the gradient of the mean loss at which it stops, and the
+# gradient above which it has not converged.
 _STEPS, _TOLERANCE, _ACCEPTED = 2000, 1e-7, 1e-6
 
 
@@ -24,17 +24,24 @@ class Standard(NamedTuple):
     scale: Tensor  # (P, ...), one for constant features
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Standardised rows (B, P, ...) in float64."""
+        """Return standardized rows (B, P, ...) in float64."""
         return (rows.double() - self.loc) / self.scale
 
 
 class Gate(nn.Module):
-    """p(part | x): a ``module`` over standardised rows, with probability zero for parts without rows; :func:`fit_gate`.
+    """A classifier p(cluster | x): a ``module`` over standardized rows; see :func:`fit_gate`.
+
+    Clusters that had no rows have probability zero.
 
     :param module: maps rows (B, P, ...) to logits (B, C).
-    :param standard: what rows are standardised by, in float64; the result is cast to the module's
-        dtype.
-    :param present: (C,) which parts had rows.
+    :param standard: location and scale that standardize the rows, in float64; the result is cast
+        to the module's dtype.
+    :param present: (C,) which clusters had rows.
+
+    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> gate = fit_gate(x, torch.tensor([0, 0, 1, 1]), 2)
+    >>> gate.log_prob(x).shape, gate(torch.tensor([[5.0]]))
+    (torch.Size([4, 2]), tensor([1]))
     """
 
     loc: Tensor
@@ -55,30 +62,35 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probabilities (N, C) of the parts of rows ``x`` (N, P, ...), in the module's dtype.
+        """Return log probabilities (N, C) of the clusters for rows ``x`` (N, P, ...).
 
-        :raises DataError: when the rows have other features than those of the fit, or are not
+        They have the module's dtype.
+
+        :raises DataError: if the rows have other features than those of the fit, or are not
             finite.
         """
         x = _checked_rows(x, self.loc.shape)
-        return torch.cat([self.logits(part).log_softmax(-1) for part in x.split(_ROWS)])
+        return torch.cat([self.logits(row_block).log_softmax(-1) for row_block in x.split(_ROWS)])
 
     def assign(self, x: Tensor) -> Tensor:
-        """The most probable part (N,) of each row."""
+        """Return the most probable cluster (N,) of each row."""
         return self.log_prob(x).argmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As :meth:`assign`."""
+        """Return the same as :meth:`assign`."""
         return self.assign(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the module says of rows (B, P, ...), -inf at parts without rows; differentiable in its parameters."""
-        rows = Standard(self.loc.double(), self.scale.double())(x)
-        logits = self.module(rows.to(next(self.module.parameters()).dtype))
+        """Return the module's logits (B, C) of rows (B, P, ...), differentiable in its parameters.
+
+        Clusters without rows get -inf.
+        """
+        standardized = Standard(self.loc.double(), self.scale.double())(x)
+        logits = self.module(standardized.to(next(self.module.parameters()).dtype))
         if logits.shape != (len(x), self.components):
             raise OptionError(
-                f"the gate's module maps {tuple(x.shape)} to {tuple(logits.shape)}: it must give one logit for each "
-                f"of the {self.components} parts, {(len(x), self.components)}"
+                f"the gate's module maps {tuple(x.shape)} to {tuple(logits.shape)}: it must return "
+                f"one logit per cluster, {(len(x), self.components)}"
             )
         return logits.masked_fill(~self.present, -torch.inf)
 
@@ -94,19 +106,24 @@ def fit_gate(
     batch_size: int = 256,
     learning_rate: float = 1e-2,
 ) -> Gate:
-    r"""Learn which part a row belongs to from the ``labels`` (N,) of rows ``x`` (N, P, ...).
+    r"""Fit a classifier from rows ``x`` (N, P, ...) to their ``labels`` (N,).
 
-    Minimises :math:`-\sum_n \log p(c_n | x_n) + \lambda |W|^2 / 2` on standardised rows.
+    It minimizes :math:`-\sum_n \log p(c_n | x_n) + \lambda |W|^2 / 2` on standardized rows.
 
-    :param components: C; parts without rows get log probability -inf.
-    :param penalty: lambda, positive, of all weights but the biases: 1 / C in scikit-learn's
-        ``LogisticRegression`` (for two parts 2 / C: there the two have one weight vector). It is
-        held while rows are added.
-    :param module: None for multinomial logistic regression, found by L-BFGS in float64: the problem is convex. A
-        module (B, P, ...) -> logits (B, C) is trained in place by Adam in minibatches, lambda as its weight decay, on
-        biases too, and left in evaluation mode.
-    :param epochs, batch_size, learning_rate: of a module.
-    :raises DataError, PartitionError, OptionError: when rows, labels or options cannot be used.
+    :param x: the rows, standardized inside the gate.
+    :param labels: integers in [0, C).
+    :param components: C. Clusters without rows get log probability -inf.
+    :param penalty: lambda, positive, on all weights but the biases. It equals 1 / C in
+        scikit-learn's ``LogisticRegression`` (2 / C for two clusters, where scikit-learn has a
+        single weight vector). It does not grow with the number of rows.
+    :param module: None fits multinomial logistic regression by L-BFGS in float64, a convex problem.
+        A module (B, P, ...) -> logits (B, C) is trained in place by Adam on minibatches, with
+        lambda as weight decay of all its parameters, and left in evaluation mode.
+    :param epochs, batch_size, learning_rate: for a ``module``.
+    :returns: the gate, in the dtype of the rows or of the module.
+    :raises DataError: if rows are not finite or have no features.
+    :raises PartitionError: if labels are not integers in [0, C), one per row.
+    :raises OptionError: if an option has an invalid value.
 
     >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
     >>> gate = fit_gate(x, torch.tensor([0, 0, 2, 2]), 3)
@@ -118,45 +135,50 @@ def fit_gate(
     check_number(penalty=penalty)
     if not penalty:
         raise OptionError(
-            f"penalty={penalty} must be positive: without it separable parts have no finite weights"
+            f"penalty={penalty} must be positive: without a penalty the weights of separable "
+            "clusters diverge"
         )
-    present, standard = torch.bincount(labels, minlength=components) > 0, standard_of(x)
+    present = torch.bincount(labels, minlength=components) > 0
+    standard = standard_of(x)
     if module is not None:
         gate = Gate(module, standard, present)
         _train(gate, x, labels, penalty, epochs, batch_size, learning_rate)
         return gate
     flat = Standard(standard.loc.flatten(), standard.scale.flatten())
-    weight, bias = logistic_regression(
-        x.flatten(1), labels, components, torch.full_like(flat.loc, penalty), flat
-    )
+    penalties = torch.full_like(flat.loc, penalty)
+    weight, bias = logistic_regression(x.flatten(1), labels, components, penalties, flat)
     return Gate(_linear(weight, bias, x), standard, present)
 
 
 def logistic_regression(
     x: Tensor, labels: Tensor, classes: int, penalty: Tensor, standard: Standard
 ) -> tuple[Tensor, Tensor]:
-    """Weights (L, P) and biases (L,), in float64, of multinomial logistic regression on standardised rows (N, P).
+    """Fit multinomial logistic regression on standardized rows (N, P).
 
-    Classes without rows have weights and biases of zero: the caller leaves them out.
+    Classes without rows have weights and biases of zero; the caller excludes them.
 
-    :param penalty: (P,), lambda of each feature's weights.
+    :param penalty: (P,) penalty of each feature's weights.
+    :returns: weights (L, P) and biases (L,) in float64.
     """
-    known, label = torch.unique(labels, return_inverse=True)
-    theta = torch.zeros(len(known), x.shape[1] + 1, dtype=torch.float64, device=x.device)
-    log_share = torch.bincount(label).double().log()
-    # Biases have no penalty, and one constant too many: they stay centred.
-    theta[:, -1] = log_share - log_share.mean()
-    if len(known) > 1:
-        _minimize(theta, x, label, torch.cat([penalty, penalty.new_zeros(1)]), standard)
-    full = theta.new_zeros(classes, theta.shape[1])
-    full[known] = theta
-    return full[:, :-1], full[:, -1]
+    present_classes, label = torch.unique(labels, return_inverse=True)
+    shape = len(present_classes), x.shape[1] + 1
+    theta = torch.zeros(shape, dtype=torch.float64, device=x.device)
+    log_count = torch.bincount(label).double().log()
+    # Biases have no penalty and are identified up to a constant. Their mean starts at zero and
+    # gradients leave it there.
+    theta[:, -1] = log_count - log_count.mean()
+    if len(present_classes) > 1:
+        penalty_and_bias = torch.cat([penalty, penalty.new_zeros(1)])
+        _minimize(theta, x, label, penalty_and_bias, standard)
+    all_theta = theta.new_zeros(classes, theta.shape[1])
+    all_theta[present_classes] = theta
+    return all_theta[:, :-1], all_theta[:, -1]
 
 
 def _minimize(
     theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard
 ) -> None:
-    """Put the minimiser in place of ``theta`` (L, P + 1)."""
+    """Replace ``theta`` (L, P + 1) by the minimizer, in place."""
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=_STEPS,
@@ -171,10 +193,12 @@ def _minimize(
         return value
 
     optimizer.step(closure)
-    slope = float(_mean_loss(theta, x, labels, penalty, standard)[1].abs().max())
-    if not slope < _ACCEPTED:
+    _, gradient = _mean_loss(theta, x, labels, penalty, standard)
+    largest = float(gradient.abs().max())
+    if not largest < _ACCEPTED:
         warnings.warn(
-            f"logistic regression stopped at a gradient of {slope:.1e}, before convergence: raise its penalty",
+            f"logistic regression stopped before convergence, at a gradient of {largest:.1e}: "
+            "increase the penalty",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -183,18 +207,22 @@ def _minimize(
 def _mean_loss(
     theta: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, standard: Standard
 ) -> tuple[Tensor, Tensor]:
-    """The objective over N and its gradient in ``theta`` (L, P + 1); some rows at a time, since both are in float64."""
+    """Return the objective divided by N and its gradient in ``theta`` (L, P + 1).
+
+    Rows are standardized one block at a time: no float64 copy of all rows is made.
+    """
     gradient = penalty * theta
     value = 0.5 * (gradient * theta).sum()
-    size = max(1, _NUMBERS // sum(theta.shape))
-    for part, label in zip(x.split(size), labels.split(size), strict=True):
-        rows = standard(part)
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], -1)
-        log_prob = (rows @ theta.T).log_softmax(-1)
-        own = label.unsqueeze(-1)
-        value = value - log_prob.gather(1, own).sum()
-        excess = log_prob.exp()
-        gradient += excess.scatter_add_(1, own, torch.full_like(excess[:, :1], -1.0)).T @ rows
+    block_size = max(1, _NUMBERS // sum(theta.shape))
+    for row_block, label in zip(x.split(block_size), labels.split(block_size), strict=True):
+        rows = standard(row_block)
+        design = torch.cat([rows, rows.new_ones(len(rows), 1)], -1)
+        log_prob = (design @ theta.T).log_softmax(-1)
+        label = label.unsqueeze(-1)
+        value = value - log_prob.gather(1, label).sum()
+        residual = log_prob.exp()
+        residual.scatter_add_(1, label, torch.full_like(residual[:, :1], -1.0))
+        gradient += residual.T @ design
     return value / len(x), gradient / len(x)
 
 
@@ -207,21 +235,22 @@ def _train(
     batch_size: int,
     learning_rate: float,
 ) -> None:
+    """Train the gate's module in place by Adam on minibatches."""
     parameters = [parameter for parameter in gate.parameters() if parameter.requires_grad]
     if not parameters:
         raise OptionError(
-            f"{type(gate.module).__name__} has no parameters to train: give a module with some"
+            f"{type(gate.module).__name__} has no trainable parameters: give a module that has some"
         )
     check_whole(epochs=epochs, batch_size=batch_size)
     check_number(positive=True, learning_rate=learning_rate)
-    # The penalty of the sum over rows, as it acts on a mean over them.
+    # The objective is a sum over rows, the minibatch loss a mean: hence the division by N.
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=penalty / len(x))
     gate.train()
     with torch.enable_grad():
         for _ in range(epochs):
-            for rows in torch.randperm(len(x), device="cpu").split(batch_size):
-                rows = rows.to(x.device)
-                loss = nn.functional.cross_entropy(gate.logits(x[rows]), labels[rows])
+            for batch in torch.randperm(len(x), device="cpu").split(batch_size):
+                batch = batch.to(x.device)
+                loss = nn.functional.cross_entropy(gate.logits(x[batch]), labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -229,20 +258,24 @@ def _train(
 
 
 def check_gate(gate: Gate, components: int) -> None:
+    """Refuse anything but a :class:`Gate` for this number of components.
+
+    :raises OptionError: for another object, or another number.
+    """
     if not isinstance(gate, Gate):
         raise OptionError(
-            f"gate is a {type(gate).__name__}: give one of fit_gate, or a Gate of your own"
+            f"gate is a {type(gate).__name__}: give the result of fit_gate, or a Gate made by hand"
         )
     if gate.components != components:
         raise OptionError(
-            f"the gate has {gate.components} parts, the model {components} components"
+            f"the gate has {gate.components} clusters, but the model has {components} components"
         )
 
 
 def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> nn.Module:
-    """The regression as a module, in the dtype of the rows."""
+    """Return the regression as a module with the dtype and device of the rows."""
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-    # Random initial weights would only use up the generator.
+    # skip_init: random initial weights would change the state of the global generator.
     layer: Any = nn.utils.skip_init(
         nn.Linear, weight.shape[1], len(weight), dtype=dtype, device=x.device
     )
@@ -253,29 +286,31 @@ def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> nn.Module:
 
 
 def standard_of(x: Tensor) -> Standard:
-    """Means and deviations of rows (N, P, ...)."""
-    n, loc = len(x), x.mean(0, dtype=torch.float64)
-    size = max(1, _NUMBERS // loc.numel())
-    square = torch.stack([(part.double() - loc).square().sum(0) for part in x.split(size)]).sum(0)
-    scale = (square / n).sqrt()
-    # Of a constant feature only the rounding of its mean is left.
-    constant = scale <= n * torch.finfo(torch.float64).eps * loc.abs()
+    """Return the means and standard deviations of rows (N, P, ...)."""
+    loc = x.mean(0, dtype=torch.float64)
+    block_size = max(1, _NUMBERS // loc.numel())
+    squares = [(block.double() - loc).square().sum(0) for block in x.split(block_size)]
+    scale = (torch.stack(squares).sum(0) / len(x)).sqrt()
+    # The deviation of a constant feature is the rounding error of its mean.
+    constant = scale <= len(x) * torch.finfo(torch.float64).eps * loc.abs()
     return Standard(loc, torch.where(constant, 1.0, scale))
 
 
 def _checked_rows(x: Tensor, features: torch.Size | None) -> Tensor:
-    """Finite rows (N, P, ...), of the ``features`` of the fit if these are known."""
+    """Return finite rows (N, P, ...), with the ``features`` of the fit if these are known."""
     x = as_rows(x)
     if x.dim() < 2 or not len(x) or (features is not None and x.shape[1:] != features):
-        wanted = "N, P, ..." if features is None else f"N, {', '.join(map(str, features))}"
+        expected = "N, P, ..." if features is None else f"N, {', '.join(map(str, features))}"
         raise DataError(
-            f"a gate's rows are {tuple(x.shape)}, but must be ({wanted}) with N at least one"
+            f"the rows of a gate have shape {tuple(x.shape)}, but must have ({expected}) with N >= 1"
         )
     if x.is_complex():
-        raise DataError(f"a gate's rows must be real, not {x.dtype}")
+        raise DataError(f"the rows of a gate must be real, not {x.dtype}")
     if x.is_floating_point() and not bool(x.isfinite().all()):
         row = int((~x.flatten(1).isfinite()).any(-1).nonzero()[0])
-        raise DataError(f"row {row} of a gate is not finite: remove such rows, or fill them in")
+        raise DataError(
+            f"row {row} of the gate's rows is not finite: remove such rows, or impute their values"
+        )
     return x
 
 
@@ -284,12 +319,13 @@ def _checked_labels(labels: Tensor, rows: int, components: int) -> Tensor:
     labels = as_rows(labels)
     if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise PartitionError(
-            f"labels are {labels.dtype} {tuple(labels.shape)}, but must be integers ({rows},)"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, but must be integers of "
+            f"shape ({rows},)"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= components:
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0 or largest >= components:
         raise PartitionError(
-            f"labels lie in [{low}, {high}], not in [0, {components}): -1 marks rows that the partition has not seen; "
-            "leave them out"
+            f"labels lie in [{smallest}, {largest}], not in [0, {components}): -1 marks rows that "
+            "the partition has not seen; remove these rows"
         )
     return labels.long()
