@@ -14,7 +14,7 @@ from pyro_mixtures.errors import ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.experts.routing import compare_routing
+from pyro_mixtures.infer.experts.comparison import compare_routing
 from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
 from pyro_mixtures.models import GaussianMixture, MixtureOfExperts, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans

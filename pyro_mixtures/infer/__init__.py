@@ -4,13 +4,11 @@ from pyro_mixtures.infer.approximation import ApproximationReport, approximation
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.em.history import Epoch, History
+from pyro_mixtures.infer.experts.combiners import fit_combiner
+from pyro_mixtures.infer.experts.comparison import compare_routing
 from pyro_mixtures.infer.experts.gates import Gate, fit_gate
-from pyro_mixtures.infer.experts.routing import (
-    compare_routing,
-    expert_predictions,
-    fit_combiner,
-    route,
-)
+from pyro_mixtures.infer.experts.predictions import expert_predictions
+from pyro_mixtures.infer.experts.routing import route
 from pyro_mixtures.infer.restarts.best_of import BestOf, best_of
 from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts

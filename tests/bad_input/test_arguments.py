@@ -11,7 +11,7 @@ from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, PartitionError
 from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit, log_evidence, sample
-from pyro_mixtures.infer.experts.routing import compare_routing
+from pyro_mixtures.infer.experts.comparison import compare_routing
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate

@@ -18,8 +18,9 @@ from pyro_mixtures.distributions import (
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit, log_evidence, reconstruct, responsibilities
+from pyro_mixtures.infer.experts.combiners import fit_combiner
 from pyro_mixtures.infer.experts.gates import fit_gate
-from pyro_mixtures.infer.experts.routing import expert_predictions, fit_combiner
+from pyro_mixtures.infer.experts.predictions import expert_predictions
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import (
     MixtureOfLogisticRegressions,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
-from pyro_mixtures.infer.experts.routing import compare_routing, r2
+from pyro_mixtures.infer.experts.comparison import compare_routing, r2
 from pyro_mixtures.infer.restarts.hard import fit_restarts
 from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from tests.benchmarks import harness

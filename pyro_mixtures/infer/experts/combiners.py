@@ -23,7 +23,7 @@ class Combiner(NamedTuple):
     classes: bool
 
     def __call__(self, predictions: Tensor) -> Tensor:
-        """Return outcomes (N, ...) or class probabilities (N, L) for ``predictions`` (N, C, ...)."""
+        """Return outcomes (N, ...) or class probabilities (N, L) for predictions (N, C, ...)."""
         rows = predictions.flatten(1)
         if rows.shape[1] != self.weight.shape[1]:
             raise DataError(
@@ -41,7 +41,7 @@ class _Layer(NamedTuple):
 
 
 def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combiner:
-    """Fit a linear layer from the ``predictions`` (N, C, ...) of all experts to outcomes ``y`` (N, ...).
+    """Fit a linear layer from the predictions of all experts to the outcomes ``y``.
 
     Floating-point outcomes: ridge regression with a free intercept. It minimizes the sum of squares
     plus ``penalty`` times the squared weights. Integer outcomes (N,) are classes: multinomial
@@ -51,8 +51,8 @@ def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combin
     Such a layer over *linear* experts is linear in their covariates, so it cannot be better than a
     single regression: it is meant for nonlinear experts.
 
-    :param predictions: of all experts, from :func:`expert_predictions`.
-    :param y: outcomes of the same rows.
+    :param predictions: (N, C, ...) of all experts, from :func:`expert_predictions`.
+    :param y: (N, ...) outcomes of the same rows.
     :param penalty: positive; ridge regression also allows zero.
     :returns: the combiner, a function of predictions (N, C, ...).
     :raises DataError: if predictions and outcomes do not match, or are not finite.
@@ -66,8 +66,8 @@ def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combin
     predictions, y = as_rows(predictions), as_rows(y)
     if predictions.dim() < 2 or not len(y) or len(predictions) != len(y):
         raise DataError(
-            f"predictions have shape {tuple(predictions.shape)} and outcomes {tuple(y.shape)}: give "
-            "(N, C, ...) and (N, ...) with N >= 1"
+            f"predictions have shape {tuple(predictions.shape)} for outcomes {tuple(y.shape)}: "
+            "give (N, C, ...) and (N, ...) with N >= 1"
         )
     for name, values in (("predictions", predictions), ("outcomes", y)):
         if not bool(values.isfinite().all()):

@@ -1,4 +1,4 @@
-"""How well the ways to predict new rows do: routing, mixing and combining compared on rows left out of the fit."""
+"""Comparison of ways to predict new rows: hard and soft routing, and a combiner of the experts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,12 @@ from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.experts.combiners import fit_combiner
 from pyro_mixtures.infer.experts.gates import Gate, check_gate, fit_gate
 from pyro_mixtures.infer.experts.labels import labels_of
-from pyro_mixtures.infer.experts.predictions import chosen, covariates, expert_predictions, mixed
+from pyro_mixtures.infer.experts.predictions import (
+    checked_covariates,
+    expert_predictions,
+    mix_experts,
+    select_experts,
+)
 from pyro_mixtures.infer.labelled_guide import LabelledGuide
 
 Rows = tuple[Tensor, Tensor]  # covariates (N, P) and outcomes (N, ...)
@@ -18,7 +23,7 @@ Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
 
 
 def compare_routing(
-    model: Callable,
+    model: Callable[..., Any],
     guide: LabelledGuide,
     train: Rows,
     test: Rows,
@@ -30,59 +35,87 @@ def compare_routing(
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """How well the ways to predict new rows do on ``test`` rows: gate and combiner learn from ``train`` alone.
+    """Compare hard routing, soft routing and a combiner of the experts on ``test`` rows.
 
-    :param guide: the fitted partition of the ``train`` rows (x, y), with its ``labels`` (N,).
+    Gate and combiner are fitted to the ``train`` rows alone.
+
+    :param model: the fitted program; see :func:`expert_predictions`.
+    :param guide: the fitted partition of the ``train`` rows, with its ``labels`` (N,).
+    :param train: covariates (N, P) and outcomes (N, ...) of the fit.
+    :param test: covariates and outcomes of new rows.
     :param gate: None fits a multinomial logistic gate to the labels.
-    :param metric: of predictions and outcomes. None takes the coefficient of determination,
-        averaged over outputs, for floating-point outcomes, and the accuracy for integer ones:
-        classes, for which experts must give scores (N, L).
-    :param penalty: of the combiner, see :func:`fit_combiner`.
-    :return: the test metric of ``hard`` and ``soft`` routing and of the ``combiner``;
-        ``oracle_unattainable`` is that of each row's best expert, chosen by looking at the row's
-        own outcome: a bound of routing, not a method.
-    :raises PartitionError: when the labels are not those of the ``train`` rows. :raises DataError:
-        when rows and outcomes do not fit together, or are not finite.
+    :param metric: a function of predictions and outcomes. None takes the coefficient of
+        determination, averaged over outputs, for floating-point outcomes; and the accuracy for
+        integer ones. These are classes, for which experts must predict scores (N, L).
+    :param penalty: of the combiner; see :func:`fit_combiner`.
+    :param observed: name of the site of the outcomes.
+    :param given: values of the model's other latent sites, if it has any.
+    :param chunk: rows evaluated at once.
+    :returns: the metric on the test rows of ``hard`` and ``soft`` routing and of the ``combiner``.
+        ``oracle_unattainable`` is that of each row's best expert, chosen with knowledge of the
+        row's outcome: an upper bound for routing, not a method.
+    :raises PartitionError: if the labels are not those of the ``train`` rows.
+    :raises DataError: if covariates and outcomes do not match, or are not finite.
+
+    >>> import torch
+    >>> from pyro_mixtures.guides import HardPartition
+    >>> from pyro_mixtures.infer import EM, fit
+    >>> from pyro_mixtures.models import MixtureOfRegressions
+    >>> x = torch.randn(200, 1)
+    >>> y = 3 * x[:, 0].abs()
+    >>> model = MixtureOfRegressions(components=2, features=1, ridge=1e-3)
+    >>> guide = HardPartition(model, components=2)
+    >>> result = fit(EM(model, guide), x, y, progress=False)
+    >>> list(compare_routing(model, guide, (x, y), (x, y)))
+    ['hard', 'soft', 'combiner', 'oracle_unattainable']
     """
-    (x, y), (new_x, new_y) = _pair("train", train), _pair("test", test)
+    train_x, train_y = _checked_pair("train", train)
+    test_x, test_y = _checked_pair("test", test)
     if gate is None:
-        gate = fit_gate(x, labels_of(guide, len(x)), guide.components)
+        gate = fit_gate(train_x, labels_of(guide, len(train_x)), guide.components)
     check_gate(gate, guide.components)
     options: Any = {"site": guide.site, "observed": observed, "given": given, "chunk": chunk}
-    seen, new = expert_predictions(model, x, **options), expert_predictions(model, new_x, **options)
-    classes = not y.is_floating_point() and new.dim() == y.dim() + 2
-    _check_outcomes(seen, y, classes)
-    _check_outcomes(new, new_y, classes)
-    score = metric if metric is not None else _default_metric(y, new, classes)
+    train_predictions = expert_predictions(model, train_x, **options)
+    test_predictions = expert_predictions(model, test_x, **options)
+    classes = not train_y.is_floating_point() and test_predictions.dim() == train_y.dim() + 2
+    _check_outcomes(train_predictions, train_y, classes)
+    _check_outcomes(test_predictions, test_y, classes)
+    score = metric if metric is not None else _default_metric(train_y, test_predictions, classes)
+    target = train_y if classes else train_y.to(train_predictions.dtype)
+    combiner = fit_combiner(train_predictions, target, penalty)
+    best_expert = _expert_errors(test_predictions, test_y, classes).argmin(1)
     predicted = {
-        "hard": chosen(new, gate.assign(new_x)),
-        "soft": mixed(new, gate.log_prob(new_x)),
-        "combiner": fit_combiner(seen, y if classes else y.to(seen.dtype), penalty)(new),
-        "oracle_unattainable": chosen(new, _error(new, new_y, classes).argmin(1)),
+        "hard": select_experts(test_predictions, gate.assign(test_x)),
+        "soft": mix_experts(test_predictions, gate.log_prob(test_x)),
+        "combiner": combiner(test_predictions),
+        "oracle_unattainable": select_experts(test_predictions, best_expert),
     }
-    return {name: float(score(prediction, new_y)) for name, prediction in predicted.items()}
+    return {name: float(score(prediction, test_y)) for name, prediction in predicted.items()}
 
 
 def r2(prediction: Tensor, y: Tensor) -> float:
-    """Coefficient of determination of predictions (N, ...), averaged over outputs.
+    """Return the coefficient of determination of predictions (N, ...), averaged over outputs.
 
-    :raises DataError: when an output is constant: it has no variance to explain.
+    :raises DataError: if an output is constant, which has no variance to explain.
 
     >>> import torch
     >>> r2(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])) > 0.7
     True
     """
-    value, y = prediction.double().reshape(len(y), -1), y.double().reshape(len(y), -1)
-    total = (y - y.mean(0)).square().sum(0)
-    if not bool((total > 0).all()):
+    from sklearn.metrics import r2_score  # here, because importing it takes a second
+
+    targets = y.double().reshape(len(y), -1)
+    if bool((targets == targets[0]).all(0).any()):
         raise DataError(
-            f"an output is constant in all {len(y)} rows: R2 is not defined; give more rows, or metric="
+            f"an output is constant in all {len(y)} rows, so R2 is not defined: give more rows, or "
+            "metric="
         )
-    return float((1 - (y - value).square().sum(0) / total).mean())
+    predictions = prediction.double().reshape(len(y), -1)
+    return float(r2_score(targets.cpu(), predictions.cpu()))
 
 
 def accuracy(prediction: Tensor, y: Tensor) -> float:
-    """Share of rows whose largest score (N, L) is that of their class (N,).
+    """Return the share of rows whose largest score (N, L) is that of their class (N,).
 
     >>> import torch
     >>> accuracy(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
@@ -97,43 +130,49 @@ def _default_metric(y: Tensor, predictions: Tensor, classes: bool) -> Metric:
     if classes:
         return accuracy
     raise DataError(
-        f"integer outcomes are classes, but the experts' predictions (N, C, ...) are {tuple(predictions.shape)}, "
-        "without scores of classes: pass y as floating point for R2, or metric=, for two classes for example "
-        "lambda p, y: ((p > 0.5) == y).float().mean()"
+        "integer outcomes are classes, but the experts' predictions (N, C, ...) have shape "
+        f"{tuple(predictions.shape)}, without scores of classes: pass y as floating point for R2, "
+        "or give metric=; for two classes, for example, "
+        "metric=lambda p, y: ((p > 0.5) == y).float().mean()"
     )
 
 
-def _error(predictions: Tensor, y: Tensor, classes: bool) -> Tensor:
-    """What each expert (N, C) gets wrong: squared error; for classes whether it errs, then its score."""
+def _expert_errors(predictions: Tensor, y: Tensor, classes: bool) -> Tensor:
+    """Return each expert's error (N, C): squared; for classes wrong before right, then by score."""
     if not classes:
-        return (predictions - y.unsqueeze(1)).square().reshape(*predictions.shape[:2], -1).sum(-1)
-    score = predictions.gather(2, y.long().reshape(-1, 1, 1).expand(*predictions.shape[:2], 1))[
-        ..., 0
-    ]
-    # Scores need not be probabilities: any rank of them below one keeps mistakes last.
-    return (predictions.argmax(-1) != y.unsqueeze(-1)).to(score) - score.sigmoid()
+        squares = (predictions - y.unsqueeze(1)).square()
+        return squares.reshape(*predictions.shape[:2], -1).sum(-1)
+    rows, experts = predictions.shape[:2]
+    labels = y.long().reshape(-1, 1, 1).expand(rows, experts, 1)
+    score = predictions.gather(2, labels).squeeze(-1)
+    wrong = (predictions.argmax(-1) != y.unsqueeze(-1)).to(score)
+    # Scores need not be probabilities. The sigmoid keeps their order and lies below one, so wrong
+    # predictions have the larger error.
+    return wrong - score.sigmoid()
 
 
 def _check_outcomes(predictions: Tensor, y: Tensor, classes: bool) -> None:
-    """Whether outcomes (N, ...) are of the kind that the experts predict, (N, C, ...)."""
+    """Refuse outcomes (N, ...) that experts with predictions (N, C, ...) cannot predict."""
     if classes and (int(y.min()) < 0 or int(y.max()) >= predictions.shape[2]):
         raise DataError(
             f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {predictions.shape[2]})"
         )
     if not classes and predictions.shape[2:] != y.shape[1:]:
         raise DataError(
-            f"outcomes are {tuple(y.shape)}, but the experts' predictions {tuple(predictions.shape)}"
+            f"outcomes have shape {tuple(y.shape)}, but the experts' predictions "
+            f"{tuple(predictions.shape)}: both must be (N, ...) and (N, C, ...)"
         )
 
 
-def _pair(name: str, rows: Rows) -> Rows:
-    x, y = covariates(rows[0]), as_rows(rows[1])
+def _checked_pair(name: str, rows: Rows) -> Rows:
+    x, y = checked_covariates(rows[0]), as_rows(rows[1])
     if len(x) != len(y):
-        raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
+        raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates in {name}")
     for what, values in (("covariates", x), ("outcomes", y)):
-        bad = ~values.flatten(1).isfinite().all(-1) if values.dim() > 1 else ~values.isfinite()
-        if bool(bad.any()):
+        invalid = ~values.reshape(len(values), -1).isfinite().all(-1)
+        if bool(invalid.any()):
             raise DataError(
-                f"row {int(bad.nonzero()[0])} of the {name} {what} holds NaN or infinity: remove such rows"
+                f"row {int(invalid.nonzero()[0])} of the {name} {what} holds NaN or infinity: "
+                "remove such rows"
             )
     return x, y

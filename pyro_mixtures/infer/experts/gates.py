@@ -302,7 +302,8 @@ def _checked_rows(x: Tensor, features: torch.Size | None) -> Tensor:
     if x.dim() < 2 or not len(x) or (features is not None and x.shape[1:] != features):
         expected = "N, P, ..." if features is None else f"N, {', '.join(map(str, features))}"
         raise DataError(
-            f"the rows of a gate have shape {tuple(x.shape)}, but must have ({expected}) with N >= 1"
+            f"the rows of a gate have shape {tuple(x.shape)}, but must have ({expected}) with "
+            "N >= 1"
         )
     if x.is_complex():
         raise DataError(f"the rows of a gate must be real, not {x.dtype}")
