@@ -1,6 +1,5 @@
 """Strategies over a declared mixture: EM, the fit loop and restarts, scoring, prediction, routing to experts."""
 
-from pyro_mixtures.infer.approximation import ApproximationReport, approximation_report
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.em.history import Epoch, History
@@ -29,7 +28,6 @@ from pyro_mixtures.infer.uncertainty.observed_information import (
 
 __all__ = [
     "EM",
-    "ApproximationReport",
     "BestOf",
     "Bootstrap",
     "Criteria",
@@ -40,7 +38,6 @@ __all__ = [
     "ObservedInformation",
     "Responsibilities",
     "RestartsResult",
-    "approximation_report",
     "assign",
     "best_of",
     "bootstrap",

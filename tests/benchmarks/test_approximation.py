@@ -1,4 +1,4 @@
-"""The approximation report against brute force, and its bound against the best of all partitions."""
+"""The approximation report against brute force, and its bound against the best partition."""
 
 import itertools
 import math
@@ -16,9 +16,15 @@ from pyro_mixtures.distributions.regression.linear_regressions import LinearRegr
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError, PartitionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
-from pyro_mixtures.infer.approximation import approximation_report, guarantee
 from pyro_mixtures.models import GaussianMixture, MixtureOfExperts, MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
+from tests.benchmarks.approximation import (
+    approximation_report,
+    best_objective,
+    guarantee,
+    planted,
+)
+from tests.benchmarks.approximation import two_cluster_objective as objective
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -64,22 +70,8 @@ def losses(x, y, weight, bias, scale, ridge):
     return table
 
 
-def ridge_loss(x, y, ridge):
-    """Minimal loss of a part of n rows: sum (y - w x - b)^2 / 2 + n ridge w^2 / 2, with scale one."""
-    if not len(x):
-        return 0.0
-    centred, target = x - x.mean(0), y - y.mean(0)
-    gram = centred.T @ centred + len(x) * ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    w = torch.linalg.solve(gram, centred.T @ target)
-    return float(((target - centred @ w).square().sum() + len(x) * ridge * w.square().sum()) / 2)
-
-
-def objective(x, y, labels, ridge):
-    return sum(ridge_loss(x[labels == k], y[labels == k], ridge) for k in (0, 1))
-
-
 def fitted(x, y, seed, ridge=0.2):
-    """A partition of two parts where Lloyd's algorithm has ended."""
+    """A partition into two clusters where Lloyd's algorithm has ended."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     model = MixtureOfRegressions(
@@ -100,7 +92,7 @@ def fitted(x, y, seed, ridge=0.2):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("outputs", [(), (2,)])
 @pytest.mark.parametrize("chunk", [None, 1, 4])
-def test_numbers_are_brute_forces(outputs, dtype, chunk):
+def test_numbers_agree_with_brute_force(outputs, dtype, chunk):
     x, y = randn(9, 2, dtype=dtype), 2 * randn(9, *outputs, seed=1, dtype=dtype)
     weight, bias = (
         randn(3, *outputs, 2, seed=2, dtype=dtype),
@@ -113,7 +105,7 @@ def test_numbers_are_brute_forces(outputs, dtype, chunk):
     )
     table = losses(x, y, weight, bias, scale, 0.3).double()
     tolerance = {"rel": 1e-3 if dtype == torch.float32 else 1e-10}
-    assert (report.rows, report.parts) == (9, 3)
+    assert (report.rows, report.clusters) == (9, 3)
     assert report.loss_min == pytest.approx(float(table.min()), **tolerance)
     assert report.loss_max == pytest.approx(float(table.max()), **tolerance)
     assert report.objective == pytest.approx(
@@ -132,7 +124,7 @@ def test_objective_is_that_of_the_fitted_partition():
     assert report.objective == pytest.approx(objective(x, y, guide.labels, 0.2), rel=1e-9)
 
 
-def test_parts_without_rows_are_left_out():
+def test_empty_clusters_are_ignored():
     x, y = randn(6, 2), randn(6, seed=1)
     weight, bias, scale = randn(3, 2, seed=2), randn(3, seed=3), torch.ones(3, dtype=F64)
     weight[1] = 1e6
@@ -144,10 +136,10 @@ def test_parts_without_rows_are_left_out():
         regressions(weight[some], bias[some], scale[some], 0.1), with_labels([0, 1] * 3, 2), x, y
     )
     assert whole == pytest.approx(alone)
-    assert whole.parts == 2
+    assert whole.clusters == 2
 
 
-def test_masked_rows_are_left_out():
+def test_masked_rows_are_ignored():
     x, y = randn(6, 2), randn(6, seed=1)
     arguments = randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64), 0.1
     mask = torch.tensor([True, True, False, True, True, False])
@@ -173,9 +165,7 @@ def test_the_bound_holds_against_all_partitions(seed):
     y = torch.where(torch.arange(8) % 2 == 0, 2.0, -2.0) * x[:, 0] + 0.3 * randn(8, seed=seed + 9)
     model, guide = fitted(x, y, seed)
     report = approximation_report(model, guide, x, y)
-    best = min(
-        objective(x, y, torch.tensor(labels), 0.2) for labels in itertools.product((0, 1), repeat=8)
-    )
+    best = best_objective(x, y, 0.2)
     assert 0 < best <= report.objective + 1e-9
     assert report.objective <= report.guarantee * best
     assert 1 <= report.guarantee < math.inf
@@ -183,10 +173,8 @@ def test_the_bound_holds_against_all_partitions(seed):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(0.05, 1.0), st.integers(0, 1000))
-def test_the_guarantee_is_a_theorem_where_losses_are_bounded_for_all_parameters(
-    rows, choices, ratio, seed
-):
-    """Over finitely many parameters the losses' bounds are known: then it holds for every partition."""
+def test_the_guarantee_holds_where_all_losses_are_bounded(rows, choices, ratio, seed):
+    """For finitely many parameters the bounds of the losses are known."""
     table = ratio + (1 - ratio) * torch.rand(
         rows, choices, dtype=F64, generator=torch.Generator().manual_seed(seed)
     )
@@ -222,7 +210,7 @@ def test_a_row_without_loss_leaves_no_guarantee():
         regressions(weight, bias, bias + 1e-3), with_labels([0] * 4, 1), x, y
     )
     assert (report.loss_min, report.alpha, report.guarantee) == (0.0, 0.0, math.inf)
-    assert "says nothing" in str(report)
+    assert "no information" in str(report)
     perfect = approximation_report(
         regressions(weight, bias, bias + 1), with_labels([0] * 4, 1), x, x[:, 0]
     )
@@ -234,11 +222,11 @@ def test_report_can_be_read():
     model, guide = fitted(x, y, 0)
     report = approximation_report(model, guide, x, y)
     text = str(report)
-    assert f"8 rows into {report.parts} parts, F = {report.objective:.6g}" in text
+    assert f"8 rows into {report.clusters} clusters, F = {report.objective:.6g}" in text
     assert f"[{report.loss_min:.4g}, {report.loss_max:.4g}]" in text
     assert f"alpha >= {report.alpha:.4g}" in text
     assert f"F <= {report.guarantee:.4g} F*" in text
-    assert "if the losses of all other fits lie there too" in text
+    assert "if the losses of all other fits lie in this interval too" in text
 
 
 def test_discrete_outcomes_and_factors_have_no_constants():
@@ -263,7 +251,7 @@ def test_discrete_outcomes_and_factors_have_no_constants():
         assert report.objective == pytest.approx(float(table[torch.arange(5), labels].sum()))
 
 
-def test_a_constant_of_ones_own():
+def test_a_given_offset():
     x, y = randn(7, 2), randn(7, seed=1)
     arguments = randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64), 0.1
     labels = with_labels([0, 1, 0, 1, 0, 1, 0], 2)
@@ -276,7 +264,7 @@ def test_a_constant_of_ones_own():
     assert raised.guarantee < own.guarantee  # which shows that the constant matters
 
 
-def test_report_refuses_what_it_cannot_read():
+def test_report_refuses_invalid_input():
     x, y = randn(6, 2), randn(6, seed=1)
     model = regressions(randn(2, 2, seed=2), randn(2, seed=3), torch.full((2,), 1e-3, dtype=F64))
     with pytest.raises(PartitionError, match="labels of 5 rows"):
@@ -284,7 +272,7 @@ def test_report_refuses_what_it_cannot_read():
     unseen = HardPartition(model, components=2)
     with pytest.raises(PartitionError, match="no labels"):
         approximation_report(model, unseen, x, y)
-    with pytest.raises(PartitionError, match="not seen all rows"):
+    with pytest.raises(PartitionError, match="no label yet"):
         approximation_report(model, with_labels([0, 1, -1, 0, 0, 0], 2), x, y)
     with pytest.raises(OptionError, match="chunk=0"):
         approximation_report(model, with_labels([0] * 6, 2), x, y, chunk=0)
@@ -314,13 +302,13 @@ def test_families_that_do_not_state_their_constants_are_refused():
     assert approximation_report(model, with_labels([0, 1] * 3, 2), x, y, offset=0.0).loss_min > 0
 
 
-# Rows with places.
+# Input densities.
 
 
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_closeness_is_a_loss_of_its_own(dtype):
-    """What a row pays for its distance from its expert's place adds to its regression's loss."""
+def test_the_input_density_is_a_loss_of_its_own(dtype):
+    """The loss of the input density adds to that of the regression."""
     x, y, labels = (
         randn(9, 3, dtype=dtype),
         randn(9, seed=1, dtype=dtype),
@@ -342,7 +330,7 @@ def test_closeness_is_a_loss_of_its_own(dtype):
     )
 
 
-def test_closeness_is_part_of_the_objective_of_a_fitted_partition():
+def test_the_input_density_is_included_in_the_objective():
     x, y = randn(12, 2), randn(12, seed=1)
     model = MixtureOfRegressions(
         components=2, features=2, ridge=0.2, scale=1.0, equal_weights=True, input_density=0.5
@@ -388,3 +376,8 @@ def test_offsets_are_finite_numbers(offset):
     model = regressions(randn(2, 2, seed=2), randn(2, seed=3), torch.ones(2, dtype=F64))
     with pytest.raises(OptionError, match="offset="):
         approximation_report(model, with_labels([0] * 6, 2), x, y, offset=offset)
+
+
+def test_planted_regressions_keep_the_guarantee():
+    figures = planted(10, 0.1)
+    assert 1 - 1e-9 <= figures["true ratio"] <= figures["guarantee"]
