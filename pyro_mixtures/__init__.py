@@ -1,4 +1,4 @@
-"""Very large and very varied mixture models in Pyro: declare the mixture once, choose the inference strategy."""
+"""Very large mixture models in Pyro: declare the mixture once, choose the inference strategy."""
 
 from pyro_mixtures.distributions import (
     CandidateCategorical,

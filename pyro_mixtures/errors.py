@@ -1,41 +1,51 @@
-"""Typed errors: each says what was given, what was expected, and what to do."""
+"""Errors and warnings of this package.
+
+The message of an error says what was given, what is expected, and what to do.
+"""
 
 
 class MixtureError(ValueError):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class OptionError(MixtureError):
-    """An option has an impossible value (an unknown name, C' > C, G > C, ...)."""
+    """Raised when an option has an impossible value: an unknown name, C' > C, G > C."""
 
 
 class DataError(MixtureError):
-    """The data cannot be used: NaN or infinite rows, a wrong shape, an unsupported dtype."""
+    """Raised when data cannot be used: NaN or infinite rows, a wrong shape, another dtype."""
 
 
 class ModelError(MixtureError):
-    """The Pyro program is not a mixture that the strategy can read (no such site, two of them, ...)."""
+    """Raised when a Pyro program is not a mixture that the strategy can read.
+
+    For example, it has no assignment site, or more than one.
+    """
 
 
 class PartitionError(MixtureError):
-    """Row state and data do not belong together (another N, another model, duplicate candidates)."""
+    """Raised when the row state does not fit the data, the model or its own invariants.
+
+    For example, it was made for another number of rows or another model, it lists a candidate
+    twice, or a component number is out of range.
+    """
 
 
 class ClosedFormError(MixtureError):
-    """A site or argument has no closed-form maximiser; gradient-based strategies remain open."""
+    """Raised when a site or argument has no closed-form M-step; SVI may still be possible."""
 
 
 class NumericalError(MixtureError):
-    """A density became NaN or vanished everywhere although the data are finite."""
+    """Raised when finite data have a density that is NaN, or zero under all components."""
 
 
 class SharedParamsWarning(UserWarning):
-    """A model takes its values from params of the same names that are in Pyro's store already."""
+    """Issued when a new model takes its values from params of the same names in Pyro's store."""
 
 
 class IdentificationWarning(UserWarning):
-    """Data that do not tell the parameters of a mixture apart."""
+    """Issued when the data do not identify the parameters of a mixture."""
 
 
 class MomentWarning(UserWarning):
-    """A start from moments that is not to be trusted, because sampling noise hides what it needs."""
+    """Issued when start values from moments are unreliable, because sampling noise is too large."""

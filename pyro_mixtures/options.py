@@ -1,4 +1,4 @@
-"""Checks of options: each error names the option, what was given, and what is possible."""
+"""Checks of options: each error names the option, its value, and what is expected."""
 
 import math
 from numbers import Integral, Real
@@ -10,9 +10,9 @@ from pyro_mixtures.errors import OptionError
 
 
 def check_whole(*, minimum: int = 1, **options: Any) -> None:
-    """Refuse ``options`` that are not whole numbers of at least ``minimum``.
+    """Check that all ``options`` are integers of at least ``minimum``.
 
-    :raises OptionError: which names the first such option.
+    :raises OptionError: for the first option that is not.
 
     >>> check_whole(components=3, features=2)
     >>> check_whole(components=3.0)
@@ -21,7 +21,7 @@ def check_whole(*, minimum: int = 1, **options: Any) -> None:
     pyro_mixtures.errors.OptionError: components=3.0 must be a whole number, an int
     """
     for name, value in options.items():
-        # True is an int to Python, and never meant as one.
+        # True is an int in Python, but is never meant as one.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise OptionError(f"{name}={value!r} must be a whole number, an int")
         if int(value) < minimum:
@@ -29,9 +29,10 @@ def check_whole(*, minimum: int = 1, **options: Any) -> None:
 
 
 def check_number(*, positive: bool = False, **options: Any) -> None:
-    """Refuse ``options`` that are not finite numbers of zero or more, or above zero where they are to be ``positive``.
+    """Check that all ``options`` are finite numbers that are not negative.
 
-    :raises OptionError: which names the first such option.
+    :param positive: whether zero is refused, too.
+    :raises OptionError: for the first option that is not.
 
     >>> check_number(ridge=0, input_density=0.5)
     >>> check_number(positive=True, scale=float("nan"))
@@ -42,15 +43,14 @@ def check_number(*, positive: bool = False, **options: Any) -> None:
     for name, value in options.items():
         check_finite(**{name: value})
         if value < 0 or (positive and value == 0):
-            raise OptionError(
-                f"{name}={value} must {'be positive' if positive else 'not be negative'}"
-            )
+            requirement = "be positive" if positive else "not be negative"
+            raise OptionError(f"{name}={value} must {requirement}")
 
 
 def check_finite(**options: Any) -> None:
-    """Refuse ``options`` that are not finite numbers, of either sign.
+    """Check that all ``options`` are finite numbers, of either sign.
 
-    :raises OptionError: which names the first such option.
+    :raises OptionError: for the first option that is not.
     """
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -60,22 +60,24 @@ def check_finite(**options: Any) -> None:
 
 
 def check_generator(generator: Any) -> None:
-    """Refuse what is no source of randomness.
+    """Check that ``generator`` is a ``torch.Generator`` on the CPU, or None.
 
-    :raises OptionError: for anything but a ``torch.Generator`` on the CPU, or None.
+    :raises OptionError: if it is not.
     """
-    if generator is not None and not (
-        isinstance(generator, torch.Generator) and generator.device.type == "cpu"
-    ):
+    on_cpu = isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    if generator is not None and not on_cpu:
         raise OptionError(
-            f"generator={generator!r}: give a torch.Generator on the CPU, or None for torch's own"
+            f"generator={generator!r} must be a torch.Generator on the CPU, or None for torch's "
+            "global one"
         )
 
 
 def check_flag(**options: Any) -> None:
-    """Refuse ``options`` that are neither True nor False: any string is true to Python, "no" included.
+    """Check that all ``options`` are True or False.
 
-    :raises OptionError: which names the first such option.
+    Python would take any string for true, ``"no"`` included.
+
+    :raises OptionError: for the first option that is not.
     """
     for name, value in options.items():
         if value not in (True, False):

@@ -1,4 +1,4 @@
-"""Rows from tensors and arrays, and image patches. Knows nothing of Pyro."""
+"""Rows from tensors, arrays, images and tables of choices. Does not depend on Pyro."""
 
 from pyro_mixtures.data.choices import ChoiceTable, choices_from_long, choices_from_wide
 from pyro_mixtures.data.items import count_items

@@ -6,10 +6,13 @@ from pyro_mixtures.errors import DataError
 
 
 def extract_patches(image: Tensor, size: int) -> Tensor:
-    """Every ``size`` x ``size`` patch of ``image`` (H, W) or (H, W, channels), row by row.
+    """Extract all ``size`` x ``size`` patches of an image.
 
-    Returns ((H - size + 1) (W - size + 1), size * size * channels), a patch flattened in the order
-    of the image.
+    :param image: (H, W) or (H, W, channels), of any dtype.
+    :param size: height and width of the patches.
+    :returns: ((H - size + 1) (W - size + 1), size * size * channels) in the dtype of the image: one
+        patch per row, in row-major order of the patches and of the pixels in a patch.
+    :raises DataError: when the image has a wrong number of dimensions, or is smaller than a patch.
 
     >>> import torch
     >>> extract_patches(torch.arange(6.0).reshape(2, 3), 2)
@@ -28,10 +31,13 @@ def extract_patches(image: Tensor, size: int) -> Tensor:
 def average_patches(
     patches: Tensor, shape: tuple[int, ...], *, weight: Tensor | None = None
 ) -> Tensor:
-    """The image of ``shape`` (H, W) or (H, W, channels) whose pixels are the means of all patches that cover them.
+    """Average overlapping patches to an image: a pixel is the mean of all patches that cover it.
 
-    :param patches: rows as :func:`extract_patches` orders them.
+    :param patches: (N, size * size * channels), in the order of :func:`extract_patches`.
+    :param shape: (H, W) or (H, W, channels) of the image.
     :param weight: (N,) weight of each patch, equal by default.
+    :returns: the image.
+    :raises DataError: when patches and shape do not belong together.
 
     >>> import torch
     >>> image = torch.arange(12.0).reshape(3, 4)
@@ -47,15 +53,20 @@ def average_patches(
         )
     grid = patches.reshape(rows, columns, size, size, channels)
     weights = patches.new_ones(rows, columns) if weight is None else weight.reshape(rows, columns)
-    total, cover = patches.new_zeros(height, width, channels), patches.new_zeros(height, width, 1)
+    weights = weights.unsqueeze(-1)
+    total = patches.new_zeros(height, width, channels)
+    total_weight = patches.new_zeros(height, width, 1)
+    # torch.nn.functional.fold needs a copy of all patches, in another memory order.
     for i in range(size):
         for j in range(size):
-            total[i : i + rows, j : j + columns] += grid[:, :, i, j] * weights.unsqueeze(-1)
-            cover[i : i + rows, j : j + columns] += weights.unsqueeze(-1)
-    return (total / cover).reshape(shape)
+            total[i : i + rows, j : j + columns] += grid[:, :, i, j] * weights
+            total_weight[i : i + rows, j : j + columns] += weights
+    return (total / total_weight).reshape(shape)
 
 
 def _with_channels(image: Tensor) -> Tensor:
     if image.dim() not in (2, 3):
-        raise DataError(f"an image is (H, W) or (H, W, channels), not {tuple(image.shape)}")
+        raise DataError(
+            f"an image is (H, W) or (H, W, channels), but this one has shape {tuple(image.shape)}"
+        )
     return image if image.dim() == 3 else image.unsqueeze(-1)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
 
-_FEW = 1024
+_FEW_ROWS = 1024
 
 
 class Batch(NamedTuple):
@@ -22,23 +23,34 @@ class Batch(NamedTuple):
     rows: int
 
 
-def some_rows(tensors: Sequence[Tensor], least: int) -> tuple[Tensor, ...]:
-    """Views of evenly spaced rows, ``least`` and 1,024 or more if there are as many: for a first look at a program.
+def spaced_rows(tensors: Sequence[Tensor], minimum: int) -> tuple[Tensor, ...]:
+    """Return views of evenly spaced rows, for a first run of a program.
 
-    Programs may start their params from the rows that they are given at first, so one row would not
-    do.
+    Programs may initialize their params from the first rows that they see, so one row is not
+    enough.
 
-    >>> [rows[:3].tolist() for rows in some_rows((torch.arange(5000),), 10)]
+    :returns: at least ``minimum`` and 1,024 rows of each tensor, or all if there are fewer.
+
+    >>> [rows[:3].tolist() for rows in spaced_rows((torch.arange(5000),), 10)]
     [[0, 4, 8]]
     """
-    step = max(1, len(tensors[0]) // max(_FEW, least))
+    step = max(1, len(tensors[0]) // max(_FEW_ROWS, minimum))
     return tuple(tensor[::step] for tensor in tensors)
 
 
 class Batches:
-    """N rows of one or several tensors, cut into minibatches; None for ``batch_size`` is all rows in one call."""
+    """N rows of one or several tensors, cut into minibatches.
 
-    def __init__(self, tensors: Sequence[Tensor], batch_size: int | None = None):
+    :param tensors: tensors or arrays with N rows each.
+    :param batch_size: rows per minibatch; None for all rows in one call.
+    :raises DataError: for no rows, or tensors with different numbers of rows.
+    :raises OptionError: for a batch size that is not a positive integer.
+
+    >>> [len(batch.args[0]) for batch in Batches([torch.zeros(5, 2)], batch_size=2).in_order()]
+    [2, 2, 1]
+    """
+
+    def __init__(self, tensors: Sequence[Any], batch_size: int | None = None):
         self.tensors = tuple(as_rows(tensor) for tensor in tensors)
         if not self.tensors:
             raise DataError("no rows were given")
@@ -51,22 +63,25 @@ class Batches:
             check_whole(batch_size=batch_size)
         self.batch_size = batch_size if batch_size is not None and batch_size < sizes[0] else None
         self._buffers: list[Tensor] = []
+        # The last order of rows, and its batch, if that has all rows.
         self._last: tuple[Tensor, Batch] | None = None
 
     @property
     def rows(self) -> int:
-        """N."""
+        """Number of rows, N."""
         return len(self.tensors[0])
 
     @property
     def features(self) -> int:
-        """Numbers in a row, over all tensors."""
+        """Number of elements per row, over all tensors."""
         return sum(tensor[0].numel() for tensor in self.tensors)
 
     def in_order(self, order: Tensor | None = None) -> Iterator[Batch]:
-        """Minibatches of consecutive rows, or of consecutive entries of ``order`` (N,) row numbers.
+        """Iterate over minibatches of consecutive rows, or of consecutive entries of ``order``.
 
-        With an ``order`` a batch lasts until the next one is asked for.
+        With an ``order``, a batch is only valid until the next one is requested.
+
+        :param order: (N,) row numbers.
         """
         if order is not None:
             yield from self._gathered(order)
@@ -80,7 +95,7 @@ class Batches:
             yield self._batch(tuple(tensor[start:stop] for tensor in self.tensors), index)
 
     def _gathered(self, order: Tensor) -> Iterator[Batch]:
-        """Copies of rows in buffers of their own: a batch is overwritten by the next one."""
+        """Copy the rows into buffers, which the next batch overwrites."""
         if self._last is not None and self._last[0] is order:
             yield self._last[1]
             return
@@ -92,12 +107,12 @@ class Batches:
             for tensor, buffer in zip(self.tensors, rows, strict=True):
                 torch.index_select(tensor, 0, index, out=buffer)
             batch = self._batch(tuple(rows), index)
-            # All rows in one batch: it is good until their order changes.
+            # A batch of all rows stays valid until their order changes.
             self._last = (order, batch) if size >= self.rows else None
             yield batch
 
     def shuffled(self) -> Iterator[Batch]:
-        """Minibatches in a random order, from torch's global generator."""
+        """Iterate over minibatches in a random order, drawn from torch's global generator."""
         if self.batch_size is None:
             yield from self.in_order()
             return
@@ -111,7 +126,11 @@ class Batches:
 
 
 def as_rows(data: Any) -> Tensor:
-    """``data`` (a tensor, a numpy array, or nested lists) as a tensor whose first dimension counts rows.
+    """Convert data to a tensor whose first dimension counts rows.
+
+    :param data: a tensor, a NumPy array, or nested lists.
+    :returns: the tensor; it shares its memory with arrays where that is possible.
+    :raises DataError: for sparse tensors, single numbers, or arrays that do not hold real numbers.
 
     >>> as_rows(np.zeros((3, 2), dtype=np.float32)).shape
     torch.Size([3, 2])
@@ -120,8 +139,7 @@ def as_rows(data: Any) -> Tensor:
         tensor = data
     else:
         with warnings.catch_warnings():
-            # Of read-only arrays (memory maps) torch warns that they are not writable; rows are
-            # only ever read.
+            # torch warns that read-only arrays (memory maps) are not writable. Rows are only read.
             warnings.filterwarnings(
                 "ignore", message="The given NumPy array is not writable", category=UserWarning
             )
@@ -136,21 +154,20 @@ def as_rows(data: Any) -> Tensor:
 def as_arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a program, those that are numpy arrays as tensors; the others as they are.
+    """Convert the NumPy arrays among a program's arguments to tensors; others are unchanged.
 
     >>> as_arguments([np.zeros(2, dtype=np.float32), 3], {})
     ((tensor([0., 0.]), 3), {})
     """
-    return tuple(map(_as_argument, args)), {
-        name: _as_argument(value) for name, value in kwargs.items()
-    }
+    converted = {name: _as_argument(value) for name, value in kwargs.items()}
+    return tuple(map(_as_argument, args)), converted
 
 
 def _as_argument(value: Any) -> Any:
     return as_rows(value) if isinstance(value, np.ndarray) and value.ndim else value
 
 
-def _as_array(data: Any) -> np.ndarray:
+def _as_array(data: Any) -> NDArray[Any]:
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -159,5 +176,4 @@ def _as_array(data: Any) -> np.ndarray:
         raise DataError(f"rows must be real numbers of one shape, not {array.dtype}")
     if not array.ndim:
         raise DataError("rows must have at least one dimension, not a single number")
-    array = np.ascontiguousarray(array)
-    return array
+    return np.ascontiguousarray(array)

@@ -1,4 +1,4 @@
-"""Values computed from tensors, remembered without writing anything into them."""
+"""Values computed from tensors, cached without writing anything into the tensors."""
 
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ class TensorMemo(Generic[Value]):
         self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def get(self, tensor: Tensor) -> Value | None:
-        """Return the value that was set for this very tensor, or None if there is none for its present contents."""
+        """Return the value that was set for this tensor, None if the tensor has changed since."""
         entry: tuple[int, Value] | None = self._entries.get(tensor)
         if entry is None or entry[0] != tensor._version:
             return None

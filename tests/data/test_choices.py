@@ -1,4 +1,4 @@
-"""Tables of choices, long and wide: what becomes of them, by hand and by round trips, and what is refused."""
+"""Long and wide tables of choices: their designs, round trips between both, and errors."""
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def edited(column, line, value):
     return table
 
 
-def test_lines_of_a_long_table_find_their_places():
+def test_lines_of_a_long_table_are_placed_by_their_labels():
     table = choices_from_long(
         LONG,
         **KEYS,
@@ -85,7 +85,7 @@ def test_without_situations_every_chooser_has_one():
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_numbers_have_the_dtype_asked_for(dtype):
+def test_tensors_have_the_requested_dtype(dtype):
     table = choices_from_long(LONG, **KEYS, generic=["cost"], weight="weight", dtype=dtype)
     assert {table.design.dtype, table.row_weight.dtype} == {dtype or torch.float32}
     assert (table.available.dtype, table.chosen.dtype) == (torch.bool, torch.int64)
@@ -175,7 +175,7 @@ def test_long_and_wide_tables_of_the_same_choices_are_equal(
         assert ["xyz"[j] for j in chosen.tolist()] == wide["choice"].tolist()
 
 
-def test_numbers_stand_for_columns_of_a_wide_table():
+def test_numbers_may_replace_columns_of_a_wide_table():
     lines = {"choice": ["car", "walk"], "price": [3.0, 4.0], "rain": [0.0, 1.0]}
     modes = {"car": {"cost": "price"}, "walk": {"cost": 0}}
     table = choices_from_wide(
@@ -190,17 +190,17 @@ def test_numbers_stand_for_columns_of_a_wide_table():
     [
         ("taken", 0, 1, "chooser 9, situation 'b': 2 available alternatives are chosen"),
         ("taken", 2, 0, "chooser 9, situation 'a': 0 available alternatives are chosen"),
-        ("taken", 2, 3, "'taken' holds 3 in line 2"),
+        ("taken", 2, 3, "'taken' is 3 in line 2: give 0 or 1"),
         ("cost", 4, np.nan, "'cost' is nan for chooser 9, situation 'a', alternative 'walk'"),
         ("cost", 4, np.inf, "'cost' is inf for chooser 9"),
-        ("cost", 4, "free", "'cost' does not hold numbers"),
+        ("cost", 4, "free", "'cost' does not contain numbers"),
         ("mode", 4, "car", "chooser 9, situation 'a' lists alternative 'car' twice"),
-        ("mode", 4, None, "'mode' holds nothing in line 4"),
+        ("mode", 4, None, "'mode' is empty in line 4"),
         ("income", 4, 2.0, "'income' has several values for chooser 9"),
         ("weight", slice(None), -1, "'weight' is negative for chooser 9"),
     ],
 )
-def test_lines_that_cannot_be_are_refused(column, line, value, message):
+def test_invalid_lines_are_refused(column, line, value, message):
     options = {"generic": ["cost"], "covariates": ["income"], "weight": "weight"}
     with pytest.raises(DataError, match=message):
         choices_from_long(edited(column, line, value), **KEYS, **options)
@@ -215,8 +215,8 @@ def test_chosen_alternative_must_be_available():
     assert found.available[0, 1].tolist() == [True, True, False]
 
 
-def test_chosen_situations_of_which_nothing_is_available_are_refused_not_left_out():
-    """They vanished, and their choosers with them."""
+def test_chosen_situations_without_available_alternatives_are_refused():
+    """They must not be left out without a word, together with their choosers."""
     closed = LONG.assign(there=[0, 0, 1, 1, 1, 0, 0])
     with pytest.raises(DataError, match="line 1 is chosen, but not available"):
         choices_from_long(closed, **KEYS, generic=["cost"], available="there")
@@ -246,7 +246,7 @@ def test_chosen_situations_of_which_nothing_is_available_are_refused_not_left_ou
         )
 
 
-def test_columns_and_alternatives_have_one_meaning_each():
+def test_columns_and_alternatives_must_be_unique():
     with pytest.raises(OptionError, match="'cost' is given twice"):
         choices_from_long(LONG, **KEYS, generic=["cost"], specific=["cost"])
     with pytest.raises(OptionError, match="'cost' is given twice"):
@@ -261,7 +261,7 @@ def test_columns_and_alternatives_have_one_meaning_each():
         choices_from_long(LONG, **KEYS, generic=["cost"], dtype=torch.int64)
 
 
-def test_options_that_cannot_be_are_refused():
+def test_invalid_options_are_refused():
     with pytest.raises(DataError, match=r"no columns \['price'\]; it has"):
         choices_from_long(LONG, **KEYS, generic=["price"])
     with pytest.raises(DataError, match="'income' is the same for all alternatives"):
@@ -278,13 +278,15 @@ def test_options_that_cannot_be_are_refused():
         choices_from_long(LONG[:0], **KEYS)
 
 
-def test_wide_options_that_cannot_be_are_refused():
+def test_invalid_options_of_wide_tables_are_refused():
     lines = {"choice": ["a", "b"], "cost": [1.0, 2.0], "price": [2.0, 1.0]}
     modes = {"a": {"money": "cost"}, "b": {"money": "price"}}
     with pytest.raises(DataError, match="'b', which is none of the alternatives"):
         choices_from_wide(lines, chosen="choice", alternatives={"a": modes["a"], "c": modes["b"]})
     with pytest.raises(OptionError, match=r"alternative 'b' has no \['money'\]"):
         choices_from_wide(lines, chosen="choice", alternatives={"a": modes["a"], "b": {}})
+    with pytest.raises(OptionError, match="at least two keys"):
+        choices_from_wide(lines, chosen="choice", alternatives={"a": modes["a"]})
     with pytest.raises(OptionError, match=r"available= names \['c'\]"):
         choices_from_wide(lines, chosen="choice", alternatives=modes, available={"c": "cost"})
     with pytest.raises(OptionError, match="rename"):
@@ -298,7 +300,7 @@ def test_wide_options_that_cannot_be_are_refused():
         choices_from_wide(lines, chosen="choice", alternatives={**modes, "b": {"money": "fare"}})
 
 
-def test_missing_pandas_is_said(monkeypatch):
+def test_missing_pandas_is_a_data_error(monkeypatch):
     import importlib
 
     def absent(name):

@@ -62,7 +62,7 @@ def test_rows_and_features_are_counted_over_all_tensors():
         ([torch.zeros(3), torch.zeros(4)], r"different numbers of rows: \[3, 4\]"),
     ],
 )
-def test_tensors_that_are_no_data_set_are_refused(tensors, message):
+def test_tensors_without_common_rows_are_refused(tensors, message):
     with pytest.raises(DataError, match=message):
         Batches(tensors)
 
@@ -73,7 +73,7 @@ def test_batch_sizes_below_one_are_refused(size):
         Batches([torch.zeros(3)], size)
 
 
-def test_tensors_are_taken_as_they_are():
+def test_tensors_are_not_copied():
     x = torch.zeros(3, 2)
     assert as_rows(x) is x
 
@@ -102,7 +102,7 @@ def test_read_only_arrays_are_taken_without_a_warning():
 @pytest.mark.parametrize(
     "data", [np.array([{}, {}]), [["a"], [1, 2]], "rows", 3.0, np.array(["a", "b"])]
 )
-def test_what_is_no_rows_of_numbers_is_a_data_error(data):
+def test_data_without_rows_of_numbers_are_refused(data):
     with pytest.raises(DataError):
         as_rows(data)
 
@@ -114,7 +114,7 @@ def test_row_numbers_lie_on_the_device_of_the_rows():
         assert {part.device.type for part in (*batch.args, batch.kwargs["index"])} == {"cpu"}
 
 
-# A chosen order.
+# A given order.
 
 
 orders = st.integers(1, 20).flatmap(lambda n: st.permutations(range(n)))
@@ -143,7 +143,7 @@ def test_batches_in_a_given_order_hold_its_rows_and_their_numbers(order, batch_s
 
 
 @pytest.mark.parametrize("batch_size", [4, None])
-def test_a_pass_that_was_left_off_does_not_spoil_the_next_one(batch_size):
+def test_an_interrupted_pass_does_not_affect_the_next_one(batch_size):
     x, order = torch.arange(10.0), torch.randperm(10)
     batches = Batches([x], batch_size)
     next(batches.in_order(torch.randperm(10)))

@@ -106,7 +106,7 @@ def test_gradients_are_those_of_finite_differences(all_components, backend):
 
 
 @pytest.mark.meta
-def test_everyone_with_everyone_takes_the_short_way_to_the_same_numbers(dtype):
+def test_all_pairs_take_one_matrix_product_with_the_same_result(dtype):
     x, weight, _, values = problem(50, 4, 4, 3, 5, dtype)
     z = torch.arange(4, device="cpu").unsqueeze(-1).expand(4, 50)
     short, plain = Pairs(z, 4), Pairs(z.contiguous(), 4)
@@ -119,7 +119,7 @@ def test_everyone_with_everyone_takes_the_short_way_to_the_same_numbers(dtype):
     torch.testing.assert_close(pair_outer(values, x, short), pair_outer(values, x, plain))
 
 
-def test_rows_may_be_numbered():
+def test_columns_may_stand_for_any_rows():
     """Column n of z may stand for any row, several columns for one."""
     x, weight, z, values = problem(6, 2, 3, 2, 2)
     rows = torch.tensor([5, 0, 0, 3, 2, 5])
@@ -149,7 +149,7 @@ def test_no_rows_give_no_products_and_zero_sums():
     )
 
 
-def test_padding_keeps_broken_rows_out_of_all_sums():
+def test_padding_keeps_invalid_rows_out_of_all_sums():
     x, weight, _, values = problem(5, 1, 2, 1, 3)
     x[2], values[2] = torch.nan, torch.nan
     pairs = Pairs(torch.tensor([[0, 1, -1, 1, 0]]), 2)

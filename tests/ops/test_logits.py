@@ -112,12 +112,12 @@ def test_many_items_lose_no_digits():
     torch.testing.assert_close(running_log_totals(theta, x), expected, rtol=0, atol=3e-7)
 
 
-def test_inverses_are_those_of_what_is_not_constant():
+def test_inverses_leave_out_constant_directions():
     x = problem(F64)[1]
     x = torch.cat([x, torch.full((300, 1), 7.0, dtype=F64), x[:, :1] + x[:, 1:2]], -1)
     found = item_covariance(x)
     expected = torch.linalg.pinv(torch.cov(x.T, correction=0), hermitian=True, rtol=1e-10)
     gradient = torch.cov(x.T, correction=0) @ torch.randn(6, dtype=F64)
-    # In the space where items differ; elsewhere nothing moves.
+    # In the span of the features; the inverse is zero along constant ones.
     assert (found.inverse()[0] @ gradient)[4].abs() < 1e-12
     torch.testing.assert_close(x @ found.inverse()[0] @ gradient, x @ expected @ gradient)

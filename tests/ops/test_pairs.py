@@ -28,8 +28,8 @@ def test_pairs_are_the_valid_slots_in_a_stable_order_of_components(numbers, back
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_everyone_with_everyone_is_sorted_as_any_other(backend, rows):
-    """z = 0, ..., C - 1 expanded over the rows takes a short cut."""
+def test_all_pairs_are_sorted_like_any_others(backend, rows):
+    """z = 0, ..., C - 1 expanded over the rows takes a shortcut."""
     z = torch.arange(3).unsqueeze(-1).expand(3, rows)
     with use_backend(backend):
         short, plain = Pairs(z, 3).sorted, Pairs(z.contiguous(), 3).sorted

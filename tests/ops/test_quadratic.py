@@ -82,7 +82,7 @@ def test_density_equals_dense_brute_force(shape, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bytes_are_rows_like_any_other(backend):
+def test_rows_may_be_bytes(backend):
     x, kernel, z = problem(70, 3, 21, 2, 2, 0.1, dtype=torch.float32)
     x, q = torch.randint(256, x.shape, dtype=torch.uint8), torch.rand(z.numel())
     with use_backend(backend):
@@ -202,7 +202,7 @@ def test_strided_and_expanded_tensors_are_read_right(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_bad_rows_show_in_their_own_densities_only(backend, bad):
+def test_invalid_rows_affect_their_own_densities_only(backend, bad):
     x, kernel, z = problem(9, 2, 3, 1, 1, 0.0)
     x[4, 1] = bad
     with use_backend(backend):

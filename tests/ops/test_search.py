@@ -64,7 +64,7 @@ def rows_of(sums):
 
 @few
 @given(searches(), st.sampled_from(BACKENDS), st.sampled_from([torch.float32, torch.float64]))
-def test_divergence_sums_are_sums_over_the_rows_that_a_component_won(search, backend, dtype):
+def test_divergence_sums_are_over_the_rows_whose_best_component_it_is(search, backend, dtype):
     space = search_space(*search)
     components = len(search[1])
     density = torch.randn(space.shape, dtype=dtype).masked_fill(
@@ -112,7 +112,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_many_rows_and_components_agree_between_backends():
-    """Enough for several chunks, where the search's scratch memory is used again."""
+    """There are several chunks, in which scratch memory is reused."""
     generator = torch.Generator().manual_seed(0)
     candidates = torch.rand(1500, 60, generator=generator).argsort(-1)[:, :2].int()
     graph = torch.rand(60, 60, generator=generator).fill_diagonal_(-1).argsort(-1)[:, :4].int()
@@ -200,7 +200,7 @@ def test_take_looks_up_and_pads(backend, shape):
             )
 
 
-def test_take_refuses_what_is_not_in_the_table():
+def test_take_refuses_components_out_of_range():
     with pytest.raises(PartitionError, match=r"lie in \[0, 2\], not in \[0, 2\)"):
         take(torch.zeros(2), torch.tensor([0, 2]))
 
@@ -210,7 +210,7 @@ def test_take_refuses_what_is_not_in_the_table():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("by_row", [True, False], ids=["as the kernels lay it out", "otherwise"])
-def test_sums_come_with_the_best_of_each_row_and_its_nan(backend, by_row):
+def test_sums_come_with_the_largest_of_each_row_or_its_nan(backend, by_row):
     a, b = torch.randn(2, 300, 4)
     a[5] = -torch.inf
     a[7, 1], b[7, 2], b[8, 3], a[9] = torch.nan, torch.inf, torch.inf, torch.nan
@@ -222,7 +222,7 @@ def test_sums_come_with_the_best_of_each_row_and_its_nan(backend, by_row):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_evidence_of_the_kept_is_the_log_of_their_sum(backend):
+def test_log_evidence_is_the_log_of_the_sum_of_the_best(backend):
     search = torch.tensor([[0, 1, 2, 4], [1, 2, -1, 3], [3, 4, -1, 0]])
     joint = torch.tensor(
         [[-1.0, -800.0, -3.0, -torch.inf], [-2.0, -801.0, 9.0, -torch.inf], [0.5, -805.0, 9.0, 1.0]]

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_mixtures.data.rows import some_rows
+from pyro_mixtures.data.rows import spaced_rows
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.restarts.stored_fits import preserved_random_state
 
@@ -28,7 +28,7 @@ def point_of(fit: Fit, rows: Sequence[Tensor], seed: int = 0) -> Point:
     """The median of the guide beside where it is an autoguide that has one, otherwise its draw with this ``seed``."""
     guide = fit.guide
     with _seeded(seed, rows), pyro.poutine.block(), torch.no_grad():
-        names = guide.read(*some_rows(rows, guide.components)).latent
+        names = guide.read(*spaced_rows(rows, guide.components)).latent
         guide.latent_values(
             *rows
         )  # an autoguide's first call sets it up, from random numbers of its own

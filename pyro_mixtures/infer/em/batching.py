@@ -7,7 +7,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_mixtures.data.rows import Batches, some_rows
+from pyro_mixtures.data.rows import Batches, spaced_rows
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.searching_guide import SearchingGuide
@@ -34,7 +34,7 @@ def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) 
     if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
         return Plan(batches, False)
     guide: PartitionGuide = inference.guide
-    size = guide.read(*some_rows(batches.tensors, guide.components)).parameter_bytes
+    size = guide.read(*spaced_rows(batches.tensors, guide.components)).parameter_bytes
     searches = isinstance(guide, SearchingGuide)
     evaluations_per_row = (
         guide.evaluations_per_row if isinstance(guide, SearchingGuide) else guide.components

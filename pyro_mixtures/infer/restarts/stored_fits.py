@@ -11,7 +11,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import transform_to
 
-from pyro_mixtures.data.rows import some_rows
+from pyro_mixtures.data.rows import spaced_rows
 from pyro_mixtures.errors import ModelError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit
@@ -130,7 +130,7 @@ def params_of(inference: EM, rows: Sequence[Tensor]) -> Params:
     """Return the params that the program declares when it runs on a sample of ``rows``."""
     with pyro.poutine.block(), torch.no_grad():
         tracer = pyro.poutine.trace(inference.model, param_only=True)
-        trace = tracer.get_trace(*some_rows(rows, inference.guide.components))
+        trace = tracer.get_trace(*spaced_rows(rows, inference.guide.components))
     sites: dict[str, Any] = trace.nodes
     return {name: handle_of(site) for name, site in sites.items() if site["type"] == "param"}
 

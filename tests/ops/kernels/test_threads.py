@@ -17,7 +17,7 @@ from pyro_mixtures.ops.kernels.threads import (
 )
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-# Long enough for any machine: only what hangs waits for so long.
+# Seconds, more than any machine needs: only a hanging test waits this long.
 HANGS = 60.0
 
 
@@ -141,14 +141,14 @@ def test_kernels_have_all_threads_and_torch_has_one(several):
     assert torch.get_num_threads() == several
 
 
-def test_an_error_gives_the_threads_back(several):
+def test_an_error_restores_the_number_of_threads(several):
     with pytest.raises(ZeroDivisionError), reserve_threads():
         raise ZeroDivisionError
     assert thread_count() == several
     assert torch.get_num_threads() == several
 
 
-def test_an_error_of_a_task_gives_the_threads_back(several):
+def test_an_error_of_a_task_restores_the_number_of_threads(several):
     def task(_):
         raise ZeroDivisionError
 
@@ -158,7 +158,7 @@ def test_an_error_of_a_task_gives_the_threads_back(several):
     assert torch.get_num_threads() == several
 
 
-def test_blocks_within_blocks_give_back_what_they_found(several):
+def test_nested_blocks_restore_the_number_of_threads(several):
     with reserve_threads():
         with reserve_threads():
             assert thread_count() == several

@@ -1,4 +1,4 @@
-"""Maximum likelihood of softmax distributions over items: optima, ascent, components at rest."""
+"""Maximum likelihood of softmax distributions over items: optima, ascent, maxima stay."""
 
 import pytest
 import torch

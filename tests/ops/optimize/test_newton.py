@@ -19,7 +19,7 @@ def labelled(rows: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def least_loss(x, y, weight, bias=0.0, family=LogisticRegressions) -> float:
-    """The loss where one component's M-step ends, in float64."""
+    """Return the loss after the M-step of one component, in float64."""
     components = family(x, weight.unsqueeze(0), torch.full((1,), bias, dtype=weight.dtype))
     z, ones = torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=weight.dtype)
     statistics = components.statistics_at(z, y.to(weight), ones)
@@ -60,7 +60,7 @@ def test_a_repeated_covariate_changes_nothing(scale, start, dtype):
 
 
 @pytest.mark.parametrize("apart", [1e-8, 1e-10, 1e-12])
-def test_covariates_alike_but_for_rounding_cost_neither_steps_nor_the_rest(apart, monkeypatch):
+def test_covariates_equal_up_to_rounding_take_few_steps(apart, monkeypatch):
     x, y = labelled()
     near = torch.cat([x, x[:, :1] + apart * torch.randn(len(x), 1, dtype=F64)], -1)
     seen = []
