@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 
-from tests.conformance import one_thread
+from pyro_mixtures.testing import one_thread
 
 DEFAULT_DEVICE = os.environ.get("PYRO_MIXTURES_TEST_DEVICE")
 

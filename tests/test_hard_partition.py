@@ -29,7 +29,7 @@ from pyro_mixtures.models import (
 )
 from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import TOLERANCE
+from pyro_mixtures.testing import TOLERANCE
 
 N, P, K = 90, 2, 3
 CONSTANT = 0.5 * math.log(2 * math.pi) + math.log(K)  # of a row, beside its loss

@@ -19,7 +19,7 @@ from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
 from pyro_mixtures.models import GaussianMixture, MixtureOfExperts, MixtureOfRegressions
 from pyro_mixtures.models.kmeans import KMeans
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import TOLERANCE
+from pyro_mixtures.testing import TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

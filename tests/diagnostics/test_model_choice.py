@@ -25,7 +25,7 @@ from pyro_mixtures.infer.uncertainty.criteria import Criteria
 from pyro_mixtures.init import seed_rows
 from pyro_mixtures.models import GaussianMixture, MixtureOfRegressions
 from pyro_mixtures.poutine import data_plate
-from tests.conformance import one_thread
+from pyro_mixtures.testing import one_thread
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -18,7 +18,7 @@ from pyro_mixtures.infer.em import em as em_module
 from pyro_mixtures.init import Seeds, seed_rows
 from pyro_mixtures.models.bregman import DIVERGENCES, BregmanMixture
 from pyro_mixtures.models.kmeans import KMeans
-from tests.conformance import assert_near, exact_loss
+from pyro_mixtures.testing import assert_near, exact_loss
 
 FEATURES = 4
 PRECISION = torch.tensor([[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0], [0, 0, 3.0, 0], [0, 0, 0, 0.7]])

@@ -29,7 +29,7 @@ from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models.experts import MixtureOfExperts
 from pyro_mixtures.poutine import truncate
-from tests.conformance import TOLERANCE, assert_near, exact_loss
+from pyro_mixtures.testing import TOLERANCE, assert_near, exact_loss
 
 C, P, N, LABELS = 4, 3, 23, 5
 

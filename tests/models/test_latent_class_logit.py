@@ -15,7 +15,7 @@ from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartitio
 from pyro_mixtures.infer import EM, fit, log_evidence, responsibilities
 from pyro_mixtures.infer.scoring.predict import sample
 from pyro_mixtures.models.latent_class_logit import LatentClassLogit
-from tests.conformance import assert_near, exact_loss
+from pyro_mixtures.testing import assert_near, exact_loss
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -12,7 +12,7 @@ from pyro_mixtures.distributions.logit.choices import ChoiceLogits
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.ops import choices as choice_ops
 from pyro_mixtures.ops import tiles
-from tests.conformance import TOLERANCE, assert_near
+from pyro_mixtures.testing import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -21,7 +21,7 @@ from pyro_mixtures.models import (
     MixtureOfLogisticRegressions,
     MixtureOfPoissonRegressions,
 )
-from tests.conformance import TOLERANCE, assert_near
+from pyro_mixtures.testing import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -21,7 +21,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
-from tests.conformance import TOLERANCE, assert_near, exact_loss
+from pyro_mixtures.testing import TOLERANCE, assert_near, exact_loss
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

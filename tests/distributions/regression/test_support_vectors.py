@@ -18,7 +18,7 @@ from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM
 from pyro_mixtures.models import MixtureOfSVMs
-from tests.conformance import TOLERANCE, assert_near
+from pyro_mixtures.testing import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -28,7 +28,7 @@ from pyro_mixtures.distributions.normal.unit_normals import (
 )
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import use_backend
-from tests.conformance import TOLERANCE, assert_near
+from pyro_mixtures.testing import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
