@@ -1,4 +1,4 @@
-"""Denoise a photograph with a mixture of factor analyzers, fitted to the noisy picture's own patches.
+"""Denoise a photograph with a mixture of factor analyzers fitted to the noisy patches.
 
 Run ``python tutorials/01_denoise_a_photograph.py``; it takes about two minutes on two cores and
 writes its pictures and files to ``runs/demo/``.
@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -28,8 +29,8 @@ PATCH = 8
 COMPONENTS, FACTORS = 200, 5
 
 
-def main(out: Path, epochs: int) -> dict:
-    """Tell the whole story once; returns the figures that it prints."""
+def main(out: Path, epochs: int) -> dict[str, Any]:
+    """Run the tutorial and return the figures that it prints."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     clean = data.camera() / 255
@@ -38,8 +39,8 @@ def main(out: Path, epochs: int) -> dict:
     # 1. The data: every 8 x 8 patch of the noisy picture is a row.
     rows = extract_patches(noisy, PATCH)
 
-    # 2. The declaration, its start at spread-out rows, and the strategy: each row keeps 3 of the
-    # 200 components.
+    # 2. The model, started at rows that lie far apart, and the strategy: each row keeps 3 of the
+    # 200 components as candidates.
     model = MixtureOfFactorAnalyzers(components=COMPONENTS, features=PATCH * PATCH, factors=FACTORS)
     model.start_at(seed_rows(rows, COMPONENTS))
     guide = TruncatedPartition(model, components=COMPONENTS, candidates=3, neighbors=15, explore=1)
@@ -52,40 +53,40 @@ def main(out: Path, epochs: int) -> dict:
     denoised = average_patches(reconstruct(model, rows, noise=NOISE), tuple(noisy.shape))
     denoise_seconds = time.perf_counter() - started
 
-    # 5. What the model knows of rows it has not seen: the same scene under other noise.
-    unseen = extract_patches(with_noise(clean, seed=1), PATCH)[::10]
+    # 5. Held-out rows: the same scene with different noise.
+    heldout = extract_patches(with_noise(clean, seed=1), PATCH)[::10]
     report = {
         **quality(clean, noisy, denoised),
         **cost(fitted, len(rows)),
-        "evidence_heldout": float(log_evidence(model, unseen).mean()),
-        "evidence_heldout_truncated": float(log_evidence(model, unseen, guide=guide).mean()),
+        "log_evidence_heldout": float(log_evidence(model, heldout).mean()),
+        "log_evidence_heldout_truncated": float(log_evidence(model, heldout, guide=guide).mean()),
         "denoise_seconds": denoise_seconds,
     }
-    write(out, clean, noisy, denoised, fitted, unseen, report)
-    tell(report, out)
+    write(out, clean, noisy, denoised, fitted, heldout, report)
+    print_report(report, out)
     return report
 
 
 def with_noise(clean: np.ndarray, *, seed: int) -> Tensor:
-    """The picture with white noise of standard deviation 25/255."""
+    """Add white noise of standard deviation 25/255."""
     noise = np.random.default_rng(seed).normal(scale=NOISE, size=clean.shape)
     return torch.tensor(clean + noise, dtype=torch.float32)
 
 
 def quality(clean: np.ndarray, noisy: Tensor, denoised: Tensor) -> dict[str, float]:
-    """Peak signal-to-noise ratios in dB: of the noisy picture, of non-local means, and ours."""
-    peer = restoration.denoise_nl_means(
+    """Return the PSNR in dB of the noisy picture, of non-local means, and of the mixture."""
+    non_local_means = restoration.denoise_nl_means(
         noisy.numpy(), sigma=NOISE, h=0.6 * NOISE, patch_size=5, patch_distance=6, fast_mode=True
     )
-    pictures = {"psnr_noisy": noisy.numpy(), "psnr_nlm": peer, "psnr": denoised.numpy()}
+    pictures = {"psnr_noisy": noisy.numpy(), "psnr_nlm": non_local_means, "psnr": denoised.numpy()}
     return {
-        name: metrics.peak_signal_noise_ratio(clean, p, data_range=1)
-        for name, p in pictures.items()
+        name: metrics.peak_signal_noise_ratio(clean, picture, data_range=1)
+        for name, picture in pictures.items()
     }
 
 
-def cost(fitted: Fit, rows: int) -> dict:
-    """How many joint densities were evaluated, against evaluating all of them in every pass."""
+def cost(fitted: Fit, rows: int) -> dict[str, Any]:
+    """Count the joint densities that were evaluated, and those of as many passes of exact EM."""
     last = fitted.history.epochs[-1]
     return {
         "evaluations": last.evaluations,
@@ -98,9 +99,15 @@ def cost(fitted: Fit, rows: int) -> dict:
 
 
 def write(
-    out: Path, clean, noisy: Tensor, denoised: Tensor, fitted: Fit, unseen: Tensor, report: dict
+    out: Path,
+    clean: np.ndarray,
+    noisy: Tensor,
+    denoised: Tensor,
+    fitted: Fit,
+    heldout: Tensor,
+    report: dict[str, Any],
 ) -> None:
-    """Pictures, the ArviZ file, the parameters and the figures."""
+    """Write the pictures, the ArviZ file, the parameters and the figures."""
     out.mkdir(parents=True, exist_ok=True)
     panels = plot_denoised(noisy.numpy(), denoised.numpy(), clean)
     panels.flat[0].figure.savefig(out / "denoised.png", dpi=110)
@@ -110,7 +117,7 @@ def write(
     sheet.figure.savefig(out / "components.png", dpi=110)
     curves = plot_history(fitted.history, full=len(extract_patches(noisy, PATCH)) * COMPONENTS)
     curves[0].figure.savefig(out / "history.png", dpi=110)
-    to_arviz(fitted, unseen, observed_data=False).to_netcdf(out / "fit.nc")
+    to_arviz(fitted, heldout, observed_data=False).to_netcdf(out / "fit.nc")
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
         out / "params.safetensors",
@@ -118,8 +125,8 @@ def write(
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def tell(report: dict, out: Path) -> None:
-    """The figures, for people."""
+def print_report(report: dict[str, Any], out: Path) -> None:
+    """Print the results."""
     share = report["evaluations"] / report["evaluations_full"]
     print(
         f"PSNR  noisy {report['psnr_noisy']:.2f} dB   non-local means {report['psnr_nlm']:.2f} dB",
@@ -127,16 +134,18 @@ def tell(report: dict, out: Path) -> None:
     )
     print(f"mixture of factor analyzers {report['psnr']:.2f} dB")
     print(
-        f"joint densities evaluated   {report['evaluations']:.3g} of {report['evaluations_full']:.3g} ({share:.1%})"
+        f"joint densities evaluated   {report['evaluations']:.3g} "
+        f"of {report['evaluations_full']:.3g} ({share:.1%})"
     )
     print(
-        f"held-out evidence           {report['evidence_heldout']:.3f} nats a patch, all components",
-        end="; ",
+        f"held-out log evidence       {report['log_evidence_heldout']:.3f} nats per patch",
+        end=", all components; ",
     )
-    print(f"{report['evidence_heldout_truncated']:.3f} truncated to 3")
-    print(f"live components             {report['components_live']} of {COMPONENTS}")
+    print(f"{report['log_evidence_heldout_truncated']:.3f} truncated to 3 candidates")
+    print(f"components in use           {report['components_live']} of {COMPONENTS}")
     print(
-        f"time                        fit {report['fit_seconds']:.0f} s, denoise {report['denoise_seconds']:.0f} s"
+        f"time                        fit {report['fit_seconds']:.0f} s, "
+        f"denoising {report['denoise_seconds']:.0f} s"
     )
     print(f"pictures and files in       {out}/")
 
@@ -146,6 +155,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="where to write (runs/demo)"
     )
-    parser.add_argument("--epochs", type=int, default=25, help="at most so many EM steps (25)")
+    parser.add_argument("--epochs", type=int, default=25, help="maximum number of EM steps (25)")
     options = parser.parse_args()
     main(options.out, options.epochs)

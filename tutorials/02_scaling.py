@@ -1,10 +1,10 @@
-"""Watch the cost of a fit grow sublinearly with the number of components, on your own machine.
+"""Measure how the cost of a fit grows sublinearly with the number of components.
 
-Exact EM evaluates every component at every row: N C densities a pass. Here each row keeps 3
-candidates and looks only at their neighbours, so a pass over the data costs about as much with 1600
-components as with 50. The patches of one picture are fitted with 50, 100, ..., 1600 components,
-each time until the fit has converged. What is compared is cost: so few patches do not carry the
-largest of these mixtures, which the evidence of held-out patches shows.
+Exact EM evaluates every component at every row: N C densities per pass. Truncated EM keeps 3
+candidates per row and evaluates only their neighbors, so a pass over the data costs about as much
+with 1600 components as with 50. The tutorial fits the patches of one picture with 50, 100, ...,
+1600 components, each time to convergence. It compares costs, not models: so few patches do not
+support the largest of these mixtures, as the log evidence of held-out patches shows.
 
 Run ``python tutorials/02_scaling.py``; it takes about two minutes on two cores and writes its
 picture and figures to ``runs/scaling/``.
@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -31,49 +32,47 @@ from pyro_mixtures.models import MixtureOfFactorAnalyzers
 
 NOISE = 4 / 255
 PATCH, FACTORS = 8, 2
-SMALLEST, TIMED_EXACT = (
-    50,
-    200,
-)  # components of the first fit, and up to which a pass of exact EM is timed
+SMALLEST = 50  # components of the first fit
+TIMED_EXACT = 200  # largest number of components for which a pass of exact EM is timed
 BLUE, GREY = "#0072B2", "#555555"
 
 
-def main(out: Path, rows: int, most: int) -> dict:
-    """Tell the whole story once; returns the figures that it prints."""
-    # 1. The data: some of the 8 x 8 patches of a noisy picture; 2,000 others are held out.
-    train, unseen = patches(rows, heldout=2000)
+def main(out: Path, rows: int, most: int) -> dict[str, Any]:
+    """Run the tutorial and return the figures that it prints."""
+    # 1. The data: 8 x 8 patches of a noisy picture, and 2,000 held-out patches.
+    train, heldout = patches(rows, heldout=2000)
 
-    # 2. The first fit of a machine compiles the kernels: a small one, not counted.
+    # 2. The first fit on a machine compiles the kernels: a small one, which is not timed.
     converge(train[:500], SMALLEST // 2)
     exact_pass(train[:500], SMALLEST // 2)
 
-    # 3. Twice the components, again and again, each time to convergence.
+    # 3. The number of components doubles; each fit runs to convergence.
     sizes = [SMALLEST * 2**k for k in range(12) if SMALLEST * 2**k <= most]
-    fits = [measure(train, unseen, components) for components in sizes]
+    fits = [measure(train, heldout, components) for components in sizes]
 
-    # 4. A straight line on logarithmic axes is a power of C; its slope is the exponent.
+    # 4. A power of C is a straight line on logarithmic axes; its slope is the exponent.
     report = {
         "rows": rows,
         "fits": fits,
         **{f"exponent_{y}": exponent(fits, y) for y in ("evaluations", "seconds")},
     }
     write(out, report)
-    tell(report, out)
+    print_report(report, out)
     return report
 
 
 def patches(rows: int, *, heldout: int) -> tuple[Tensor, Tensor]:
-    """Two sets of distinct patches (rows, 64) and (heldout, 64), with white noise of standard deviation 4/255."""
+    """Return distinct patches (rows, 64) and (heldout, 64), with white noise added."""
     rng = np.random.default_rng(0)
     clean = data.camera() / 255
     noisy = clean + rng.normal(scale=NOISE, size=clean.shape)
-    every = extract_patches(torch.tensor(noisy, dtype=torch.float32), PATCH)
-    order = torch.from_numpy(rng.permutation(len(every)))
-    return every[order[:rows]], every[order[rows : rows + heldout]]
+    all_patches = extract_patches(torch.tensor(noisy, dtype=torch.float32), PATCH)
+    order = torch.from_numpy(rng.permutation(len(all_patches)))
+    return all_patches[order[:rows]], all_patches[order[rows : rows + heldout]]
 
 
 def declare(train: Tensor, components: int) -> MixtureOfFactorAnalyzers:
-    """The mixture, its means at spread-out rows."""
+    """Return the mixture with its means at rows that lie far apart."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     model = MixtureOfFactorAnalyzers(
@@ -83,8 +82,8 @@ def declare(train: Tensor, components: int) -> MixtureOfFactorAnalyzers:
     return model
 
 
-def converge(train: Tensor, components: int) -> tuple[MixtureOfFactorAnalyzers, dict]:
-    """Seed and fit until ``fit`` finds nothing more to gain; the model, and what that cost."""
+def converge(train: Tensor, components: int) -> tuple[MixtureOfFactorAnalyzers, dict[str, Any]]:
+    """Seed and fit to convergence; return the model and the cost."""
     started = time.perf_counter()
     model = declare(train, components)
     guide = TruncatedPartition(model, components=components, candidates=3, neighbors=15, explore=1)
@@ -99,7 +98,7 @@ def converge(train: Tensor, components: int) -> tuple[MixtureOfFactorAnalyzers, 
 
 
 def exact_pass(train: Tensor, components: int) -> float:
-    """Seconds of one pass of exact EM, all components of every row."""
+    """Return the seconds of one pass of exact EM: all components for every row."""
     model = declare(train, components)
     em = EM(model, FullPartition(model, components=components))
     started = time.perf_counter()
@@ -107,32 +106,33 @@ def exact_pass(train: Tensor, components: int) -> float:
     return time.perf_counter() - started
 
 
-def measure(train: Tensor, unseen: Tensor, components: int) -> dict:
-    """One fit, beside what exact EM would take for as many passes."""
+def measure(train: Tensor, heldout: Tensor, components: int) -> dict[str, Any]:
+    """Return the cost of one fit, and the cost of exact EM for the same number of passes."""
     model, figures = converge(train, components)
-    heldout = float(log_evidence(model, unseen).mean())
+    log_evidence_heldout = float(log_evidence(model, heldout).mean())
     exact = figures["passes"] * exact_pass(train, components) if components <= TIMED_EXACT else None
     print(
-        f"{components:5d} components: {figures['seconds']:5.1f} s, {figures['evaluations']:.3g} densities",
+        f"{components:5d} components: {figures['seconds']:5.1f} s, "
+        f"{figures['evaluations']:.3g} densities",
         flush=True,
     )
     return {
         **figures,
         "evaluations_exact": len(train) * components * figures["passes"],
         "seconds_exact": exact,
-        "evidence_heldout": heldout,
+        "log_evidence_heldout": log_evidence_heldout,
     }
 
 
-def exponent(fits: list[dict], y: str) -> float:
-    """Slope of log y over log C, by least squares; 1 is linear growth, 0 none."""
-    return float(
-        np.polyfit(np.log([f["components"] for f in fits]), np.log([f[y] for f in fits]), 1)[0]
-    )
+def exponent(fits: list[dict[str, Any]], quantity: str) -> float:
+    """Return the slope of log quantity over log C: 1 for linear growth, 0 for none."""
+    log_components = np.log([figures["components"] for figures in fits])
+    log_values = np.log([figures[quantity] for figures in fits])
+    return float(np.polyfit(log_components, log_values, 1)[0])
 
 
-def write(out: Path, report: dict) -> None:
-    """The picture and the figures."""
+def write(out: Path, report: dict[str, Any]) -> None:
+    """Write the picture and the figures."""
     out.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9.5, 4.2), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -142,15 +142,19 @@ def write(out: Path, report: dict) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def draw(ax: Axes, report: dict, y: str, title: str) -> None:
-    """What was measured, the line fitted to it, and exact EM's cost of as many passes."""
+def draw(ax: Axes, report: dict[str, Any], quantity: str, title: str) -> None:
+    """Draw the measurements, the fitted line, and the cost of as many passes of exact EM."""
     fits = report["fits"]
-    sizes = np.array([f["components"] for f in fits])
-    values = np.array([f[y] for f in fits], dtype=float)
-    slope = report[f"exponent_{y}"]
+    sizes = np.array([figures["components"] for figures in fits])
+    values = np.array([figures[quantity] for figures in fits], dtype=float)
+    slope = report[f"exponent_{quantity}"]
     line = np.exp(np.log(values).mean()) * (sizes / np.exp(np.log(sizes).mean())) ** slope
-    exact = [(f["components"], f[f"{y}_exact"]) for f in fits if f[f"{y}_exact"] is not None]
-    ax.plot(*zip(*exact, strict=True), "--s", color=GREY, ms=4, label="exact EM, as many passes")
+    exact = [
+        (figures["components"], figures[f"{quantity}_exact"])
+        for figures in fits
+        if figures[f"{quantity}_exact"] is not None
+    ]
+    ax.plot(*zip(*exact, strict=True), "--s", color=GREY, ms=4, label="exact EM, same passes")
     ax.plot(sizes, values, "o", color=BLUE, label="truncated EM")
     ax.plot(sizes, line, color=BLUE, lw=1.2, label=f"proportional to C^{slope:.2f}")
     ax.set(xscale="log", yscale="log", xlabel="Components C")
@@ -165,22 +169,28 @@ def draw(ax: Axes, report: dict, y: str, title: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def tell(report: dict, out: Path) -> None:
-    """The figures, for people."""
+def print_report(report: dict[str, Any], out: Path) -> None:
+    """Print the results."""
     print(f"\n{report['rows']} rows; densities and seconds until convergence")
     print(
-        f"{'C':>6}{'densities':>12}{'exact EM':>12}{'share':>8}{'passes':>8}{'seconds':>9}{'held-out evidence':>19}"
+        f"{'C':>6}{'densities':>12}{'exact EM':>12}{'share':>8}{'passes':>8}{'seconds':>9}"
+        f"{'held-out log evidence':>23}"
     )
-    for f in report["fits"]:
-        share = f["evaluations"] / f["evaluations_exact"]
+    for figures in report["fits"]:
+        share = figures["evaluations"] / figures["evaluations_exact"]
         print(
-            f"{f['components']:6d}{f['evaluations']:12.3g}{f['evaluations_exact']:12.3g}{share:8.1%}",
+            f"{figures['components']:6d}{figures['evaluations']:12.3g}"
+            f"{figures['evaluations_exact']:12.3g}{share:8.1%}",
             end="",
         )
-        print(f"{f['passes']:8d}{f['seconds']:9.1f}{f['evidence_heldout']:19.3f}")
+        print(
+            f"{figures['passes']:8d}{figures['seconds']:9.1f}"
+            f"{figures['log_evidence_heldout']:23.3f}"
+        )
     print(f"densities grow as C^{report['exponent_evaluations']:.2f}", end=", ")
     print(
-        f"seconds as C^{report['exponent_seconds']:.2f}; exact EM's as C^1 for a given number of passes"
+        f"seconds as C^{report['exponent_seconds']:.2f}; "
+        "exact EM takes C^1 for a given number of passes"
     )
     print(f"picture and figures in {out}/")
 
@@ -192,7 +202,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, default=Path("runs/scaling"), help="where to write (runs/scaling)"
     )
-    parser.add_argument("--rows", type=int, default=30_000, help="rows N to fit (30000)")
+    parser.add_argument("--rows", type=int, default=30_000, help="number of rows N (30000)")
     parser.add_argument(
         "--most", type=int, default=1600, help="largest number of components (1600)"
     )
