@@ -1,10 +1,12 @@
-"""Strategies for q(z): exact, truncated to a few candidates a row, or a hard partition."""
+"""Strategies for q(z): exact, truncated to a few candidates per row, or a hard partition."""
 
 from pyro_mixtures.guides.full import FullPartition
 from pyro_mixtures.guides.hard import HardPartition
+from pyro_mixtures.guides.parallel_hard import ParallelHardPartition, hard_partition
 from pyro_mixtures.guides.truncated import TruncatedPartition
 from pyro_mixtures.infer.guide import PartitionGuide
-from pyro_mixtures.infer.labelled_guide import LabelledGuide, ParallelGuide
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.parallel_guide import ParallelGuide, RestartCounts
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 
 __all__ = [
@@ -12,7 +14,10 @@ __all__ = [
     "HardPartition",
     "LabelledGuide",
     "ParallelGuide",
+    "ParallelHardPartition",
     "PartitionGuide",
+    "RestartCounts",
     "SearchingGuide",
     "TruncatedPartition",
+    "hard_partition",
 ]

@@ -1,6 +1,5 @@
-"""Hard q(z): every row belongs to one component, under caps on the parts' sizes if wanted."""
+"""Hard q(z): every row belongs to one component, with bounds on the clusters' sizes if wanted."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,56 +7,61 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
-from pyro_mixtures.guides.hard_blocks import Blocks, Tally
-from pyro_mixtures.guides.hard_costs import SCORES, FewestRows, Gains, paid
-from pyro_mixtures.infer.labelled_guide import ParallelGuide
+from pyro_mixtures.guides.assignment_costs import (
+    SCORES,
+    LeaveOneOutGains,
+    MinimumRowsMessenger,
+    assignment_costs,
+    cheapest_clusters,
+)
+from pyro_mixtures.infer.labelled_guide import LabelledGuide
 from pyro_mixtures.partition.assignment import METHODS, assign
 from pyro_mixtures.partition.reseeding import WorstRows, rows_for_empty
 from pyro_mixtures.poutine import Joint, Posterior, log_joint
 from pyro_mixtures.poutine.joint import Propose
 
 
-class HardPartition(ParallelGuide):
-    r"""A partition of the rows: q(z) is one component a row, and the ELBO is minus the partition's objective.
+class HardPartition(LabelledGuide):
+    r"""A partition of the rows: q(z) is one component per row.
 
-    Over a program whose components are likelihoods, or pseudo-likelihoods exp(-loss), :class:`EM`
-    with this guide alternates two exact minimisations of :math:`F(S) = \sum_k \min_\theta \sum_{i
-    \in S_k} \ell(\theta; i)`: Lloyd's algorithm for k-means, classification EM for Gaussian
-    mixtures, and their kin for regressions and classifiers. With constant, equal weights the prior
-    of z leaves F as it is; weights that are params are part of it.
+    The ELBO is minus the objective of the partition. Over a program whose components are
+    likelihoods, or pseudo-likelihoods exp(-loss), :class:`~pyro_mixtures.infer.EM` with this guide
+    alternates two exact minimizations of :math:`F(S) = \sum_k \min_\theta \sum_{i \in S_k}
+    \ell(\theta; i)`: Lloyd's algorithm for k-means, classification EM for Gaussian mixtures, and
+    the analogous algorithms for regressions and classifiers. Constant, equal weights do not change
+    F; weights that are params add the prior of z to it.
 
-    :param score: what a row pays for a component. ``"loss"``: its loss there. ``"leave_one_out"``:
-        in its own part ``alpha`` times what it adds to that part's minimal loss, elsewhere its
-        loss, which takes account of the pull that a row has on its own part. ``"modular_bound"``:
-        the literal modular bound, for study alone: elsewhere the loss of the row by itself over
-        ``alpha``, which does not depend on the part.
+    :param model: the Pyro program; its arguments are the guide's.
+    :param components: C, the number of the model's components.
+    :param score: the cost of assigning a row to a component. ``"loss"``: its loss there.
+        ``"leave_one_out"``: for the row's own cluster ``alpha`` times what the row adds to the
+        minimal loss of that cluster, which accounts for the pull of a row on its own cluster;
+        for other clusters its loss. ``"modular_bound"``: the literal modular bound, for study only:
+        for other clusters the loss of the row by itself over ``alpha``, which does not depend on
+        the cluster.
     :param alpha: factor of the leave-one-out gain, in (0, 1].
-    :param capacity: most rows of a part; ``min_size``: fewest. Both need all rows in one call.
-    :param assignment: under such bounds ``"optimal"`` (a transportation problem) or ``"greedy"``
-        filling, which may raise the objective.
-    :param blocks: R partitions side by side, each into K = C / R parts by components of its own:
-        the model's first K for the first block, and so on. One pass over the rows is a step of R
-        fits; see ``fit_restarts``.
+    :param capacity: largest number of rows of a cluster; None for no limit.
+    :param min_size: smallest number of rows of a cluster. Both bounds need all rows in one call.
+    :param assignment: how rows are assigned under such bounds: ``"optimal"`` solves a
+        transportation problem, ``"greedy"`` filling is faster and may raise the objective.
+    :param site: name of the discrete site.
+    :param global_guide: a guide over the model's other latent sites.
     :raises OptionError: when an option has an impossible value.
 
-    ``objective`` is F after a pass: the losses of the rows where they are, without the prior of z.
-    Rows stay where they are where nothing is better. Masked rows have no part. A part that becomes
-    empty takes the worst rows of the part that has the worst one, half of it and ``capacity`` at
-    most, which cannot raise the objective: where fewer would move than the family needs to be
-    fitted, or the other parts have no room, it stays empty. (``min_size`` keeps parts from becoming
-    so. Where weights are learned, m of n rows that get a part of their own raise the prior's share
-    of the objective, :math:`-\sum_k n_k \log(n_k / N)`, by
-    :math:`n \log n - m \log m - (n - m) \log(n - m) > 0`, and all that is known of their losses is
-    that they do not rise: there parts stay empty.)
+    Rows keep their labels unless another component is better. Masked rows have no label. After a
+    pass over the rows, ``objective`` is F: the sum of the rows' losses in nats, without the prior
+    of z; ``moved`` is the number of rows that changed their component.
 
-    With several blocks ``labels`` are (R, N), from 0 to K - 1 in each, ``sizes`` (R, K), and every
-    row is in R parts with weight one each. A block's weights are R times the model's, which each
-    have 1 / R of its sum: constant ones must, learned ones do. Losses of EM, ``objective``,
-    ``moved`` and ``reseeded`` are sums over blocks, ``tally`` has those of each; ``rows_won``
-    counts for the first. Stock SVI averages over blocks.
+    An empty component takes rows of the cluster that contains the worst fitted row: its worst
+    fitted rows, half of the cluster and ``capacity`` at most. This cannot raise the objective. The
+    component stays empty if it would get fewer rows than the family needs, or if the other clusters
+    cannot hold all rows. ``min_size`` keeps clusters from becoming empty. With learned weights
+    components stay empty: m of n rows that form a cluster of their own raise the prior's share of
+    the objective, :math:`-\sum_k n_k \log(n_k / N)`, by :math:`n \log n - m \log m - (n - m)
+    \log(n - m) > 0`, while all that is known of their losses is that they do not rise.
 
     Sangani et al., "Discrete Continuous Optimization Framework for Simultaneous Clustering and
-    Training in Mixture Models", ICML 2023; the leave-one-out rule and its closed forms are derived
+    Training in Mixture Models", ICML 2023. The leave-one-out rule and its closed forms are derived
     here.
 
     >>> import torch
@@ -75,7 +79,7 @@ class HardPartition(ParallelGuide):
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         *,
         components: int,
         score: str = "loss",
@@ -83,15 +87,10 @@ class HardPartition(ParallelGuide):
         capacity: int | None = None,
         min_size: int = 0,
         assignment: str = "optimal",
-        blocks: int = 1,
         site: str = "z",
-        global_guide: Callable | None = None,
+        global_guide: Callable[..., Any] | None = None,
     ):
         super().__init__(model, components=components, site=site, global_guide=global_guide)
-        if blocks < 1 or components % blocks:
-            raise OptionError(
-                f"blocks={blocks} of equal size do not make up components={components}"
-            )
         if score not in SCORES:
             raise OptionError(f"unknown score {score!r}; choose one of {SCORES}")
         if assignment not in METHODS:
@@ -102,346 +101,389 @@ class HardPartition(ParallelGuide):
             raise OptionError(
                 f"capacity={capacity} and min_size={min_size}: give 0 <= min_size <= capacity"
             )
-        self.blocks, self._blocks, self.tally = (
-            blocks,
-            Blocks(blocks, components // blocks),
-            Tally.zero(blocks),
-        )
-        self.score, self.alpha, self.capacity, self.min_size, self.assignment = (
-            score,
-            alpha,
-            capacity,
-            min_size,
-            assignment,
-        )
-        self.labels: Tensor | None = (
-            None  # (N,) int32, or (R, N) in R blocks; -1 where a row was not seen yet
-        )
-        self._held = torch.zeros(blocks, dtype=torch.bool, device="cpu")  # blocks whose rows stay
-        self._planted = False  # whether the labels are to be fitted before they are changed
-        self._moves: Tensor | None = (
-            None  # (R, N) int32, empty parts that rows are to be moved to, -1 elsewhere
-        )
-        self._worst = WorstRows(keep=components)
-        self._fewest = 1  # rows that a part needs to be fitted
+        self.score = score
+        self.alpha = alpha
+        self.capacity = capacity
+        self.min_size = min_size
+        self.assignment = assignment
+        self.labels: Tensor | None = None  # (N,) int32, -1 for rows not seen yet
+        self._labels_fixed = False  # whether the labels have to be fitted before rows may move
+        # (N,) int32, the empty component that a row moves to in the next step, -1 elsewhere.
+        self._moves: Tensor | None = None
+        self._worst_rows = WorstRows(keep=components)
+        self._min_rows = 1  # rows that a cluster needs to be fitted
         self._statistics: Mapping[str, Any] | None = None  # of the partition that the params fit
+
+    # State that users see.
+
+    @property
+    def clusters(self) -> int:
+        """K, the number of clusters that a row can belong to."""
+        return self.components
 
     @property
     def sizes(self) -> Tensor:
-        """Rows of each part (C,), in several blocks (R, K)."""
-        shape = (self.components,) if self.blocks == 1 else (self.blocks, self._blocks.parts)
+        """Rows of each cluster, (C,) int64 on the CPU."""
         if self.labels is None:
-            return torch.zeros(shape, dtype=torch.int64, device="cpu")
-        labels = self.labels.reshape(self.blocks, -1)
-        parts = self._blocks.numbered(labels)[labels >= 0]
-        return torch.bincount(parts.long(), minlength=self.components).reshape(shape)
-
-    def epoch_details(self) -> dict[str, Any]:
-        sizes = tuple(self.sizes.flatten().tolist())
-        return {"moved": self.moved, "objective": self.objective, "sizes": sizes}
+            return torch.zeros(self.components, dtype=torch.int64, device="cpu")
+        components = self._components_of(self.labels)
+        return torch.bincount(components[components >= 0].long(), minlength=self.components)
 
     @property
     def needs_all_rows(self) -> bool:
+        """Bounds on the clusters' sizes need all rows in one call."""
         return self.capacity is not None or self.min_size > 0
 
-    def set_labels(self, labels: Tensor) -> None:
-        """Start from ``labels`` (N,), or (R, N): the next EM step fits the parts as they are, before any row moves.
+    @property
+    def objective(self) -> float:
+        """Sum of the rows' losses since :meth:`reset_counts`, in nats, without the prior of z."""
+        return self._objective
 
-        Gradient steps of stock SVI fit them until :meth:`release`.
+    @property
+    def moved(self) -> int:
+        """Rows that changed their component since :meth:`reset_counts`."""
+        return self._moved
+
+    @property
+    def reseeded(self) -> int:
+        """Empty components that were given rows since :meth:`reset_counts`."""
+        return self._reseeded
+
+    def reset_counts(self) -> None:
+        """Start counting anew, at the begin of an epoch."""
+        super().reset_counts()
+        self._objective = 0.0
+        self._moved = self._reseeded = 0
+
+    def epoch_details(self) -> dict[str, Any]:
+        """Return the rows that moved, the objective and the clusters' sizes."""
+        sizes = tuple(self.sizes.flatten().tolist())
+        return {"moved": self.moved, "objective": self.objective, "sizes": sizes}
+
+    def set_labels(self, labels: Tensor) -> None:
+        """Start from ``labels`` (N,), integers in [0, C).
+
+        The next EM step fits the params to these clusters before any row moves. Gradient steps of
+        stock SVI keep the labels until :meth:`release`.
+
+        :raises PartitionError: when the labels are no such integers.
         """
-        shape = "(N,)" if self.blocks == 1 else f"({self.blocks}, N)"
-        if not isinstance(labels, Tensor):
-            raise PartitionError(
-                f"labels must be a tensor of integers {shape}, not a {type(labels).__name__}"
-            )
-        fits = (
-            labels.dim() == 1
-            if self.blocks == 1
-            else labels.dim() == 2 and len(labels) == self.blocks
-        )
-        if not fits or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise PartitionError(
-                f"labels must be integers {shape}, not {labels.dtype} {tuple(labels.shape)}"
-            )
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= self._blocks.parts):
-            raise PartitionError(f"labels hold numbers outside [0, {self._blocks.parts})")
-        self.labels, self._planted = labels.to("cpu", torch.int32, copy=True).contiguous(), True
+        self._check_labels(labels)
+        self.labels = labels.to("cpu", torch.int32, copy=True).contiguous()
+        self._labels_fixed = True
         self._moves = self._statistics = None
-        self._held = torch.zeros_like(self._held)
 
     def release(self) -> None:
-        """Let planted rows move from now on."""
-        self._planted = False
+        """Let rows move from now on, after :meth:`set_labels`."""
+        self._labels_fixed = False
 
-    def hold(self, blocks: Tensor) -> None:
-        """Leave the rows of the ``blocks`` marked True (R,) where they are, until labels are planted."""
-        self._held = blocks.to("cpu", torch.bool)
-        if self._moves is not None:
-            self._moves[self._held] = -1
-
-    def record_statistics(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
-        """Told by EM that the params now fit the partition; finds rows for empty parts, moved in the next step."""
-        # Scores that look at losses alone need none: they may be views of params, and as large.
-        self._statistics = None if self.score == "loss" else statistics
-        self._planted, self._moves = False, None
-        if self.labels is not None and not self.min_size and not learned_weights:
-            self._reseed(self.labels.reshape(self.blocks, -1))
-        self._worst.clear()
-
-    def _reseed(self, labels: Tensor) -> None:
-        """Promise rows to the empty parts of each block."""
-        for block, worst in enumerate(self._worst.in_order()):
-            moves = rows_for_empty(
-                labels[block],
-                worst,
-                self._blocks.parts,
-                fewest=self._fewest,
-                capacity=self.capacity,
-            )
-            if moves is None or self._held[block]:
-                continue
-            if self._moves is None:
-                self._moves = torch.full_like(labels, -1)
-            self._moves[block] = moves
-            self.tally.reseeded[block] += len(moves[moves >= 0].unique())
+    # E-step.
 
     def _e_step(
-        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
     ) -> Posterior:
-        if not self.training or self._planted:
-            return self._as_it_stands(model, args, kwargs, given)[0]
+        if not self.training or self._labels_fixed:
+            return self._keep_labels(model, args, kwargs, given)[0]
         gains = self._gains()
-        handled = model if gains is None else gains.watch(model)
-        joint = self._joint(handled, self._all_components, args, kwargs, given)
+        watched = model if gains is None else gains.watch(model)
+        joint = self._joint(watched, self._all_components, args, kwargs, given)
         labels, rows = self._labels_for(joint.size), joint.index.to("cpu")
-        before = labels[:, rows].long()
-        moves = None if self._moves is None else self._moves[:, rows].long()
-        stay = self._held.unsqueeze(1) & (before >= 0)
-        if moves is not None:  # nobody else joins an empty part: its params fit nothing
-            empty = self._blocks.numbered(moves)[moves >= 0].unique().to(joint.index.device)
-            joint = joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
-            stay = stay | (moves >= 0)
-        best = now = self._assign(joint, gains, before, stay)
-        if (
-            moves is not None
-        ):  # such rows count where they were: they cost no more where they are fitted by themselves
-            now = torch.where(moves >= 0, moves, best)
-        if joint.mask is not None:  # such rows belong to no part
-            now = torch.where(joint.mask.to("cpu"), now, before)
-        labels[:, rows] = now.to(labels.dtype)
-        self.tally.moved += (now != before).sum(1)
-        posterior, log_evidence = self._counted(joint, self._slots(best, joint))
-        self._worst.add(
-            torch.where(posterior.row_weight > 0, -log_evidence, -torch.inf), joint.index
-        )
-        return posterior._replace(candidates=self._slots(now.clamp_min(0), joint))
+        before = labels[..., rows].long()
+        moves = None if self._moves is None else self._moves[..., rows].long()
+        if moves is not None:
+            joint = self._close_empty_components(joint, moves)
+        best = self._assign(joint, gains, before, self._fixed_rows(before, moves))
+        # Rows that move to an empty component count where they were in this step: fitted by
+        # themselves they cost no more.
+        after = best if moves is None else torch.where(moves >= 0, moves, best)
+        if joint.mask is not None:  # masked rows have no label
+            after = torch.where(joint.mask.to("cpu"), after, before)
+        labels[..., rows] = after.to(labels.dtype)
+        self._count_moved(after != before)
+        device = joint.index.device
+        posterior, log_evidence = self._counted(joint, self._components_of(best.to(device)))
+        losses = torch.where(posterior.row_weight > 0, -log_evidence, -torch.inf)
+        self._worst_rows.add(losses, joint.index)
+        return posterior._replace(candidates=self._components_of(after.clamp_min(0).to(device)))
 
-    def _joint(
-        self, model: Callable, propose: Propose, args: tuple, kwargs: Mapping[str, Any], given: Any
-    ) -> Joint:
-        """Log joints of rows and components, every block's weights relative to their sum, 1 / R."""
-        reader = FewestRows(self._known_structure())
-        joint = log_joint(reader(model), self._known_structure(), propose, args, kwargs, given)
-        self._fewest = reader.rows
-        if self.blocks == 1:
-            return joint
-        if len(joint.log_joint) == self.components:
-            self._blocks.check_shares(_seen(joint.log_joint - joint.log_density, joint.mask)[:, :1])
-        return joint._replace(log_joint=joint.log_joint + math.log(self.blocks))
-
-    def _slots(self, local: Tensor, joint: Joint) -> Tensor:
-        """Parts (R, B) of the blocks as numbers among all components, where the rows are."""
-        return self._blocks.numbered(local.to(joint.index.device))
-
-    def _gains(self) -> Gains | None:
-        """Collects what rows add to their parts, where the score wants it and a partition has been fitted."""
-        if self._statistics is None or self.labels is None:
-            return None
-        labels = self.labels.reshape(self.blocks, -1)
-        return Gains(self._known_structure(), self._statistics, labels, self._blocks, self.score)
-
-    def _assign(self, joint: Joint, gains: Gains | None, before: Tensor, stay: Tensor) -> Tensor:
-        """The rows' parts (R, B), on the CPU: those ``before`` of rows that ``stay`` (R, B)."""
-        known = before.to(joint.log_joint.device)
-        cost = paid(joint, known, self._blocks, gains, self.alpha)
-        if not self.needs_all_rows:
-            return torch.where(stay, before, self._blocks.cheapest(cost, known).to("cpu"))
-        if len(joint.index) != joint.size:
-            raise OptionError(
-                f"bounds on the parts' sizes need all {joint.size} rows in one call, not {len(joint.index)}: leave "
-                "batch_size= out"
-            )
-        best = before.clamp_min(0)
-        free = ~stay if joint.mask is None else joint.mask.to("cpu") & ~stay
-        for block, table in enumerate(self._blocks.each(cost.to("cpu"))):
-            some = free[block]
-            if bool(some.any()):
-                rows = assign(
-                    table.T[some],
-                    capacity=self.capacity,
-                    min_size=self.min_size,
-                    method=self.assignment,
-                )
-                best[block, some] = rows
-        return best
-
-    def _as_it_stands(
-        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+    def _keep_labels(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
     ) -> tuple[Posterior, Tensor]:
-        """The rows where they are; those that nobody has seen where they fit best. See :meth:`_counted`."""
+        """Return q(z) at the labels as they are, as :meth:`_counted` does.
+
+        Rows that were not seen yet are assigned to their most probable component.
+        """
 
         def propose(index: Tensor, size: int, device: torch.device) -> Tensor:
-            known = self._known(index, size)
-            return (
-                self._all_components(index, size, device)
-                if bool((known < 0).any())
-                else self._blocks.numbered(known).to(device)
-            )
+            labels = self._known_labels(index, size)
+            if bool((labels < 0).any()):
+                return self._all_components(index, size, device)
+            return self._components_of(labels).to(device)
 
         joint = self._joint(model, propose, args, kwargs, given)
-        known = self._known(joint.index, joint.size).to(joint.index.device)
-        new = known < 0
-        if not bool(new.any()):
-            slots = torch.arange(self.blocks, device=known.device).unsqueeze(1)
-            return self._counted(joint, slots.expand(known.shape))
-        best = self._blocks.each(joint.log_joint).argmax(1)
-        return self._counted(joint, self._slots(torch.where(new, best, known), joint))
+        labels = self._known_labels(joint.index, joint.size).to(joint.index.device)
+        unseen = labels < 0
+        if not bool(unseen.any()):
+            places = torch.arange(len(joint.log_joint), device=labels.device).unsqueeze(1)
+            return self._counted(joint, places.expand(joint.log_joint.shape))
+        best = self._cheapest(-joint.log_joint, labels)
+        return self._counted(joint, self._components_of(torch.where(unseen, best, labels)))
 
-    def _counted(self, joint: Joint, slots: Tensor) -> tuple[Posterior, Tensor]:
-        """q on the candidates in places ``slots`` (R, B), and every block's evidence (R, B); added to the tally."""
-        posterior, log_evidence = _posterior(joint, slots)
+    def _joint(
+        self,
+        model: Callable[..., Any],
+        propose: Propose,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
+    ) -> Joint:
+        """Return the log joints; read on the way how many rows a cluster needs."""
+        reader = MinimumRowsMessenger(self._known_structure())
+        joint = log_joint(reader(model), self._known_structure(), propose, args, kwargs, given)
+        self._min_rows = reader.rows
+        return joint
+
+    def _assign(
+        self, joint: Joint, gains: LeaveOneOutGains | None, before: Tensor, fixed: Tensor | None
+    ) -> Tensor:
+        """Return the best labels (B,), on the CPU; rows that are ``fixed`` keep those ``before``."""
+        known = before.to(joint.log_joint.device)
+        costs = assignment_costs(joint, self._components_of(known), gains, self.alpha)
+        if not self.needs_all_rows:
+            best = self._cheapest(costs, known).to("cpu")
+            return best if fixed is None else torch.where(fixed, before, best)
+        if len(joint.index) != joint.size:
+            raise OptionError(
+                f"bounds on the clusters' sizes need all {joint.size} rows in one call, not "
+                f"{len(joint.index)}: leave batch_size= out"
+            )
+        free = torch.ones_like(before, dtype=torch.bool) if fixed is None else ~fixed
+        if joint.mask is not None:
+            free = free & joint.mask.to("cpu")
+        return self._assign_within_bounds(costs.to("cpu"), before.clamp_min(0), free)
+
+    def _bounded(self, costs: Tensor, labels: Tensor, free: Tensor) -> Tensor:
+        """Return ``labels`` (N,) with those of ``free`` rows set by ``costs`` (K, N)."""
+        if not bool(free.any()):
+            return labels
+        assigned = assign(
+            costs.T[free],
+            capacity=self.capacity,
+            min_size=self.min_size,
+            method=self.assignment,
+        )
+        return labels.masked_scatter(free, assigned)
+
+    def _close_empty_components(self, joint: Joint, moves: Tensor) -> Joint:
+        """Exclude empty components that rows will move to: their params fit nothing yet."""
+        targets = self._components_of(moves)
+        empty = targets[targets >= 0].unique().to(joint.index.device)
+        return joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
+
+    def _counted(self, joint: Joint, places: Tensor) -> tuple[Posterior, Tensor]:
+        """Return q at the candidates in ``places`` (1, B) and its log evidence (1, B); count them."""
+        posterior, log_evidence = hard_posterior(joint, places)
         if self.training:
-            log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, slots)
-            weight = posterior.row_weight
-            self.tally.loss += _total(weight, -log_evidence)
-            self.tally.objective += _total(weight, -log_density)
+            log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, places)
+            self._count_losses(posterior.row_weight, -log_evidence, -log_density)
         return posterior, log_evidence
-
-    def _known(self, index: Tensor, size: int) -> Tensor:
-        """Labels (R, B) of the rows ``index``, on the CPU, -1 for unseen ones; where there are none, none are made."""
-        index = index.to("cpu")
-        if self.labels is None:
-            return torch.full((self.blocks, len(index)), -1, dtype=torch.int64, device="cpu")
-        return self._labels_for(size)[:, index].long()
-
-    def losses(self, *args, **kwargs) -> Tensor:
-        """Minus the ELBO (R,), in nats, of every block's partition of the rows as it stands; changes nothing."""
-        self._read(args, kwargs)
-        training = self.training
-        self.eval()
-        try:
-            given = self.latent_values(*args, **kwargs)
-            posterior, log_evidence = self._as_it_stands(self.model, args, kwargs, given)
-        finally:
-            self.train(training)
-        return _total(posterior.row_weight, -log_evidence)
 
     def posterior_of_new_rows(
         self,
-        *args,
-        model: Callable | None = None,
+        *args: Any,
+        model: Callable[..., Any] | None = None,
         given: Mapping[str, Tensor] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Posterior:
-        """Each row in the component of largest joint density, whatever the parts' sizes.
+        """Return q(z) with each row in the component of largest joint density.
 
-        :raises OptionError: of several blocks, which are as many mixtures.
+        Bounds on the clusters' sizes do not apply to new rows.
         """
-        if self.blocks > 1:
-            raise OptionError(
-                f"blocks={self.blocks} are as many mixtures: score rows by a model and guide of one block"
-            )
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
         joint = log_joint(
             model or self.model, self._known_structure(), self._all_components, args, kwargs, values
         )
-        return _posterior(joint, joint.log_joint.argmax(0, keepdim=True))[0]
+        return hard_posterior(joint, joint.log_joint.argmax(0, keepdim=True))[0]
 
-    def reset_counts(self) -> None:
-        super().reset_counts()
-        self.tally = Tally.zero(self.blocks)
+    # M-step.
 
-    @property
-    def objective(self) -> float:
-        return float(self.tally.objective.sum())
+    def record_statistics(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
+        """Note that the params now fit the partition; find rows for empty components.
 
-    @property
-    def moved(self) -> int:
-        return int(self.tally.moved.sum())
+        These rows move in the next step.
+        """
+        # The loss alone needs no statistics, which may be views of params, and as large.
+        self._statistics = None if self.score == "loss" else statistics
+        self._labels_fixed, self._moves = False, None
+        if self.labels is not None and not self.min_size and not learned_weights:
+            self._moves = self._moves_to_empty_components(self.labels)
+        self._worst_rows.clear()
 
-    @property
-    def reseeded(self) -> int:
-        return int(self.tally.reseeded.sum())
-
-    def get_extra_state(self):
-        return None if self.labels is None else {"labels": self.labels, "planted": self._planted}
-
-    def set_extra_state(self, state) -> None:
-        self.labels, self._planted, self._moves, self._statistics = None, False, None, None
-        self._worst.clear()
-        if state is None:
-            return
-        if "labels" not in state:
-            raise PartitionError(
-                f"this is the state {sorted(state)} of another guide, not that of a HardPartition"
-            )
-        self.set_labels(state["labels"].clamp_min(0))
-        self.labels, self._planted = (
-            state["labels"].to("cpu", torch.int32, copy=True),
-            state["planted"],
+    def _rows_for_empty(self, labels: Tensor, worst_rows: Tensor) -> Tensor | None:
+        """Return the empty cluster (N,) that each row moves to, -1 for none; None if no row does."""
+        return rows_for_empty(
+            labels, worst_rows, self.clusters, fewest=self._min_rows, capacity=self.capacity
         )
+
+    # What ParallelHardPartition does for each of its restarts.
+
+    def _components_of(self, labels: Tensor) -> Tensor:
+        """Return the component numbers (1, B) of ``labels`` (B,); -1 stays."""
+        return labels.unsqueeze(0)
+
+    def _cheapest(self, costs: Tensor, labels: Tensor) -> Tensor:
+        """Return the labels (B,) of least ``costs`` (C, B)."""
+        return cheapest_clusters(costs.unsqueeze(0), labels.unsqueeze(0))[0]
+
+    def _assign_within_bounds(self, costs: Tensor, labels: Tensor, free: Tensor) -> Tensor:
+        return self._bounded(costs, labels, free)
+
+    def _fixed_rows(self, before: Tensor, moves: Tensor | None) -> Tensor | None:
+        """Return which rows (B,) keep their labels in this step; None for no row."""
+        return None if moves is None else moves >= 0
+
+    def _moves_to_empty_components(self, labels: Tensor) -> Tensor | None:
+        worst_rows = self._worst_rows.in_order()
+        moves = self._rows_for_empty(labels, worst_rows[0]) if worst_rows else None
+        if moves is not None:
+            self._reseeded += len(moves[moves >= 0].unique())
+        return moves
+
+    def _count_moved(self, moved: Tensor) -> None:
+        self._moved += int(moved.sum())
+
+    def _count_losses(self, weight: Tensor, loss: Tensor, objective: Tensor) -> None:
+        """Add the losses (1, B) with and without the prior of z, by row weight (B,)."""
+        self._objective += float(weighted_sums(weight, objective)[0])
+
+    def _labels_for(self, size: int) -> Tensor:
+        """Return the labels (N,), to be read or written."""
+        if self.labels is None:
+            self._check_size(size)
+            self.labels = torch.full(self._labels_shape(size), -1, dtype=torch.int32, device="cpu")
+        if self.labels.shape[-1] != size:
+            raise PartitionError(
+                f"this guide holds the labels of {self.labels.shape[-1]} rows, but the data now "
+                f"have {size}: make a new guide, or pass index= and size= for minibatches"
+            )
+        return self.labels
+
+    def _labels_shape(self, size: int) -> tuple[int, ...]:
+        return (size,)
+
+    @property
+    def _labels_form(self) -> str:
+        return "(N,)"
+
+    # Helpers.
+
+    def _gains(self) -> LeaveOneOutGains | None:
+        """Return the collector of leave-one-out gains, once a partition has been fitted."""
+        if self._statistics is None or self.labels is None:
+            return None
+        components = self._components_of(self.labels)
+        return LeaveOneOutGains(self._known_structure(), self._statistics, components, self.score)
+
+    def _known_labels(self, index: Tensor, size: int) -> Tensor:
+        """Return the labels (B,) of the rows ``index``, on the CPU; -1 for rows not seen yet."""
+        index = index.to("cpu")
+        if self.labels is None:
+            shape = self._labels_shape(len(index))
+            return torch.full(shape, -1, dtype=torch.int64, device="cpu")
+        return self._labels_for(size)[..., index].long()
 
     def _all_components(self, index: Tensor, size: int, device: torch.device) -> Tensor:
         return torch.arange(self.components, device=device).unsqueeze(-1)
 
-    def _labels_for(self, size: int) -> Tensor:
-        """The labels (R, N), to be read or written."""
-        if self.labels is None:
-            self._check_size(size)
-            shape = (size,) if self.blocks == 1 else (self.blocks, size)
-            self.labels = torch.full(shape, -1, dtype=torch.int32, device="cpu")
-        if self.labels.shape[-1] != size:
+    def _check_labels(self, labels: Any) -> None:
+        form = self._labels_form
+        if not isinstance(labels, Tensor):
             raise PartitionError(
-                f"this guide holds the labels of {self.labels.shape[-1]} rows, but the data now have {size}: make a "
-                "new guide, or pass index= and size= for minibatches"
+                f"labels must be a tensor of integers {form}, not a {type(labels).__name__}"
             )
-        return self.labels.reshape(self.blocks, size)
+        integers = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        rows = labels.shape[-1] if labels.dim() else 0
+        if labels.shape != self._labels_shape(rows) or not integers:
+            raise PartitionError(
+                f"labels must be integers {form}, not {labels.dtype} {tuple(labels.shape)}"
+            )
+        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= self.clusters):
+            raise PartitionError(f"labels contain numbers outside [0, {self.clusters})")
 
     def _check_size(self, size: int) -> None:
-        parts = self._blocks.parts
-        if parts > size:
+        clusters = self.clusters
+        if clusters > size:
             raise DataError(
-                f"{parts} components for {size} rows: give more rows, or fewer components"
+                f"{clusters} components for {size} rows: give more rows, or fewer components"
             )
-        if self.capacity is not None and self.capacity * parts < size:
+        if self.capacity is not None and self.capacity * clusters < size:
             raise DataError(
-                f"{parts} parts of at most capacity={self.capacity} rows do not hold {size} rows"
+                f"{clusters} clusters of at most capacity={self.capacity} rows cannot hold {size} "
+                "rows: raise capacity=, or give more components"
             )
-        if self.min_size * parts > size:
+        if self.min_size * clusters > size:
             raise DataError(
-                f"{size} rows are too few for {parts} parts of at least min_size={self.min_size}"
+                f"{size} rows are too few for {clusters} clusters of at least "
+                f"min_size={self.min_size} rows: lower min_size=, or give fewer components"
             )
 
+    def get_extra_state(self) -> dict[str, Any] | None:
+        """Return the state that ``state_dict`` stores."""
+        if self.labels is None:
+            return None
+        return {"labels": self.labels, "labels_fixed": self._labels_fixed}
 
-def _seen(table: Tensor, mask: Tensor | None) -> Tensor:
-    """The columns of ``table`` (C, B) that are not masked."""
-    return table if mask is None else table[:, mask]
+    def set_extra_state(self, state: Any) -> None:
+        """Restore the state of ``state_dict``.
+
+        :raises PartitionError: for the state of another guide.
+        """
+        self.labels, self._labels_fixed, self._moves, self._statistics = None, False, None, None
+        self._worst_rows.clear()
+        if state is None:
+            return
+        if "labels" not in state:
+            raise PartitionError(
+                f"this state holds {sorted(state)}: it is that of another guide, not of a "
+                "HardPartition"
+            )
+        self._check_labels(state["labels"].clamp_min(0))
+        self.labels = state["labels"].to("cpu", torch.int32, copy=True)
+        self._labels_fixed = state["labels_fixed"]
 
 
-def _total(weight: Tensor, loss: Tensor) -> Tensor:
-    """Sums (R,) of ``loss`` (R, B) by weight, on the CPU."""
-    return torch.where(weight > 0, weight * loss, 0.0).sum(1, dtype=torch.float64).to("cpu")
+def weighted_sums(weight: Tensor, losses: Tensor) -> Tensor:
+    """Return the sums (R,) of ``losses`` (R, B) by row ``weight`` (B,), in float64 on the CPU."""
+    return torch.where(weight > 0, weight * losses, 0.0).sum(1, dtype=torch.float64).to("cpu")
 
 
-def _posterior(joint: Joint, slots: Tensor) -> tuple[Posterior, Tensor]:
-    """q of weight one on each of the candidates in places ``slots`` (R, B), and their evidence (R, B)."""
-    log_evidence = joint.log_joint.gather(0, slots)
-    candidates = joint.candidates.expand(joint.log_joint.shape).gather(0, slots)
+def hard_posterior(joint: Joint, places: Tensor) -> tuple[Posterior, Tensor]:
+    """Return q of weight one on each of the candidates in ``places`` (R, B).
+
+    :returns: the posterior, and the log evidence (R, B) of each of the R partitions.
+    """
+    log_evidence = joint.log_joint.gather(0, places)
+    candidates = joint.candidates.expand(joint.log_joint.shape).gather(0, places)
     if joint.mask is not None:
         log_evidence = torch.where(joint.mask, log_evidence, 0.0)
-    given = (joint.index, joint.size, joint.scale, joint.mask)
-    log_prob, evaluations = torch.zeros_like(log_evidence), joint.log_joint.numel()
-    return Posterior(
-        candidates, log_prob, log_evidence.sum(0), *given, evaluations, best_first=True
-    ), log_evidence
+    posterior = Posterior(
+        candidates=candidates,
+        log_prob=torch.zeros_like(log_evidence),
+        log_evidence=log_evidence.sum(0),
+        index=joint.index,
+        size=joint.size,
+        scale=joint.scale,
+        mask=joint.mask,
+        evaluations=joint.log_joint.numel(),
+        best_first=True,
+    )
+    return posterior, log_evidence

@@ -322,7 +322,7 @@ def test_bounds_need_all_rows_and_room():
     _, _, em = started(capacity=40)
     with pytest.raises(OptionError, match="need all 90 rows"):
         fit(em, x, y, batch_size=30, progress=False)
-    with pytest.raises(DataError, match="do not hold 90 rows"):
+    with pytest.raises(DataError, match="cannot hold 90 rows"):
         started(capacity=29)[2].step(x, y)
     with pytest.raises(DataError, match="too few"):
         started(min_size=31)[2].step(x, y)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import ModelError, OptionError, PartitionError
-from pyro_mixtures.guides import FullPartition
-from pyro_mixtures.guides.hard import HardPartition
+from pyro_mixtures.guides import FullPartition, HardPartition, hard_partition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.experts.comparison import compare_routing
 from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
@@ -39,10 +38,12 @@ def rows_of(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, 
 
 
 def kmeans(**options):
-    def build(blocks=1):
+    def build(restarts=1):
         with torch.device("cpu"):
-            model = KMeans(components=K * blocks, features=P)
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks, **options))
+            model = KMeans(components=K * restarts, features=P)
+        return EM(
+            model, hard_partition(model, components=K * restarts, restarts=restarts, **options)
+        )
 
     return build
 
@@ -50,16 +51,16 @@ def kmeans(**options):
 def regressions(
     dtype=torch.float64, equal=True, scale: float | None = 1.0, ridge=0.0, empty="keep", **options
 ):
-    def build(blocks=1):
+    def build(restarts=1):
         with torch.device("cpu"):
             model = MixtureOfRegressions(
-                components=K * blocks, features=P, scale=scale, equal_weights=equal, ridge=ridge
+                components=K * restarts, features=P, scale=scale, equal_weights=equal, ridge=ridge
             ).to(dtype)
             if equal:
-                model.weights.fill_(1 / (K * blocks))  # not rounded to float32
+                model.weights.fill_(1 / (K * restarts))  # not rounded to float32
         return EM(
             model,
-            HardPartition(model, components=K * blocks, blocks=blocks, **options),
+            hard_partition(model, components=K * restarts, restarts=restarts, **options),
             empty=empty,
         )
 
@@ -130,8 +131,8 @@ def test_empty_parts_are_revived_in_every_block():
     """Params of parts that were planted empty win no rows."""
     x, y = rows_of()
 
-    def build(blocks=1):
-        em = regressions(ridge=0.1)(blocks)
+    def build(restarts=1):
+        em = regressions(ridge=0.1)(restarts)
         with torch.no_grad():
             em.model.bias = torch.full_like(em.model.bias, 1e3)
         return em
@@ -152,14 +153,16 @@ def test_masked_rows_have_no_part_in_any_block():
     x, y = rows_of()
     seen = torch.arange(N) % 5 != 0
 
-    def build(blocks=1):
-        plain = regressions(equal=False)(blocks).model
+    def build(restarts=1):
+        plain = regressions(equal=False)(restarts).model
 
         def model(x, y, seen):
             with pyro.poutine.mask(mask=seen):
                 return plain(x, y)
 
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), empty="keep")
+        return EM(
+            model, hard_partition(model, components=K * restarts, restarts=restarts), empty="keep"
+        )
 
     alone, together = both(build, x, torch.where(seen, y, torch.nan), seen)
     assert_same(alone, together)
@@ -169,19 +172,19 @@ def test_gradient_steps_train_every_start_for_itself():
     """Initial params are those that the start would have by itself."""
     x, y = rows_of()
 
-    def build(blocks=1):
+    def build(restarts=1):
         def model(x, y):
-            slope = pyro.param("slope", lambda: torch.randn(K * blocks, P, dtype=torch.float64))
+            slope = pyro.param("slope", lambda: torch.randn(K * restarts, P, dtype=torch.float64))
             with data_plate(x):
                 z = pyro.sample(
                     "z",
                     MixtureWeights(
-                        torch.full((K * blocks,), 1 / (K * blocks), dtype=torch.float64)
+                        torch.full((K * restarts,), 1 / (K * restarts), dtype=torch.float64)
                     ),
                 )
                 pyro.sample("y", pyro.distributions.Normal((x * slope[z]).sum(-1), 1.0), obs=y)
 
-        guide = HardPartition(model, components=K * blocks, blocks=blocks)
+        guide = hard_partition(model, components=K * restarts, restarts=restarts)
         return EM(
             model, guide, gradient=pyro.optim.Adam({"lr": 0.1}), gradient_steps=5, empty="keep"
         )
@@ -197,7 +200,7 @@ def test_the_best_belongs_to_a_model_of_one_block():
     x, y = rows_of()
     alone, together = both(regressions(equal=False, scale=None), x, y)
     one, best = alone.best, together.best
-    assert best.guide.blocks == 1
+    assert type(best.guide) is HardPartition
     assert best.guide.components == K
     for name in ("weight", "bias", "scale", "weights"):
         torch.testing.assert_close(
@@ -233,7 +236,7 @@ def test_starts_that_have_settled_stay_as_they_are():
     build = regressions()
     found = fit_restarts(
         build, x, y, starts=[rest.labels, torch.arange(N) % K], parallel=True, progress=False, tolerance=0, patience=1,
-        callbacks=[lambda fit: moved.append(fit.guide.tally.moved.tolist())],
+        callbacks=[lambda fit: moved.append(fit.guide.restart_counts.moved.tolist())],
     )  # fmt: skip
     assert found.objectives[0] == pytest.approx(rest.objectives.min())
     assert len(moved) > 3
@@ -298,19 +301,19 @@ def test_a_step_of_blocks_is_a_step_of_each():
     sizes, objective = whole.guide.sizes, whole.guide.objective
     left = whole.guide.losses(x, y)
     assert sizes.shape == (4, K)
-    for block in range(4):
+    for restart in range(4):
         pyro.clear_param_store()
         one = regressions(equal=False)()
-        one.guide.set_labels(labels[block])
+        one.guide.set_labels(labels[restart])
         one.step(x, y)
         one.guide.reset_counts()
         steps = [one.step(x, y) for _ in range(3)]
         loss += steps[-1]
         objective -= one.guide.objective
-        assert torch.equal(one.guide.labels, whole.guide.labels[block])
-        assert sizes[block].tolist() == one.guide.sizes.tolist()
-        assert whole.guide.tally.moved[block] == one.guide.moved
-        assert float(left[block]) == pytest.approx(one.evaluate_loss(x, y), rel=1e-10)
+        assert torch.equal(one.guide.labels, whole.guide.labels[restart])
+        assert sizes[restart].tolist() == one.guide.sizes.tolist()
+        assert whole.guide.restart_counts.moved[restart] == one.guide.moved
+        assert float(left[restart]) == pytest.approx(one.evaluate_loss(x, y), rel=1e-10)
     assert losses[-1] == pytest.approx(loss, rel=1e-10)
     assert objective == pytest.approx(0, abs=1e-8)
 
@@ -331,24 +334,24 @@ def test_a_saved_fit_of_blocks_goes_on():
     em.guide.set_labels(torch.randint(K, (2, N), generator=generator(), device="cpu"))
     em.step(x, y)
     state = em.guide.state_dict()
-    other = HardPartition(em.model, components=2 * K, blocks=2)
+    other = hard_partition(em.model, components=2 * K, restarts=2)
     other.load_state_dict(state)
     assert torch.equal(other.labels, em.guide.labels)
     assert EM(em.model, other).evaluate_loss(x, y) == em.evaluate_loss(x, y)
     with pytest.raises(PartitionError, match=r"integers \(3, N\)"):
-        HardPartition(em.model, components=2 * K, blocks=3).load_state_dict(state)
+        hard_partition(em.model, components=2 * K, restarts=3).load_state_dict(state)
 
 
 def test_blocks_that_are_impossible_are_refused():
     model = KMeans(components=6, features=P)
-    for blocks in (0, -1, 4):
-        with pytest.raises(OptionError, match=f"blocks={blocks}"):
-            HardPartition(model, components=6, blocks=blocks)
-    guide = HardPartition(model, components=6, blocks=2)
+    for restarts in (0, -1, 4):
+        with pytest.raises(OptionError, match=f"restarts={restarts} does not divide"):
+            hard_partition(model, components=6, restarts=restarts)
+    guide = hard_partition(model, components=6, restarts=2)
     for labels in (torch.zeros(5).long(), torch.zeros(3, 5).long(), torch.full((2, 5), 3)):
         with pytest.raises(PartitionError, match="labels"):
             guide.set_labels(labels)
-    with pytest.raises(OptionError, match="blocks=2 are as many mixtures"):
+    with pytest.raises(OptionError, match="2 restarts, which are different mixtures"):
         guide.posterior_of_new_rows(torch.zeros(4, P))
 
 
@@ -356,62 +359,64 @@ def test_blocks_that_are_impossible_are_refused():
 
 
 def test_a_build_without_blocks_is_refused():
-    with pytest.raises(OptionError, match="takes no blocks"):
+    with pytest.raises(OptionError, match="has no argument restarts"):
         fit_restarts(lambda: kmeans()(), torch.zeros(5, P), starts=2, parallel=True)
 
 
 def test_blocks_that_do_not_arrive_are_refused():
-    def few(blocks=1):
+    def few(restarts=1):
         model = KMeans(components=K, features=P)
         return EM(model, HardPartition(model, components=K))
 
     with pytest.raises(
         ModelError,
-        match=r"build\(blocks=2\) made a guide of blocks=1 and components=3, not of 2 and 6",
+        match=r"build\(restarts=2\) made a HardPartition of restarts=1 and components=3, not of 2",
     ):
         fit_restarts(few, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False)
 
 
 def test_other_guides_are_refused():
-    def build(blocks=1):
-        model = KMeans(components=K * blocks, features=P)
-        return EM(model, FullPartition(model, components=K * blocks))
+    def build(restarts=1):
+        model = KMeans(components=K * restarts, features=P)
+        return EM(model, FullPartition(model, components=K * restarts))
 
     with pytest.raises(ModelError, match="FullPartition does not start from labels"):
         fit_restarts(build, torch.zeros(5, P), starts=2, parallel=True, progress=False)
 
 
 def test_params_that_components_share_are_refused():
-    def build(blocks=1):
+    def build(restarts=1):
         def model(x):
             loc, scale = (
-                pyro.param("loc", torch.randn(K * blocks, P)),
+                pyro.param("loc", torch.randn(K * restarts, P)),
                 pyro.param("noise", torch.ones(P)),
             )
             with data_plate(x):
-                z = pyro.sample("z", MixtureWeights(torch.full((K * blocks,), 1 / (K * blocks))))
+                z = pyro.sample(
+                    "z", MixtureWeights(torch.full((K * restarts,), 1 / (K * restarts)))
+                )
                 pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
 
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks))
+        return EM(model, hard_partition(model, components=K * restarts, restarts=restarts))
 
     with pytest.raises(OptionError, match=r"\['noise'\] are shared by all components"):
         fit_restarts(build, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False)
 
 
 def test_params_of_modules_are_refused():
-    def build(blocks=1):
+    def build(restarts=1):
         model = MixtureOfExperts(
-            lambda: nn.Linear(P, 1), components=K * blocks, features=P, loss="squared"
+            lambda: nn.Linear(P, 1), components=K * restarts, features=P, loss="squared"
         )
-        guide = HardPartition(model, components=K * blocks, blocks=blocks)
+        guide = hard_partition(model, components=K * restarts, restarts=restarts)
         return EM(model, guide, gradient=pyro.optim.Adam({"lr": 0.1}))
 
-    with pytest.raises(OptionError, match=r"experts\.3\.weight.*one entry a component"):
+    with pytest.raises(OptionError, match=r"experts\.3\.weight.*one entry per component"):
         fit_restarts(build, *rows_of(torch.float32), starts=2, parallel=True, progress=False)
 
 
 def test_dropped_components_would_couple_the_starts():
-    with pytest.raises(OptionError, match="empty='drop' shares"):
+    with pytest.raises(OptionError, match="empty='drop' would share"):
         fit_restarts(regressions(empty="drop"), *rows_of(), starts=2, parallel=True, progress=False)
 
 
@@ -426,16 +431,16 @@ def test_weights_that_would_couple_the_blocks_are_refused(mask):
                 obs=x,
             )
 
-    with pytest.raises(OptionError, match=r"block 0 has 0\.3 of the weights' sum, not 1 / 2"):
-        EM(model, HardPartition(model, components=4, blocks=2)).step(rows_of(torch.float32)[0])
+    with pytest.raises(OptionError, match=r"weights of restart 0 have the sum 0\.3, not 1 / 2"):
+        EM(model, hard_partition(model, components=4, restarts=2)).step(rows_of(torch.float32)[0])
 
 
 def test_labels_of_other_rows_are_refused():
-    with pytest.raises(PartitionError, match=f"labels of 5 rows, but the data have {N}"):
+    with pytest.raises(PartitionError, match=rf"labels \(5,\), but the data have {N} rows"):
         fit_restarts(
             kmeans(),
             rows_of(torch.float32)[0],
-            starts=[torch.zeros(5).long()],
+            starts=[torch.zeros(5).long()] * 2,
             parallel=True,
             progress=False,
         )
@@ -445,14 +450,20 @@ def test_a_model_of_an_earlier_start_is_refused():
     em = kmeans()()
     with pytest.raises(OptionError, match="make them inside build"):
         fit_restarts(
-            lambda blocks=1: em, rows_of(torch.float32)[0], starts=2, parallel=True, progress=False
+            lambda restarts=1: em,
+            rows_of(torch.float32)[0],
+            starts=2,
+            parallel=True,
+            progress=False,
         )
 
 
 def test_weights_of_gaussians_come_back_with_sum_one():
-    def build(blocks=1):
-        model = GaussianMixture(components=K * blocks, features=P).double()
-        return EM(model, HardPartition(model, components=K * blocks, blocks=blocks), empty="keep")
+    def build(restarts=1):
+        model = GaussianMixture(components=K * restarts, features=P).double()
+        return EM(
+            model, hard_partition(model, components=K * restarts, restarts=restarts), empty="keep"
+        )
 
     alone, together = both(build, rows_of()[0])
     assert_same(alone, together)

@@ -36,7 +36,6 @@ class PartitionGuide(PyroModule):
     :meth:`reset_counts`.
     """
 
-    needs_all_rows: bool = False  # whether an E-step has to be given all rows in one call
     reuse: ReuseMessenger | None = (
         None  # set by EM while params stay as they are: E-steps share factorisations
     )
@@ -168,6 +167,11 @@ class PartitionGuide(PyroModule):
     def mean_weight(self) -> float:
         """Weight of a row, on average over those seen since :meth:`reset_counts`; 1 where none has any."""
         return self._weight / int(self.rows_won.sum()) if self._weight else 1.0
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether an E-step needs all rows in one call, rather than batches."""
+        return False
 
     def epoch_details(self) -> Mapping[str, Any]:
         """Plain numbers, strings or tuples by name, that a fit's history stores for each epoch."""

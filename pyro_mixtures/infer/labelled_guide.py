@@ -1,7 +1,6 @@
 """Base classes of guides that assign each row to one component and can start from labels."""
 
 from abc import abstractmethod
-from typing import Any
 
 from torch import Tensor
 
@@ -33,21 +32,3 @@ class LabelledGuide(PartitionGuide):
     def reseeded(self) -> int:
         """Empty components that the guide has re-seeded since :meth:`reset_counts`."""
         return 0
-
-
-class ParallelGuide(LabelledGuide):
-    """Guide of the hard partitions of R restarts that run as one mixture of R K components.
-
-    ``labels`` are (R, N), integers in [0, K), and ``sizes`` are (R, K).
-    """
-
-    blocks: int = 1  # R
-    tally: Any
-
-    @abstractmethod
-    def losses(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the ELBO (R,) of each restart's partition as it stands, in nats; changes nothing."""
-
-    @abstractmethod
-    def hold(self, blocks: Tensor) -> None:
-        """Keep the labels of the restarts marked True (R,) until labels are set anew."""

@@ -32,7 +32,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from pyro_mixtures.guides.hard import HardPartition
+from pyro_mixtures.guides import HardPartition, hard_partition
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.experts.comparison import compare_routing, r2
 from pyro_mixtures.infer.restarts.hard import fit_restarts
@@ -288,15 +288,14 @@ def restarts_of(
 ) -> Callable[[], None]:
     """A run of all starts, which leaves its objectives in ``found``."""
 
-    def build(blocks: int = 1) -> EM:
+    def build(restarts: int = 1) -> EM:
         model = MixtureOfRegressions(
-            components=3 * blocks, features=rows.x.shape[1], scale=options.get("scale", 1.0),
+            components=3 * restarts, features=rows.x.shape[1], scale=options.get("scale", 1.0),
             equal_weights=options.get("equal_weights", True),
         ).double()  # fmt: skip
         rule = {name: value for name, value in options.items() if name in ("score", "capacity")}
-        return EM(
-            model, HardPartition(model, components=3 * blocks, blocks=blocks, **rule), empty="keep"
-        )
+        guide = hard_partition(model, components=3 * restarts, restarts=restarts, **rule)
+        return EM(model, guide, empty="keep")
 
     def run() -> None:
         draw = torch.Generator().manual_seed(0)

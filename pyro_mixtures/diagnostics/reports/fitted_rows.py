@@ -12,7 +12,7 @@ from pyro_mixtures.diagnostics.reports.point import Point, point_of
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.labelled_guide import ParallelGuide
+from pyro_mixtures.infer.parallel_guide import ParallelGuide
 from pyro_mixtures.poutine import Posterior, ReuseMessenger
 
 

@@ -59,16 +59,17 @@ def fit_restarts(
     held before, and in it the params of the best.
 
     :param build: makes a fresh ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For
-        ``parallel`` a function of ``blocks``, one by default: it gives model and guide K ``blocks``
-        components and the guide ``blocks=``.
+        ``parallel`` a function of ``restarts``, one by default: it gives the model and the guide
+        K ``restarts`` components, and makes the guide with
+        :func:`~pyro_mixtures.guides.hard_partition`.
     :param rows: the model's tensor arguments, each with N rows.
     :param starts: how many, from labels drawn uniformly; or one entry a start: labels (N,), a
         tensor or array, or a method of :func:`~pyro_mixtures.init.labels.start_labels`.
-    :param parallel: fit all starts at once, as so many blocks of one model. Every param has to have
-        one entry a component. Each start settles by the rule of :func:`fit`, and then waits for the
-        others with its rows held where they are: it ends as it would by itself. ``best`` belongs to
-        a model of one block, its labels planted, and its history is the winner's, but for the
-        seconds; callbacks see the fit of all.
+    :param parallel: fit all starts at once, as one mixture of R K components. Every param must have
+        one entry per component. Each start converges by the rule of :func:`fit`, and then keeps its
+        labels while the others go on: the result is the same as without ``parallel``. ``best`` has
+        the model and the guide of one start, and the winner's history except for the seconds;
+        callbacks are called with the fit of all starts.
     :param on: rows (N, D) whose positions these methods look at; the first of ``rows`` by default.
     :param generator: source of randomness, on the CPU; torch's global one by default. Each start
         has its own seed, for its labels and for Pyro: a start comes out the same whatever the
@@ -76,19 +77,20 @@ def fit_restarts(
     :param progress: show a progress bar of the starts with the best objective.
     :param fit_options: for :func:`fit`, each time.
     :raises OptionError: for no starts or an unknown method, when ``build`` returns the same model
-        or guide again, or when it takes no ``blocks`` or shares params between components and
-        ``parallel`` is wanted.
-    :raises ModelError: when ``build`` returns no EM, its guide takes no labels, or not the blocks
-        that were asked for.
+        or guide again, or, for ``parallel``, when it has no argument ``restarts`` or components share
+        params.
+    :raises ModelError: when ``build`` returns no EM, a guide without labels, or another number of
+        restarts than it was asked for.
 
     Ctrl-C ends the fit in progress, takes part with it, and starts no other.
 
-    >>> from pyro_mixtures.guides import HardPartition
+    >>> from pyro_mixtures.guides import hard_partition
     >>> from pyro_mixtures.infer import EM
     >>> from pyro_mixtures.models import GaussianMixture
-    >>> def build(blocks=1):
-    ...     model = GaussianMixture(components=2 * blocks, features=2)
-    ...     return EM(model, HardPartition(model, components=2 * blocks, blocks=blocks))
+    >>> def build(restarts=1):
+    ...     model = GaussianMixture(components=2 * restarts, features=2)
+    ...     guide = hard_partition(model, components=2 * restarts, restarts=restarts)
+    ...     return EM(model, guide)
     >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
     >>> found = fit_restarts(build, x, starts=["kmeans++", "uniform"], progress=False)
     >>> found.best.guide.sizes.tolist()
@@ -104,7 +106,7 @@ def fit_restarts(
         preserved_random_state(),
         tqdm(total=len(several), desc="restarts", disable=not progress, unit="start") as bar,
     ):
-        if parallel:
+        if parallel and len(several) > 1:
             best, objectives = fit_together(build, rows, several, seeds, starter, fit_options, bar)
         else:
             best, objectives = _one_by_one(build, rows, several, seeds, starter, fit_options, bar)

@@ -1,4 +1,4 @@
-"""Restarts side by side: R starts of K components are one fit of R K."""
+"""Restarts in parallel: R starts of K components are one fit of R K components."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.em.history import Epoch, History
-from pyro_mixtures.infer.labelled_guide import ParallelGuide
+from pyro_mixtures.infer.parallel_guide import ParallelGuide, RestartCounts
 from pyro_mixtures.infer.restarts.starts import (
     Build,
     Starter,
@@ -35,8 +35,8 @@ from pyro_mixtures.poutine.params import ParamHandle
 Rows = tuple[Tensor, ...]
 
 
-class Member(NamedTuple):
-    """A fit as ``build()`` makes it, with its params."""
+class Built(NamedTuple):
+    """What ``build()`` made: an EM with its params."""
 
     inference: EM
     store: Any  # the state of its param store
@@ -52,150 +52,177 @@ def fit_together(
     fit_options: dict[str, Any],
     bar: Any,
 ) -> tuple[Trial, list[float]]:
-    """The best of R starts and the objectives of all, by one fit of ``build(blocks=R)``.
+    """Fit all starts at once, by ``build(restarts=R)``.
 
-    Every start has a member of its own, ``build(blocks=1)`` under its seed. Its initial params and
-    labels go into the fit of all, and the winner's come back.
+    Each start is also built by itself, with ``build(restarts=1)`` under its seed. Its initial
+    params and labels are copied into the fit of all starts, and those of the best start are copied
+    back.
 
-    :raises OptionError: when ``build`` takes no ``blocks``, or starts would share params.
-    :raises ModelError: when it does not make as many blocks and components as it was asked for.
+    :returns: the best start, and the objectives of all starts.
+    :raises OptionError: when ``build`` has no argument ``restarts``, or starts would share params.
+    :raises ModelError: when ``build`` does not make as many restarts and components as it was asked
+        for.
     """
     _check_build(build)
-    members: list[Member] = []
+    singles: list[Built] = []
     for seed in seeds:
-        members.append(_member(build, rows, seed, 1, members))
+        singles.append(_built(build, rows, seed, 1, singles))
     labels = [
-        _labels(*given, starter, len(rows[0])) for given in zip(members, starts, seeds, strict=True)
+        _start_labels(single, start, seed, starter, len(rows[0]))
+        for single, start, seed in zip(singles, starts, seeds, strict=True)
     ]
-    whole = _member(build, rows, seeds[0], len(starts), members)
-    guide = _blocked_guide(whole, members)
-    _check_params(whole, members)
-    _gather(whole, members)
+    combined = _built(build, rows, seeds[0], len(starts), singles)
+    guide = _parallel_guide(combined, singles)
+    _check_params(combined, singles)
+    _copy_params_in(combined, singles)
     guide.set_labels(torch.stack(labels))
-    watch = _Watch(guide, rows, fit_options, bar)
-    # The watch says when to stop.
+    monitor = _RestartMonitor(guide, rows, fit_options, bar)
+    # The monitor decides when to stop.
     options = {
         **fit_options,
         "tolerance": -math.inf,
-        "callbacks": (watch, *fit_options.get("callbacks", ())),
+        "callbacks": (monitor, *fit_options.get("callbacks", ())),
     }
-    with pyro.get_param_store().scope(whole.store):
-        found = fit(whole.inference, *rows, progress=False, **options)
-        objectives = _objectives(whole.inference, guide, rows, fit_options.get("batch_size"))
+    with pyro.get_param_store().scope(combined.store):
+        outcome = fit(combined.inference, *rows, progress=False, **options)
+        objectives = _objectives(combined.inference, guide, rows, fit_options.get("batch_size"))
     winner = objectives.index(min(objectives))
-    best = members[winner]
-    _hand_back(whole, best, winner)
+    best = singles[winner]
+    _copy_params_back(combined, best, winner)
     assert guide.labels is not None
     labelled_guide(best.inference).set_labels(guide.labels[winner])
-    result = Fit(
-        best.inference, watch.history(winner), bool(watch.settled[winner]), found.interrupted
+    best_fit = Fit(
+        best.inference,
+        monitor.history(winner),
+        converged=bool(monitor.converged[winner]),
+        interrupted=outcome.interrupted,
     )
-    return Trial(result, best.store, objectives[winner], guide.labels[winner].long()), objectives
+    trial = Trial(best_fit, best.store, objectives[winner], guide.labels[winner].long())
+    return trial, objectives
 
 
-def _check_build(build: Callable) -> None:
-    taken = inspect.signature(build).parameters.values()
-    if not any(p.name == "blocks" or p.kind is p.VAR_KEYWORD for p in taken):
+def _check_build(build: Callable[..., Any]) -> None:
+    parameters = inspect.signature(build).parameters.values()
+    if not any(p.name == "restarts" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise OptionError(
-            "parallel=True calls build(blocks=R), but this build takes no blocks: def build(blocks=1), with "
-            "components=K * blocks for the model and the guide, and blocks=blocks for the guide; or leave parallel out"
+            "parallel=True calls build(restarts=R), but this build has no argument restarts: "
+            "write def build(restarts=1), give the model K * restarts components, and make the "
+            "guide with hard_partition(model, components=K * restarts, restarts=restarts); or "
+            "leave parallel out"
         )
 
 
-def _member(build: Build, rows: Rows, seed: int, blocks: int, earlier: Sequence[Member]) -> Member:
+def _built(build: Build, rows: Rows, seed: int, restarts: int, earlier: Sequence[Built]) -> Built:
     with fresh_store(seed) as store:
-        inference = inference_of(build(blocks=blocks))
-        check_new(inference, [member.inference for member in earlier])
+        inference = inference_of(build(restarts=restarts))
+        check_new(inference, [built.inference for built in earlier])
         labelled_guide(inference)
         if inference.empty == "drop":
             raise OptionError(
-                "empty='drop' shares the weights of dropped components among all starts: choose 'keep'"
+                "empty='drop' would share the weights of dropped components among all starts: "
+                "choose empty='keep'"
             )
         params = params_of(inference, rows)
-    return Member(inference, store, params)
+    return Built(inference, store, params)
 
 
-def _labels(member: Member, start: Tensor | str, seed: int, starter: Starter, size: int) -> Tensor:
-    """Labels (N,) of one start, as its own guide takes them."""
-    guide = labelled_guide(member.inference)
+def _start_labels(
+    single: Built, start: Tensor | str, seed: int, starter: Starter, rows: int
+) -> Tensor:
+    """Return the labels (N,) of one start, as its guide accepts them."""
+    guide = labelled_guide(single.inference)
     guide.set_labels(starter.labels(start, guide, seed))
     assert guide.labels is not None
-    if len(guide.labels) != size:
+    if guide.labels.shape != (rows,):
         raise PartitionError(
-            f"a start has the labels of {len(guide.labels)} rows, but the data have {size}"
+            f"a start has labels {tuple(guide.labels.shape)}, but the data have {rows} rows: give "
+            "one label per row"
         )
     return guide.labels
 
 
-def _blocked_guide(whole: Member, members: Sequence[Member]) -> ParallelGuide:
-    guide, blocks = whole.inference.guide, len(members)
-    if not isinstance(guide, ParallelGuide):
+def _parallel_guide(combined: Built, singles: Sequence[Built]) -> ParallelGuide:
+    guide, restarts = combined.inference.guide, len(singles)
+    components = restarts * singles[0].inference.guide.components
+    made = guide.restarts if isinstance(guide, ParallelGuide) else 1
+    if not isinstance(guide, ParallelGuide) or (made, guide.components) != (restarts, components):
         raise ModelError(
-            f"{type(guide).__name__} holds one partition: restarts in parallel need a HardPartition guide"
-        )
-    wanted = blocks * members[0].inference.guide.components
-    if guide.blocks != blocks or guide.components != wanted:
-        raise ModelError(
-            f"build(blocks={blocks}) made a guide of blocks={guide.blocks} and components={guide.components}, not of "
-            f"{blocks} and {wanted}: hand blocks= on to the guide, and components=K * blocks to both"
+            f"build(restarts={restarts}) made a {type(guide).__name__} of restarts={made} and "
+            f"components={guide.components}, not of {restarts} and {components}: make the guide "
+            "with hard_partition(model, components=K * restarts, restarts=restarts)"
         )
     return guide
 
 
-def _check_params(whole: Member, members: Sequence[Member]) -> None:
-    """Refuse params that are not one entry a component: shared ones would couple the starts."""
-    blocks, one = len(members), members[0].params
-    if whole.params.keys() != one.keys():
+def _check_params(combined: Built, singles: Sequence[Built]) -> None:
+    """Refuse params without one entry per component: shared ones would couple the starts."""
+    restarts, single_params = len(singles), singles[0].params
+    if combined.params.keys() != single_params.keys():
         raise OptionError(
-            f"params {sorted(whole.params.keys() ^ one.keys())} exist for one number of components alone: restarts in "
-            "parallel need params with one entry a component; leave parallel out"
+            f"params {sorted(combined.params.keys() ^ single_params.keys())} exist only for one "
+            "number of components: parallel restarts need params with one entry per component; "
+            "leave parallel out"
         )
-    shapes = {
-        name: (constrained_value(one[name]).shape, constrained_value(handle).shape)
-        for name, handle in whole.params.items()
-    }
-    own = {
-        name for name, (few, all_) in shapes.items() if few and all_ == (blocks * few[0], *few[1:])
-    }
-    shared = sorted(shapes.keys() - own)
+    shared = []
+    for name, param in combined.params.items():
+        single_shape = constrained_value(single_params[name]).shape
+        shape = constrained_value(param).shape
+        if not single_shape or shape != (restarts * single_shape[0], *single_shape[1:]):
+            shared.append(name)
     if shared:
         raise OptionError(
-            f"params {shared} are shared by all components and would couple the starts: make them constants, give "
-            "every component its own, or leave parallel out"
+            f"params {sorted(shared)} are shared by all components and would couple the starts: "
+            "make them constants, give every component its own, or leave parallel out"
         )
 
 
-def _gather(whole: Member, members: Sequence[Member]) -> None:
-    """Set the params of the fit of all to those of its members."""
-    for name, param in whole.params.items():
-        value = torch.cat([constrained_value(member.params[name]) for member in members])
-        param.write(value / len(members) if _is_weights(param, value) else value)
+def _copy_params_in(combined: Built, singles: Sequence[Built]) -> None:
+    """Set the params of the fit of all starts to those of the starts."""
+    for name, param in combined.params.items():
+        value = torch.cat([constrained_value(single.params[name]) for single in singles])
+        param.write(value / len(singles) if _is_weights(param, value) else value)
 
 
-def _hand_back(whole: Member, member: Member, block: int) -> None:
-    """Set a member's params to those of its block."""
-    for name, param in member.params.items():
+def _copy_params_back(combined: Built, single: Built, restart: int) -> None:
+    """Set the params of a start to those of its components in the fit of all starts."""
+    for name, param in single.params.items():
         components = len(constrained_value(param))
-        value = constrained_value(whole.params[name])[block * components : (block + 1) * components]
+        first = restart * components
+        value = constrained_value(combined.params[name])[first : first + components]
         param.write(value / value.sum() if _is_weights(param, value) else value)
 
 
 def _is_weights(param: ParamHandle, value: Tensor) -> bool:
-    """Whether all components' entries have the sum one, rather than each component's."""
+    """Whether the entries of all components have the sum one, rather than those of each."""
     return param.constraint is constraints.simplex and value.dim() == 1
 
 
 def _objectives(
     inference: EM, guide: ParallelGuide, rows: Rows, batch_size: int | None
 ) -> list[float]:
-    """Minus the ELBO of every block's last partition under the last params, in nats per row."""
+    """Return minus the ELBO of each restart's partition under the last params, in nats per row."""
     batches = plan(inference, rows, batch_size).batches
     losses = [guide.losses(*batch.args, **batch.kwargs) for batch in batches.in_order()]
-    return (torch.stack(losses).sum(0) / (batches.rows * guide.mean_weight)).tolist()
+    objectives: list[float] = (
+        torch.stack(losses).sum(0) / (batches.rows * guide.mean_weight)
+    ).tolist()
+    return objectives
 
 
-class _Watch:
-    """Follows every start: its history, and whether it has settled by the rule of :func:`fit`. True stops the fit."""
+class _RestartEpoch(NamedTuple):
+    """One epoch of all restarts."""
+
+    epoch: Epoch
+    counts: RestartCounts
+    sizes: Tensor  # (R, K)
+    elbo: Tensor  # (R,) nats per row
+
+
+class _RestartMonitor:
+    """Callback of :func:`fit` that records each restart and stops when all have converged.
+
+    A restart converges by the rule of :func:`fit`. Its rows keep their labels from then on.
+    """
 
     def __init__(self, guide: ParallelGuide, rows: Rows, fit_options: dict[str, Any], bar: Any):
         defaults = inspect.signature(fit).parameters
@@ -203,43 +230,46 @@ class _Watch:
             fit_options.get(name, defaults[name].default) for name in ("tolerance", "patience")
         )
         batches = Batches(rows)
-        self.guide, self.rows, self.tolerance, self.bar = (
-            guide,
-            batches.rows,
-            tolerance * batches.features,
-            bar,
-        )
-        self.best = torch.full((guide.blocks,), -math.inf, dtype=torch.float64, device="cpu")
-        self.still = torch.zeros(guide.blocks, dtype=torch.int64, device="cpu")
-        self.settled = torch.zeros(guide.blocks, dtype=torch.bool, device="cpu")
-        self.length = torch.zeros_like(self.still)  # epochs until it settled
-        self.passes: list[tuple[Epoch, Any, Tensor, Tensor]] = []
+        self.guide = guide
+        self.rows = batches.rows
+        self.tolerance = tolerance * batches.features
+        self.bar = bar
+        self.best = torch.full((guide.restarts,), -math.inf, dtype=torch.float64, device="cpu")
+        self.epochs_without_gain = torch.zeros(guide.restarts, dtype=torch.int64, device="cpu")
+        self.converged = torch.zeros(guide.restarts, dtype=torch.bool, device="cpu")
+        self.length = torch.zeros_like(self.epochs_without_gain)  # epochs until convergence
+        self.epochs: list[_RestartEpoch] = []
 
     def __call__(self, fit: Fit) -> bool:
-        elbo = -self.guide.tally.loss / (self.rows * self.guide.mean_weight)
-        self.passes.append((fit.history.epochs[-1], self.guide.tally, self.guide.sizes, elbo))
-        self.still = torch.where(elbo - self.best > self.tolerance, 0, self.still + 1)
+        counts = self.guide.restart_counts
+        elbo = -counts.loss / (self.rows * self.guide.mean_weight)
+        self.epochs.append(_RestartEpoch(fit.history.epochs[-1], counts, self.guide.sizes, elbo))
+        gained = elbo - self.best > self.tolerance
+        self.epochs_without_gain = torch.where(gained, 0, self.epochs_without_gain + 1)
         self.best = torch.maximum(self.best, elbo)
-        self.length = torch.where(self.settled, self.length, len(self.passes))
-        self.settled = self.settled | (self.still >= self.patience)
-        self.guide.hold(self.settled)
+        self.length = torch.where(self.converged, self.length, len(self.epochs))
+        self.converged = self.converged | (self.epochs_without_gain >= self.patience)
+        self.guide.hold(self.converged)
         self.bar.set_postfix(best=f"{-float(self.best.max()):.4f}", refresh=False)
-        self.bar.update(int(self.settled.sum()) - self.bar.n)
-        return bool(self.settled.all())
+        self.bar.update(int(self.converged.sum()) - self.bar.n)
+        return bool(self.converged.all())
 
-    def history(self, block: int) -> History:
-        """The epochs of one start until it settled, with its share of the evaluations."""
-        return History([self._epoch(block, *one) for one in self.passes[: int(self.length[block])]])
+    def history(self, restart: int) -> History:
+        """Return the epochs of one restart until it converged, with its share of evaluations."""
+        length = int(self.length[restart])
+        return History([self._epoch_of(restart, recorded) for recorded in self.epochs[:length]])
 
-    def _epoch(self, block: int, epoch: Epoch, tally: Any, sizes: Tensor, elbo: Tensor) -> Epoch:
-        return epoch._replace(
-            elbo=float(elbo[block]),
-            evaluations=epoch.evaluations // self.guide.blocks,
-            live=int((sizes[block] > 0).sum()),
-            reseeded=int(tally.reseeded[block]),
-            details={
-                "moved": int(tally.moved[block]),
-                "objective": float(tally.objective[block]),
-                "sizes": tuple(sizes[block].tolist()),
-            },
+    def _epoch_of(self, restart: int, recorded: _RestartEpoch) -> Epoch:
+        sizes = recorded.sizes[restart]
+        details = {
+            "moved": int(recorded.counts.moved[restart]),
+            "objective": float(recorded.counts.objective[restart]),
+            "sizes": tuple(sizes.tolist()),
+        }
+        return recorded.epoch._replace(
+            elbo=float(recorded.elbo[restart]),
+            evaluations=recorded.epoch.evaluations // self.guide.restarts,
+            live=int((sizes > 0).sum()),
+            reseeded=int(recorded.counts.reseeded[restart]),
+            details=details,
         )

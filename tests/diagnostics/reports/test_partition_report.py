@@ -17,7 +17,12 @@ from torch.distributions import constraints
 from pyro_mixtures.diagnostics.reports.partition_report import partition_report
 from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, OptionError, PartitionError
-from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
+from pyro_mixtures.guides import (
+    FullPartition,
+    HardPartition,
+    ParallelHardPartition,
+    TruncatedPartition,
+)
 from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
@@ -264,10 +269,10 @@ class TestRefusals:
         with pytest.raises(PartitionError, match="holds the state of 300 rows"):
             partition_report(truncated(x, epochs=1), x[:200])
 
-    def test_several_blocks(self):
+    def test_several_restarts(self):
         x = rows()
         model = GaussianMixture(components=2 * C, features=D)
-        guide = HardPartition(model, components=2 * C, blocks=2)
+        guide = ParallelHardPartition(model, components=2 * C, restarts=2)
         guide.set_labels(torch.randint(C, (2, N)))
         with pytest.raises(OptionError, match="holds 2 partitions"):
             partition_report(fit(EM(model, guide), x, epochs=1, progress=False), x)
