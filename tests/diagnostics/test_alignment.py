@@ -1,4 +1,4 @@
-"""Label alignment: planted permutations are undone exactly, and no other permutation brings more together."""
+"""Alignment of labels: known permutations are inverted, and no other has a larger overlap."""
 
 import itertools
 
@@ -53,9 +53,9 @@ def rows_of_all(components, candidates, seed, rows=3) -> Responsibilities:
     )
 
 
-def renumbered(found: Responsibilities, order) -> Responsibilities:
-    """The same rows where component k is called ``order[k]``."""
-    return found._replace(components=order[found.components])
+def renumbered(responsibilities: Responsibilities, order) -> Responsibilities:
+    """The same responsibilities with component k renumbered to ``order[k]``."""
+    return responsibilities._replace(components=order[responsibilities.components])
 
 
 class TestPlantedPermutations:
@@ -143,8 +143,8 @@ class TestBest:
 
     @pytest.mark.meta
     @pytest.mark.parametrize("others", [0, 1095])
-    def test_a_war_of_prices_ends(self, others):
-        """Bids that rise by 1e-9 at a time would go on until they reach 500."""
+    def test_bidding_wars_end(self, others):
+        """Bids that rise by 1e-9 at a time would take forever to reach 500."""
         overlaps = np.zeros((5, 5))
         overlaps[[1, 1, 2, 2, 4, 4], [0, 4, 2, 3, 3, 4]] = (
             2.559e-8,
@@ -164,7 +164,7 @@ class TestBest:
 
     @few
     @given(st.integers(2, 40), st.floats(0.1, 1.0), seeds)
-    def test_the_dense_optimum_whatever_the_scales_of_rows_are(self, components, density, seed):
+    def test_finds_the_dense_optimum_for_rows_of_any_scale(self, components, density, seed):
         rng = np.random.default_rng(seed)
         overlaps = rng.random((components, components)) * (
             rng.random((components, components)) < density
@@ -176,7 +176,7 @@ class TestBest:
     @few
     @given(st.integers(4, 30), st.integers(1, 3), st.sampled_from([0.0, 12.0]), seeds)
     def test_the_best_of_near_pairs(self, components, neighbors, orders, seed):
-        """Whatever the orders of magnitude."""
+        """For values of any order of magnitude."""
         a, b = (
             torch.randn(components, 2, generator=generator(seed + i), device="cpu").double()
             for i in range(2)
@@ -204,7 +204,7 @@ class TestBest:
         assert torch.equal(found, best)
 
     def test_expected_agreement_is_what_counts(self):
-        """Not the winners alone: second candidates decide here."""
+        """The second candidates decide here, not the most probable components."""
         reference = Responsibilities(torch.tensor([[0, 1]] * 4), torch.tensor([[0.6, 0.4]] * 4))
         found = Responsibilities(torch.tensor([[1, 0]] * 4), torch.tensor([[0.9, 0.1]] * 4))
         sums = overlap(found, reference, 2).toarray()
@@ -270,12 +270,12 @@ class TestRefusals:
             ([torch.zeros(3, 2)], {"reference": 3}, DataError, "int"),
         ],
     )
-    def test_what_is_neither_fits_nor_a_number(self, fits, options, error, message):
+    def test_invalid_arguments(self, fits, options, error, message):
         with pytest.raises(error, match=message):
             align(fits, **options)
 
     def test_components_are_needed(self):
-        with pytest.raises(OptionError, match="how many"):
+        with pytest.raises(OptionError, match="number of components"):
             align([rows_of_all(3, 2, 0)])
 
     @pytest.mark.parametrize(
@@ -288,16 +288,16 @@ class TestRefusals:
                 ),
                 "outside",
             ),
-            (torch.zeros(3, 2), "the same of every fit"),
+            (torch.zeros(3, 2), "same type for every fit"),
             (rows_of_all(3, 2, 0)._replace(probs=torch.full((9, 2), torch.nan)), "finite"),
         ],
     )
-    def test_what_does_not_fit(self, found, message):
+    def test_mismatched_fits(self, found, message):
         with pytest.raises(DataError, match=message):
             align([found], rows_of_all(3, 2, 0), components=3)
 
-    def test_kinds_are_not_mixed(self):
-        with pytest.raises(DataError, match="same of every fit"):
+    def test_responsibilities_and_parameters_are_not_mixed(self):
+        with pytest.raises(DataError, match="same type for every fit"):
             align([rows_of_all(3, 2, 0)], torch.zeros(3, 2))
 
     def test_nan_in_many_components(self):
@@ -321,18 +321,18 @@ class TestRefusals:
         "permutation", [[0, 0], [0, 1, 2], [[0, 1]], [0.0, 1.0], [0.5, 1.9], [False, True]]
     )
     def test_permutations(self, permutation):
-        with pytest.raises(DataError, match=r"must hold each|has no"):
+        with pytest.raises(DataError, match=r"must hold each|does not have"):
             relabel({"loc": torch.zeros(2, 3)}, torch.tensor(permutation))
 
     @pytest.mark.parametrize("permutation", [[1, 0], np.array([1, 0]), None])
-    def test_permutations_that_are_no_tensors(self, permutation):
-        with pytest.raises(DataError, match=r"permutation is a .*: give a tensor \(C,\)"):
+    def test_permutations_that_are_not_tensors(self, permutation):
+        with pytest.raises(DataError, match=r"permutation is of type .*: pass a tensor \(C,\)"):
             relabel({"loc": torch.zeros(2, 3)}, permutation)
 
     @pytest.mark.parametrize(
         ("dim", "message"),
         [
-            ({"scale": 0}, "dim= says nothing of 'loc'"),
+            ({"scale": 0}, "dim= has no entry for 'loc'"),
             (1.0, "dim=1.0 must be"),
             ({"loc": "a"}, "dim='a' must be"),
         ],
@@ -341,6 +341,6 @@ class TestRefusals:
         with pytest.raises(OptionError, match=message):
             relabel({"loc": torch.zeros(2, 3)}, torch.tensor([1, 0]), dim=dim)
 
-    def test_params_that_are_no_tensors(self):
-        with pytest.raises(DataError, match="'loc' is a ndarray"):
+    def test_params_that_are_not_tensors(self):
+        with pytest.raises(DataError, match="'loc' is of type ndarray"):
             relabel({"loc": np.zeros(2)}, torch.tensor([1, 0]))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pyro_mixtures.diagnostics.arviz_io.datasets import SAMPLE_DIMS, Variable, to_container
+from pyro_mixtures.diagnostics.arviz_io.container import SAMPLE_DIMS, Variable, to_container
 from pyro_mixtures.diagnostics.model_choice.predictive import Predictive, predictive
 from pyro_mixtures.infer.restarts.component_path import ComponentPath
 from pyro_mixtures.infer.restarts.stored_fits import StoredFit

@@ -1,4 +1,4 @@
-"""Named arrays as xarray data sets, in the container that the installed ArviZ reads. Knows nothing of torch."""
+"""Named arrays as xarray data sets, in the container of the installed version of ArviZ."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ SAMPLE_DIMS = ("chain", "draw")
 
 Dims = Mapping[str, Sequence[str]]
 Coords = Mapping[str, Sequence[Any] | np.ndarray]
+Masks = Mapping[str, np.ndarray]  # by dimension
 
 
 class Variable(NamedTuple):
@@ -26,55 +27,56 @@ class Variable(NamedTuple):
 Groups = Mapping[str, Mapping[str, Variable]]
 
 
-Masks = Mapping[str, np.ndarray]
-
-
 def to_container(
     groups: Groups,
     *,
     coords: Coords | None = None,
-    own: Mapping[str, Coords] | None = None,
-    parts: Mapping[str, Masks] | None = None,
+    sample_coords: Mapping[str, Coords] | None = None,
+    masks: Mapping[str, Masks] | None = None,
 ) -> Any:
-    """The groups as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
+    """Return the groups as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
 
     :param groups: variables by name, by group; empty groups are left out. A dimension has the same
-        size everywhere, but for chains and draws, of which every group may have its own number.
-    :param coords: labels of dimensions; those not named are numbered from 0. Of chains and draws
-        they are those of the first group that has them, and of others of its size.
-    :param own: labels of chains and draws of some groups.
-    :param parts: masks by dimension, by group, of what some groups have of a dimension.
-    :raises OptionError: when dimensions or labels have conflicting sizes, or labels belong to no
+        size in all groups, except for chains and draws, whose numbers may differ between groups.
+    :param coords: labels of dimensions; other dimensions are numbered from 0. Labels of chains and
+        draws apply to the first group that has them and to other groups of its size.
+    :param sample_coords: labels of chains and draws, by group.
+    :param masks: by dimension, by group: which entries of a dimension the group has.
+    :returns: the container.
+    :raises OptionError: if sizes of dimensions or labels conflict, or labels name an unknown
         dimension.
     """
     groups = {name: variables for name, variables in groups.items() if variables}
     for variables in groups.values():
         _check_names(variables)
-    own, parts = own or {}, parts or {}
-    labels = _labels(_sizes(groups, parts), coords or {})
-
-    def mine(name: str) -> Mapping[str, np.ndarray]:
-        some = {dim: labels[dim][mask] for dim, mask in parts.get(name, {}).items()}
-        return labels | _sample_labels(groups[name], labels, own.get(name, {})) | some
-
-    return _container({name: _dataset(variables, mine(name)) for name, variables in groups.items()})
+    sample_coords, masks = sample_coords or {}, masks or {}
+    labels = _labels(_sizes(groups, masks), coords or {})
+    datasets = {}
+    for name, variables in groups.items():
+        sample_labels = _sample_labels(variables, labels, sample_coords.get(name, {}))
+        masked_labels = {dim: labels[dim][mask] for dim, mask in masks.get(name, {}).items()}
+        datasets[name] = _dataset(variables, labels | sample_labels | masked_labels)
+    return _container(datasets)
 
 
 def _sample_labels(
-    variables: Mapping[str, Variable], labels: Mapping[str, np.ndarray], own: Coords
+    variables: Mapping[str, Variable], labels: Mapping[str, np.ndarray], group_coords: Coords
 ) -> dict[str, np.ndarray]:
     """Labels of a group's chains and draws: its own, those of all groups, or numbers."""
-    found = {}
+    sample_labels = {}
     for dim, size in _group_sizes(variables, {}, {}).items():
-        if dim in SAMPLE_DIMS:
-            shared = labels[dim] if len(labels[dim]) == size else np.arange(size)
-            found[dim] = np.asarray(own[dim]) if dim in own else shared
-    return found
+        if dim not in SAMPLE_DIMS:
+            continue
+        if dim in group_coords:
+            sample_labels[dim] = np.asarray(group_coords[dim])
+        else:
+            sample_labels[dim] = labels[dim] if len(labels[dim]) == size else np.arange(size)
+    return sample_labels
 
 
 def _container(datasets: Mapping[str, xarray.Dataset]) -> Any:
-    """The one difference between the versions of ArviZ."""
-    import arviz  # here, since it takes seconds and plots do not need it
+    """The only difference between the versions of ArviZ."""
+    import arviz  # slow to import
 
     if int(arviz.__version__.partition(".")[0]) >= 1:
         return xarray.DataTree.from_dict(dict(datasets))
@@ -83,55 +85,58 @@ def _container(datasets: Mapping[str, xarray.Dataset]) -> Any:
 
 
 def _dataset(variables: Mapping[str, Variable], labels: Mapping[str, np.ndarray]) -> xarray.Dataset:
-    used = {dim for variable in variables.values() for dim in variable.dims}
+    dims = {dim for variable in variables.values() for dim in variable.dims}
     attributes = {
         "created_at": datetime.now(UTC).isoformat(),
         "inference_library": "pyro_mixtures",
         "inference_library_version": importlib.metadata.version("pyro-mixtures"),
     }
     data = {name: (variable.dims, variable.values) for name, variable in variables.items()}
-    return xarray.Dataset(data, {dim: labels[dim] for dim in labels if dim in used}, attributes)
+    return xarray.Dataset(data, {dim: labels[dim] for dim in labels if dim in dims}, attributes)
 
 
 def _check_names(variables: Mapping[str, Variable]) -> None:
-    """xarray wants the labels of a dimension under its name, which therefore no variable beside them can have."""
+    """Refuse variables that are named like a dimension: xarray keeps its labels under that name."""
     for name in SAMPLE_DIMS:
         if name in variables:
             raise OptionError(
-                f"{name!r} is the name of a variable, and of a dimension of all draws: rename it in the model"
+                f"{name!r} is the name of a variable, and of a dimension of all draws: rename it "
+                "in the model"
             )
     for name, variable in variables.items():
-        taken = [dim for dim in variable.dims if dim in variables]
-        if taken:
+        conflicts = [dim for dim in variable.dims if dim in variables]
+        if conflicts:
             raise OptionError(
-                f"dims {taken} of variable {name!r} are names of variables too: pass dims={{{name!r}: ...}}"
+                f"dims {conflicts} of variable {name!r} are names of variables too: pass "
+                f"dims={{{name!r}: ...}} with other names"
             )
 
 
-def _sizes(groups: Groups, parts: Mapping[str, Masks]) -> dict[str, int]:
+def _sizes(groups: Groups, masks: Mapping[str, Masks]) -> dict[str, int]:
     """Sizes of all dimensions; of chains and draws those of the first group that has them."""
     sizes: dict[str, int] = {}
     for name, variables in groups.items():
         shared = {dim: size for dim, size in sizes.items() if dim not in SAMPLE_DIMS}
-        sizes = _group_sizes(variables, shared, parts.get(name, {})) | sizes
+        sizes = _group_sizes(variables, shared, masks.get(name, {})) | sizes
     return sizes
 
 
 def _group_sizes(
-    variables: Mapping[str, Variable], known: Mapping[str, int], part: Masks
+    variables: Mapping[str, Variable], known: Mapping[str, int], masks: Masks
 ) -> dict[str, int]:
-    """Sizes of a group's dimensions and the ``known``; of a dimension that it has in part, the whole."""
+    """The ``known`` sizes and those of a group's dimensions, each with its masked entries."""
     sizes = dict(known)
     for name, variable in variables.items():
         if len(set(variable.dims)) != len(variable.dims):
             raise OptionError(
-                f"variable {name!r} has dims {variable.dims}: give it different names in dims="
+                f"variable {name!r} has dims {variable.dims}: pass different names in dims="
             )
-        for dim, size in zip(variable.dims, variable.values.shape, strict=True):
-            size = len(part[dim]) if dim in part else size
+        for dim, length in zip(variable.dims, variable.values.shape, strict=True):
+            size = len(masks[dim]) if dim in masks else length
             if sizes.setdefault(dim, size) != size:
                 raise OptionError(
-                    f"dim {dim!r} has size {size} in {name!r} and {sizes[dim]} elsewhere: name it differently in dims="
+                    f"dim {dim!r} has size {size} in {name!r} and {sizes[dim]} elsewhere: "
+                    "pass different names in dims="
                 )
     return sizes
 
