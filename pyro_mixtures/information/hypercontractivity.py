@@ -92,7 +92,8 @@ def hypercontractivity(
     :func:`hypercontractivity_of_table`.
 
     >>> _ = torch.manual_seed(0)
-    >>> x, noise = torch.rand(2, 400, device="cpu")
+    >>> x = torch.rand(400, device="cpu")
+    >>> noise = torch.rand(400, device="cpu")
     >>> y = torch.where(x > 0.9, 20 * x, 18 + 2 * noise)  # depends on x for one row in ten
     >>> shuffled = y[torch.randperm(400, device="cpu")]
     >>> hypercontractivity(x, y).coefficient > hypercontractivity(x, shuffled).coefficient
