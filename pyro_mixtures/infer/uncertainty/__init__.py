@@ -1,1 +1,1 @@
-"""Uncertainty of a fit: the bootstrap, observed information and standard errors, information criteria."""
+"""Uncertainty of a fit: bootstrap, observed information, standard errors, information criteria."""

@@ -65,11 +65,12 @@ def criteria(
     The number of free parameters counts the directions that the likelihood can depend on: C - 1 for
     a simplex or C logits, D - 1 for a unit vector, the triangle of a Cholesky factor, and
     D H - H (H - 1) / 2 for a D x H factor, which is identified up to a rotation. Params that
-    several sites share count once; constants, frozen params and those with ``requires_grad=False`` do not
-    count. Two exceptions: logits of a stock ``Categorical`` count as C, and coefficients of
-    :class:`ChoiceLogits` all count, even if attributes are collinear (remove such attributes
-    first). Coefficients of :class:`SoftmaxComponents` without ridge count as the rank of the item
-    features. A ridge penalty is part of the log likelihood and does not reduce p.
+    several sites share count once; constants, frozen params and those with
+    ``requires_grad=False`` do not count. Two exceptions: logits of a stock ``Categorical`` count as
+    C, and coefficients of :class:`ChoiceLogits` all count, even if attributes are collinear (remove
+    such attributes first). Coefficients of :class:`SoftmaxComponents` without ridge count as the
+    rank of the item features. A ridge penalty is part of the log likelihood and does not reduce
+    p.
 
     :param model: the fitted program.
     :param rows: the model's tensor arguments, N rows each; they are evaluated in chunks.
