@@ -90,10 +90,10 @@ def observed_information(
     penalized fit.) With A minus its Hessian in the unconstrained params, their covariance is
     :math:`A^{-1}`. With ``robust`` it is the sandwich :math:`A^{-1} B A^{-1}`, where B is the sum
     of the outer products of the rows' scores. The sandwich is also valid if the model is
-    misspecified (White, "Maximum likelihood estimation of misspecified models", Econometrica 50, 1982). Row
-    weights are counts, not survey weights: a row of weight two counts as two rows. The delta method
-    carries the covariance over to the constrained values. Directions in which constraints allow no
-    movement are removed first; a simplex, for example, has C - 1.
+    misspecified (White, "Maximum likelihood estimation of misspecified models", Econometrica 50,
+    1982). Row weights are counts, not survey weights: a row of weight two counts as two rows. The
+    delta method carries the covariance over to the constrained values. Directions in which
+    constraints allow no movement are removed first; a simplex, for example, has C - 1.
 
     The Hessian is a central difference of exact gradients, and scores are central differences of
     the rows' log evidence, both in float64 regardless of the params' dtype. This works for every

@@ -1,4 +1,4 @@
-"""The bootstrap: refits of resamples, from the fit's params, that leave the fit as it is; its spread is the truth's."""
+"""The bootstrap: refits to resamples, which leave the fit unchanged, and their spread."""
 
 import numpy as np
 import pyro
@@ -50,9 +50,9 @@ def test_a_refit_is_the_fit_of_its_resample(dtype):
     """The same rows drawn by hand, fitted from the same params."""
     x = two_clusters(dtype=dtype)
     whole = fit(em(dtype=dtype), x, epochs=5, progress=False)
-    found = bootstrap(whole, x, draws=3, generator=generator(7), progress=False, epochs=4)
+    result = bootstrap(whole, x, draws=3, generator=generator(7), progress=False, epochs=4)
     one = generator(7)
-    for refit in found.refits:
+    for refit in result.refits:
         index = torch.randint(len(x), (len(x),), generator=one)
         torch.randint(1 << 31, (), generator=one)
         pyro.clear_param_store()
@@ -66,7 +66,7 @@ def test_a_refit_is_the_fit_of_its_resample(dtype):
             torch.testing.assert_close(getattr(refit.fit.model, name), getattr(again.model, name))
 
 
-def test_the_fit_and_the_store_stay_as_they_are():
+def test_the_fit_and_the_store_are_unchanged():
     x = two_clusters()
     whole = fit(em(), x, epochs=5, progress=False)
     before = {name: value.detach().clone() for name, value in whole.model.named_parameters()}
@@ -94,43 +94,43 @@ def test_same_generator_same_refits():
 
 
 def test_spread_of_means_is_their_standard_error():
-    """Of well separated components a mean moves by sigma / sqrt(rows of its own): 30 draws know it to an eighth."""
+    """For separated components this is sigma / sqrt(n_c), known to one eighth from 30 draws."""
     x = two_clusters()
     whole = fit(em(), x, epochs=5, progress=False)
-    found = bootstrap(whole, x, draws=30, generator=generator(2), progress=False, epochs=3)
-    loc = torch.stack([refit.fit.model.loc.detach() for refit in found.refits])
+    result = bootstrap(whole, x, draws=30, generator=generator(2), progress=False, epochs=3)
+    loc = torch.stack([refit.fit.model.loc.detach() for refit in result.refits])
     expected = x.reshape(2, 50, 2).std(1) / 50**0.5
     assert bool(((loc.std(0) / expected).log().abs() < 0.4).all())
 
 
-def test_params_of_a_function():
-    """They live in the store alone: every refit has its own."""
+def test_params_of_functions():
+    """They exist in the store only; every refit has its own."""
     x = two_clusters()
     whole = fit(EM(function, FullPartition(function, components=2)), x, epochs=4, progress=False)
     kept = pyro.param("loc").detach().clone()
-    found = bootstrap(whole, x, draws=3, generator=generator(), progress=False, epochs=3)
+    result = bootstrap(whole, x, draws=3, generator=generator(), progress=False, epochs=3)
     assert torch.equal(pyro.param("loc"), kept)
-    scores = [log_evidence(refit.model, x).sum().item() for refit in found.refits]
+    scores = [log_evidence(refit.model, x).sum().item() for refit in result.refits]
     assert len(set(scores)) == 3
     assert max(scores) <= log_evidence(function, x).sum().item() + 1e-2
 
 
-def test_from_a_function_that_builds():
+def test_build_may_be_given_instead_of_a_fit():
     x = two_clusters()
-    found = bootstrap(lambda: em(), x, draws=2, generator=generator(), progress=False, epochs=3)
-    assert torch.equal(pyro.param("loc"), found.fit.model.loc)
-    assert found.elbos.shape == found.converged.shape == (2,)
+    result = bootstrap(lambda: em(), x, draws=2, generator=generator(), progress=False, epochs=3)
+    assert torch.equal(pyro.param("loc"), result.fit.model.loc)
+    assert result.elbos.shape == result.converged.shape == (2,)
 
 
-def test_labels_of_a_hard_partition_go_with_the_rows():
-    """Far apart, no row changes its part: each refit's labels are those of the rows drawn."""
+def test_labels_of_a_hard_partition_are_resampled_with_the_rows():
+    """Clusters are far apart, so no row changes its cluster."""
     x = two_clusters()
     start = em(HardPartition)
     start.guide.set_labels(torch.arange(2).repeat_interleave(50))
     whole = fit(start, x, epochs=3, progress=False)
-    found = bootstrap(whole, x, draws=2, generator=generator(4), progress=False, epochs=2)
+    result = bootstrap(whole, x, draws=2, generator=generator(4), progress=False, epochs=2)
     one = generator(4)
-    for refit in found.refits:
+    for refit in result.refits:
         index = torch.randint(100, (100,), generator=one)
         torch.randint(1 << 31, (), generator=one)
         assert torch.equal(refit.fit.guide.labels.long(), index // 50)
@@ -139,8 +139,8 @@ def test_labels_of_a_hard_partition_go_with_the_rows():
 def test_truncated_guides_search_anew():
     x = two_clusters()
     whole = fit(em(TruncatedPartition, candidates=1, neighbors=2), x, epochs=5, progress=False)
-    found = bootstrap(whole, x, draws=2, generator=generator(4), progress=False, epochs=5)
-    for refit in found.refits:
+    result = bootstrap(whole, x, draws=2, generator=generator(4), progress=False, epochs=5)
+    for refit in result.refits:
         torch.testing.assert_close(refit.fit.model.loc, CENTERS, atol=0.6, rtol=0)
 
 
@@ -172,7 +172,7 @@ def test_svi_is_refused():
 
 
 class TestStoredModel:
-    def test_modules_give_the_values_that_they_hold(self):
+    def test_modules_keep_their_values(self):
         x = two_clusters()
         first = em().model
         with torch.no_grad():
@@ -201,8 +201,8 @@ class TestStoredModel:
         assert pyro.param("loc").tolist() == [1.0, 1.0]
 
 
-def test_rows_of_weights_are_refused():
-    """Resampling items, instead of what was drawn of them, would say that the estimates are worth nothing."""
+def test_row_weights_are_refused():
+    """Resampling items instead of draws would overestimate the variance."""
     features = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 
     def build():
