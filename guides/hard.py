@@ -16,7 +16,7 @@ from pyro_mixtures.guides.assignment_costs import (
 )
 from pyro_mixtures.infer.labelled_guide import LabelledGuide
 from pyro_mixtures.partition.assignment import METHODS, assign
-from pyro_mixtures.partition.reseeding import WorstRows, rows_for_empty
+from pyro_mixtures.partition.reseeding import WorstRows, moves_to_empty_clusters
 from pyro_mixtures.poutine import Joint, Posterior, log_joint
 from pyro_mixtures.poutine.joint import Propose
 
@@ -330,8 +330,8 @@ class HardPartition(LabelledGuide):
 
     def _rows_for_empty(self, labels: Tensor, worst_rows: Tensor) -> Tensor | None:
         """Return the empty cluster (N,) that each row moves to, -1 for none; None if no row does."""
-        return rows_for_empty(
-            labels, worst_rows, self.clusters, fewest=self._min_rows, capacity=self.capacity
+        return moves_to_empty_clusters(
+            labels, worst_rows, self.clusters, min_rows=self._min_rows, capacity=self.capacity
         )
 
     # What ParallelHardPartition does for each of its restarts.

@@ -1,4 +1,7 @@
-"""State of q(z): candidate sets of the rows, and the neighbour graph of the components. Knows nothing of Pyro."""
+"""Row state of q(z): candidates, the neighbor graph, assignments and matchings.
+
+This package does not depend on Pyro.
+"""
 
 from pyro_mixtures.partition.candidates import CandidateSets
 from pyro_mixtures.partition.graph import NeighborGraph

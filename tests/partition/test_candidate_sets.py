@@ -32,7 +32,7 @@ def test_sets_are_distinct_and_in_range(data, rows, components):
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 5])
-def test_every_component_is_somebodys_candidate(candidates):
+def test_every_component_is_a_candidate_of_some_row(candidates):
     assert set(make(2000, 10, candidates).table.flatten().tolist()) == set(range(10))
 
 
@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_sets():
     assert not torch.equal(make(seed=4).table, make(seed=5).table)
 
 
-def test_written_rows_are_read_again_and_the_others_stay():
+def test_written_rows_are_read_back_and_others_stay():
     sets = make()
     before, index = sets.table.clone(), torch.tensor([7, 2])
     sets.write(index, torch.tensor([[0, 1, 2], [5, 6, 7]]))  # int64, as computed
@@ -56,7 +56,7 @@ def test_written_rows_are_read_again_and_the_others_stay():
     assert torch.equal(sets.table[others], before[others])
 
 
-def test_what_was_read_is_a_copy():
+def test_read_returns_a_copy():
     sets = make()
     before = sets.table.clone()
     sets.read(torch.arange(20)).zero_()
@@ -67,7 +67,7 @@ def test_what_was_read_is_a_copy():
     ("bad", "message"),
     [([1, 1, 2], "row 4 lists a component twice"), ([0, 1, 8], "outside"), ([-1, 0, 1], "outside")],
 )
-def test_check_names_what_is_wrong(bad, message):
+def test_check_names_the_problem(bad, message):
     sets = make()
     sets.write(torch.tensor([4]), torch.tensor([bad]))
     with pytest.raises(PartitionError, match=message):

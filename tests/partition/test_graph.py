@@ -1,4 +1,4 @@
-"""The neighbour graph: self first, distinct, and truly the nearest once the divergences are known."""
+"""The neighbor graph: self first, distinct, and the nearest once divergences are known."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ sizes = st.integers(1, 10).flatmap(lambda c: st.tuples(st.just(c), st.integers(1
 
 @st.composite
 def measured(draw):
-    """Sums of divergences over some pairs (c, k), in any order, sometimes with c itself."""
+    """Draw sums of divergences over pairs (c, k), in any order, sometimes with c itself."""
     components, neighbors = draw(sizes)
     pairs = [(c, k) for c in range(components) for k in range(components)]
     chosen = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=40))
@@ -61,12 +61,12 @@ def test_a_new_graph_is_reproducible_and_differs_by_seed():
 
 @few
 @given(measured())
-def test_refresh_takes_the_nearest_measured_ones_then_old_neighbours(case):
+def test_rebuild_takes_the_nearest_measured_ones_then_old_neighbors(case):
     components, neighbors, pairs, means, counts = case
     graph = make(components, neighbors)
     old = graph.neighbors.tolist()
     graph.observe(sums_of(pairs, means, counts, components), rows=1, size=10)
-    graph.refresh()
+    graph.rebuild()
     assert_well_formed(graph, components, neighbors)
     for c, row in enumerate(graph.neighbors.tolist()):
         nearest = [
@@ -84,7 +84,7 @@ def test_refresh_takes_the_nearest_measured_ones_then_old_neighbours(case):
 @given(measured(), st.integers(2, 4))
 def test_sums_of_minibatches_give_the_graph_of_the_full_batch(case, parts):
     components, neighbors, pairs, means, counts = case
-    whole, pieces = make(components, neighbors), make(components, neighbors)
+    whole, batched = make(components, neighbors), make(components, neighbors)
     assert whole.observe(sums_of(pairs, means, counts, components), rows=parts, size=parts)
     for part in range(parts):
         # Each row of a pair falls into some batch; every batch has the same mean here.
@@ -93,11 +93,11 @@ def test_sums_of_minibatches_give_the_graph_of_the_full_batch(case, parts):
         sums = sums_of(
             [pairs[i] for i in kept], [means[i] for i in kept], [share[i] for i in kept], components
         )
-        assert pieces.observe(sums, rows=1, size=parts) == (part == parts - 1)
-    assert torch.equal(pieces.neighbors, whole.neighbors)
+        assert batched.observe(sums, rows=1, size=parts) == (part == parts - 1)
+    assert torch.equal(batched.neighbors, whole.neighbors)
 
 
-def test_the_graph_is_renewed_only_when_every_row_was_seen_and_then_starts_afresh():
+def test_the_graph_is_rebuilt_when_every_row_was_seen_and_then_starts_afresh():
     graph = make(4, 2)
     near = sums_of([(0, 3), (0, 1), (0, 2)], [1.0, 2.0, 3.0], [1, 1, 1], 4)
     far = sums_of([(0, 3), (0, 1), (0, 2)], [3.0, 1.0, 2.0], [1, 1, 1], 4)
@@ -133,7 +133,7 @@ def test_unreachable_components_come_last():
         lambda c: st.tuples(st.just(c), st.integers(1, c), st.permutations(range(c)))
     )
 )
-def test_replace_gives_the_neighbourhood_and_keeps_rows_distinct(case):
+def test_replace_gives_the_neighborhood_and_keeps_rows_distinct(case):
     components, neighbors, order = case
     component, like = order[:2]
     graph = make(components, neighbors)
@@ -157,11 +157,11 @@ def test_the_graph_stays_on_the_cpu():
     assert graph.neighbors.device.type == "cpu"
 
 
-# The tour.
+# The order of the components.
 
 
 def depth_first(neighbors):
-    """Components in the order of the walk, by the textbook."""
+    """Return the components in the order of a textbook depth-first search."""
     seen = []
 
     def visit(c):
@@ -177,7 +177,7 @@ def depth_first(neighbors):
 
 @few
 @given(sizes, st.integers(0, 5))
-def test_a_tour_is_a_permutation_that_goes_on_to_the_nearest_unseen_neighbour(size, seed):
+def test_the_order_is_a_depth_first_search_by_nearest_unseen_neighbors(size, seed):
     graph = make(*size, seed=seed)
     place = graph.component_order()
     assert place.dtype == torch.int64
@@ -187,8 +187,8 @@ def test_a_tour_is_a_permutation_that_goes_on_to_the_nearest_unseen_neighbour(si
 
 @few
 @given(st.integers(2, 12).flatmap(lambda c: st.permutations(range(c))))
-def test_a_tour_goes_along_a_chain_of_neighbours(chain):
-    """A ring, so that the walk sees all of it wherever it begins."""
+def test_the_order_follows_a_chain_of_neighbors(chain):
+    """The chain is a ring, so that the search sees all of it from any start."""
     graph = make(len(chain), 2)
     for c, following in zip(chain, [*chain[1:], chain[0]], strict=True):
         graph.neighbors[c] = torch.tensor([c, following], device="cpu")
@@ -196,10 +196,10 @@ def test_a_tour_goes_along_a_chain_of_neighbours(chain):
     assert graph.component_order().argsort().tolist() == [*chain[first:], *chain[:first]]
 
 
-def test_a_tour_of_components_without_others_is_their_order():
+def test_components_without_neighbors_keep_their_order():
     assert make(5, 1).component_order().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.meta
-def test_a_tour_stays_on_the_cpu():
+def test_the_order_stays_on_the_cpu():
     assert make(5, 2).component_order().device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Matching of components: the best of all permutations, errors that do not depend on the order, NaN refused."""
+"""Matching of components: the best permutation, errors of matched mixtures, invalid input."""
 
 import itertools
 
@@ -63,8 +63,8 @@ def test_errors_are_those_of_the_matched_atoms():
     assert float(errors.weights) == pytest.approx(0.2)
 
 
-def test_distances_count_not_their_squares():
-    """Squares prefer two middling distances to a long and a short one; here the sum of distances does not."""
+def test_distances_are_not_squared():
+    """Squares prefer two equal distances to a long and a short one; their sum here does not."""
     a, b = torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[3.0, 0.0], [6.0, 1.0]])
     cost = torch.cdist(a, b)
     assert float(cost[0, 1] + cost[1, 0]) < float(cost[0, 0] + cost[1, 1])
@@ -76,7 +76,7 @@ def test_distances_count_not_their_squares():
 def test_nan_is_refused(where):
     arguments = [torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2,), 0.5), torch.full((2,), 0.5)]
     arguments[where][1] = torch.nan
-    with pytest.raises(DataError, match=r"\[1\] holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"\[1\] contains NaN or infinity"):
         matched_errors(*arguments)
 
 
