@@ -1,4 +1,4 @@
-"""Effect handlers that read mixtures: truncation, candidate E-steps, sufficient statistics, the data plate."""
+"""Effect handlers of mixture programs: E-steps, statistics, truncation, and the data plate."""
 
 from pyro_mixtures.poutine.joint import CandidateMessenger, Joint, log_joint
 from pyro_mixtures.poutine.plate import data_plate

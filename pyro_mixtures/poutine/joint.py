@@ -1,4 +1,4 @@
-"""The E-step as an effect: run the model with z := candidates and read every candidate's log joint."""
+"""The E-step as an effect handler: run the model with z set to candidates, read the log joints."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,20 +15,20 @@ from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
 from pyro_mixtures.poutine.structure import ProgramStructure
 
-# Row numbers (B,), the data set's size and the model's device -> candidates (S, B) there, or (S, 1)
-# where all rows share them; -1 pads.
+# Maps row numbers (B,), the size of the data set and the model's device to candidates (S, B) on
+# that device, or (S, 1) where all rows share them; -1 pads.
 Propose = Callable[[Tensor, int, torch.device], Tensor]
 
 
 class Joint(NamedTuple):
-    """Log joints of B rows with their S candidates, and what the data plate said of the rows."""
+    """Log joints of B rows with their S candidates, and the row numbers and weights of the rows."""
 
     candidates: Tensor  # (S, B) or (S, 1)
     log_joint: Tensor  # (S, B)  log p(c, x), -inf at padding
     log_density: Tensor  # (S, B) or (S, 1)  log p(x | c), without the weights
     index: Tensor  # type: ignore[assignment]  # (B,) row numbers; shadows tuple.index
     size: int  # N
-    scale: Tensor | float  # of z beyond the plate's own: row weights
+    scale: Tensor | float  # of z, without the subsampling of the data plate: row weights
     mask: Tensor | None  # of z, (B,)
 
     @property
@@ -38,16 +38,25 @@ class Joint(NamedTuple):
 
 
 class CandidateMessenger(Messenger):
-    """Sets the site ``structure.site`` to ``propose(index, size)`` and takes all other latent sites from ``given``.
+    """Sets the discrete site to candidates, and all other latent sites to given values.
 
-    The candidates lie in a tensor dimension to the left of every plate, as an enumerated site's
-    would; what comes after them broadcasts. Used with ``poutine.trace`` around the model::
+    The candidates lie in a tensor dimension to the left of all plates, as the values of an
+    enumerated site do; all later sites broadcast. Padding slots have log probability -inf. Use it
+    with ``poutine.trace`` around the model::
 
         with poutine.block(), torch.no_grad():
-            trace = poutine.trace(CandidateMessenger(declaration, propose)(model)).get_trace(x)
+            trace = poutine.trace(CandidateMessenger(structure, propose)(model)).get_trace(x)
 
-    Padding slots of the candidates have log probability -inf. A plate that subsamples draws other
-    rows in every run: ``index`` (B,) repeats those of an earlier one.
+    After a run ``candidates`` (S, B), ``index`` (B,) and ``size`` hold the candidates, the row
+    numbers and the number of rows of the data set.
+
+    :param structure: structure of the program.
+    :param propose: returns the candidates of the rows, see :data:`Propose`.
+    :param given: values of the other latent sites, by name.
+    :param index: (B,) row numbers of an earlier run; a plate that subsamples would otherwise draw
+        other rows in every run.
+    :raises ModelError: when the program no longer has this structure, or another latent site has no
+        value.
     """
 
     def __init__(
@@ -59,29 +68,31 @@ class CandidateMessenger(Messenger):
     ):
         super().__init__()
         self.structure, self.propose, self.given = structure, propose, dict(given or {})
-        self.rows = index
+        self.fixed_index = index
 
-    def __enter__(self):
+    def __enter__(self) -> "CandidateMessenger":
         self.candidates: Tensor | None = None
         self.index: Tensor | None = None
         self.size = 0
-        return super().__enter__()
+        super().__enter__()
+        return self
 
-    def _pyro_sample(self, msg) -> None:
-        name, d = msg["name"], self.structure
-        if name == d.site:
+    def _pyro_sample(self, msg: Any) -> None:
+        name, structure = msg["name"], self.structure
+        if name == structure.site:
             self._set_candidates(msg)
-        elif name == d.plate and self.rows is not None and site_is_subsample(msg):
-            msg["value"] = self.rows
+        elif name == structure.plate and self.fixed_index is not None and site_is_subsample(msg):
+            msg["value"] = self.fixed_index
         elif name in self.given:
             msg["value"], msg["is_observed"] = self._given_value(name), True
         elif not msg["is_observed"] and not site_is_subsample(msg):
             raise ModelError(
-                f"latent site {name!r} is not {d.site!r} and has no value: give the guide global_guide=, a guide over the "
-                f"other latent sites, for example AutoNormal(poutine.block(model, hide=[{d.site!r}]))"
+                f"latent site {name!r} is not {structure.site!r} and has no value: give the guide "
+                "global_guide=, a guide over the other latent sites, for example "
+                f"AutoNormal(poutine.block(model, hide=[{structure.site!r}]))"
             )
 
-    def _pyro_post_sample(self, msg) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] == self.structure.plate and site_is_subsample(msg):
             self.index = msg["value"]
 
@@ -89,52 +100,63 @@ class CandidateMessenger(Messenger):
         value = self.given[name]
         if value.dim() > self.structure.dims[name]:
             raise ModelError(
-                f"site {name!r} has shape {tuple(value.shape)}, a dimension more than the model gives it: "
-                "vectorize_particles=True is not supported beside a guide of z; use num_particles= alone"
+                f"site {name!r} has shape {tuple(value.shape)}, with more dimensions than the "
+                "model gives it: vectorize_particles=True is not supported together with a guide "
+                "of z; use num_particles= alone"
             )
         return value
 
-    def _set_candidates(self, msg) -> None:
-        d = self.structure
+    def _set_candidates(self, msg: Any) -> None:
+        structure = self.structure
         frames = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
-        if len(frames) != 1 or frames[0].name != d.plate or frames[0].dim != d.dim:
+        if len(frames) != 1 or frames[0].name != structure.plate or frames[0].dim != structure.dim:
             raise ModelError(
-                f"site {d.site!r} lies in plates {[f.name for f in frames]}, not in {d.plate!r} as before"
+                f"site {structure.site!r} lies in plates {[frame.name for frame in frames]}, "
+                f"not in {structure.plate!r} as before"
             )
         self.size = frames[0].full_size or frames[0].size
         if self.index is None:
             raise ModelError(
-                f"plate {d.plate!r} does not show its row numbers: use pyro.plate with a size"
+                f"plate {structure.plate!r} does not show its row numbers: "
+                "use pyro.plate with a size"
             )
         support = msg["fn"].enumerate_support(expand=False)
-        if len(support) != d.components:
+        if len(support) != structure.components:
             raise ModelError(
-                f"site {d.site!r} now has {len(support)} components; the guide was made for {d.components}"
+                f"site {structure.site!r} now has {len(support)} components; "
+                f"the guide was made for {structure.components}"
             )
         self.candidates = self.propose(self.index, self.size, support.device)
-        lead = (len(self.candidates),) + (1,) * (d.nesting + d.dim)
-        trail = (self.candidates.shape[1],) + (1,) * (-1 - d.dim)
+        lead = (len(self.candidates),) + (1,) * (structure.nesting + structure.dim)
+        trail = (self.candidates.shape[1],) + (1,) * (-1 - structure.dim)
         msg["value"], msg["is_observed"] = self.candidates.reshape(lead + trail), True
-        # Padding (-1) is outside the declared distribution's support; the wrapper gives it
+        # Padding (-1) is outside the support of the declared distribution; the wrapper gives it
         # probability zero.
         msg["fn"] = RestrictedSupport(msg["fn"], msg["value"].movedim(0, -1), validate_args=False)
 
 
 def log_joint(
-    model: Callable,
+    model: Callable[..., Any],
     structure: ProgramStructure,
     propose: Propose,
-    args: tuple,
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     given: Mapping[str, Tensor] | None = None,
     index: Tensor | None = None,
     *,
     gradients: bool = False,
 ) -> Joint:
-    """Evaluate the log joint of every row with its proposed candidates; no trace left outside.
+    """Evaluate the log joints of all rows with their proposed candidates.
 
-    :param gradients: whether to record them; by default none are.
-    :raises NumericalError, DataError: when a row has no finite log joint at all.
+    :param model: the Pyro program; its run is hidden from the caller's handlers.
+    :param structure: its structure.
+    :param propose: returns the candidates of the rows, see :data:`Propose`.
+    :param args: the model's positional arguments.
+    :param kwargs: its keyword arguments.
+    :param given: values of its other latent sites, by name.
+    :param index: (B,) row numbers to use in a plate that subsamples.
+    :param gradients: whether to record gradients.
+    :raises NumericalError, DataError: when a row has no finite log joint.
     """
     messenger = CandidateMessenger(structure, propose, given, index)
     with pyro.poutine.block(), torch.set_grad_enabled(gradients):
@@ -142,46 +164,45 @@ def log_joint(
             try:
                 messenger(model)(*args, **kwargs)
             except ValueError:
-                # Pyro's validation meets broken params first, and can only say that a distribution
-                # refuses them.
+                # Pyro's validation reports parameters of distributions; name the param instead.
                 _check_params(tracer.trace)
                 raise
         return _read_joint(tracer.trace, structure, messenger, args)
 
 
-def _read_joint(trace, d: ProgramStructure, messenger: CandidateMessenger, args: tuple) -> Joint:
+def _read_joint(
+    trace: Any, structure: ProgramStructure, messenger: CandidateMessenger, args: tuple[Any, ...]
+) -> Joint:
     if messenger.candidates is None or messenger.index is None:
         raise ModelError(
-            f"the model no longer has the site {d.site!r} that it had when the guide first read it"
+            f"the model no longer has the site {structure.site!r}, "
+            "which it had when the guide first read it"
         )
-    z = trace.nodes[d.site]
-    rows, own = len(messenger.index), own_scale(z, d)
-    prior = _per_row(_site_log_prob(z), d)
+    z = trace.nodes[structure.site]
+    rows = len(messenger.index)
+    prior = _per_row(_site_log_prob(z), structure)
     density: Tensor | None = None
     for name, node in trace.nodes.items():
-        inside = node["type"] == "sample" and any(
-            f.name == d.plate for f in node["cond_indep_stack"]
-        )
-        if not inside or name == d.site:
+        if node["type"] != "sample" or name == structure.site:
             continue
-        term = site_term(node, z, d)
-        density = term if density is None else density + term
+        if any(frame.name == structure.plate for frame in node["cond_indep_stack"]):
+            term = site_term(node, z, structure)
+            density = term if density is None else density + term
     density = torch.zeros_like(prior) if density is None else density
     total, best = _sum_with_best(prior, density)
-    mask = (
-        None
-        if z["mask"] is None
-        else _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
-    )
-    scale = _flat(own).expand(rows) if isinstance(own, Tensor) else own
+    mask = None
+    if z["mask"] is not None:
+        mask = _flat(torch.as_tensor(z["mask"], device=total.device)).expand(rows)
+    scale = own_scale(z, structure)
+    scale = _flat(scale).expand(rows) if isinstance(scale, Tensor) else scale
     total = total.expand(-1, rows)
-    _check_finite(best.expand(rows), mask, trace, d, args)
+    _check_finite(best.expand(rows), mask, trace, structure, args)
     return Joint(messenger.candidates, total, density, messenger.index, messenger.size, scale, mask)
 
 
 def _sum_with_best(prior: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-    """Log joints (S, B), and each row's largest (B,), or its NaN."""
-    if torch.is_grad_enabled():  # which the kernel does not record
+    """Return log joints (S, B), and each row's largest (B,), or NaN if it has one."""
+    if torch.is_grad_enabled():  # the kernel does not record gradients
         total = prior + density
         return total, total.detach().amax(0)
     return add_with_best(prior, density)
@@ -191,32 +212,41 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.reshape(-1) if rows.dim() else rows
 
 
-def site_term(node, z, d: ProgramStructure) -> Tensor:
-    """An observed site's part (S, B) of the log joint: masked, scaled relative to ``z``, nested plates summed."""
-    return _per_row(scaled_like(_site_log_prob(node), own_scale(node, d), own_scale(z, d)), d)
+def site_term(node: Any, z: Any, structure: ProgramStructure) -> Tensor:
+    """Return the term (S, B) that an observed site adds to the log joint.
+
+    It is masked, scaled relative to the site ``z``, and summed over nested plates.
+    """
+    scale, reference = own_scale(node, structure), own_scale(z, structure)
+    return _per_row(scaled_like(_site_log_prob(node), scale, reference), structure)
 
 
-def _site_log_prob(node) -> Tensor:
-    return scale_and_mask(
-        node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), mask=node["mask"]
-    )
+def _site_log_prob(node: Any) -> Tensor:
+    log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
+    masked: Tensor = scale_and_mask(log_prob, mask=node["mask"])
+    return masked
 
 
-def own_scale(node, d: ProgramStructure):
-    """The site's scale without the data plate's subsampling: row weights, and plates nested inside."""
-    frame = next(f for f in node["cond_indep_stack"] if f.name == d.plate)
-    return node["scale"] * frame.size / (frame.full_size or frame.size)
+def own_scale(node: Any, structure: ProgramStructure) -> Tensor | float:
+    """Return a site's scale without the subsampling of the data plate.
+
+    What is left are row weights, and the subsampling of plates nested inside.
+    """
+    frame = next(f for f in node["cond_indep_stack"] if f.name == structure.plate)
+    scale: Tensor | float = node["scale"] * frame.size / (frame.full_size or frame.size)
+    return scale
 
 
-def scaled_like(log_prob: Tensor, scale, reference) -> Tensor:
-    """``log_prob`` by the site's scale relative to that of z, whose entropy is scaled by ``reference``."""
-    if (
-        isinstance(scale, Tensor)
-        and isinstance(reference, Tensor)
-        and torch.equal(scale, reference)
-    ):
-        return log_prob
-    if not isinstance(scale, Tensor) and not isinstance(reference, Tensor):
+def scaled_like(log_prob: Tensor, scale: Tensor | float, reference: Tensor | float) -> Tensor:
+    """Scale ``log_prob`` relative to z.
+
+    The log joint of a row is multiplied by the row's weight, the ``reference``, as a whole, since
+    the entropy of its q(z) is.
+    """
+    if isinstance(scale, Tensor) and isinstance(reference, Tensor):
+        if torch.equal(scale, reference):
+            return log_prob
+    elif not isinstance(scale, Tensor) and not isinstance(reference, Tensor):
         return log_prob if scale == reference else log_prob * (scale / reference)
     scale, reference = (
         torch.as_tensor(s, dtype=log_prob.dtype, device=log_prob.device) for s in (scale, reference)
@@ -224,52 +254,66 @@ def scaled_like(log_prob: Tensor, scale, reference) -> Tensor:
     return log_prob * torch.where(reference > 0, scale / reference, 1.0)
 
 
-def _per_row(log_prob: Tensor, d: ProgramStructure) -> Tensor:
-    """Sum nested plates out: (S, [plates], B, [plates]) -> (S, B)."""
-    full = log_prob.reshape((1,) * (d.nesting + 1 - log_prob.dim()) + log_prob.shape)
-    nested = [dim for dim in range(-d.nesting, 0) if dim != d.dim]
+def _per_row(log_prob: Tensor, structure: ProgramStructure) -> Tensor:
+    """Sum over nested plates: (S, [plates], B, [plates]) -> (S, B)."""
+    lead = (1,) * (structure.nesting + 1 - log_prob.dim())
+    full = log_prob.reshape(lead + log_prob.shape)
+    nested = [dim for dim in range(-structure.nesting, 0) if dim != structure.dim]
     return full.sum(nested) if nested else full
 
 
 def _check_finite(
-    best: Tensor, mask: Tensor | None, trace, d: ProgramStructure, args: tuple
+    best: Tensor,
+    mask: Tensor | None,
+    trace: Any,
+    structure: ProgramStructure,
+    args: tuple[Any, ...],
 ) -> None:
-    """Look at each row's ``best`` log joint (B,)."""
-    # NaN in any candidate poisons the row; +inf would be a density of zero width.
-    bad = ~best.isfinite()
+    """Check each row's ``best`` log joint (B,), and name the cause if one is not finite."""
+    # NaN in any candidate makes the best NaN; +inf is a density of zero width.
+    invalid = ~best.isfinite()
     if mask is not None:
-        bad = bad & mask
-    if not bool(bad.any()):
+        invalid = invalid & mask
+    if not bool(invalid.any()):
         return
-    row = int(bad.nonzero()[0])
-    for name in d.observed:
-        value = trace.nodes[name]["value"]
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            where = (~value.isfinite()).nonzero()[0].tolist()
-            raise DataError(
-                f"observed site {name!r} holds {float(value[tuple(where)])} at {where}: remove such rows, or fill them "
-                "in (pyro_mixtures.infer.conditional imputes missing features)"
-            )
-    for number, given in enumerate(args):  # covariates are no site's value
-        rows = (
-            given[row]
-            if isinstance(given, Tensor) and given.dim() and len(given) == len(best)
-            else None
-        )
-        if rows is not None and rows.is_floating_point() and not bool(rows.isfinite().all()):
-            raise DataError(
-                f"row {row} of the model's argument {number} holds NaN or infinity: remove such rows first"
-            )
+    row = int(invalid.nonzero()[0])
+    _check_observed(trace, structure)
+    _check_covariates(row, len(best), args)
     _check_params(trace)
     raise NumericalError(
-        f"row {row} has log joint {float(best[row])} under each of its candidates: its density vanishes in "
-        f"{best.dtype}; scale the data, raise the variance floor, or use float64"
+        f"row {row} has log joint {float(best[row])} under each of its candidates: its density "
+        f"vanishes in {best.dtype}; scale the data, raise the variance floor, or use float64"
     )
 
 
-def _check_params(trace) -> None:
+def _check_observed(trace: Any, structure: ProgramStructure) -> None:
+    for name in structure.observed:
+        value = trace.nodes[name]["value"]
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            entry = (~value.isfinite()).nonzero()[0].tolist()
+            raise DataError(
+                f"observed site {name!r} holds {float(value[tuple(entry)])} at {entry}: remove "
+                "such rows, or fill them in (pyro_mixtures.infer.conditional imputes missing "
+                "features)"
+            )
+
+
+def _check_covariates(row: int, rows: int, args: tuple[Any, ...]) -> None:
+    """Check arguments of the model that are not the value of any site."""
+    for number, argument in enumerate(args):
+        if not isinstance(argument, Tensor) or not argument.dim() or len(argument) != rows:
+            continue
+        if argument.is_floating_point() and not bool(argument[row].isfinite().all()):
+            raise DataError(
+                f"row {row} of the model's argument {number} holds NaN or infinity: "
+                "remove such rows first"
+            )
+
+
+def _check_params(trace: Any) -> None:
     for name, node in trace.nodes.items():
         if node["type"] == "param" and not bool(node["value"].isfinite().all()):
             raise NumericalError(
-                f"param {name!r} is not finite: the last update diverged; lower the learning rate or raise variances"
+                f"param {name!r} is not finite: the last update diverged; "
+                "lower the learning rate, or raise the variances"
             )

@@ -15,7 +15,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_mixtures.errors import ClosedFormError
 
-# Computes a param from the argument of a family: the values of a block of components, and the block.
+# Computes a param from the argument of a family, given its values for a block of components.
 ToParam = Callable[[Tensor, slice], Tensor]
 
 _ALL = slice(None)

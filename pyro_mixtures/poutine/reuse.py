@@ -1,4 +1,4 @@
-"""Runs of a model between which its params stay as they are share constrained values and component families."""
+"""Reuse of constrained params and component families between runs with unchanged params."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.poutine.params import leaf_of
 
-# What cannot change behind our back.
+# Options of these types cannot change in place.
 _IMMUTABLE = (
     bool,
     int,
@@ -23,31 +23,29 @@ _IMMUTABLE = (
     torch.device,
     type(None),
 )
-# Arguments that were found valid once are not validated again: no two runs agree on it, and nothing
-# depends on it.
-_ASIDE = {"_validate_args"}
+# The first run validates arguments and later runs do not; nothing else depends on it.
+_IGNORED = {"_validate_args"}
 
 
 class Stamp(NamedTuple):
-    """A tensor, by its unconstrained leaf, and the version it had."""
+    """The unconstrained leaf of a tensor, and its version at some time."""
 
     leaf: Tensor
     version: int
 
     @property
-    def fresh(self) -> bool:
-        """Whether the tensor is unmodified since."""
+    def is_current(self) -> bool:
+        """Whether the tensor has not been modified since."""
         return self.leaf._version == self.version
 
 
 class ReuseMessenger(Messenger):
-    """Hands a run the constrained param values and component families of an earlier run, if they are the same still.
+    """Gives a run the constrained params and component families of an earlier run, if still valid.
 
-    A family keeps its factorised covariances, so that an E-step, its statistics and all batches of
-    a data set compute them once. A param is the same while its unconstrained tensor is, unmodified
-    since (by torch's version counter). A family is the same while all that it was made of is:
-    arguments, covariates, options. Only for runs without gradients: nothing is handed on while they
-    are recorded.
+    A family keeps its factorized covariances, so an E-step, its statistics, and all batches of a
+    data set compute them once. A param is valid while the store holds the same unconstrained
+    tensor, unmodified (by torch's version counter). A family is valid while its arguments,
+    covariates and options are the same. Nothing is reused while gradients are recorded.
     """
 
     def __init__(self) -> None:
@@ -55,29 +53,29 @@ class ReuseMessenger(Messenger):
         self._values: dict[str, tuple[Stamp, Tensor]] = {}
         self._families: dict[str, tuple[dict[str, Any], Components]] = {}
 
-    def _pyro_param(self, msg) -> None:
-        known = self._values.get(msg["name"])
-        if known is None or torch.is_grad_enabled():
+    def _pyro_param(self, msg: Any) -> None:
+        stored = self._values.get(msg["name"])
+        if stored is None or torch.is_grad_enabled():
             return
-        stamp, value = known
+        stamp, value = stored
         if (
             pyro.get_param_store().get_state()["params"].get(msg["name"]) is stamp.leaf
-            and stamp.fresh
+            and stamp.is_current
         ):
             msg["value"], msg["done"] = value, True
 
-    def _pyro_post_param(self, msg) -> None:
+    def _pyro_post_param(self, msg: Any) -> None:
         if not torch.is_grad_enabled():
             self._values[msg["name"]] = _stamp(leaf_of(msg["value"])), msg["value"]
 
-    def _pyro_sample(self, msg) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if not isinstance(fn, Selected) or torch.is_grad_enabled():
             return
-        made_of, family = self._families.get(msg["name"], ({}, None))
-        parts = _parts(fn.family)
-        if family is None or type(family) is not type(fn.family) or not _same(made_of, parts):
-            self._families[msg["name"]] = parts, fn.family
+        old_inputs, family = self._families.get(msg["name"], ({}, None))
+        inputs = _inputs(fn.family)
+        if family is None or type(family) is not type(fn.family) or not _same(old_inputs, inputs):
+            self._families[msg["name"]] = inputs, fn.family
         else:
             msg["fn"] = fn.of_family(family)
 
@@ -86,24 +84,27 @@ def _stamp(leaf: Tensor) -> Stamp:
     return Stamp(leaf, leaf._version)
 
 
-def _parts(family: Components) -> dict[str, Any]:
-    """All that a family was made of, tensors as stamps. Taken as it is made, before it computes anything to keep."""
-    parts = {**vars(family), **family.arguments}
+def _inputs(family: Components) -> dict[str, Any]:
+    """Return the inputs of a new family by name, with stamps in place of tensors.
+
+    A family that has just been built has computed nothing yet, so all its attributes are inputs.
+    """
+    inputs = {**vars(family), **family.arguments}
     return {
-        name: _stamp(leaf_of(part)) if isinstance(part, Tensor) else part
-        for name, part in parts.items()
-        if name not in _ASIDE
+        name: _stamp(leaf_of(value)) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+        if name not in _IGNORED
     }
 
 
 def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return old.keys() == new.keys() and all(
-        _unchanged(old[name], part) for name, part in new.items()
+        _unchanged(old[name], value) for name, value in new.items()
     )
 
 
 def _unchanged(old: Any, new: Any) -> bool:
     if isinstance(old, Stamp) and isinstance(new, Stamp):
-        return old.leaf is new.leaf and old.fresh
-    # Lists, modules, functions may hold what has changed: such a family is made anew.
+        return old.leaf is new.leaf and old.is_current
+    # Lists, modules and functions may have changed in place: such a family is built again.
     return isinstance(new, _IMMUTABLE) and type(old) is type(new) and old == new

@@ -1,4 +1,4 @@
-"""Stock Pyro distributions with plain torch indexing (``dist.Normal(loc[z], scale[z])``) as families.
+"""Families that stand for stock Pyro distributions such as ``dist.Normal(loc[z], scale[z])``.
 
 ``loc[z]`` is a new tensor, so the param behind it cannot be found by identity. But the distribution
 under z = 0, ..., C - 1 holds the arguments of every component, and the param that equals them, and
@@ -55,7 +55,7 @@ class StockFamily(NamedTuple):
 def stock_weights(
     site: str, fn: Any, params: Mapping[str, Tensor]
 ) -> tuple[MixtureWeights, dict[str, StockParam]]:
-    """Return the weights behind a stock Categorical at the discrete site, and their params by argument.
+    """Return the weights behind a stock Categorical at the discrete site, and their params.
 
     :raises ClosedFormError: when the distribution is another, or its argument is not one param.
     """
@@ -196,7 +196,11 @@ _NORMALIZED = (
 def _match(
     site: str, argument: str, values: Tensor, params: Mapping[str, Tensor], *, normalized: bool
 ) -> str | None:
-    """Return the name of the param from which ``values`` (C, ...) were indexed; None for constants."""
+    """Return the name of the param from which ``values`` (C, ...) were indexed.
+
+    :returns: None for constants.
+    :raises ClosedFormError: when there is no such param, or several of them.
+    """
     if not values.requires_grad:
         return None  # a constant, even if it equals a param
     nodes = _PLAIN
@@ -224,7 +228,7 @@ def _match(
 
 
 def _equal(param: Tensor, values: Tensor, normalize_logits: bool) -> bool:
-    """Whether the param, broadcast to ``values``, equals them up to the rounding of a normalization."""
+    """Whether the param, broadcast to ``values``, equals them up to rounding."""
     rounding = 16 * torch.finfo(values.dtype).eps
     absolute = 0.0
     if normalize_logits:
@@ -262,7 +266,7 @@ _PLAIN = {
 
 
 def _is_indexed(values: Tensor, param: Tensor, nodes: set[str]) -> bool:
-    """Whether ``values`` were indexed from the param, and are not a function of it with the same values.
+    """Whether ``values`` were indexed from the param, rather than computed with the same result.
 
     :param nodes: names of the backward nodes that are allowed between them.
     """

@@ -1,4 +1,4 @@
-"""What a strategy must know of a Pyro program before it runs it: the discrete site, its plate, the other sites."""
+"""The structure of a mixture program: its discrete site, the data plate, and all other sites."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,58 +16,93 @@ from pyro_mixtures.ops.kernels.threads import reserve_threads
 
 
 class ProgramStructure(NamedTuple):
-    """A mixture as declared: constant over calls, but for the numbers of rows."""
+    """What strategies need to know about a program. It is constant over calls with other rows."""
 
-    site: str
+    site: str  # the discrete site, z
     components: int
     plate: str
     dim: int  # of the data plate, negative
-    nesting: int  # most plates around any site: candidates are enumerated left of them
-    observed: tuple[
-        str, ...
-    ]  # observed sites inside the data plate, in program order, deterministic ones left out
-    outside: tuple[
-        str, ...
-    ]  # observed sites and factors outside the data plate: priors written as factors, say
-    latent: tuple[str, ...]  # all other latent sites, which somebody must supply
-    dims: dict[str, int]  # how many dimensions each site's value has
+    nesting: int  # largest number of plates around any site: candidates are enumerated left of them
+    # Observed sites inside the data plate, in program order, without deterministic ones.
+    observed: tuple[str, ...]
+    # Observed sites and factors outside the data plate, such as priors written as factors.
+    outside: tuple[str, ...]
+    latent: tuple[str, ...]  # all other latent sites, whose values must be supplied
+    dims: dict[str, int]  # number of dimensions of each site's value
     stock: frozenset[str]  # observed sites whose distribution is not a lazily selected family
-    by_value: (
-        bool  # whether a stock distribution, z's included, hides which params its arguments are
-    )
+    # Whether a stock distribution, that of z included, hides which params its arguments are.
+    by_value: bool
     parameter_bytes: int  # size of all params
-    on_kernels: bool  # whether the kernels of this package do nearly all of the work, on the CPU
+    on_kernels: bool  # whether the CPU kernels of this package do nearly all of the work
 
     def threads(self) -> AbstractContextManager[None]:
-        """Context of runs of the program: who gets the threads, the kernels or torch."""
+        """Return the context of runs, which gives the threads to the kernels or to torch."""
         return reserve_threads() if self.on_kernels else nullcontext()
 
 
 def read_structure(
-    model: Callable, site: str, args: tuple, kwargs: dict[str, Any]
+    model: Callable[..., Any], site: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ProgramStructure:
-    """Run ``model`` once, unobserved by the caller's handlers, and read what kind of mixture it is.
+    """Run ``model`` once, hidden from the caller's handlers, and read its structure.
 
-    :raises ModelError: when there is no discrete site of that name in exactly one vectorised plate,
-        or two of them.
+    :param site: name of the discrete site.
+    :param args: the model's positional arguments.
+    :param kwargs: its keyword arguments.
+    :raises ModelError: when there is no discrete latent site of that name in exactly one vectorized
+        plate, or when two sites have the same name.
     """
-    with pyro.poutine.block(), torch.no_grad():
-        try:
-            trace = pyro.poutine.trace(model).get_trace(*args, **kwargs)
-        except RuntimeError as error:
-            if "Multiple" in str(error):
-                raise ModelError(
-                    f"a name is used by two sites: {error}; every site needs its own"
-                ) from error
-            raise
+    trace = _traced(model, args, kwargs)
     # Pyro's messages are typed for callables, not for distributions.
     sites: dict[str, Any] = {
         name: node for name, node in trace.nodes.items() if node["type"] == "sample"
     }
-    known = [name for name, node in sites.items() if not site_is_subsample(node)]
-    if site not in known:
+    names = [name for name, node in sites.items() if not site_is_subsample(node)]
+    _check_discrete(site, sites, names)
+    frame = _data_frame(site, sites[site])
+    inside = {name for name in names if _is_inside(sites[name], frame.name)}
+    observations = [
+        name
+        for name in names
+        if sites[name]["is_observed"] and not _is_deterministic(sites[name]["fn"])
+    ]
+    observed = tuple(name for name in observations if name in inside)
+    frames = [f for name in names for f in sites[name]["cond_indep_stack"] if f.vectorized]
+    stock = frozenset(name for name in observed if not _is_selected(sites[name]["fn"]))
+    params = [node["value"] for node in trace.nodes.values() if node["type"] == "param"]
+    return ProgramStructure(
+        site=site,
+        components=len(sites[site]["fn"].enumerate_support(expand=False)),
+        plate=frame.name,
+        dim=frame.dim,
+        nesting=max(-int(f.dim or 0) for f in frames),
+        observed=observed,
+        outside=tuple(name for name in observations if name not in inside),
+        latent=tuple(name for name in names if name != site and not sites[name]["is_observed"]),
+        dims={name: sites[name]["value"].dim() for name in names},
+        stock=stock,
+        by_value=bool(stock) or not _is_weights(sites[site]["fn"]),
+        parameter_bytes=sum(value.numel() * value.element_size() for value in params),
+        on_kernels=all(_is_on_kernels(sites[name]) for name in observed),
+    )
+
+
+def _traced(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with pyro.poutine.block(), torch.no_grad():
+        try:
+            return pyro.poutine.trace(model).get_trace(*args, **kwargs)
+        except RuntimeError as error:
+            if "Multiple" in str(error):
+                raise ModelError(
+                    f"two sites have the same name: {error}; give each site its own name"
+                ) from error
+            raise
+
+
+def _check_discrete(site: str, sites: dict[str, Any], names: list[str]) -> None:
+    if site not in names:
         raise ModelError(
-            f"the model has no sample site {site!r}; it has {sorted(known)}. Pass site= to the guide"
+            f"the model has no sample site {site!r}; it has {sorted(names)}. "
+            "Pass site= to the guide"
         )
     node = sites[site]
     if node["is_observed"]:
@@ -76,71 +111,40 @@ def read_structure(
         raise ModelError(
             f"site {site!r} is {type(node['fn']).__name__}: a mixture's z must be discrete"
         )
-    plates = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
-    if len(plates) != 1 or len(node["cond_indep_stack"]) != 1:
-        names = [frame.name for frame in node["cond_indep_stack"]]
+
+
+def _data_frame(site: str, node: Any) -> Any:
+    """Return the frame of the data plate, the only plate around the discrete site."""
+    stack = node["cond_indep_stack"]
+    if len(stack) != 1 or not stack[0].vectorized:
         raise ModelError(
-            f"site {site!r} must lie in exactly one vectorised plate, the data plate; it lies in {names}"
+            f"site {site!r} must lie in exactly one vectorized plate, the data plate; "
+            f"it lies in {[frame.name for frame in stack]}"
         )
-    frame = plates[0]
-    inside = [name for name in known if _inside(sites[name], frame.name)]
-    frames = [f for name in known for f in sites[name]["cond_indep_stack"] if f.vectorized]
-    observed = tuple(
-        name
-        for name in inside
-        if sites[name]["is_observed"] and not _is_deterministic(sites[name]["fn"])
-    )
-    return ProgramStructure(
-        site=site,
-        components=len(node["fn"].enumerate_support(expand=False)),
-        plate=frame.name,
-        dim=frame.dim,
-        nesting=max(-int(f.dim or 0) for f in frames),
-        observed=observed,
-        outside=tuple(
-            name
-            for name in known
-            if sites[name]["is_observed"]
-            and name not in inside
-            and not _is_deterministic(sites[name]["fn"])
-        ),
-        latent=tuple(name for name in known if name != site and not sites[name]["is_observed"]),
-        dims={name: sites[name]["value"].dim() for name in known},
-        stock=frozenset(name for name in observed if not _is_selected(sites[name]["fn"])),
-        by_value=not all(_is_selected(sites[name]["fn"]) for name in observed)
-        or not _is_weights(node["fn"]),
-        parameter_bytes=sum(
-            _bytes(node["value"]) for node in trace.nodes.values() if node["type"] == "param"
-        ),
-        on_kernels=all(_is_on_kernels(sites[name]) for name in observed),
-    )
+    return stack[0]
 
 
-def _unmasked(fn):
+def _unmasked(fn: Any) -> Any:
     return fn.base_dist if isinstance(fn, MaskedDistribution) else fn
 
 
-def _is_selected(fn) -> bool:
+def _is_selected(fn: Any) -> bool:
     return isinstance(_unmasked(fn), Selected)
 
 
-def _is_weights(fn) -> bool:
+def _is_weights(fn: Any) -> bool:
     return isinstance(_unmasked(fn), ComponentWeights)
 
 
-def _bytes(value: Any) -> int:
-    return value.numel() * value.element_size()
-
-
-def _is_on_kernels(node) -> bool:
+def _is_on_kernels(node: Any) -> bool:
     fn = _unmasked(node["fn"])
     return isinstance(fn, Selected) and fn.family.on_kernels and node["value"].device.type == "cpu"
 
 
-def _is_deterministic(fn) -> bool:
-    """``pyro.deterministic`` sites only give a value a name."""
+def _is_deterministic(fn: Any) -> bool:
+    """``pyro.deterministic`` sites only name a value."""
     return isinstance(_unmasked(fn), Delta)
 
 
-def _inside(node, plate: str) -> bool:
+def _is_inside(node: Any, plate: str) -> bool:
     return any(frame.name == plate for frame in node["cond_indep_stack"])

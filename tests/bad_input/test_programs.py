@@ -43,19 +43,19 @@ def program(*, site="z", observed=None, plate=True, fn=None, twice=False, outer=
     ("model", "message"),
     [
         (program(site="k"), r"no sample site 'z'; it has \['k', 'x'\]. Pass site="),
-        (program(twice=True), "a name is used by two sites.*'z'.*every site needs its own"),
+        (program(twice=True), "two sites have the same name.*'z'.*give each site its own name"),
         (
             program(observed=torch.zeros(N, dtype=torch.long)),
             "'z' is observed: nothing is left to infer",
         ),
         (
             program(plate=False),
-            r"'z' must lie in exactly one vectorised plate, the data plate; it lies in \[\]",
+            r"'z' must lie in exactly one vectorized plate, the data plate; it lies in \[\]",
         ),
         (program(fn=dist.Uniform(0.0, 3.0)), "'z' is Uniform: a mixture's z must be discrete"),
         (
             program(outer=lambda: pyro.plate("groups", 3, dim=-2)),
-            r"exactly one vectorised plate, the data plate; it lies in \['groups', 'data'\]",
+            r"exactly one vectorized plate, the data plate; it lies in \['groups', 'data'\]",
         ),
     ],
     ids=["no site", "two sites", "observed", "no plate", "continuous", "two plates"],

@@ -50,7 +50,7 @@ class BregmanComponents(Components):
     gains are derived here.
     """
 
-    argument_names = ("mean",)
+    argument_names: tuple[str, ...] = ("mean",)
     location = "mean"
     pads = True  # take() does
     leaves_one_out = True
