@@ -397,7 +397,7 @@ def draw_chains(ax: Axes, data: Any, best: Fit) -> None:
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set_yticks(range(features), FEATURES)
     ax.set_ylim(features - 0.5, -0.85)
-    ax.set_xlabel("mean of the component (standard deviations of all rows)")
+    ax.set_xlabel("mean of the component (standard deviations)")
     title(ax, "Do restarts agree?", f"{chains} restarts, labels aligned; lines: 94% of draws")
 
 
@@ -461,7 +461,7 @@ def draw_dependence(
     ax.set_yticks(*zip(*ticks, strict=True))
     ax.set(xlabel=f"{feature}, as measured", ylim=(2.8 * len(lines) - 1.3, -1.0))
     remark = f"bars: medians; the coefficient over all rows is {lines[0].overall:.2f}"
-    title(ax, f"Where {feature} is related to the diagnosis", remark)
+    title(ax, f"Where {feature} matters", remark)
 
 
 def most_hidden(information: PartitionInformation) -> list[ClusterDependence]:

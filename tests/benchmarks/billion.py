@@ -1,16 +1,19 @@
 """A mixture of factor analyzers with more than 10^9 parameters, fitted on one machine.
 
-Data: RGB patches of 32 x 32 pixels (D=3072) at random positions of the nine colour photographs that
-ship with scikit-image, N=500,000 rows held as bytes, values 0 ... 255. Ours is
-``MixtureOfFactorAnalyzers`` with C=50,000, H=5 in float32, ``TruncatedPartition`` (C'=3, G=15,
-E=1), ``EM(empty="keep", variance_floor=0.01)``; means start at random rows. --warmup E-steps
-without update, then --steps EM steps, however little they gain.
+Data: RGB patches of 32 x 32 pixels (D=3072) at random positions of the nine color photographs that
+ship with scikit-image, N=500,000 rows held as bytes, values 0 ... 255. The model is
+``MixtureOfFactorAnalyzers`` with C=50,000, H=5 in float32, fitted with ``TruncatedPartition``
+(C'=3, G=15, E=1) and ``EM(empty="keep", variance_floor=0.01)``; means start at random rows. It runs
+--warmup E-steps without update, then --steps EM steps, without a convergence test.
 
-seconds      of one pass over all rows, its update included elbo         in nats per row, before the
-pass's update; gain: over the pass before, whose update it shows evaluations  joint densities log
-p(c, x) in this pass live         components that won at least one row rss_gib      resident memory
-after the pass; peak_gib: the highest so far, data, libraries and all share        joint densities
-evaluated in the whole fit, over N C in every pass
+seconds      of one pass over all rows, update included
+elbo         in nats per row, before the update of the pass
+gain         of the ELBO over the pass before, whose update it shows
+evaluations  joint densities log p(c, x) in this pass
+live         components that won at least one row
+rss_gib      resident memory after the pass
+peak_gib     the highest resident memory so far, including data and libraries
+share        joint densities evaluated in the whole fit, relative to N C in every pass
 """
 
 import argparse
@@ -45,7 +48,7 @@ FACTORS = 5
 STRATEGY = {"candidates": 3, "neighbors": 15, "explore": 1}
 VARIANCE_FLOOR = 1e-2
 PARAMETERS_NEEDED, MINUTES_NEEDED, GIB_NEEDED = 10**9, 30, 20
-ROWS_A_COPY = 4096  # patches gathered at once
+BLOCK_ROWS = 4096  # patches gathered at once
 GIB = 2**30
 
 
@@ -79,9 +82,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser, full = harness.parser(__doc__), Case()
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     parser.add_argument("--components", type=int, help=f"C ({full.components})")
     parser.add_argument("--rows", type=int, help=f"N ({full.rows})")
     parser.add_argument(
@@ -91,21 +94,21 @@ def parse() -> argparse.Namespace:
         "--warmup", type=int, help=f"E-steps before the first update ({full.warmup})"
     )
     parser.add_argument("--steps", type=int, help=f"EM steps ({full.steps})")
-    parser.add_argument("--seed", type=int, default=0, help="of patches, means and searches (0)")
     parser.add_argument(
-        "--progress", action="store_true", help="a progress bar beside the line of each pass"
+        "--seed", type=int, default=0, help="random seed of patches, means and searches (0)"
     )
+    parser.add_argument("--progress", action="store_true", help="show a progress bar")
     return parser.parse_args()
 
 
 def case_of(options: argparse.Namespace) -> Case:
-    """The full case or the quick one, with the sizes that were given."""
+    """Return the full or the quick case with the sizes from the command line."""
     given = {name: value for name in Case._fields if (value := getattr(options, name)) is not None}
     return (QUICK if options.quick else Case())._replace(**given)
 
 
 def run(report: harness.Report, case: Case, seed: int, *, progress: bool) -> None:
-    """Data, seeds, model and fit, each a row of the first table; then what came of it."""
+    """Run all stages, each a row of the first table, then report the result."""
     stages = Stages(report)
     x = photograph_patches(case, seed)
     stages.done("data")
@@ -135,7 +138,7 @@ def run(report: harness.Report, case: Case, seed: int, *, progress: bool) -> Non
 
 
 class Stages:
-    """Seconds and memory of what is done before, and around, the passes."""
+    """Seconds and memory of the stages of the benchmark."""
 
     def __init__(self, report: harness.Report):
         self.report = report
@@ -143,18 +146,18 @@ class Stages:
 
     @property
     def minutes(self) -> float:
-        """From the start to the end of the last stage."""
+        """Minutes from the start to the end of the last stage."""
         return (self.last - self.started) / 60
 
     def done(self, stage: str) -> None:
-        """A stage ends here."""
+        """Record the end of a stage."""
         now = time.perf_counter()
         self.report.row("stage", stage=stage, seconds=now - self.last, **memory())
         self.last = now
 
 
 class Watch:
-    """A callback of ``fit``: says at once how the pass went."""
+    """A callback of ``fit`` that prints each pass."""
 
     def __init__(self, report: harness.Report):
         self.report = report
@@ -179,7 +182,7 @@ class Watch:
 
 
 def conclude(report: harness.Report, case: Case, result: Fit, minutes: float) -> None:
-    """The single facts."""
+    """Report the single facts."""
     history = result.history
     report.fact("sizes", f"C={case.components} D={case.features} H={FACTORS} N={case.rows}")
     report.fact(f"parameters (needed {PARAMETERS_NEEDED:.0e})", number_of_parameters(result.model))
@@ -189,42 +192,45 @@ def conclude(report: harness.Report, case: Case, result: Fit, minutes: float) ->
     gains = em_gains(history["elbo"], history["phase"])
     report.fact("ELBO rose at every EM step", bool(len(gains) and (gains > 0).all()))
     report.fact(
-        "smallest gain of an EM step, nats a row",
+        "smallest gain of an EM step, nats per row",
         float(gains.min()) if len(gains) else float("nan"),
     )
-    report.fact("last ELBO, nats a row", result.elbo)
+    report.fact("last ELBO, nats per row", result.elbo)
     report.fact("live components", history.epochs[-1].live)
     if isinstance(result.inference, EM) and result.inference.last_update is not None:
         report.fact("components that the last EM step updated", result.inference.last_update.live)
     evaluations = history.epochs[-1].evaluations
     report.fact("joint densities evaluated", evaluations)
-    report.fact("share of N C a pass", evaluations / (case.rows * case.components * len(history)))
+    report.fact("share of N C per pass", evaluations / (case.rows * case.components * len(history)))
 
 
 def em_gains(elbo: NDArray[np.float64], phase: NDArray[np.str_]) -> NDArray[np.float64]:
-    """What each EM step found more than the pass before it."""
+    """Return the gain of each EM step over the pass before it."""
     return np.diff(elbo)[phase[1:] == "EM"]
 
 
 def number_of_parameters(model: Any) -> int:
-    """Numbers in all params."""
+    """Return the number of entries of all params."""
     return sum(leaf.numel() for leaf in model.parameters())
 
 
 def memory() -> dict[str, float]:
-    """Resident memory of this process now and at its highest, in GiB."""
+    """Return the current and the peak resident memory of this process in GiB."""
     return {"rss_gib": harness.resident() / GIB, "peak_gib": harness.peak() / GIB}
 
 
 def random_seeds(x: Tensor, components: int) -> Seeds:
-    """Means at random rows; AFK-MC2 would take O(C^2 D) and, as ``seed_rows`` itself, a copy of all rows in float."""
+    """Return means at random rows.
+
+    AFK-MC2 would take O(C^2 D), and ``seed_rows`` would copy all rows to float.
+    """
     chosen = torch.randperm(len(x))[:components]
     seeds = seed_rows(x[chosen], components, method="random")
     return seeds._replace(index=chosen[seeds.index])
 
 
 def photograph_patches(case: Case, seed: int) -> Tensor:
-    """Bytes (N, D): the photograph of every row and the position in it are uniform draws."""
+    """Return bytes (N, D): photograph and position of every row are uniform draws."""
     rng = np.random.default_rng(seed)
     x = np.empty((case.rows, case.features), dtype=np.uint8)
     photograph = rng.integers(len(PHOTOGRAPHS), size=case.rows)
@@ -235,7 +241,7 @@ def photograph_patches(case: Case, seed: int) -> Tensor:
 
 
 def read_photograph(name: str) -> NDArray[np.uint8]:
-    """A file of the installed package, (height, width, 3): nothing is fetched."""
+    """Read a photograph (height, width, 3) of the installed package, without a download."""
     from skimage.data import data_dir
     from skimage.io import imread
 
@@ -243,7 +249,7 @@ def read_photograph(name: str) -> NDArray[np.uint8]:
 
 
 def patch_windows(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A view of all patches, (rows, columns, size, size, 3)."""
+    """Return a view of all patches, (rows, columns, size, size, 3)."""
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
     return windows.transpose(0, 1, 3, 4, 2)
 
@@ -254,11 +260,11 @@ def fill(
     windows: NDArray[np.uint8],
     rng: np.random.Generator,
 ) -> None:
-    """Write patches at random positions to the given rows of ``x``, some at a time."""
-    for start in range(0, len(rows), ROWS_A_COPY):
-        some = rows[start : start + ROWS_A_COPY]
-        down, across = (rng.integers(top, size=len(some)) for top in windows.shape[:2])
-        x[some] = windows[down, across].reshape(len(some), -1)
+    """Write patches at random positions to the given rows of ``x``, in blocks."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        down, across = (rng.integers(top, size=len(block)) for top in windows.shape[:2])
+        x[block] = windows[down, across].reshape(len(block), -1)
 
 
 if __name__ == "__main__":

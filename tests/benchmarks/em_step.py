@@ -1,27 +1,31 @@
-"""EM steps and whole fits of a mixture of factor analyzers on photographs, against vamm and scikit-learn.
+"""EM steps and whole fits of factor analyzers on photographs, compared with vamm and scikit-learn.
 
-Data: RGB patches of scikit-learn's two photographs, values /255, noise of standard deviation 4/255,
-N=50,000 rows and 20,000 held-out ones. Ours is ``MixtureOfFactorAnalyzers`` with
-``TruncatedPartition`` (C'=3, G=15, E=1) in float32. Both sides of a table run in turn in one
-process. A held-out NLL is exact (all C components, float64), in nats per row, and comes from the
+Data: RGB patches of the two photographs in scikit-learn, values /255, noise of standard deviation
+4/255, N=50,000 rows and 20,000 held-out rows. Ours is ``MixtureOfFactorAnalyzers`` with
+``TruncatedPartition`` (C'=3, G=15, E=1) in float32. All sides of a table run alternately in one
+process. A held-out NLL is exact (all C components, float64), in nats per row, and computed by the
 same function for all sides.
 
-EM step        one step (search and M-step) of ours and of vamm, the authors' C++ program, from states after the same
-               number of warm-up and EM steps. ours: as the library schedules its searches; ours, full search: a search
-               in every step. s: median seconds; evaluations: joint densities a step; nll: held out, after the steps
-whole fit      vamm's 30 warm-up and 30 EM steps: seconds (seeding included) and evaluations until its held-out NLL
-               first is what it ends with, against ours until the held-out NLL is the same; scoring is not timed.
-               final: where the fit ends, ours when the library calls it converged or after 60 EM steps
-scikit-learn   one step of ours, full low-rank covariances, against GaussianMixture(covariance_type="diag") in float32.
-               fit_s, nll: after equally many EM steps from the same means (ours with the library's warm-up before
-               them); beside them a whole fit of MiniBatchKMeans, as normals with one variance, weighted by their rows
-kernel         log densities of the pairs of a real search: GFLOP/s, counting D (2 H + 4) a pair (difference, square,
-               scaling, sum; H products and sums), over sgemm of 2048 x 2048; GB/s of rows read over a large copy
-memory         peak resident set of a fit in a fresh process beyond its imports, in MB, against data + 3 x parameters
-               + 200 MB
+EM step        one step (search and M-step) of ours and of vamm, the C++ program of the method's
+               authors, after the same number of warm-up and EM steps. ours: the library schedules
+               its searches; ours, full search: a search in every step. s: median seconds;
+               evaluations: joint densities per step; nll: held-out, after the steps
+whole fit      30 warm-up and 30 EM steps of vamm: seconds (seeding included) and evaluations until
+               its held-out NLL first reaches its final value, compared with ours until the same
+               held-out NLL; scoring is not timed. final: at the end of the fit, for ours when the
+               library reports convergence or after 60 EM steps
+scikit-learn   one step of ours, with full low-rank covariances, compared with
+               GaussianMixture(covariance_type="diag") in float32. fit_s, nll: after equally many EM
+               steps from the same means (ours after the library's warm-up); in addition a whole fit
+               of MiniBatchKMeans, scored as normals with one variance, weighted by their rows
+kernel         log densities of the pairs of a real search: GFLOP/s, counting D (2 H + 4) per pair
+               (difference, square, scaling, sum; H products and sums), relative to sgemm of
+               2048 x 2048; GB/s of rows read, relative to a large copy
+memory         peak resident set of a fit in a fresh process beyond its imports, in MB, relative to
+               data + 3 x parameters + 200 MB
 
-``faster...`` is the named peer's seconds over the row's own. Without vamm its rows are left out,
-and a fact says so.
+``faster...`` is the seconds of the named peer divided by the row's own. Without vamm its rows are
+left out, and a fact says so.
 """
 
 import importlib
@@ -63,11 +67,11 @@ class Case(NamedTuple):
     test: int = 20_000
     warmup: int = 30  # of vamm's whole fit
     steps: int = 30
-    most: int = 60  # EM steps of our whole fit
+    most: int = 60  # maximum number of EM steps of our whole fit
 
     @property
     def label(self) -> dict[str, int]:
-        """Columns that name the case."""
+        """The columns that identify the case."""
         return {"D": 3 * self.patch**2, "C": self.components, "H": self.factors}
 
 
@@ -79,12 +83,12 @@ class Data(NamedTuple):
 
     @property
     def variance_floor(self) -> float:
-        """``SMALLEST_VARIANCE`` as the fraction of a feature's variance that EM takes."""
+        """``SMALLEST_VARIANCE`` as a fraction of the variance of a feature, as EM expects it."""
         return SMALLEST_VARIANCE / float(self.x.var(0).mean())
 
 
 class Parameters(NamedTuple):
-    """A mixture of factor analyzers, of either program, at one moment of its fit."""
+    """Parameters of a mixture of factor analyzers, fitted by either program."""
 
     weights: Tensor  # (C,)
     loc: Tensor  # (C, D)
@@ -93,7 +97,7 @@ class Parameters(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Where a fit stands."""
+    """The state of a fit after a step."""
 
     parameters: Parameters
     seconds: float  # of training so far
@@ -101,18 +105,18 @@ class Snapshot(NamedTuple):
 
 
 class Clock:
-    """Seconds since it was made, without pauses."""
+    """Seconds since its creation, without pauses."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds of work so far."""
+        """Return the seconds so far, without pauses."""
         return time.perf_counter() - self.started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens within is not counted."""
+        """Do not count the time within the block."""
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
@@ -121,7 +125,7 @@ class Clock:
 def main() -> None:
     """Run the chosen tables and report."""
     options = parse()
-    # Several models in one process: each keeps its own params.
+    # One process holds several models; each keeps its own params.
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)
     report = harness.Report(__doc__)
@@ -130,18 +134,18 @@ def main() -> None:
     )
     cases = [Case(options.patch, options.factors, c, **size) for c in options.components]
     data = read_data(cases[0])
-    found = (
+    precision = (
         f"in {vamm_rows(data).dtype}"
         if vamm_module()
         else "cannot be imported: its rows are left out"
     )
-    report.fact("vamm", found)
+    report.fact("vamm", precision)
     run_tables(report, cases, data, options)
     report.finish(options.json)
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
     parser.add_argument(
         "--patch",
@@ -155,16 +159,16 @@ def parse() -> Any:
         "--components",
         type=int,
         nargs="+",
-        help="C; all for scikit-learn, the first for the rest (500 5000)",
+        help="C; the scikit-learn table uses all of them, the others the first (500 5000)",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=TABLES, default=TABLES, help="some of the tables (all)"
+        "--only", nargs="+", choices=TABLES, default=TABLES, help="the tables to run (all)"
     )
     parser.add_argument(
-        "--repeats", type=int, help="timings of each side, of which the median is given (5)"
+        "--repeats", type=int, help="timings of each side; the median is reported (5)"
     )
-    parser.add_argument("--seeds", type=int, help="whole fits of each side (3)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--seeds", type=int, help="number of whole fits of each side (3)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     options = parser.parse_args()
     options.components = options.components or ([50] if options.quick else [500, 5000])
     options.repeats = options.repeats or (2 if options.quick else 5)
@@ -173,7 +177,7 @@ def parse() -> Any:
 
 
 def run_tables(report: harness.Report, cases: list[Case], data: Data, options: Any) -> None:
-    """Those of the tables that were asked for."""
+    """Run the tables from the command line."""
     first, repeats = cases[0], options.repeats
     if "EM step" in options.only:
         compare_steps(report, first, data, repeats)
@@ -191,7 +195,7 @@ def run_tables(report: harness.Report, cases: list[Case], data: Data, options: A
 
 
 def read_data(case: Case) -> Data:
-    """The patches of a case."""
+    """Return the patches of a case."""
     return Data(
         *map(
             torch.from_numpy, rgb_patches(case.patch, case.train, case.test, noise=4 / 255, seed=0)
@@ -203,7 +207,7 @@ def read_data(case: Case) -> Data:
 
 
 def our_em(case: Case, data: Data, seed: int) -> EM:
-    """Our model at spread-out rows, its guide and EM, before any pass."""
+    """Return our EM before any pass, with means at rows that lie far apart."""
     pyro.set_rng_seed(seed)
     components = case.components
     model = MixtureOfFactorAnalyzers(
@@ -223,10 +227,10 @@ def our_fit(
     full_search: bool = False,
     callbacks: tuple[Callable[[Fit], Any], ...] = (),
 ) -> Fit:
-    """``fit`` as a user calls it.
+    """Call ``fit`` as a user does.
 
-    :param warmup: None leaves warm-up and convergence to the library; a number of passes means
-        exactly so many, and exactly ``epochs`` steps.
+    :param warmup: None leaves warm-up and convergence to the library; a number runs exactly that
+        many warm-up passes and exactly ``epochs`` steps.
     :param full_search: search in every step, instead of by the library's schedule.
     """
     options: dict[str, Any] = (
@@ -239,13 +243,13 @@ def our_fit(
 
 
 def our_parameters(em: EM) -> Parameters:
-    """A copy of the present parameters."""
+    """Return a copy of the current parameters."""
     return Parameters(*(getattr(em.model, name).detach().clone() for name in Parameters._fields))
 
 
 def fit_ours(case: Case, data: Data, seed: int) -> list[Snapshot]:
-    """A whole fit, seeding included: the parameters after each EM step."""
-    found: list[Snapshot] = []
+    """Run a whole fit, seeding included, and return its state after each EM step."""
+    snapshots: list[Snapshot] = []
     clock = Clock()
     em = our_em(case, data, seed)
 
@@ -253,10 +257,10 @@ def fit_ours(case: Case, data: Data, seed: int) -> list[Snapshot]:
         seconds = clock.read()
         with clock.paused():
             if fitted.history.epochs[-1].phase == "EM":
-                found.append(Snapshot(our_parameters(em), seconds, em.guide.evaluations))
+                snapshots.append(Snapshot(our_parameters(em), seconds, em.guide.evaluations))
 
     our_fit(em, data.x, epochs=case.most, callbacks=(keep,))
-    return found
+    return snapshots
 
 
 # vamm
@@ -264,7 +268,7 @@ def fit_ours(case: Case, data: Data, seed: int) -> list[Snapshot]:
 
 @cache
 def vamm_module() -> Any:
-    """The authors' package, or None."""
+    """Return the package of the method's authors, or None."""
     try:
         return importlib.import_module("vamm")
     except ImportError:
@@ -272,7 +276,7 @@ def vamm_module() -> Any:
 
 
 def vamm_model(case: Case, data: Data) -> Any:
-    """Their model before any pass."""
+    """Return the model of vamm before any pass."""
     return vamm_module().Gaussian(
         C=case.components,
         D=data.x.shape[1],
@@ -283,12 +287,12 @@ def vamm_model(case: Case, data: Data) -> Any:
 
 
 def vamm_rows(data: Data) -> np.ndarray:
-    """Rows in the precision that their program was compiled for, float64 by default."""
+    """Return rows in the precision that vamm was compiled for, float64 by default."""
     return data.x.numpy().astype(vamm_module().Gaussian(C=1, D=1, covariance_type="diagonal").dtype)
 
 
 def vamm_passes(model: Any, x: np.ndarray, warmup: int, steps: int, seed: int) -> Iterator[Any]:
-    """Their fit, pass by pass: ``_fit`` is what its documentation names for access between iterations."""
+    """Run vamm pass by pass: its documentation names ``_fit`` for access between iterations."""
     partition = {
         "C_prime": STRATEGY["candidates"],
         "G": STRATEGY["neighbors"],
@@ -298,14 +302,14 @@ def vamm_passes(model: Any, x: np.ndarray, warmup: int, steps: int, seed: int) -
 
 
 def vamm_parameters(model: Any) -> Parameters:
-    """A copy of the present parameters, without discarded components."""
+    """Return a copy of the current parameters, without discarded components."""
     arrays = (model.prior, model.means, model.A, model.variance)
     return Parameters(*(torch.from_numpy(np.array(array[model.mask])) for array in arrays))
 
 
 def fit_vamm(case: Case, data: Data, seed: int) -> list[Snapshot]:
-    """A whole fit, seeding included: the parameters after each EM step."""
-    found: list[Snapshot] = []
+    """Run a whole fit, seeding included, and return its state after each EM step."""
+    snapshots: list[Snapshot] = []
     x = vamm_rows(data)
     clock = Clock()
     model = vamm_model(case, data)
@@ -314,26 +318,26 @@ def fit_vamm(case: Case, data: Data, seed: int) -> list[Snapshot]:
         with clock.paused():
             if passes > case.warmup:
                 evaluations = sum(entry["eval"] for entry in model._log)
-                found.append(Snapshot(vamm_parameters(model), seconds, evaluations))
-    return found
+                snapshots.append(Snapshot(vamm_parameters(model), seconds, evaluations))
+    return snapshots
 
 
 # Scores
 
 
-def nll_of(found: Parameters, heldout: Tensor) -> float:
-    """Held-out NLL of either program's parameters."""
-    components, features, factors = found.factor.shape
+def nll_of(parameters: Parameters, heldout: Tensor) -> float:
+    """Return the held-out NLL of the parameters of either program."""
+    components, features, factors = parameters.factor.shape
     model = MixtureOfFactorAnalyzers(
         components=components, features=features, factors=factors
     ).double()
     for name in Parameters._fields:
-        setattr(model, name, getattr(found, name).double())
+        setattr(model, name, getattr(parameters, name).double())
     return nll(model, heldout)
 
 
 def nll_of_normals(weights: Any, loc: Any, variance: Any, heldout: Tensor) -> float:
-    """Held-out NLL of a mixture of normals with variances (C, D), (D,) or ()."""
+    """Return the held-out NLL of a mixture of normals with variances (C, D), (D,) or ()."""
     loc, variance = torch.as_tensor(loc).double(), torch.as_tensor(variance).double()
     model = GaussianMixture(components=loc.shape[0], features=loc.shape[1]).double()
     model.weights, model.loc, model.scale = (
@@ -345,7 +349,7 @@ def nll_of_normals(weights: Any, loc: Any, variance: Any, heldout: Tensor) -> fl
 
 
 def nll(model: Mixture, heldout: Tensor) -> float:
-    """Exact, over all components, in nats per row."""
+    """Return the exact NLL over all components, in nats per row."""
     with torch.no_grad():
         return -float(log_evidence(model, heldout.double()).mean())
 
@@ -354,7 +358,7 @@ def nll(model: Mixture, heldout: Tensor) -> float:
 
 
 def compare_steps(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
-    """Table "EM step"."""
+    """Measure the table "EM step"."""
     steps = 2 if len(data.x) < 10_000 else 10
     sides: dict[str, Steps] = {**warm_ours(case, data, steps)}
     if vamm_module():
@@ -382,7 +386,7 @@ def compare_steps(report: harness.Report, case: Case, data: Data, repeats: int) 
 
 
 class Steps(ABC):
-    """Further EM steps of a fit in progress: called to time them."""
+    """Further EM steps of a fit in progress; a call runs them."""
 
     def __init__(self, steps: int):
         self.steps, self.evaluations, self.calls = steps, 0, 0
@@ -393,19 +397,19 @@ class Steps(ABC):
 
     @abstractmethod
     def run(self) -> int:
-        """Make the steps; returns how many joint densities they evaluated."""
+        """Run the steps and return how many joint densities they evaluated."""
 
     @abstractmethod
     def parameters(self) -> Parameters:
-        """Where the fit stands."""
+        """Return the current parameters."""
 
     def per_step(self) -> int:
-        """Joint densities of a step, over all calls."""
+        """Return the joint densities per step, over all calls."""
         return round(self.evaluations / (self.calls * self.steps))
 
 
 class OurSteps(Steps):
-    """Steps of ours, as the library schedules its searches or with a search in each: one call of ``fit``."""
+    """Steps of ours, in one call of ``fit``, with scheduled searches or one in every step."""
 
     def __init__(self, em: EM, x: Tensor, steps: int, *, full_search: bool):
         super().__init__(steps)
@@ -421,7 +425,7 @@ class OurSteps(Steps):
 
 
 class VammSteps(Steps):
-    """Steps of vamm: the two calls of its own fit loop."""
+    """Steps of vamm: the two calls of its fit loop."""
 
     def __init__(self, model: Any, x: np.ndarray, steps: int):
         super().__init__(steps)
@@ -440,14 +444,14 @@ class VammSteps(Steps):
 
 
 def warm_ours(case: Case, data: Data, steps: int) -> dict[str, Steps]:
-    """Ours after 10 warm-up and 5 EM steps: by the library's schedule of searches, and without it."""
+    """Return ours after 10 warm-up and 5 EM steps, with scheduled searches and without."""
     em = our_em(case, data, seed=0)
     our_fit(em, data.x, epochs=5, warmup=10)
     return our_sides(em, data, steps)
 
 
 def our_sides(em: EM, data: Data, steps: int) -> dict[str, Steps]:
-    """Both schedules, in turn on one fit."""
+    """Return both schedules, alternately on one fit."""
     return {
         name: OurSteps(em, data.x, steps, full_search=name == FULL_SEARCH)
         for name in (OURS, FULL_SEARCH)
@@ -455,7 +459,7 @@ def our_sides(em: EM, data: Data, steps: int) -> dict[str, Steps]:
 
 
 def warm_vamm(case: Case, data: Data, steps: int) -> Steps:
-    """vamm after as many."""
+    """Return vamm after 10 warm-up and 5 EM steps."""
     model, x = vamm_model(case, data), vamm_rows(data)
     for _ in vamm_passes(model, x, 10, 5, seed=0):
         pass
@@ -463,12 +467,12 @@ def warm_vamm(case: Case, data: Data, steps: int) -> Steps:
 
 
 def need(report: harness.Report, what: str, ratio: float, needed: float) -> None:
-    """A ratio beside the one that is asked for."""
+    """Report a ratio and the ratio that is needed."""
     report.fact(f"{what} (needed {needed:g})", ratio)
 
 
 def compare_fits(report: harness.Report, case: Case, data: Data, seeds: int) -> None:
-    """Table "whole fit"."""
+    """Measure the table "whole fit"."""
     fit_ours(case._replace(most=1), data, seed=seeds)  # loads the compiled kernels
     faster = []
     for seed in range(seeds):
@@ -494,20 +498,20 @@ def fit_row(
     case: Case,
     side: str,
     seed: int,
-    found: list[Snapshot],
+    snapshots: list[Snapshot],
     target: float,
     data: Data,
 ) -> float:
-    """One fit: when it reached the target, if there is one, and how it ended; returns the seconds to the target."""
-    at = None if math.isnan(target) else first_reaching(found, target, data.heldout)
-    seconds = math.inf if at is None else found[at].seconds
+    """Report when a fit reached the target and how it ended; return the seconds to the target."""
+    step = None if math.isnan(target) else first_reaching(snapshots, target, data.heldout)
+    seconds = math.inf if step is None else snapshots[step].seconds
     reached: dict[str, Any] = {} if math.isnan(target) else {"target": target, "s": seconds}
-    if at is not None:
-        reached |= {"steps": at + 1, "evaluations": found[at].evaluations}
-    last = found[-1]
+    if step is not None:
+        reached |= {"steps": step + 1, "evaluations": snapshots[step].evaluations}
+    last = snapshots[-1]
     final = {
         "final_s": last.seconds,
-        "final_steps": len(found),
+        "final_steps": len(snapshots),
         "final_evaluations": last.evaluations,
     }
     score = nll_of(last.parameters, data.heldout)
@@ -515,16 +519,17 @@ def fit_row(
     return seconds
 
 
-def first_reaching(found: list[Snapshot], target: float, heldout: Tensor) -> int | None:
-    """Number of a step whose held-out NLL is at most ``target`` while that of the step before is not."""
+def first_reaching(snapshots: list[Snapshot], target: float, heldout: Tensor) -> int | None:
+    """Return the first step, by bisection, whose held-out NLL is at most ``target``."""
 
     @cache
     def reached(step: int) -> bool:
-        return nll_of(found[step].parameters, heldout) <= target
+        return nll_of(snapshots[step].parameters, heldout) <= target
 
-    if not reached(len(found) - 1):
-        return next((step for step in range(len(found)) if reached(step)), None)
-    low, high = 0, len(found) - 1
+    last = len(snapshots) - 1
+    if not reached(last):
+        return next((step for step in range(last) if reached(step)), None)
+    low, high = 0, last
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle + 1, high)
@@ -532,7 +537,7 @@ def first_reaching(found: list[Snapshot], target: float, heldout: Tensor) -> int
 
 
 def compare_sklearn(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
-    """Table "scikit-learn"."""
+    """Measure the table "scikit-learn"."""
     steps = 10
     em = our_em(case, data, seed=0)
     seeds = our_parameters(em)
@@ -543,7 +548,7 @@ def compare_sklearn(report: harness.Report, case: Case, data: Data, repeats: int
     runs = {"1": lambda: fit_sklearn(data, seeds, 1), "3": lambda: fit_sklearn(data, seeds, 3)}
     timings = harness.paired({**our_sides(em, data, steps), **runs}, repeats)
     seconds = {name: timing.median / steps for name, timing in timings.items() if name not in runs}
-    # A difference of two runs, so without validation, start and the E-step after the last M-step.
+    # The difference of two runs leaves out validation, start and the E-step after the last M-step.
     pairs = zip(timings["1"].seconds, timings["3"].seconds, strict=True)
     seconds[DIAGONAL] = statistics.median((three - one) / 2 for one, three in pairs)
     for name, s in seconds.items():
@@ -560,7 +565,7 @@ def compare_sklearn(report: harness.Report, case: Case, data: Data, repeats: int
 
 
 def whole_fit(em: EM, data: Data, steps: int) -> dict[str, Any]:
-    """Ours after the library's warm-up and so many EM steps, or fewer when it has converged."""
+    """Fit ours with the library's warm-up and at most ``steps`` EM steps."""
     clock = Clock()
     phases = list(our_fit(em, data.x, epochs=steps).history["phase"])
     seconds, score = clock.read(), nll_of(our_parameters(em), data.heldout)
@@ -569,7 +574,7 @@ def whole_fit(em: EM, data: Data, steps: int) -> dict[str, Any]:
 
 
 def whole_fit_sklearn(data: Data, seeds: Parameters, steps: int) -> dict[str, Any]:
-    """Theirs from the same start."""
+    """Fit the peer from the same start."""
     clock = Clock()
     model = fit_sklearn(data, seeds, steps)
     seconds = clock.read()
@@ -578,7 +583,7 @@ def whole_fit_sklearn(data: Data, seeds: Parameters, steps: int) -> dict[str, An
 
 
 def fit_sklearn(data: Data, seeds: Parameters, steps: int) -> Any:
-    """A diagonal GaussianMixture in float32 after ``steps`` steps from our start."""
+    """Return a diagonal GaussianMixture in float32 after ``steps`` steps from our start."""
     from sklearn.mixture import GaussianMixture as SklearnMixture
 
     start = {
@@ -594,12 +599,12 @@ def fit_sklearn(data: Data, seeds: Parameters, steps: int) -> Any:
     }
     model = SklearnMixture(len(seeds.loc), **options, **start)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it did not converge
+        warnings.simplefilter("ignore")  # it does not converge
         return model.fit(data.x.numpy())
 
 
 def whole_fit_kmeans(case: Case, data: Data) -> dict[str, Any]:
-    """MiniBatchKMeans until it stops, scored as normals with one variance."""
+    """Run MiniBatchKMeans until it stops, and score it as normals with one variance."""
     from sklearn.cluster import MiniBatchKMeans
 
     batch = 4096
@@ -615,13 +620,13 @@ def whole_fit_kmeans(case: Case, data: Data) -> dict[str, Any]:
 
 
 def measure_kernel(report: harness.Report, case: Case, data: Data, repeats: int) -> None:
-    """Table "kernel": rows as they come, and in the order of their winning component."""
+    """Measure the table "kernel": rows in their own order, and by their winning component."""
     em = our_em(case, data, seed=0)
     our_fit(em, data.x, epochs=3, warmup=10)
     search, winner = search_of(em)
     order = winner.argsort(stable=True)
     orders = {
-        "rows as they come": (data.x, search),
+        "rows in their own order": (data.x, search),
         "rows by winner": (data.x[order], search.T[order].T),
     }
     timings = harness.paired(
@@ -639,7 +644,7 @@ def measure_kernel(report: harness.Report, case: Case, data: Data, repeats: int)
 
 
 def search_of(em: EM) -> tuple[Tensor, Tensor]:
-    """The search space (S, B) of every row as the next E-step would find it, and each row's winner."""
+    """Return the search spaces (S, B) of the next E-step, and the winner of each row."""
     from pyro_mixtures.ops.search import search_space
 
     guide: Any = em.guide
@@ -649,7 +654,7 @@ def search_of(em: EM) -> tuple[Tensor, Tensor]:
 
 
 def densities(em: EM, x: Tensor, search: Tensor) -> Callable[[], Tensor]:
-    """The density kernel on the pairs of a search, at the present parameters."""
+    """Return the density kernel on the pairs of a search, at the current parameters."""
     from pyro_mixtures.ops import Pairs, pair_log_density
 
     model: Any = em.model
@@ -660,7 +665,7 @@ def densities(em: EM, x: Tensor, search: Tensor) -> Callable[[], Tensor]:
 
 
 def measure_memory(report: harness.Report, case: Case) -> None:
-    """Table "memory"."""
+    """Measure the table "memory"."""
     data, parameters, growth = (
         b / 1e6 for b in harness.in_fresh_process(memory_of_fit, case).result
     )
@@ -674,11 +679,11 @@ def measure_memory(report: harness.Report, case: Case) -> None:
         limit_mb=limit,
         over_limit=(data + growth) / limit,
     )
-    need(report, "memory: peak over its limit, at most", (data + growth) / limit, 1.0)
+    need(report, "memory: peak relative to its limit, at most", (data + growth) / limit, 1.0)
 
 
 def memory_of_fit(case: Case) -> tuple[int, int, int]:
-    """Bytes of the data, of the parameters, and by which a fit's peak exceeds what was resident with the data."""
+    """Return the bytes of data, of parameters, and of the memory that a fit adds at its peak."""
     pyro.enable_validation(False)
     data = read_data(case._replace(test=1))
     with harness.peak_memory() as memory:

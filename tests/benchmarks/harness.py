@@ -1,4 +1,4 @@
-"""What all benchmarks share: command line, tables, alternating runs, the machine's limits, peak memory."""
+"""Tools of the benchmarks: command line, tables, alternating runs, machine limits, peak memory."""
 
 import argparse
 import contextlib
@@ -25,18 +25,18 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A command line with ``--json``; ``doc`` (the module's docstring) is what ``--help`` says of the figures."""
-    made = argparse.ArgumentParser(
+    """Return a command line with ``--json``; ``--help`` prints ``doc``, a module's docstring."""
+    command_line = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "--json", type=Path, metavar="PATH", help="write the same figures to this file"
+    command_line.add_argument(
+        "--json", type=Path, metavar="PATH", help="also write the figures to this file"
     )
-    return made
+    return command_line
 
 
 class Report:
-    """Titled tables of rows (dicts) and single facts, printed as they come and written as JSON at the end."""
+    """Titled tables of rows (dicts) and single facts, printed as they come, written as JSON."""
 
     def __init__(self, doc: str | None = None):
         self.title = (doc or "").strip().split("\n")[0]
@@ -45,7 +45,7 @@ class Report:
         self.facts: dict[str, Any] = {}
 
     def row(self, table: str, /, **figures: Any) -> dict[str, Any]:
-        """Add one row to a table, and say it at once: long benchmarks are watched."""
+        """Add one row to a table and print it at once."""
         self.tables.setdefault(table, []).append(figures)
         print(
             f"[{table}] " + "  ".join(f"{name}={_text(value)}" for name, value in figures.items()),
@@ -54,11 +54,11 @@ class Report:
         return figures
 
     def fact(self, name: str, value: Any) -> None:
-        """A figure that stands alone, such as a fitted exponent or where a series stopped."""
+        """Add a single figure, such as a fitted exponent."""
         self.facts[name] = value
 
     def print(self) -> None:
-        """The machine, every table with aligned columns, and the single facts."""
+        """Print the machine, every table with aligned columns, and the single facts."""
         print(f"\n{self.title}")
         print("  ".join(f"{name}={_text(value)}" for name, value in self.machine.items()))
         for title, rows in self.tables.items():
@@ -73,7 +73,7 @@ class Report:
             )
 
     def write(self, path: Path) -> None:
-        """All of it as JSON."""
+        """Write everything as JSON."""
         whole = {
             "title": self.title,
             "machine": self.machine,
@@ -84,7 +84,7 @@ class Report:
         path.write_text(json.dumps(whole, indent=2, default=_plain) + "\n")
 
     def finish(self, path: Path | None) -> None:
-        """Print, and write where ``--json`` says."""
+        """Print, and write to the path of ``--json`` if there is one."""
         self.print()
         if path is not None:
             self.write(path)
@@ -101,7 +101,7 @@ class Timing(NamedTuple):
 def paired(
     functions: dict[str, Callable[[], Any]], repeats: int = 7, *, warm: int = 1
 ) -> dict[str, Timing]:
-    """Seconds of each function, run in turn (a b a b ...) so that all of them see the same machine.
+    """Time functions that run alternately (a b a b ...), so that all see the same machine load.
 
     :param warm: untimed rounds before, for compilation and caches.
     """
@@ -116,7 +116,7 @@ def paired(
 
 
 def sgemm_gflops(size: int = 2048, repeats: int = 5) -> float:
-    """Best GFLOP/s of torch's float32 product of two (size, size) matrices."""
+    """Return the best GFLOP/s of torch's float32 product of two (size, size) matrices."""
     import torch
 
     a, b = torch.rand(size, size), torch.rand(size, size)
@@ -126,7 +126,7 @@ def sgemm_gflops(size: int = 2048, repeats: int = 5) -> float:
 
 
 def copy_gbs(megabytes: int = 256, repeats: int = 5) -> float:
-    """Best GB/s of torch's copy of one large float32 array, bytes read plus bytes written."""
+    """Return the best GB/s of a copy of one large float32 array, reads plus writes."""
     import torch
 
     source = torch.rand(megabytes * 250_000)
@@ -136,18 +136,18 @@ def copy_gbs(megabytes: int = 256, repeats: int = 5) -> float:
 
 
 class Memory:
-    """Peak resident memory of this process over a stretch of code, beyond what it held at the start; in bytes."""
+    """Bytes by which the peak resident memory within a block exceeds that at its start."""
 
     growth = 0
 
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Memory]:
-    """Measures a stretch: peak resident set within it minus the resident set at its start.
+    """Measure a block of code: peak resident set within it minus the resident set at its start.
 
-    What malloc keeps of freed memory is given back first, so that it cannot hide growth. On Linux
+    Freed memory that malloc holds is returned first, so that it cannot hide growth. On Linux
     the kernel's high-water mark (VmHWM) is reset at the start; elsewhere ``ru_maxrss`` stands in
-    for it, which never falls, so that growth below an earlier peak reads as zero and the stretch
+    for it, which never falls, so that growth below an earlier peak reads as zero and the block
     should be the first large one of a fresh process.
     """
     memory = Memory()
@@ -160,14 +160,14 @@ def peak_memory() -> Iterator[Memory]:
 
 
 class Fresh(NamedTuple):
-    """Result of a function run in a process of its own."""
+    """Result of a function that ran in a new process."""
 
     result: Any
-    growth: int  # bytes: peak resident set during the call minus the resident set at entry, imports done
+    growth: int  # bytes: peak resident set during the call minus that at entry, after imports
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Fresh:
-    """Run a module-level ``function(*args)`` in a spawned process; its module is imported before memory is measured.
+    """Run a module-level ``function(*args)`` in a spawned process; imports are not measured.
 
     An exception is raised here with the child's traceback; a child that the kernel killed raises
     ``MemoryError``. The call belongs under ``if __name__ == "__main__"``, as with all spawned
@@ -178,7 +178,7 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Fresh:
             return Fresh(*pool.submit(_measured, function, args).result())
         except BrokenProcessPool as error:
             raise MemoryError(
-                f"the process of {function.__name__}() died, most likely for memory"
+                f"the process of {function.__name__}() was killed, most likely for lack of memory"
             ) from error
 
 
@@ -189,7 +189,7 @@ def _measured(function: Callable[..., Any], args: tuple) -> tuple[Any, int]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Cores, versions and thread counts that the figures depend on."""
+    """Return cores, versions and thread counts, which the figures depend on."""
     import numba
     import torch
 
@@ -201,7 +201,7 @@ def machine_facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "numba": numba.__version__,
         "torch_threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],  # above zero: something else was running
+        "load_before": os.getloadavg()[0],  # above zero: other programs were running
     }
 
 
@@ -215,7 +215,7 @@ def _processor() -> str:
 
 
 def _status(field: str) -> int:
-    """A size in /proc/self/status, in bytes."""
+    """Return a size from /proc/self/status in bytes."""
     lines = _STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
@@ -225,7 +225,7 @@ def resident() -> int:
 
 
 def peak() -> int:
-    # Not ru_maxrss on Linux: a child starts with its parent's, across exec.
+    # Not ru_maxrss on Linux: a child inherits that of its parent, even across exec.
     return _status("VmHWM") if _STATUS.exists() else _max_rss()
 
 
@@ -247,7 +247,7 @@ def _trim() -> None:
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of a table: columns in the order of their first appearance."""
+    """Return the lines of a table with columns in the order of their first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -266,5 +266,5 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """numpy and torch scalars, paths and the like for JSON."""
+    """Convert numpy and torch scalars, paths and so on for JSON."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,11 +1,13 @@
-"""Information measures: estimates at known truths, time against scikit-learn, tests of independence.
+"""Information measures: estimates at known values, time against scikit-learn, permutation tests.
 
-truth        mutual information (k=5, n=1,600, means of --seeds seeds) of three processes of known information, both
-             forms; hypercontractivity (n=300) of Gaussian pairs, whose truth is the squared correlation
-speed        mutual information of n=100,000 rows; ``ratio`` is scikit-learn's mutual_info_regression or
-             mutual_info_classif / ours, from one run in turn (no peer reads mixtures of atoms and densities: "-")
+truth        mutual information (k=5, n=1,600, means over --seeds seeds) of three processes of known
+             information, in both forms; hypercontractivity (n=300) of Gaussian pairs, whose true
+             value is the squared correlation
+speed        mutual information of n=100,000 rows; ``ratio`` is the time of scikit-learn's
+             mutual_info_regression or mutual_info_classif divided by ours, both run alternately
+             ("-": no peer handles mixtures of atoms and densities)
 batches      seconds of one hypercontractivity coefficient against its rows
-rejections   share of independent pairs (n=60) whose independence the permutation test rejects at 5 %
+rejections   share of independent pairs (n=60) for which the permutation test rejects at 5 %
 """
 
 import math
@@ -23,11 +25,15 @@ N = 100_000
 
 
 def main() -> None:
-    """Run all parts and report."""
+    """Run all tables and report."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=20, metavar="N")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="number of seeds (20)")
     parser.add_argument(
-        "--replications", type=int, default=1000, metavar="N", help="of independent pairs"
+        "--replications",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of independent pairs (1000)",
     )
     options = parser.parse_args()
     report = harness.Report(__doc__)
@@ -77,17 +83,17 @@ def truth(report: harness.Report, seeds: int) -> None:
         }
         report.row("mutual information", process=process.__name__, truth=exact, **means)
     for squared in (0.0, 0.09, 0.25, 0.49, 0.81):
-        found = []
+        coefficients = []
         for seed in range(seeds):
             x, y = gaussian(np.random.default_rng(seed), 300, squared)
-            found.append(
+            coefficients.append(
                 hypercontractivity(x, y, generator=torch.Generator().manual_seed(seed)).coefficient
             )
         report.row(
             "hypercontractivity",
             truth=squared,
-            mean=float(np.mean(found)),
-            deviation=float(np.std(found)),
+            mean=float(np.mean(coefficients)),
+            deviation=float(np.std(coefficients)),
         )
 
 

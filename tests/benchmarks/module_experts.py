@@ -1,11 +1,12 @@
-"""Small experts against one network of as many parameters: test accuracy on scikit-learn's digits, over seeds.
+"""Small experts compared with one network of as many parameters: accuracy on scikit-learn's digits.
 
-Every model gets as many full-batch Adam steps. The experts' total includes the gate, a multinomial
-logistic regression of a row's part on its covariates, by which rows never seen are routed to one
-expert. Partitions start from k-means; "frozen" keeps them, "learned" is hard EM on the experts'
-losses. "oracle" routes each test row to the expert that is best for it, which needs its class: what
-a perfect gate could reach, not a result. The second, narrow network has the parameters that one row
-meets: the gate's and one expert's. Run with ``python -m tests.benchmarks.module_experts``.
+Every model is trained for the same number of full-batch Adam steps. The parameters of the experts
+include the gate, a multinomial logistic regression of the cluster of a row on its covariates, which
+routes test rows to one expert. Partitions start from k-means; "frozen" keeps them, "learned" is
+hard EM on the losses of the experts. "oracle" routes each test row to the expert that predicts it
+best, which needs its class: what a perfect gate could reach, not a result. The second, narrow
+network has as many parameters as are used for one row: those of the gate and of one expert. Run
+``python -m tests.benchmarks.module_experts``.
 """
 
 import statistics
@@ -29,7 +30,7 @@ FEATURES, CLASSES = 64, 10
 
 
 class Split(NamedTuple):
-    """Standardised rows and classes."""
+    """Scaled rows and classes."""
 
     x: Tensor
     y: Tensor
@@ -58,7 +59,7 @@ def size_of(hidden: int) -> int:
 
 
 def hidden_of(size: int) -> int:
-    """Width of the network nearest in size."""
+    """Return the width of the network that is nearest in size."""
     return round((size - CLASSES) / (FEATURES + 1 + CLASSES))
 
 
@@ -68,13 +69,13 @@ class Outcome(NamedTuple):
     accuracy: float
     oracle: float
     loss: float
-    moved: int  # rows whose part is another than at the start
+    moved: int  # rows that left their first cluster
 
 
 def train(
     data: Split, labels: Tensor, experts: int, hidden: int, args, *, learned: bool
 ) -> Outcome:
-    """Hard EM of ``experts`` networks from the partition ``labels``, which stays if not ``learned``."""
+    """Run hard EM of ``experts`` networks from ``labels``, which stay fixed unless ``learned``."""
     pyro.clear_param_store()
     model = MixtureOfExperts(
         lambda: network(hidden),
@@ -96,28 +97,30 @@ def train(
         right = (
             model.component_distributions(data.x_test).outputs().argmax(-1) == data.y_test
         )  # (C, B)
-    part = gate(data.x, guide.labels, data.x_test)
-    accuracy = right.gather(0, part.unsqueeze(0)).float().mean()
+    cluster = gate(data.x, guide.labels, data.x_test)
+    accuracy = right.gather(0, cluster.unsqueeze(0)).float().mean()
     moved = int((guide.labels != labels).sum())
     return Outcome(float(accuracy), float(right.any(0).float().mean()), loss, moved)
 
 
 def gate(x: Tensor, labels: Tensor, x_test: Tensor) -> Tensor:
-    """Parts (B,) of rows never seen."""
+    """Predict the clusters (B,) of test rows."""
     if int(labels.min()) == int(labels.max()):
         return labels[:1].long().expand(len(x_test))
     return torch.from_numpy(LogisticRegression(max_iter=1000).fit(x, labels).predict(x_test)).long()
 
 
 def compare(seed: int, args) -> dict[str, Outcome]:
-    """All contenders on one split."""
+    """Train all models on one split."""
     torch.manual_seed(seed)
     data, k = digits(seed), args.experts
     start = torch.from_numpy(KMeans(k, n_init=3, random_state=seed).fit_predict(data.x))
-    one = torch.zeros(len(data.x), dtype=torch.int64)
+    single = torch.zeros(len(data.x), dtype=torch.int64)
     return {
-        f"one network, hidden {args.wide}": train(data, one, 1, args.wide, args, learned=False),
-        f"one network, hidden {args.narrow}": train(data, one, 1, args.narrow, args, learned=False),
+        f"one network, hidden {args.wide}": train(data, single, 1, args.wide, args, learned=False),
+        f"one network, hidden {args.narrow}": train(
+            data, single, 1, args.narrow, args, learned=False
+        ),
         f"{k} experts, hidden {args.hidden}, frozen": train(
             data, start, k, args.hidden, args, learned=False
         ),
@@ -129,12 +132,14 @@ def compare(seed: int, args) -> dict[str, Outcome]:
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("--seeds", type=int, default=5)
-    command.add_argument("--experts", type=int, default=4)
-    command.add_argument("--hidden", type=int, default=4, help="of an expert")
-    command.add_argument("--epochs", type=int, default=30, help="EM steps")
-    command.add_argument("--gradient-steps", type=int, default=10)
-    command.add_argument("--lr", type=float, default=0.02)
+    command.add_argument("--seeds", type=int, default=5, help="number of splits (5)")
+    command.add_argument("--experts", type=int, default=4, help="number of experts (4)")
+    command.add_argument("--hidden", type=int, default=4, help="hidden units of an expert (4)")
+    command.add_argument("--epochs", type=int, default=30, help="number of EM steps (30)")
+    command.add_argument(
+        "--gradient-steps", type=int, default=10, help="Adam steps per M-step (10)"
+    )
+    command.add_argument("--lr", type=float, default=0.02, help="learning rate of Adam (0.02)")
     args = command.parse_args()
     gate_size = args.experts * (FEATURES + 1)
     total = args.experts * size_of(args.hidden) + gate_size
@@ -143,7 +148,7 @@ def main() -> None:
     report.fact("parameters of the experts and their gate", total)
     report.fact("parameters of the wide network", size_of(args.wide))
     report.fact(
-        "parameters that a row meets: its expert's and the gate's", size_of(args.hidden) + gate_size
+        "parameters used for one row: its expert and the gate", size_of(args.hidden) + gate_size
     )
     report.fact("parameters of the narrow network", size_of(args.narrow))
     runs = [compare(seed, args) for seed in range(args.seeds)]

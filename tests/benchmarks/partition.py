@@ -1,21 +1,26 @@
-"""Hard partitions of mixtures of linear regressions: quality against the truth, speed and memory, prediction.
+"""Hard partitions of mixtures of linear regressions: quality, speed, memory, prediction.
 
-quality     K=3 regressions, n=240, d=5, squared error; many seeds, the best of ten random starts each. ``ratio`` is
-            the final objective F over F at the truth (the sum over the true parts of their minimal losses), its median
-            over the seeds, for each score and without and with a cap of n // K + 10 rows; at most 1.0 is needed of
-            "loss" and of "leave_one_out" with alpha=1
-scale       a million rows of 20 features, 50 regressions, float32: seconds of a round of EM against scikit-learn's
-            Ridge fits of the same parts and numpy's predictions, from the same labels in turn; ``ratio`` is peer /
-            ours; peak memory of a fit in a fresh process, the rows included: less than 2 GiB are needed
-restarts    ten random starts of K=3 regressions, n=240, d=5, one thread: seconds of ``fit_restarts`` one by one and
-            with ``parallel=True``, from the same labels to the same objectives; ``ratio`` is one by one / parallel
-prediction  R2 on test rows of the mixture, routed by a gate, against one ridge regression and a random forest; number
-            of parts and start chosen on validation rows, then fitted again to all training rows. Starts: k-means parts
-            that stay as they are ("frozen"), k-means parts that EM changes, and random ones. ``oracle`` chooses each
-            test row's best expert by looking at its outcome: what routing loses lies between the two
+quality     K=3 regressions, n=240, d=5, squared error; many seeds, the best of ten random starts
+            each. ``ratio`` is the final objective F relative to F at the true partition (the sum
+            of the minimal losses of the true clusters), its median over the seeds, for each score,
+            without and with a capacity of n // K + 10 rows; "loss" and "leave_one_out" with alpha=1
+            need at most 1.0
+scale       a million rows of 20 features, 50 regressions, float32: seconds of an EM epoch, compared
+            with Ridge fits of scikit-learn to the same clusters and predictions by numpy,
+            alternately and from the same labels; ``ratio`` is peer / ours; peak memory of a fit in
+            a fresh process, the rows included (needed: less than 2 GiB)
+restarts    ten random starts of K=3 regressions, n=240, d=5, one thread: seconds of
+            ``fit_restarts``, one start after the other and with ``parallel=True``, from the same
+            labels to the same objectives; ``ratio`` is sequential / parallel
+prediction  R2 on test rows of the mixture, routed by a gate, compared with one ridge regression and
+            a random forest; number of clusters and start are chosen on validation rows, then the
+            mixture is fitted again to all training rows. Starts: k-means clusters that stay
+            unchanged ("frozen"), k-means clusters that EM changes, and random ones. ``oracle``
+            routes each test row to its best expert by its outcome: the difference is the loss due
+            to routing
 
-Data of the last: scikit-learn's diabetes, and the prices of diamonds where ``--diamonds`` names the
-file diamonds.csv that the PyPI package plotnine carries.
+Data of the last table: scikit-learn's diabetes, and the prices of diamonds if ``--diamonds`` names
+the file diamonds.csv that the PyPI package plotnine contains.
 """
 
 import math
@@ -58,7 +63,7 @@ class Rows(NamedTuple):
 
 
 def main() -> None:
-    """Run all parts, or those that were named, and report."""
+    """Run the chosen tables and report."""
     options = parse()
     torch.manual_seed(0)
     pyro.enable_validation(False)
@@ -75,28 +80,31 @@ def main() -> None:
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
     parts = ["quality", "scale", "restarts", "prediction"]
     parser.add_argument(
-        "--parts", nargs="+", choices=parts, default=parts, help="what to run (all)"
+        "--parts", nargs="+", choices=parts, default=parts, help="the tables to run (all)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--seeds", type=int, default=20, help="data sets of the first part (20)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
+    parser.add_argument("--seeds", type=int, default=20, help="data sets of the quality table (20)")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="rounds that are timed in the second and third (5)"
+        "--rounds", type=int, default=5, help="timed epochs of scale and runs of restarts (5)"
     )
     parser.add_argument(
-        "--splits", type=int, default=5, help="splits into training and test rows in the last (5)"
+        "--splits",
+        type=int,
+        default=5,
+        help="splits into training and test rows for prediction (5)",
     )
-    parser.add_argument("--diamonds", type=Path, metavar="CSV", help="diamonds.csv")
+    parser.add_argument("--diamonds", type=Path, metavar="CSV", help="path of diamonds.csv")
     return parser.parse_args()
 
 
 def partition(
     components: int, features: int, *, ridge: float = 0.0, **options: Any
 ) -> tuple[HardPartition, EM]:
-    """Regressions of squared error under constant, equal weights, in a param store of their own."""
+    """Return guide and EM of regressions with squared error and equal weights; clears the store."""
     pyro.clear_param_store()
     model = MixtureOfRegressions(
         components=components, features=features, ridge=ridge, scale=1.0, equal_weights=True
@@ -106,7 +114,7 @@ def partition(
 
 
 def settle(em: EM, rows: Rows, *, epochs: int = 30, **options: Any) -> None:
-    """Rounds until no row moves, but for scores that need not come to rest."""
+    """Run EM until no row moves, or for all ``epochs``, since some scores do not converge."""
     stop = lambda done: len(done.history) > 1 and done.guide.moved == 0  # noqa: E731
     fit(
         em,
@@ -124,62 +132,69 @@ def settle(em: EM, rows: Rows, *, epochs: int = 30, **options: Any) -> None:
 
 
 def compare_rules(report: harness.Report, *, seeds: int, starts: int) -> None:
-    """Median ratios of all scores, with and without a cap."""
+    """Report median ratios of all scores, with and without a capacity."""
     problems = [planted_regressions(seed) for seed in range(seeds)]
     for name, rule in RULES.items():
-        for cap in (None, 240 // 3 + 10):
+        for capacity in (None, 240 // 3 + 10):
             ratios = [
-                best_ratio(rows, truth, starts, capacity=cap, **rule) for rows, truth in problems
+                best_ratio(rows, truth, starts, capacity=capacity, **rule)
+                for rows, truth in problems
             ]
-            middle, worst = float(np.median(ratios)), float(np.max(ratios))
-            met = middle <= 1.0 if name in NEEDED else "-"
+            median, worst = float(np.median(ratios)), float(np.max(ratios))
+            met = median <= 1.0 if name in NEEDED else "-"
             report.row(
-                "quality", score=name, cap=cap or "-", ratio=middle, worst=worst, needed_met=met
+                "quality",
+                score=name,
+                capacity=capacity or "-",
+                ratio=median,
+                worst=worst,
+                needed_met=met,
             )
 
 
 def planted_regressions(
     seed: int, n: int = 240, d: int = 5, components: int = 3
 ) -> tuple[Rows, float]:
-    """Rows drawn from three regressions, and F of the partition that they were drawn from."""
+    """Draw rows from three regressions; return them and F at the true partition."""
     draw = np.random.default_rng(seed)
     x, labels = draw.normal(size=(n, d)), draw.integers(components, size=n)
     weight, bias = draw.normal(size=(components, d)), draw.normal(size=components)
     y = (x * weight[labels]).sum(-1) + bias[labels] + 0.3 * draw.normal(size=n)
     return Rows(torch.from_numpy(x), torch.from_numpy(y)), sum(
-        least(x[labels == k], y[labels == k]) for k in range(3)
+        minimal_loss(x[labels == k], y[labels == k]) for k in range(3)
     )
 
 
-def least(x: np.ndarray, y: np.ndarray) -> float:
-    """Minimal loss of a part."""
+def minimal_loss(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the minimal loss of a cluster."""
     design = np.column_stack([x, np.ones(len(x))])
     return float(((y - design @ np.linalg.lstsq(design, y)[0]) ** 2).sum() / 2)
 
 
 def best_ratio(rows: Rows, truth: float, starts: int, **options: Any) -> float:
-    """Final F of the best of several random starts, over F at the truth."""
-    found = []
+    """Return the final F of the best of several random starts, relative to F at the truth."""
+    objectives = []
     for seed in range(starts):
         guide, em = partition(3, rows.x.shape[1], **options)
         em.model.double()  # type: ignore[attr-defined]
-        # Parts of equal sizes: they keep every cap.
+        # Clusters of equal sizes satisfy every capacity.
         guide.set_labels(
             torch.randperm(len(rows.y), generator=torch.Generator().manual_seed(seed)) % 3
         )
         settle(em, rows)
-        parts = guide.labels
-        assert parts is not None
-        found.append(sum(least(*(t[parts == k].numpy() for t in rows)) for k in range(3)))
-    return min(found) / truth
+        labels = guide.labels
+        assert labels is not None
+        losses = (minimal_loss(*(t[labels == k].numpy() for t in rows)) for k in range(3))
+        objectives.append(sum(losses))
+    return min(objectives) / truth
 
 
 # Scale.
 
 
 def measure_scale(report: harness.Report, *, rows: int, rounds: int) -> None:
-    """One row: seconds of a round of both sides, and the peak memory of a fit."""
-    times = harness.in_fresh_process(seconds_a_round, rows, rounds).result
+    """Report the seconds of an epoch of both sides, and the peak memory of a fit."""
+    times = harness.in_fresh_process(seconds_per_epoch, rows, rounds).result
     fresh = harness.in_fresh_process(fit_at_scale, rows, rounds)
     report.row(
         "scale",
@@ -196,7 +211,7 @@ def measure_scale(report: harness.Report, *, rows: int, rounds: int) -> None:
 
 
 def many_rows(rows: int, features: int = 20, components: int = 50) -> tuple[Rows, Tensor]:
-    """Rows of many regressions in float32, and labels of which nine tenths are true."""
+    """Draw rows of many regressions in float32, and labels of which 90 % are true."""
     draw = torch.Generator().manual_seed(0)
     x, labels = (
         torch.randn(rows, features, generator=draw),
@@ -204,12 +219,12 @@ def many_rows(rows: int, features: int = 20, components: int = 50) -> tuple[Rows
     )
     weight, bias = (torch.randn(components, n, generator=draw) for n in (features, 1))
     y = torch.empty(rows)
-    for part in torch.arange(rows).split(1 << 16):
-        k = labels[part]
-        y[part] = (
-            (x[part] * weight[k]).sum(-1)
+    for block in torch.arange(rows).split(1 << 16):
+        k = labels[block]
+        y[block] = (
+            (x[block] * weight[k]).sum(-1)
             + bias[k, 0]
-            + 0.3 * torch.randn(len(part), generator=draw)
+            + 0.3 * torch.randn(len(block), generator=draw)
         )
     wrong = torch.rand(rows, generator=draw) < 0.1
     labels[wrong] = torch.randint(components, (int(wrong.sum()),), generator=draw)
@@ -217,7 +232,7 @@ def many_rows(rows: int, features: int = 20, components: int = 50) -> tuple[Rows
 
 
 def fit_at_scale(rows: int, rounds: int) -> int:
-    """Draw the rows and fit; how many rows moved in the last round."""
+    """Draw the rows and fit; return how many rows moved in the last epoch."""
     data, labels = many_rows(rows)
     guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
     guide.set_labels(labels)
@@ -225,8 +240,8 @@ def fit_at_scale(rows: int, rounds: int) -> int:
     return guide.moved
 
 
-def seconds_a_round(rows: int, rounds: int) -> dict[str, float]:
-    """Median seconds: E-step and refit of ours; refits and predictions of the peer."""
+def seconds_per_epoch(rows: int, rounds: int) -> dict[str, float]:
+    """Return median seconds: E-step and refit of ours; refits and predictions of the peer."""
     data, labels = many_rows(rows)
     guide, em = partition(50, data.x.shape[1], ridge=RIDGE)
     guide.set_labels(labels)
@@ -243,7 +258,7 @@ def seconds_a_round(rows: int, rounds: int) -> dict[str, float]:
 
 
 def ridge_round(x: np.ndarray, y: np.ndarray, labels: np.ndarray, components: int) -> np.ndarray:
-    """Fit every part by scikit-learn, predict all rows by all, and take the best."""
+    """Fit every cluster with scikit-learn, and return the best prediction for each row."""
     fits = [
         Ridge(alpha=RIDGE * (labels == k).sum()).fit(x[labels == k], y[labels == k])
         for k in range(components)
@@ -265,28 +280,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def compare_restarts(report: harness.Report, *, starts: int, rounds: int) -> None:
-    """One row a variant, on one thread; the largest difference of the objectives tells that both did the same."""
+    """Report one row per variant, on one thread, with the largest difference of the objectives."""
     rows, _ = planted_regressions(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name, options in VARIANTS.items():
-        found: dict[str, np.ndarray] = {}
+        objectives: dict[str, np.ndarray] = {}
         sides = {
-            way: restarts_of(rows, starts, way, found, options)
-            for way in ("one by one", "parallel")
+            way: restarts_of(rows, starts, way, objectives, options)
+            for way in ("sequential", "parallel")
         }
         times = harness.paired(sides, rounds, warm=1)
-        alone, together = (times[way].median for way in sides)
-        apart = float(np.abs(found["one by one"] - found["parallel"]).max())
-        report.row("restarts", score=name, starts=starts, alone_s=alone, parallel_s=together, ratio=alone / together,
-                   apart=apart)  # fmt: skip
+        sequential, parallel = (times[way].median for way in sides)
+        difference = float(np.abs(objectives["sequential"] - objectives["parallel"]).max())
+        report.row(
+            "restarts",
+            score=name,
+            starts=starts,
+            sequential_s=sequential,
+            parallel_s=parallel,
+            ratio=sequential / parallel,
+            difference=difference,
+        )
     torch.set_num_threads(threads)
 
 
 def restarts_of(
-    rows: Rows, starts: int, way: str, found: dict[str, np.ndarray], options: dict[str, Any]
+    rows: Rows, starts: int, way: str, objectives: dict[str, np.ndarray], options: dict[str, Any]
 ) -> Callable[[], None]:
-    """A run of all starts, which leaves its objectives in ``found``."""
+    """Return a function that runs all starts and stores their objectives in ``objectives``."""
 
     def build(restarts: int = 1) -> EM:
         model = MixtureOfRegressions(
@@ -299,10 +321,10 @@ def restarts_of(
 
     def run() -> None:
         draw = torch.Generator().manual_seed(0)
-        done = fit_restarts(
+        result = fit_restarts(
             build, *rows, starts=starts, parallel=way == "parallel", generator=draw, progress=False
         )
-        found[way] = done.objectives
+        objectives[way] = result.objectives
 
     return run
 
@@ -311,21 +333,21 @@ def restarts_of(
 
 
 def compare_predictions(report: harness.Report, options: Any) -> None:
-    """Test R2 of all data sets and splits, and their means."""
+    """Report the test R2 of all data sets and splits, and their means."""
     sets: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
         "diabetes": lambda: load_diabetes(return_X_y=True)
     }
     if options.diamonds is None:
-        report.fact("diamonds", "left out: --diamonds names no file")
+        report.fact("diamonds", "left out: needs --diamonds")
     else:
         sets["diamonds"] = lambda: read_diamonds(options.diamonds)
     for name, load in sets.items():
         x, y = load()
-        found = [
+        scores = [
             compare_split(report, name, x, y, seed, options.quick) for seed in range(options.splits)
         ]
         for column in ("mixture", "ridge", "forest"):
-            values = [row[column] for row in found]
+            values = [row[column] for row in scores]
             report.fact(f"{name}: {column}, mean R2", float(np.mean(values)))
             report.fact(
                 f"{name}: {column}, standard error",
@@ -334,7 +356,7 @@ def compare_predictions(report: harness.Report, options: Any) -> None:
 
 
 def read_diamonds(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes as they are, cut, colour and clarity as indicators; prices."""
+    """Return sizes, indicators of cut, color and clarity, and prices."""
     import pandas as pd
 
     table = pd.read_csv(path)
@@ -345,11 +367,11 @@ def read_diamonds(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def compare_split(
     report: harness.Report, name: str, x: np.ndarray, y: np.ndarray, seed: int, quick: bool
 ) -> dict[str, Any]:
-    """Test R2 of the mixture and its peers on one split: 60 % training, 20 % validation, 20 % test."""
+    """Report the test R2 on one split: 60 % training, 20 % validation, 20 % test rows."""
     order = np.random.default_rng(seed).permutation(len(y))
     cuts = [int(0.6 * len(y)), int(0.8 * len(y))]
     first, second, third = np.split(order, cuts)
-    train, both = standardised(x, y, first), np.concatenate([first, second])
+    train, both = standardized(x, y, first), np.concatenate([first, second])
     sizes, starts = ((2, 3), STARTS[:2]) if quick else ((2, 3, 4, 6, 8, 12), STARTS)
     grid = [(start, size, how) for start in starts for size in sizes for how in ("hard", "soft")]
     valid: dict[tuple, float] = {}
@@ -358,17 +380,24 @@ def compare_split(
             scores = mixture_r2(train(first), train(second), start, size, seed)
             valid.update({(start, size, how): scores[how] for how in ("hard", "soft")})
     start, size, how = max(grid, key=valid.__getitem__)
-    whole = standardised(x, y, both)
+    whole = standardized(x, y, both)
     scores = mixture_r2(whole(both), whole(third), start, size, seed)
     ridge, forest = peers_r2(whole(both), whole(third), seed, trees=20 if quick else 100)
     return report.row(
-        name, split=seed, mixture=scores[how], ridge=ridge, forest=forest, K=size, start=start, route=how,
+        name,
+        split=seed,
+        mixture=scores[how],
+        ridge=ridge,
+        forest=forest,
+        K=size,
+        start=start,
+        route=how,
         oracle=scores["oracle_unattainable"],
-    )  # fmt: skip
+    )
 
 
-def standardised(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Callable[[np.ndarray], Rows]:
-    """Rows by number, with location and scale of the training rows."""
+def standardized(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Callable[[np.ndarray], Rows]:
+    """Return a function of row numbers that standardizes by the training rows."""
     center, spread = x[train].mean(0), x[train].std(0)
     x = (x - center) / np.where(spread > 0, spread, 1.0)
     y = (y - y[train].mean()) / y[train].std()
@@ -376,7 +405,7 @@ def standardised(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Callable[[n
 
 
 def mixture_r2(train: Rows, test: Rows, start: str, components: int, seed: int) -> dict[str, float]:
-    """R2 of a mixture that was fitted to ``train``, by way of routing."""
+    """Return the R2 of a mixture fitted to ``train``, by kind of routing."""
     guide, em = partition(components, train.x.shape[1], ridge=RIDGE)
     em.model.double()  # type: ignore[attr-defined]
     guide.set_labels(start_labels(train, start, components, seed))
@@ -385,7 +414,7 @@ def mixture_r2(train: Rows, test: Rows, start: str, components: int, seed: int) 
 
 
 def start_labels(train: Rows, start: str, components: int, seed: int) -> Tensor:
-    """Random parts, or those of k-means over the covariates."""
+    """Return random labels, or those of k-means over the covariates."""
     if start == "random":
         return torch.randint(
             components, (len(train.y),), generator=torch.Generator().manual_seed(seed)
@@ -396,14 +425,14 @@ def start_labels(train: Rows, start: str, components: int, seed: int) -> Tensor:
 
 
 def peers_r2(train: Rows, test: Rows, seed: int, *, trees: int) -> tuple[float, float]:
-    """One ridge regression, its penalty chosen by cross-validation, and a random forest."""
+    """Return the R2 of a cross-validated ridge regression and of a random forest."""
     from sklearn.linear_model import RidgeCV
 
     ridge = RidgeCV(np.logspace(-3, 3, 13))
     forest = RandomForestRegressor(trees, random_state=seed, n_jobs=torch.get_num_threads())
     models = [peer.fit(train.x.numpy(), train.y.numpy()) for peer in (ridge, forest)]
-    found = [r2(torch.from_numpy(peer.predict(test.x.numpy())), test.y) for peer in models]
-    return found[0], found[1]
+    scores = [r2(torch.from_numpy(peer.predict(test.x.numpy())), test.y) for peer in models]
+    return scores[0], scores[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Patches of scikit-learn's two photographs: the real data of the benchmarks, without a download."""
+"""Patches of the two photographs in scikit-learn: real data for benchmarks, without a download."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 def rgb_patches(
     size: int = 8, train: int = 50_000, test: int = 20_000, *, noise: float = 4 / 255, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Noisy ``size`` x ``size`` RGB patches at random positions of the two photographs, values in units of 255.
+    """Draw noisy ``size`` x ``size`` RGB patches of the two photographs, values divided by 255.
 
-    Returns (train, 3 size^2) and (test, 3 size^2). Photograph and position of every patch are
-    uniform draws, so a test patch can overlap a training patch; its noise is its own.
+    Photograph and position of every patch are uniform draws, so a test patch can overlap a training
+    patch; noise is independent.
 
     :param noise: standard deviation of the white Gaussian noise added to every patch.
+    :returns: training patches (train, 3 size^2) and test patches (test, 3 size^2).
     """
     from sklearn.datasets import load_sample_images
 
@@ -24,6 +25,6 @@ def rgb_patches(
     photograph, row, column = (rng.integers(top, size=train + test) for top in windows.shape[:3])
     patches = windows[photograph, row, column].transpose(0, 2, 3, 1).reshape(train + test, -1)
     patches = patches.astype(np.float32) / np.float32(255)
-    for part in np.array_split(patches, max(1, len(patches) // 10_000)):
-        part += noise * rng.standard_normal(part.shape, dtype=np.float32)
+    for block in np.array_split(patches, max(1, len(patches) // 10_000)):
+        block += noise * rng.standard_normal(block.shape, dtype=np.float32)
     return patches[:train], patches[train:]

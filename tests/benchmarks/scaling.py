@@ -1,28 +1,30 @@
 """Work and time to convergence of truncated EM, over components, rows, features and factors.
 
-Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's own) are seeded by
-AFK-MC2 and fitted to noisy RGB patches of two photographs until ``fit`` finds that they have
-converged. Four series, each varying one of
+Mixtures of factor analyzers (C'=3, G=15, E=1, other settings the library's defaults) are seeded by
+AFK-MC2 and fitted to noisy RGB patches of two photographs until ``fit`` reports convergence. Four
+series, each varying one of
 
   C   components, 100, 200, ..., 6400 at N=100,000, D=192, H=5
   N   rows, 12,500 ... 200,000
   D   features, 48, 108, 192, 432 (patches of 4, 6, 8, 12 pixels)
-  H   factors, 1 ... 20; these three at C=500, N=50,000, D=192, H=5 otherwise
+  H   factors, 1 ... 20; the last three at C=500, N=50,000, D=192, H=5 otherwise
 
-evaluations  joint densities log p(c, x) in the whole fit; a_row is the same for each row and epoch
-epochs       passes over the data, the ``warmup`` passes without update included seconds
-seeding (seed_s) and fit together, kernels compiled before live         components that won at least
-one row in the last pass train        minus the last ELBO in nats per row heldout      minus log
-evidence of 10,000 other rows in nats per row, all C components summed: lower is better exponent
-slope of the least-squares line through log y over log x; 1 is linear
+evaluations  joint densities log p(c, x) in the whole fit; per_row: per row and epoch
+epochs       passes over the data, including the ``warmup`` passes without update
+seconds      seeding (seed_s) and fit together, with compiled kernels
+live         components that won at least one row in the last pass
+train        minus the last ELBO in nats per row
+heldout      minus the log evidence of 10,000 other rows in nats per row, over all C components:
+             lower is better
+exponent     slope of the least-squares line through log y over log x; 1 is linear
 
-and one comparison, ``loss``: truncated EM against exact EM (``FullPartition``) at C=200, N=100,000
-from the same seeds:
+and one comparison, ``loss``: truncated EM and exact EM (``FullPartition``) at C=200, N=100,000 from
+the same seeds:
 
-loss         rise of the held-out figure over exact EM's, in percent of its absolute value
+loss         increase of the held-out figure over that of exact EM, in percent of its absolute value
 
-Fits run one after the other, a round with another seed for each of --repeats; exponents are fitted
-through all runs.
+Fits run one after the other, one round with a new seed for each of --repeats; exponents are fitted
+to all runs.
 """
 
 import math
@@ -56,7 +58,7 @@ POINTS, EXACT = "#0072B2", "#555555"
 
 
 class Setting(NamedTuple):
-    """One fit's sizes."""
+    """The sizes of one fit."""
 
     components: int  # C
     rows: int  # N
@@ -65,19 +67,19 @@ class Setting(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By the letters of the tables."""
+        """The sizes by the letters of the tables."""
         return {"C": self.components, "N": self.rows, "D": 3 * self.patch**2, "H": self.factors}
 
 
 class Plan(NamedTuple):
-    """What is fitted."""
+    """The fits of the benchmark."""
 
     series: dict[str, list[Setting]]
     loss: Setting
 
 
 def main() -> None:
-    """Run what was asked for, fit the exponents, draw."""
+    """Run the chosen series, fit the exponents, and draw."""
     options = parse()
     plan = planned(quick=options.quick)
     report = harness.Report(__doc__)
@@ -94,14 +96,20 @@ def main() -> None:
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
     parts = [*NAMES, "loss"]
     parser.add_argument(
-        "--only", choices=parts, nargs="+", default=parts, help="these series, or the loss (all)"
+        "--only",
+        choices=parts,
+        nargs="+",
+        default=parts,
+        help="the series to run, or the loss (all)",
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=1, help="rounds, each with another seed (1)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="number of rounds, each with a new seed (1)"
+    )
     parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="draw the series into DIR/scaling.png"
     )
@@ -109,7 +117,7 @@ def parse() -> Any:
 
 
 def planned(*, quick: bool) -> Plan:
-    """The sizes of every fit."""
+    """Return the sizes of all fits."""
     if quick:
         base, wide = Setting(100, 4000, 8, 5), Setting(100, 8000, 8, 5)
         values: dict[str, Iterable[int]] = {
@@ -138,13 +146,13 @@ def planned(*, quick: bool) -> Plan:
 
 
 def run_series(report: harness.Report, letter: str, settings: Sequence[Setting], seed: int) -> None:
-    """One fit for each setting, as rows of the letter's table."""
+    """Run one fit per setting, as rows of the table of the letter."""
     for setting in settings:
         report.row(title(letter), **setting.sizes, seed=seed, **fitted(setting, seed))
 
 
 def run_loss(report: harness.Report, setting: Setting, seed: int) -> None:
-    """Truncated and exact EM from the same seeds."""
+    """Compare truncated and exact EM from the same seeds."""
     truncated = fitted(setting, seed)
     exact = fitted(setting, seed, exact=True)
     loss = 100 * (truncated["heldout"] - exact["heldout"]) / abs(exact["heldout"])
@@ -160,7 +168,7 @@ def run_loss(report: harness.Report, setting: Setting, seed: int) -> None:
 
 
 def fitted(setting: Setting, seed: int, *, exact: bool = False) -> dict[str, Any]:
-    """One fit to convergence, and what it cost."""
+    """Fit to convergence and return the cost."""
     warm_up(setting.patch, setting.factors, exact=exact)
     train, test = patches(setting.patch, setting.rows)
     return run(setting, train, test, seed, exact=exact)
@@ -192,7 +200,7 @@ def run(
     last = result.history.epochs[-1]
     return {
         "evaluations": last.evaluations,
-        "a_row": last.evaluations / len(train) / len(result.history),
+        "per_row": last.evaluations / len(train) / len(result.history),
         "epochs": len(result.history),
         "warmup": int((result.history["phase"] == "warm-up").sum()),
         "converged": result.converged,
@@ -206,32 +214,32 @@ def run(
 
 @lru_cache(2)
 def patches(size: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Training rows (N, D), and held-out rows that are the same for every N."""
+    """Return training rows (N, D), and held-out rows that are the same for all N."""
     train, _ = rgb_patches(size, train=rows, test=1, seed=0)
     _, test = rgb_patches(size, train=1, test=TEST, seed=1)
     return torch.from_numpy(train), torch.from_numpy(test)
 
 
 def title(letter: str) -> str:
-    """The table of a series."""
+    """Return the title of the table of a series."""
     return f"over {NAMES[letter]}"
 
 
 def series_of(report: harness.Report) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the series that were run, by letter."""
+    """Return the rows of all series that were run, by letter."""
     return {
         letter: report.tables[title(letter)] for letter in NAMES if title(letter) in report.tables
     }
 
 
 def conclude(report: harness.Report) -> None:
-    """Exponents and the loss, beside what is wanted of them."""
+    """Report exponents and the loss, with the values that are needed."""
     for letter, rows in series_of(report).items():
         for column in ("evaluations", "seconds"):
             need = NEEDED.get((letter, column))
-            wanted = "" if need is None else f" (at most {need:g})"
+            suffix = "" if need is None else f" (at most {need:g})"
             report.fact(
-                f"exponent of {column} in {letter}{wanted}", power_law(rows, letter, column)[0]
+                f"exponent of {column} in {letter}{suffix}", power_law(rows, letter, column)[0]
             )
     losses = [row["loss"] for row in report.tables.get("loss", []) if row["EM"] == "truncated"]
     if losses:
@@ -244,7 +252,7 @@ def conclude(report: harness.Report) -> None:
 
 
 def power_law(rows: Sequence[dict[str, Any]], x: str, y: str) -> tuple[float, float]:
-    """Exponent and factor of y = factor x^exponent, by least squares of the logarithms."""
+    """Return exponent and factor of y = factor x^exponent, by least squares of the logarithms."""
     slope, intercept = np.polyfit(
         [math.log(row[x]) for row in rows], [math.log(row[y]) for row in rows], 1
     )
@@ -252,11 +260,11 @@ def power_law(rows: Sequence[dict[str, Any]], x: str, y: str) -> tuple[float, fl
 
 
 def draw(report: harness.Report, folder: Path) -> None:
-    """Evaluations above, seconds below, a column for each series, both axes logarithmic."""
-    found = series_of(report)
-    figure = Figure(figsize=(3.6 * len(found), 6.4), dpi=130, layout="constrained")
-    axes = figure.subplots(2, len(found), squeeze=False)
-    for column, (letter, rows) in enumerate(found.items()):
+    """Draw evaluations above and seconds below, one column per series, on logarithmic axes."""
+    series = series_of(report)
+    figure = Figure(figsize=(3.6 * len(series), 6.4), dpi=130, layout="constrained")
+    axes = figure.subplots(2, len(series), squeeze=False)
+    for column, (letter, rows) in enumerate(series.items()):
         if letter == "C":
             draw_exact(axes[0, column], rows)
         for ax, quantity in zip(axes[:, column], ("evaluations", "seconds"), strict=True):
@@ -266,7 +274,7 @@ def draw(report: harness.Report, folder: Path) -> None:
 
 
 def draw_law(ax: Axes, rows: Sequence[dict[str, Any]], letter: str, quantity: str) -> None:
-    """Points and the fitted line."""
+    """Draw points and the fitted line."""
     values = sorted({row[letter] for row in rows})
     exponent, factor = power_law(rows, letter, quantity)
     line = [factor * value**exponent for value in values]
@@ -285,15 +293,15 @@ def draw_law(ax: Axes, rows: Sequence[dict[str, Any]], letter: str, quantity: st
 
 
 def draw_exact(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """What exact EM would evaluate in as many epochs."""
-    best = sorted((row["C"], row["N"] * row["C"] * row["epochs"]) for row in rows)
+    """Draw the evaluations of exact EM in as many epochs."""
+    points = sorted((row["C"], row["N"] * row["C"] * row["epochs"]) for row in rows)
     ax.plot(
-        *zip(*best, strict=True), color=EXACT, ls="--", lw=1.2, label="exact EM, as many epochs"
+        *zip(*points, strict=True), color=EXACT, ls="--", lw=1.2, label="exact EM, as many epochs"
     )
 
 
 def spread(ax: Axes) -> None:
-    """At least a decade on the vertical axis, so that a flat line looks flat."""
+    """Show at least one decade on the vertical axis, so that a flat line looks flat."""
     low, high = ax.get_ylim()
     if high / low < 10:
         middle = math.sqrt(low * high)

@@ -1,21 +1,23 @@
-"""Softmax mixtures: do warm-started EM fits recover the parameters that the draws come from, and at what rate?
+"""Softmax mixtures: do warm-started EM fits recover the true parameters, and at what rate?
 
-p items with features of N(0, I) in R^L, K components of equal weights and of atoms theta_k of norm
-1.5 in random directions, N draws. ``error`` is the largest distance of an atom from its own
+p items with features from N(0, I) in R^L, K components with equal weights and atoms theta_k of norm
+1.5 in random directions, N draws. ``error`` is the largest distance of an atom from the true atom
 (matched by permutation), ``shares`` the sum of the absolute errors of the weights; medians over
-``--repeats`` problems. Of the starts
+``--repeats`` problems. The starts:
 
-moments        the method of moments itself, no EM; ``flagged`` is how often it warned that it is
-not to be trusted EM moments     EM from there EM subspace    the best of five short EMs from random
-points of the K-dimensional subspace of the second moment, goes on EM random      the same from
-random points of R^L EM truth       EM from the truth: what the likelihood itself can give
+moments        the method of moments itself, without EM; ``flagged`` counts its warnings
+EM moments     EM from there
+EM subspace    short EM runs from five random points of the K-dimensional subspace of the second
+               moment; the best one continues
+EM random      the same from random points of R^L
+EM truth       EM from the true parameters: the best that the likelihood can give
 
-table   the four settings of L, K, p, N; ``ratio`` is the subspace's median error over that of EM from the truth: at
-        most 1.1 is needed
-rates   the subspace's error against N = 5,000 ... 500,000, with the slope of log error over log N (needed: -0.5 +- .1),
-        and against p, K and L, one at a time; drawn to ``--plot``
-growth  errors, and seconds of all fits together, of mixtures grown in stages (1, 2, ... K components, the largest split
-        each time) beside the best of five and EM from the truth
+table   the four settings of L, K, p, N; ``ratio`` is the median error of "EM subspace" relative to
+        that of "EM truth" (needed: at most 1.1)
+rates   the error of "EM subspace" against N = 5,000 ... 500,000, with the slope of log error over
+        log N (needed: -0.5 +- 0.1), and against p, K and L, one at a time; drawn to ``--plot``
+growth  errors, and seconds of all fits together, of mixtures grown in stages (1, 2, ... K
+        components, splitting the largest each time), compared with "EM subspace" and "EM truth"
 """
 
 import time
@@ -59,7 +61,7 @@ class Setting(NamedTuple):
 
     @property
     def label(self) -> dict[str, int]:
-        """By the letters of the tables."""
+        """The sizes by the letters of the tables."""
         return {"L": self.features, "K": self.components, "p": self.items, "N": self.draws}
 
 
@@ -80,7 +82,7 @@ SERIES = {
 
 
 class Problem(NamedTuple):
-    """Draws as counts of items, and what they were drawn from."""
+    """Draws as counts of items, and the true parameters."""
 
     features: Tensor  # (p, L)
     counts: Tensor  # (p,)
@@ -89,14 +91,14 @@ class Problem(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Of one fit."""
+    """The errors of one fit."""
 
     worst: float
     shares: float
 
 
 def main() -> None:
-    """Run the parts that were named, and report."""
+    """Run the chosen tables and report."""
     options = parse()
     pyro.enable_validation(False)
     report = harness.Report(__doc__)
@@ -108,31 +110,34 @@ def main() -> None:
             measure_growth(report, setting, options.repeats)
     if "rates" in options.parts:
         errors = {
-            name: follow(report, name, series, options.repeats) for name, series in SERIES.items()
+            name: measure_series(report, name, series, options.repeats)
+            for name, series in SERIES.items()
         }
         draw(errors, report.facts["slope over N"], options.plot)
     report.finish(options.json)
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
     parts = ["table", "growth", "rates"]
     parser.add_argument(
-        "--parts", nargs="+", choices=parts, default=parts, help="what to run (all)"
+        "--parts", nargs="+", choices=parts, default=parts, help="the tables to run (all)"
     )
-    parser.add_argument("--repeats", type=int, default=20, help="problems of each setting (20)")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="number of problems per setting (20)"
+    )
     parser.add_argument(
         "--plot",
         type=Path,
         default=Path("runs/softmax_recovery.png"),
-        help="where to draw the rates",
+        help="path of the picture of the rates",
     )
     return parser.parse_args()
 
 
 def planted(setting: Setting, seed: int) -> Problem:
-    """One problem of these sizes."""
+    """Draw one problem of these sizes."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(
         setting.items, setting.features, generator=generator, dtype=torch.float64
@@ -147,12 +152,12 @@ def planted(setting: Setting, seed: int) -> Problem:
     return Problem(features, torch.bincount(draws, minlength=setting.items), theta, weights)
 
 
-# One problem, five ways.
+# Five estimates of one problem.
 
 
 def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> None:
-    """Median errors of all starts, over the same problems."""
-    found: dict[str, list[Errors]] = {}
+    """Report the median errors of all starts, over the same problems."""
+    errors_by_start: dict[str, list[Errors]] = {}
     flagged = 0
     for seed in tqdm(range(repeats), desc=str(setting.label)):
         problem = planted(setting, seed)
@@ -167,8 +172,8 @@ def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> No
             "EM truth": from_start(problem, truth),
         }
         for name, fitted in fits.items():
-            found.setdefault(name, []).append(errors_of(problem, fitted))
-    for name, errors in found.items():
+            errors_by_start.setdefault(name, []).append(errors_of(problem, fitted))
+    for name, errors in errors_by_start.items():
         figures: dict[str, Any] = {
             "error": median(e.worst for e in errors),
             "shares": median(e.shares for e in errors),
@@ -176,14 +181,16 @@ def compare_starts(report: harness.Report, setting: Setting, repeats: int) -> No
         if name == "moments":
             figures["flagged"] = f"{flagged}/{repeats}"
         if name != "moments":
-            figures["ratio"] = figures["error"] / median(e.worst for e in found["EM truth"])
+            figures["ratio"] = figures["error"] / median(
+                e.worst for e in errors_by_start["EM truth"]
+            )
         if name == "EM subspace":
             figures["needed_met"] = figures["ratio"] <= NEEDED
         report.row("table", **setting.label, start=name, **figures)
 
 
 def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> None:
-    """Median errors of mixtures that were grown, and their time."""
+    """Report the median errors of grown mixtures, and their time."""
     ways: dict[str, Callable[[Problem, int], SoftmaxStart]] = {
         "EM grown": from_growth,
         "EM subspace": lambda problem, seed: from_best(problem, "subspace", seed),
@@ -200,10 +207,10 @@ def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> No
             errors[name].append(errors_of(problem, way(problem, seed)))
             seconds[name] += time.perf_counter() - started
     truth = median(e.worst for e in errors["EM truth"])
-    for name, found in errors.items():
+    for name, fits in errors.items():
         figures: dict[str, Any] = {
-            "error": median(e.worst for e in found),
-            "shares": median(e.shares for e in found),
+            "error": median(e.worst for e in fits),
+            "shares": median(e.shares for e in fits),
         }
         report.row(
             "growth",
@@ -216,7 +223,7 @@ def measure_growth(report: harness.Report, setting: Setting, repeats: int) -> No
 
 
 def from_growth(problem: Problem, seed: int) -> SoftmaxStart:
-    """EM in stages of one component more each."""
+    """Run EM in stages, adding one component per stage."""
     pyro.clear_param_store()
     stages = range(1, len(problem.theta) + 1)
     make = lambda components: build(problem, components, empty="reseed")  # noqa: E731
@@ -231,7 +238,7 @@ def from_growth(problem: Problem, seed: int) -> SoftmaxStart:
 
 
 def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
-    """The moment start, and whether it warned."""
+    """Return the start by moments, and whether it warned."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", category=MomentWarning)
         start = start_softmax(
@@ -241,14 +248,14 @@ def moments(problem: Problem) -> tuple[SoftmaxStart, bool]:
 
 
 def build(problem: Problem, components: int | None = None, *, empty: str = "keep") -> EM:
-    """EM over the mixture, all components for all items."""
+    """Return EM over the mixture, with all components for all items."""
     components = components or len(problem.theta)
     model = SoftmaxMixture(components=components, features=problem.features).double()
     return EM(model, FullPartition(model, components=components), empty=empty)
 
 
 def observed(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Items that were drawn, and how often."""
+    """Return the distinct items and their counts."""
     items = problem.counts.nonzero()[:, 0]
     return items, problem.counts[items].double()
 
@@ -257,7 +264,7 @@ FIT: dict[str, Any] = {"epochs": 500, "tolerance": 1e-8, "progress": False}
 
 
 def from_start(problem: Problem, start: SoftmaxStart) -> SoftmaxStart:
-    """EM from one start."""
+    """Run EM from one start."""
     pyro.clear_param_store()
     em = build(problem)
     start(em.model)
@@ -266,26 +273,26 @@ def from_start(problem: Problem, start: SoftmaxStart) -> SoftmaxStart:
 
 
 def from_best(problem: Problem, method: str, seed: int) -> SoftmaxStart:
-    """EM from the most likely of several starts."""
+    """Run EM from the most likely of several starts."""
     pyro.clear_param_store()
     generator = torch.Generator().manual_seed(seed)
-    known = (problem.features, problem.counts, len(problem.theta))
-    starts = [start_softmax(*known, method=method, generator=generator) for _ in range(STARTS)]
-    found = best_of(
+    arguments = (problem.features, problem.counts, len(problem.theta))
+    starts = [start_softmax(*arguments, method=method, generator=generator) for _ in range(STARTS)]
+    result = best_of(
         lambda: build(problem), *observed(problem), starts=starts, generator=generator, **FIT
     )
-    return parameters(found.best.inference)
+    return parameters(result.best.inference)
 
 
 def parameters(em: Any) -> SoftmaxStart:
-    """Fitted parameters."""
+    """Return the fitted parameters."""
     return SoftmaxStart(
         em.model.theta.detach().clone(), em.model.weights.detach().clone(), "fitted"
     )
 
 
 def errors_of(problem: Problem, fitted: SoftmaxStart) -> Errors:
-    """After matching."""
+    """Return the errors after matching the components."""
     matched = matched_errors(fitted.theta, problem.theta, fitted.weights, problem.weights)
     return Errors(float(matched.worst), float(matched.weights))
 
@@ -293,20 +300,20 @@ def errors_of(problem: Problem, fitted: SoftmaxStart) -> Errors:
 # Rates.
 
 
-def follow(
+def measure_series(
     report: harness.Report, name: str, series: Sequence[Setting], repeats: int
 ) -> list[tuple[int, list[float]]]:
-    """Errors along a series, and for N the slope."""
+    """Report the errors along a series, and for N the slope."""
     errors = []
     for setting in tqdm(series, desc=f"series {name}"):
-        found = [
+        fits = [
             errors_of(p, from_best(p, "subspace", s))
             for s, p in ((s, planted(setting, s)) for s in range(repeats))
         ]
-        errors.append((setting.label[name], [error.worst for error in found]))
+        errors.append((setting.label[name], [error.worst for error in fits]))
         figures = {
-            "error": median(e.worst for e in found),
-            "shares": median(e.shares for e in found),
+            "error": median(e.worst for e in fits),
+            "shares": median(e.shares for e in fits),
         }
         report.row(f"rates over {name}", **setting.label, **figures)
     if name == "N":
@@ -317,23 +324,22 @@ def follow(
 
 
 def slope_of(errors: Sequence[tuple[int, list[float]]]) -> float:
-    """Of log median error over log size."""
-    size, middle = (
-        np.log([size for size, _ in errors]),
-        np.log([median(found) for _, found in errors]),
-    )
-    return float(np.polyfit(size, middle, 1)[0])
+    """Return the slope of log median error over log size."""
+    sizes = [size for size, _ in errors]
+    medians = [median(worst) for _, worst in errors]
+    return float(np.polyfit(np.log(sizes), np.log(medians), 1)[0])
 
 
 def draw(errors: dict[str, list[tuple[int, list[float]]]], slope: float, path: Path) -> None:
-    """One panel a series: medians, and the middle half of the problems."""
+    """Draw one panel per series: medians and quartiles."""
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     for ax, (name, series) in zip(
         figure.subplots(1, len(errors), sharey=True), errors.items(), strict=True
     ):
-        sizes, found = [size for size, _ in series], [np.array(worst) for _, worst in series]
+        sizes = [size for size, _ in series]
+        errors_by_size = [np.array(worst) for _, worst in series]
         low, middle, high = (
-            np.array([np.quantile(worst, q) for worst in found]) for q in (0.25, 0.5, 0.75)
+            np.array([np.quantile(worst, q) for worst in errors_by_size]) for q in (0.25, 0.5, 0.75)
         )
         ax.errorbar(sizes, middle, [middle - low, high - middle], fmt="o-", color=POINTS, capsize=3)
         ax.set(xscale="log" if name in "Np" else "linear", yscale="log", xlabel=NAMES[name])

@@ -1,19 +1,22 @@
-"""One EM iteration of a softmax mixture against its own matrix products, and truncated against exact EM.
+"""One EM iteration of a softmax mixture relative to its matrix products; truncated and exact EM.
 
-iteration   p=100,000 items of L=64 Gaussian features, K=20 components, N=1,000,000 draws as distinct items with counts,
-            float32, for each solver of the M-step (one step each): ``seconds`` is the median of an ``EM.step``, all
-            sides in turn in one fresh process. ``product_s`` is that of theta (K, L) times all features, 2 p L K
-            operations. ``arithmetic_s`` is what the iteration cannot do without: as many such products as it makes
-            (newton 5, gradient 5: table, sums over draws, means, curvature, trial), for Newton 2 p L^2 K operations at
-            the rate of a (L, 512) times (512, K L) product, and the exponentials of K x p numbers as often as they are
-            taken (6: table, evidence, responsibilities, means, curvature, trial). ``ratio`` is seconds / arithmetic_s:
-            at most 3 is needed
-            ``memory_mb`` is the peak of a step beyond what model, draws and features hold, in a fresh process
-truncation  C=2,000 components over p=20,000 items of L=16 features, thetas of length --length: fits of as many epochs
-            from the same start, by TruncatedPartition (C'=5, G=15, E=1; its warm-up is included) and by FullPartition.
-            ``seconds`` of a fit; ``start`` and ``heldout``, minus the exact log evidence of other draws before and
-            after, in nats per draw. A draw tells little of its component where thetas are short: then a few candidates
-            are no approximation of the posterior
+iteration   p=100,000 items with L=64 Gaussian features, K=20 components, N=1,000,000 draws as
+            distinct items with counts, float32, for each solver of the M-step (one step each):
+            ``seconds`` is the median of an ``EM.step``, all sides alternately in one fresh process.
+            ``product_s`` is that of theta (K, L) times all features, 2 p L K operations.
+            ``arithmetic_s`` is the time of the necessary arithmetic: as many such products as the
+            iteration makes (newton 5, gradient 5: table, sums over draws, means, curvature, trial),
+            for Newton 2 p L^2 K operations at the rate of a (L, 512) times (512, K L) product, and
+            the exponentials of K x p numbers as often as they are taken (6: table, log evidence,
+            responsibilities, means, curvature, trial). ``ratio`` is seconds / arithmetic_s (needed:
+            at most 3). ``memory_mb`` is the peak of a step beyond model, draws and features, in a
+            fresh process
+truncation  C=2,000 components over p=20,000 items with L=16 features, thetas of length --length:
+            fits of the same number of epochs from the same start, with TruncatedPartition (C'=5,
+            G=15, E=1; its warm-up is included) and with FullPartition. ``seconds`` of a fit;
+            ``start`` and ``heldout``: minus the exact log evidence of other draws before and after
+            the fit, in nats per draw. With short thetas a draw says little about its component, so
+            that a few candidates do not approximate the posterior
 """
 
 import math
@@ -36,7 +39,7 @@ NEEDED = 3.0
 
 
 class Sizes(NamedTuple):
-    """Of one problem."""
+    """The sizes of one problem."""
 
     items: int  # p
     features: int  # L
@@ -53,7 +56,7 @@ class Counts(NamedTuple):
 
 
 def main() -> None:
-    """Run both parts, or the one that was named, and report."""
+    """Run the chosen tables and report."""
     options = parse()
     pyro.enable_validation(False)
     report = harness.Report(__doc__)
@@ -71,23 +74,23 @@ def main() -> None:
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
     parts = ["iteration", "truncation"]
     parser.add_argument(
-        "--parts", nargs="+", choices=parts, default=parts, help="what to run (both)"
+        "--parts", nargs="+", choices=parts, default=parts, help="the tables to run (both)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=7, help="iterations that are timed (7)")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs of the fits (10)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
+    parser.add_argument("--repeats", type=int, default=7, help="number of timed iterations (7)")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of the truncation fits (10)")
     parser.add_argument(
-        "--length", type=float, default=4.0, help="of the thetas of the second part (4)"
+        "--length", type=float, default=4.0, help="length of the thetas of the truncation table (4)"
     )
     return parser.parse_args()
 
 
 def planted(sizes: Sizes) -> tuple[SoftmaxMixture, Counts, Counts]:
-    """A true model, its draws, and a tenth as many others."""
+    """Return a true model, its draws, and a tenth as many held-out draws."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     model = SoftmaxMixture(
@@ -101,8 +104,8 @@ def planted(sizes: Sizes) -> tuple[SoftmaxMixture, Counts, Counts]:
     return model, train, test
 
 
-def like(truth: SoftmaxMixture, solver: str) -> SoftmaxMixture:
-    """An unfitted model, near the truth, in a param store of its own."""
+def model_near(truth: SoftmaxMixture, solver: str) -> SoftmaxMixture:
+    """Return an unfitted model near the truth; clears the param store."""
     pyro.clear_param_store()
     torch.manual_seed(1)
     model = SoftmaxMixture(components=truth.components, features=truth.item_features, solver=solver)
@@ -115,7 +118,7 @@ def like(truth: SoftmaxMixture, solver: str) -> SoftmaxMixture:
 
 
 def compare_iterations(report: harness.Report, sizes: Sizes, repeats: int) -> None:
-    """One row for each solver."""
+    """Report one row per solver."""
     for solver in PRODUCTS:
         timed = harness.in_fresh_process(seconds_of_iteration, solver, sizes, repeats).result
         memory = harness.in_fresh_process(memory_of_iteration, solver, sizes).result
@@ -129,13 +132,15 @@ def compare_iterations(report: harness.Report, sizes: Sizes, repeats: int) -> No
             ratio=timed["seconds"] / timed["arithmetic_s"],
             memory_mb=memory / 1e6,
         )
-        report.fact(f"{solver}: iteration over its arithmetic (needed {NEEDED:g})", row["ratio"])
+        report.fact(
+            f"{solver}: iteration relative to its arithmetic (needed {NEEDED:g})", row["ratio"]
+        )
 
 
 def seconds_of_iteration(solver: str, sizes: Sizes, repeats: int) -> dict[str, float]:
-    """Median seconds of an iteration and of its parts, in turn; run in a fresh process."""
+    """Return median seconds of an iteration and of its operations; run in a fresh process."""
     truth, train, _ = planted(sizes)
-    model = like(truth, solver)
+    model = model_near(truth, solver)
     em = EM(model, FullPartition(model, components=sizes.components))
     theta, features = model.theta.detach().clone(), model.item_features
     numbers = theta @ features.T
@@ -164,9 +169,9 @@ def seconds_of_iteration(solver: str, sizes: Sizes, repeats: int) -> dict[str, f
 
 
 def memory_of_iteration(solver: str, sizes: Sizes) -> int:
-    """Bytes by which the resident set grows during an iteration; run in a fresh process."""
+    """Return the bytes that an iteration adds to the resident set; run in a fresh process."""
     truth, train, _ = planted(sizes)
-    model = like(truth, solver)
+    model = model_near(truth, solver)
     em = EM(model, FullPartition(model, components=sizes.components))
     em.step(*train)
     with harness.peak_memory() as memory:
@@ -178,27 +183,29 @@ def memory_of_iteration(solver: str, sizes: Sizes) -> int:
 
 
 def compare_truncation(report: harness.Report, sizes: Sizes, epochs: int) -> None:
-    """Both fits, and how they compare."""
-    found = {
+    """Report both fits and compare them."""
+    results = {
         kind: harness.in_fresh_process(fitted, kind, sizes, epochs).result
         for kind in ("truncated", "exact")
     }
-    for kind, figures in found.items():
+    for kind, figures in results.items():
         report.row(
             "truncation", guide=kind, p=sizes.items, L=sizes.features, C=sizes.components, **figures
         )
     report.fact(
-        "exact EM takes times longer", found["exact"]["seconds"] / found["truncated"]["seconds"]
+        "time of exact EM relative to truncated EM",
+        results["exact"]["seconds"] / results["truncated"]["seconds"],
     )
     report.fact(
-        "truncation costs, nats per draw", found["truncated"]["heldout"] - found["exact"]["heldout"]
+        "loss by truncation, nats per draw",
+        results["truncated"]["heldout"] - results["exact"]["heldout"],
     )
 
 
 def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
-    """Seconds of a fit and where it leads; run in a fresh process."""
+    """Return the seconds of a fit and its held-out scores; run in a fresh process."""
     truth, train, test = planted(sizes)
-    model = like(truth, "gradient")
+    model = model_near(truth, "gradient")
     start = heldout(model, test)
     guide: Any = FullPartition(model, components=sizes.components)
     if kind == "truncated":
@@ -206,7 +213,7 @@ def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
             model, components=sizes.components, candidates=5, neighbors=15, seed=0
         )
     em = EM(model, guide, empty="keep")
-    # Kernels are compiled before.
+    # Compile the kernels before the clock starts.
     guide.eval().posterior(*train)
     guide.train()
     began = time.perf_counter()
@@ -215,7 +222,7 @@ def fitted(kind: str, sizes: Sizes, epochs: int) -> dict[str, float]:
 
 
 def heldout(model: SoftmaxMixture, test: Counts) -> float:
-    """Minus the exact log evidence, in nats per draw."""
+    """Return minus the exact log evidence, in nats per draw."""
     with torch.no_grad():
         each = log_evidence(model, *test, chunk=2048).double()
     return -float((each * test.counts).sum() / test.counts.sum())

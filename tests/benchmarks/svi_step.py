@@ -1,23 +1,25 @@
-"""One SVI gradient step of a mixture of factor analyzers against stock Pyro: seconds and peak memory.
+"""One SVI step of a mixture of factor analyzers, compared with stock Pyro: time and memory.
 
 Both sides run ``SVI(model, guide, Adam, TraceEnum_ELBO)`` on the same minibatches of 8 x 8 RGB
 patches (D=192, H=5), from the same parameters. Ours is ``MixtureOfFactorAnalyzers`` with
 ``TruncatedPartition`` (C'=3, G=15, E=1), its candidate sets those after three passes over the data.
 The two peers:
 
-  full enumeration   stock Categorical and LowRankMultivariateNormal(loc[z], ...), z enumerated over all C components,
-                     B=1024, C = 50, 100, 200, ... until the next step would need more than --cap GB
-  same candidates    the same guide and candidate sets as ours, but the user's model has the stock distributions,
-                     B=4096, C=5000
+  full enumeration   stock Categorical and LowRankMultivariateNormal(loc[z], ...), z enumerated over
+                     all C components, B=1024, C = 50, 100, 200, ... until the next step would need
+                     more than --cap GB
+  same candidates    the same guide and candidate sets as ours, but a model with the stock
+                     distributions, B=4096, C=5000
 
-seconds    median of one step, both sides in turn in one fresh process; a step is: take the minibatch, E-step (ours and
-           the second peer: search, candidates, graph), gradient, Adam's update
-memory     peak resident set during steps, beyond the resident set between steps, which holds data, parameters,
-           gradients, Adam's moments, candidate sets and compiled code; a fresh process for each side
-loss       of the first minibatch before any update, in nats per row: the first peer's is the exact one
+seconds    median of one step, both sides alternately in one fresh process; a step takes the
+           minibatch, runs the E-step (ours and the second peer: search, candidates, graph), the
+           gradient, and the update of Adam
+memory     peak resident set during steps, beyond the resident set between steps (data, parameters,
+           gradients, moments of Adam, candidate sets, compiled code); a fresh process for each side
+loss       of the first minibatch before any update, in nats per row: exact for the first peer
 faster, smaller   peer / ours
 
-Pyro's validation is off on both sides; it costs the stock distributions more.
+The validation of Pyro is off on both sides; it costs the stock distributions more.
 """
 
 import math
@@ -42,12 +44,12 @@ from tests.benchmarks.photographs import rgb_patches
 
 OURS, FULL, CANDIDATES = "ours", "full enumeration", "same candidates"
 PATCH, FACTORS = 8, 5
-NEEDED = {FULL: 10.0, CANDIDATES: 5.0}  # times faster and smaller
-AT = {FULL: 200, CANDIDATES: 5000}  # the C at which that is asked
+NEEDED = {FULL: 10.0, CANDIDATES: 5.0}  # ratios of time and of memory
+AT = {FULL: 200, CANDIDATES: 5000}  # the C for which they are needed
 
 
 class Case(NamedTuple):
-    """What is stepped."""
+    """The sizes of one comparison."""
 
     peer: str
     components: int  # C
@@ -74,20 +76,23 @@ def main() -> None:
 
 
 def parse() -> Any:
-    """The command line."""
+    """Read the command line."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     parser.add_argument(
-        "--repeats", type=int, default=7, help="steps of each side that are timed (7)"
+        "--repeats", type=int, default=7, help="number of timed steps of each side (7)"
     )
     parser.add_argument(
-        "--cap", type=float, default=12.0, help="largest step of full enumeration, in GB (12)"
+        "--cap",
+        type=float,
+        default=12.0,
+        help="largest memory of a step of full enumeration, in GB (12)",
     )
     return parser.parse_args()
 
 
 def compare_full(report: harness.Report, options: Any) -> None:
-    """Full enumeration, doubling C until its next step would not fit."""
+    """Compare with full enumeration, doubling C until its next step would not fit."""
     batch, rows, most = (256, 4000, 100) if options.quick else (1024, 20000, math.inf)
     cap = min(options.cap, 0.75 * physical_gb())
     components, needed = 50, 0.0
@@ -95,12 +100,12 @@ def compare_full(report: harness.Report, options: Any) -> None:
         row = compare(report, Case(FULL, components, batch, rows), options.repeats)
         components, needed = 2 * components, 2 * row["peer_mb"] / 1e3
     report.fact("full enumeration stopped before C", components)
-    report.fact("full enumeration would need there (GB)", needed)
+    report.fact("full enumeration would need (GB)", needed)
     report.fact("cap (GB)", cap)
 
 
 def compare(report: harness.Report, case: Case, repeats: int) -> dict[str, Any]:
-    """One row: seconds from one process with both sides, memory from a process for each."""
+    """Report seconds from one process with both sides, and memory from one process per side."""
     timed = harness.in_fresh_process(seconds_of, case, repeats).result
     ours, peer = (
         harness.in_fresh_process(memory_of, side, case).result / 1e6 for side in (OURS, case.peer)
@@ -120,13 +125,13 @@ def compare(report: harness.Report, case: Case, repeats: int) -> dict[str, Any]:
     )
     if case.components == AT[case.peer]:
         need = f"(needed {NEEDED[case.peer]:g})"
-        report.fact(f"{case.peer}, C={case.components}: times faster {need}", row["faster"])
-        report.fact(f"{case.peer}, C={case.components}: times less memory {need}", row["smaller"])
+        report.fact(f"{case.peer}, C={case.components}: time ratio {need}", row["faster"])
+        report.fact(f"{case.peer}, C={case.components}: memory ratio {need}", row["smaller"])
     return row
 
 
 def seconds_of(case: Case, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of a step, and the loss before the first, of both sides in turn; run in a fresh process."""
+    """Return median seconds of a step and the first loss of both sides; run in a fresh process."""
     sides = prepare((OURS, case.peer), case)
     timings = harness.paired({name: side.step for name, side in sides.items()}, repeats, warm=2)
     return {
@@ -136,9 +141,9 @@ def seconds_of(case: Case, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def memory_of(side: str, case: Case) -> int:
-    """Bytes by which the resident set grows during steps, beyond that between steps; run in a fresh process."""
+    """Return the bytes that steps add to the resident set; run in a fresh process."""
     step = prepare((side,), case)[side].step
-    step()  # the first makes gradients and Adam's moments
+    step()  # the first step allocates gradients and the moments of Adam
     with harness.peak_memory() as memory:
         for _ in range(3):
             step()
@@ -146,7 +151,7 @@ def memory_of(side: str, case: Case) -> int:
 
 
 def prepare(names: tuple[str, ...], case: Case) -> dict[str, Side]:
-    """The named sides with equal parameters, candidate sets and minibatches."""
+    """Return the named sides with equal parameters, candidate sets and minibatches."""
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     x = torch.from_numpy(rgb_patches(PATCH, train=case.rows, test=1, noise=4 / 255, seed=0)[0])
@@ -160,7 +165,7 @@ def prepare(names: tuple[str, ...], case: Case) -> dict[str, Side]:
 
 
 def settled(model: MixtureOfFactorAnalyzers, x: Tensor, case: Case) -> TruncatedPartition:
-    """Our guide after three E-step passes, which also compile or load the kernels."""
+    """Return our guide after three E-step passes, which also compile or load the kernels."""
     guide = truncated(model, case)
     for _ in range(3):
         for index in torch.arange(len(x)).split(case.batch):
@@ -169,7 +174,7 @@ def settled(model: MixtureOfFactorAnalyzers, x: Tensor, case: Case) -> Truncated
 
 
 def truncated(model: Callable, case: Case) -> TruncatedPartition:
-    """The guide of both truncated sides."""
+    """Return the guide of both truncated sides."""
     return TruncatedPartition(
         model, components=case.components, candidates=3, neighbors=15, explore=1, seed=0
     )
@@ -178,7 +183,7 @@ def truncated(model: Callable, case: Case) -> TruncatedPartition:
 def program_of(
     name: str, model: MixtureOfFactorAnalyzers, guide: TruncatedPartition, case: Case
 ) -> tuple[Callable, Callable]:
-    """Model and guide of a side."""
+    """Return the model and the guide of a side."""
     if name == OURS:
         return model, guide
     stock = stock_program(model)
@@ -190,11 +195,11 @@ def program_of(
 
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
-    """z is enumerated in the model."""
+    """Do nothing: z is enumerated in the model."""
 
 
 def stock_program(start: MixtureOfFactorAnalyzers) -> Callable:
-    """The same mixture as a user of stock Pyro writes it, its params starting where ``start`` stands."""
+    """Return the same mixture in stock Pyro, with the params of ``start`` as initial values."""
     values = {
         name: getattr(start, name).detach().clone()
         for name in ("weights", "loc", "factor", "noise")
@@ -213,7 +218,7 @@ def stock_program(start: MixtureOfFactorAnalyzers) -> Callable:
 
 
 def make_side(model: Callable, guide: Callable, x: Tensor, batches: list[Tensor]) -> Side:
-    """An SVI step on one minibatch after the other, and the loss where it starts."""
+    """Return an SVI step on successive minibatches, and the loss before the first step."""
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
     svi = SVI(model, guide, Adam({"lr": 1e-3}), elbo)
     stream = cycle(batches)
@@ -228,7 +233,7 @@ def make_side(model: Callable, guide: Callable, x: Tensor, batches: list[Tensor]
 
 
 def physical_gb() -> float:
-    """Memory of this machine."""
+    """Return the memory of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 

@@ -1,17 +1,18 @@
-"""Test accuracy of four linear SVMs, routed by a gate, against one linear SVM and an RBF SVM; mean and sd over splits.
+"""Test accuracy of four linear SVMs, routed by a gate, compared with one linear SVM and an RBF SVM.
 
-All see standardised features and 70% of the rows. The RBF SVM is scikit-learn's SVC() as it comes.
-The linear SVM's ridge, and the mixture's ridge and closeness, are chosen by 3-fold cross-validation
-within the training rows.
+Means and standard deviations over splits. All models see standardized features and 70 % of the
+rows. The RBF SVM is scikit-learn's SVC() with default settings. 3-fold cross-validation within the
+training rows chooses the ridge of the linear SVM, and the ridge and the input density of the
+mixture.
 
-Partitions. "joint": z ~ equal weights, x ~ Normal(loc[z], constant), y ~ SVM[z](x), so that rows
-pay for their SVM's loss and for their distance from their part's centre, and parts stay where a
-gate can find them. "k-means": parts of x alone, one fit. "loss": rows pay for the loss alone (a
-partition may then tell classes apart that no gate can).
+Partitions. "joint": z ~ equal weights, x ~ Normal(loc[z], constant), y ~ SVM[z](x); the cost of a
+row is the loss of its SVM plus the distance from the center of its cluster, so that a gate can find
+the clusters. "k-means": clusters of x alone, one fit. "loss": the cost of a row is the loss alone
+(a partition may then separate classes in a way that no gate can reproduce).
 
-Gates see x alone and are fitted to the final parts. "softmax mixed" weighs the decisions by a
-softmax regression's probabilities, "softmax" takes the most probable SVM, "centre" the nearest
-centre, "RBF" asks an SVC(C=10), which is an RBF SVM itself: a mixture with it is no longer a small
+Gates see x alone and are fitted to the final clusters. "softmax mixed" weights the decisions by the
+probabilities of a softmax regression, "softmax" takes the most probable SVM, "center" the nearest
+center, "RBF" asks an SVC(C=10), which is an RBF SVM itself: a mixture with it is no longer a small
 model.
 """
 
@@ -35,12 +36,12 @@ from tests.benchmarks.harness import Report, parser
 
 COMPONENTS = 4
 RIDGES = (1e-3, 1e-2)
-INPUT_DENSITY = (0.1, 0.5, 2.0)  # weight of |x - loc|^2 / P beside the hinge loss
-GATES = ("softmax mixed", "softmax", "centre", "RBF")
+INPUT_DENSITY = (0.1, 0.5, 2.0)  # weight of |x - loc|^2 / P relative to the hinge loss
+GATES = ("softmax mixed", "softmax", "center", "RBF")
 
 
 class Split(NamedTuple):
-    """Standardised training and test rows."""
+    """Standardized training and test rows."""
 
     x: np.ndarray
     y: np.ndarray
@@ -49,7 +50,7 @@ class Split(NamedTuple):
 
 
 def rows(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a data set; ``seed`` draws those that are drawn."""
+    """Return the rows of a data set; ``seed`` is that of simulated ones."""
     if name == "moons":
         return make_moons(1000, noise=0.2, random_state=seed)
     if name == "xor":
@@ -65,7 +66,7 @@ def rows(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 DATA = ("moons", "xor", "breast cancer", "digits 4 and 9")
 
 
-def standardised(x, y, x_test, y_test) -> Split:
+def standardized(x, y, x_test, y_test) -> Split:
     scale = StandardScaler().fit(x)
     return Split(scale.transform(x), y, scale.transform(x_test), y_test)
 
@@ -73,13 +74,13 @@ def standardised(x, y, x_test, y_test) -> Split:
 def split_of(name: str, seed: int) -> Split:
     x, y = rows(name, seed)
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=seed, stratify=y)
-    return standardised(x, y, x_test, y_test)
+    return standardized(x, y, x_test, y_test)
 
 
 def folds(split: Split, seed: int) -> list[Split]:
-    """Three splits of the training rows."""
+    """Return three splits of the training rows."""
     cut = StratifiedKFold(3, shuffle=True, random_state=seed).split(split.x, split.y)
-    return [standardised(split.x[a], split.y[a], split.x[b], split.y[b]) for a, b in cut]
+    return [standardized(split.x[a], split.y[a], split.x[b], split.y[b]) for a, b in cut]
 
 
 def linear(split: Split, ridge: float) -> float:
@@ -96,16 +97,16 @@ def mixture(
     input_density: float = 0.5,
     steps=30,
 ):
-    """Test accuracy by gate of a mixture that starts from k-means."""
+    """Return the test accuracy, by gate, of a mixture that starts from k-means."""
     means = KMeans(COMPONENTS, n_init=5, random_state=seed).fit(split.x)
     x, y = torch.as_tensor(split.x, dtype=torch.float32), torch.as_tensor(split.y)
     pyro.clear_param_store()
-    given = {
+    options = {
         "features": x.shape[1],
         "ridge": ridge,
         "input_density": input_density if kind == "joint" else None,
     }
-    model = MixtureOfSVMs(components=COMPONENTS, **given)
+    model = MixtureOfSVMs(components=COMPONENTS, **options)
     guide = HardPartition(model, components=COMPONENTS)
     guide.set_labels(torch.as_tensor(means.labels_))
     em = EM(model, guide, empty="keep")
@@ -115,25 +116,25 @@ def mixture(
         em.step(x, y)
         if guide.moved == 0:
             break
-    centres = {
+    centers = {
         "joint": model.loc if kind == "joint" else None,
         "k-means": torch.as_tensor(means.cluster_centers_),
     }.get(kind)
-    return accuracies(split, model, guide.labels.numpy(), centres)
+    return accuracies(split, model, guide.labels.numpy(), centers)
 
 
 def accuracies(
-    split: Split, model: MixtureOfSVMs, labels: np.ndarray, centres: torch.Tensor | None
+    split: Split, model: MixtureOfSVMs, labels: np.ndarray, centers: torch.Tensor | None
 ) -> dict[str, float]:
-    """By gate, each fitted to the training rows' final ``labels``."""
+    """Return accuracies by gate, each fitted to the final ``labels`` of the training rows."""
     x = torch.as_tensor(split.x_test, dtype=torch.float32)
     all_components = torch.arange(COMPONENTS).unsqueeze(-1).expand(-1, len(x))
     decisions = model.component_distributions(x)[all_components].mean.detach().numpy()
     shares = {name: np.eye(COMPONENTS)[z].T for name, z in routes(split, labels).items()}
     shares["softmax mixed"] = mixed(split, labels)
-    if centres is not None:
-        nearest = torch.cdist(x, centres.detach().float()).argmin(-1).numpy()
-        shares["centre"] = np.eye(COMPONENTS)[nearest].T
+    if centers is not None:
+        nearest = torch.cdist(x, centers.detach().float()).argmin(-1).numpy()
+        shares["center"] = np.eye(COMPONENTS)[nearest].T
     decided = {name: ((share * decisions).sum(0) > 0).astype(int) for name, share in shares.items()}
     return {
         name: float((decided[name] == split.y_test).mean()) for name in GATES if name in decided
@@ -145,16 +146,16 @@ def softmax_gate(split: Split, labels: np.ndarray) -> LogisticRegression:
 
 
 def routes(split: Split, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Parts of the test rows by the gates that take one."""
+    """Return the clusters of the test rows by the gates that choose one."""
     if len(set(labels)) == 1:
-        alone = np.full(len(split.x_test), labels[0])
-        return {"softmax": alone, "RBF": alone}
+        constant = np.full(len(split.x_test), labels[0])
+        return {"softmax": constant, "RBF": constant}
     gates = {"softmax": softmax_gate(split, labels), "RBF": SVC(C=10).fit(split.x, labels)}
     return {name: gate.predict(split.x_test) for name, gate in gates.items()}
 
 
 def mixed(split: Split, labels: np.ndarray) -> np.ndarray:
-    """Probabilities (C, N) of the parts."""
+    """Return the probabilities (C, N) of the clusters."""
     out = np.zeros((COMPONENTS, len(split.x_test)))
     if len(set(labels)) == 1:
         out[labels[0]] = 1.0
@@ -165,9 +166,12 @@ def mixed(split: Split, labels: np.ndarray) -> np.ndarray:
 
 
 def chosen(split: Split, seed: int) -> tuple[float, dict[str, float]]:
-    """The linear SVM's ridge, and the mixture's options, of the best cross-validated accuracy (mixed softmax gate)."""
-    parts = folds(split, seed)
-    ridge = max(RIDGES, key=lambda ridge: np.mean([linear(part, ridge) for part in parts]))
+    """Choose the ridge of the linear SVM and the options of the mixture by cross-validation.
+
+    The mixture is scored with the mixed softmax gate.
+    """
+    splits = folds(split, seed)
+    ridge = max(RIDGES, key=lambda ridge: np.mean([linear(fold, ridge) for fold in splits]))
     grid = [
         {"ridge": ridge, "input_density": input_density}
         for ridge in RIDGES
@@ -175,39 +179,41 @@ def chosen(split: Split, seed: int) -> tuple[float, dict[str, float]]:
     ]
     best = max(
         grid,
-        key=lambda options: np.mean([mixture(p, seed, **options)["softmax mixed"] for p in parts]),
+        key=lambda options: np.mean(
+            [mixture(fold, seed, **options)["softmax mixed"] for fold in splits]
+        ),
     )
     return ridge, best
 
 
 def one_split(name: str, seed: int) -> dict[str, float]:
-    """Test accuracies by classifier."""
+    """Return test accuracies by classifier."""
     torch.manual_seed(seed)
     split = split_of(name, seed)
     ridge, options = chosen(split, seed)
-    found = {
+    accuracies_by_name = {
         "linear SVM": linear(split, ridge),
         "RBF SVM": SVC().fit(split.x, split.y).score(split.x_test, split.y_test),
     }
     for kind in ("joint", "k-means", "loss"):
         fit = mixture(split, seed, kind=kind, **options)
-        found |= {f"{kind}, {gate}": accuracy for gate, accuracy in fit.items()}
-    return found
+        accuracies_by_name |= {f"{kind}, {gate}": accuracy for gate, accuracy in fit.items()}
+    return accuracies_by_name
 
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("--splits", type=int, default=10)
-    command.add_argument("--data", nargs="+", choices=DATA, default=DATA)
+    command.add_argument("--splits", type=int, default=10, help="number of splits (10)")
+    command.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="data sets (all)")
     arguments = command.parse_args()
-    warnings.simplefilter("ignore")  # scikit-learn's, of gates between parts of very few rows
+    warnings.simplefilter("ignore")  # of scikit-learn, for gates between very small clusters
     report = Report(__doc__)
     for name in arguments.data:
-        found = [one_split(name, seed) for seed in range(arguments.splits)]
-        for classifier in found[0]:
-            percent = 100 * np.array([accuracy[classifier] for accuracy in found])
-            above = percent - 100 * np.array([accuracy["linear SVM"] for accuracy in found])
-            below = 100 * np.array([accuracy["RBF SVM"] for accuracy in found]) - percent
+        results = [one_split(name, seed) for seed in range(arguments.splits)]
+        for classifier in results[0]:
+            percent = 100 * np.array([accuracy[classifier] for accuracy in results])
+            above = percent - 100 * np.array([accuracy["linear SVM"] for accuracy in results])
+            below = 100 * np.array([accuracy["RBF SVM"] for accuracy in results]) - percent
             report.row(
                 name,
                 classifier=classifier,
