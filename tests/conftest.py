@@ -1,4 +1,4 @@
-"""What every test starts from: an empty param store, fixed seeds, and the default device that the pass asks for."""
+"""Fixtures of all tests: an empty param store, fixed seeds, and the default device."""
 
 import os
 
@@ -13,7 +13,7 @@ DEFAULT_DEVICE = os.environ.get("PYRO_MIXTURES_TEST_DEVICE")
 
 @pytest.fixture(autouse=True)
 def _fresh_pyro():
-    """Params of one test never reach the next; every test draws the same numbers whatever ran before it."""
+    """Clear the param store and seed all generators, so that tests do not depend on their order."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     pyro.enable_validation(True)
@@ -23,9 +23,9 @@ def _fresh_pyro():
 
 @pytest.fixture(autouse=True)
 def _default_device():
-    """In the meta pass a tensor that forgets to name its device holds no data, and the test fails.
+    """Set the default device of the meta pass: a tensor created without a device then has no data.
 
-    Tests marked ``meta`` therefore make their own inputs on the CPU by name.
+    Tests marked ``meta`` therefore create their inputs on the CPU explicitly.
     """
     if DEFAULT_DEVICE is None:
         yield
@@ -36,7 +36,7 @@ def _default_device():
 
 @pytest.fixture
 def on_one_thread():
-    """For files of many small problems: ``pytestmark = pytest.mark.usefixtures("on_one_thread")``."""
+    """Run on one thread, for files with many small problems: ``pytest.mark.usefixtures``."""
     with one_thread():
         yield
 

@@ -1,4 +1,4 @@
-"""The layers of CONTRIBUTING.md: imports go down only, modules form no cycle, and every package is installed."""
+"""The layers of CONTRIBUTING.md: imports go down only, without cycles; packages are installed."""
 
 import ast
 import re

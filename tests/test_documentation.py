@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, links, make targets and modules run by command."""
+"""Everything that the documents name exists: files, folders, links, commands."""
 
 import re
 from pathlib import Path
