@@ -448,7 +448,7 @@ def test_labels_of_other_rows_are_refused():
 
 def test_a_model_of_an_earlier_start_is_refused():
     em = kmeans()()
-    with pytest.raises(OptionError, match="make them inside build"):
+    with pytest.raises(OptionError, match="create both in build"):
         fit_restarts(
             lambda restarts=1: em,
             rows_of(torch.float32)[0],

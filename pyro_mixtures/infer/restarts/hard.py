@@ -1,4 +1,4 @@
-"""Several fits of a hard partition from different labels, of which the best is kept."""
+"""Restarts of a hard partition: fits from several starts, of which the best is returned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from pyro_mixtures.infer.em.fit import Fit, fit
 from pyro_mixtures.infer.restarts.parallel import fit_together
 from pyro_mixtures.infer.restarts.starts import (
     Build,
+    Restarts,
     Start,
-    Starter,
-    Trial,
+    StartSampler,
     as_starts,
     check_new,
     labelled_guide,
@@ -35,10 +35,10 @@ from pyro_mixtures.infer.restarts.stored_fits import (
 class RestartsResult:
     """The outcome of :func:`fit_restarts`."""
 
-    best: Fit  # the fit of the smallest objective; its params are in place
-    winner: int  # its number among the starts
-    objectives: np.ndarray  # (starts,) minus the ELBO that each fit ended with, in nats per row
-    labels: Tensor  # (N,) int64, the best fit's partition
+    best: Fit  # the fit with the smallest objective; its params are in Pyro's store
+    winner: int  # index of its start
+    objectives: np.ndarray  # (starts,) minus the final ELBO of each fit, in nats per row
+    labels: Tensor  # (N,) int64, the partition of the best fit
 
 
 def fit_restarts(
@@ -51,38 +51,39 @@ def fit_restarts(
     progress: bool = True,
     **fit_options: Any,
 ) -> RestartsResult:
-    """Fit a hard partition from several starts; keep the fit of the smallest objective, its params in place.
+    """Fit a hard partition from several starts, and return the fit with the smallest objective.
 
-    Lloyd's algorithm and its kin stop at the first partition that no step improves: another start
-    finds another one. Each start runs in a param store of its own, where ``build()`` makes its
-    model anew and ``fit`` begins with the start's labels. Afterwards Pyro's store holds what it
-    held before, and in it the params of the best.
+    Lloyd's algorithm and the analogous algorithms for regressions stop at the first partition that
+    no step improves. Other starts lead to other partitions. For each start, ``build()`` makes a new
+    model in its own param store, and ``fit`` begins with the start's labels. Afterwards the params
+    of the best fit are in Pyro's store; other params there are unchanged.
 
-    :param build: makes a fresh ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For
-        ``parallel`` a function of ``restarts``, one by default: it gives the model and the guide
-        K ``restarts`` components, and makes the guide with
+    :param build: returns a new ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For
+        ``parallel`` it has an argument ``restarts``, one by default: it gives the model and the
+        guide K ``restarts`` components, and makes the guide with
         :func:`~pyro_mixtures.guides.hard_partition`.
     :param rows: the model's tensor arguments, each with N rows.
-    :param starts: how many, from labels drawn uniformly; or one entry a start: labels (N,), a
-        tensor or array, or a method of :func:`~pyro_mixtures.init.labels.start_labels`.
+    :param starts: the number of starts, with labels drawn uniformly; or one entry per start: labels
+        (N,), as a tensor or array, or a method of
+        :func:`~pyro_mixtures.init.labels.start_labels`.
     :param parallel: fit all starts at once, as one mixture of R K components. Every param must have
         one entry per component. Each start converges by the rule of :func:`fit`, and then keeps its
-        labels while the others go on: the result is the same as without ``parallel``. ``best`` has
-        the model and the guide of one start, and the winner's history except for the seconds;
+        labels while the others continue: the result is the same as without ``parallel``. ``best``
+        has the model and the guide of one start, and the winner's history except for the seconds;
         callbacks are called with the fit of all starts.
-    :param on: rows (N, D) whose positions these methods look at; the first of ``rows`` by default.
-    :param generator: source of randomness, on the CPU; torch's global one by default. Each start
-        has its own seed, for its labels and for Pyro: a start comes out the same whatever the
-        others are. Pyro's random state is put back.
-    :param progress: show a progress bar of the starts with the best objective.
-    :param fit_options: for :func:`fit`, each time.
-    :raises OptionError: for no starts or an unknown method, when ``build`` returns the same model
-        or guide again, or, for ``parallel``, when it has no argument ``restarts`` or components share
+    :param on: positions (N, D) of the rows, for the methods; the first of ``rows`` by default.
+    :param generator: source of randomness, on the CPU; torch's global generator by default. Each
+        start has its own seed, so its result does not depend on the other starts. Pyro's random
+        state is restored at the end.
+    :param progress: show a progress bar over the starts, with the best objective so far.
+    :param fit_options: passed to :func:`fit` for every start.
+    :returns: the best fit, the index of its start, all objectives, and the labels. Ctrl-C ends the
+        current fit, which still competes, and skips the remaining starts.
+    :raises OptionError: if there are no starts or a method is unknown; if ``build`` returns a model
+        or guide again; or, for ``parallel``, if it has no argument ``restarts`` or components share
         params.
-    :raises ModelError: when ``build`` returns no EM, a guide without labels, or another number of
+    :raises ModelError: if ``build`` returns no EM, a guide without labels, or another number of
         restarts than it was asked for.
-
-    Ctrl-C ends the fit in progress, takes part with it, and starts no other.
 
     >>> from pyro_mixtures.guides import hard_partition
     >>> from pyro_mixtures.infer import EM
@@ -92,78 +93,69 @@ def fit_restarts(
     ...     guide = hard_partition(model, components=2 * restarts, restarts=restarts)
     ...     return EM(model, guide)
     >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
-    >>> found = fit_restarts(build, x, starts=["kmeans++", "uniform"], progress=False)
-    >>> found.best.guide.sizes.tolist()
+    >>> result = fit_restarts(build, x, starts=["kmeans++", "uniform"], progress=False)
+    >>> result.best.guide.sizes.tolist()
     [50, 50]
     >>> at_once = fit_restarts(build, x, starts=10, parallel=True, progress=False)
     >>> at_once.objectives.shape, at_once.best.guide.components
     ((10,), 2)
     """
-    rows, several = Batches(rows).tensors, as_starts(starts)
-    starter = Starter(rows, on)
-    seeds = torch.randint(1 << 31, (len(several),), generator=generator, device="cpu").tolist()
+    tensors, entries = Batches(rows).tensors, as_starts(starts)
+    seeds = torch.randint(1 << 31, (len(entries),), generator=generator, device="cpu").tolist()
+    restarts = Restarts(build, tensors, entries, seeds, StartSampler(tensors, on), fit_options)
+    fit_all = fit_together if parallel and len(entries) > 1 else _fit_one_by_one
     with (
         preserved_random_state(),
-        tqdm(total=len(several), desc="restarts", disable=not progress, unit="start") as bar,
+        tqdm(total=len(entries), desc="restarts", disable=not progress, unit="start") as bar,
     ):
-        if parallel and len(several) > 1:
-            best, objectives = fit_together(build, rows, several, seeds, starter, fit_options, bar)
-        else:
-            best, objectives = _one_by_one(build, rows, several, seeds, starter, fit_options, bar)
-    StoredFit(best.fit, best.params).use()
-    return RestartsResult(
-        best.fit, objectives.index(best.objective), np.array(objectives), best.labels
-    )
+        best, objectives = fit_all(restarts, bar)
+    best.use()
+    labels = labelled_guide(best.em).labels
+    assert labels is not None
+    winner = objectives.index(min(objectives))
+    return RestartsResult(best.fit, winner, np.array(objectives), labels.long())
 
 
-def _one_by_one(
-    build: Build,
-    rows: tuple[Tensor, ...],
-    starts: Sequence[Tensor | str],
-    seeds: Sequence[int],
-    starter: Starter,
-    fit_options: dict[str, Any],
-    bar: Any,
-) -> tuple[Trial, list[float]]:
-    """The best, and the objectives of all."""
-    best: Trial | None = None
+def _fit_one_by_one(restarts: Restarts, bar: Any) -> tuple[StoredFit, list[float]]:
+    """Return the best fit, and the objectives of all."""
+    best: StoredFit | None = None
     objectives: list[float] = []
-    for start, seed in zip(starts, seeds, strict=True):
-        with fresh_store(seed) as params:
-            inference = inference_of(build())
-            check_new(inference, [] if best is None else [best.fit])
-            trial = _trial(inference, params, rows, start, seed, starter, fit_options)
-        best = trial if best is None or trial.objective < best.objective else best
-        objectives.append(trial.objective)
-        bar.set_postfix(best=f"{best.objective:.4f}", refresh=False)
+    for start, seed in zip(restarts.starts, restarts.seeds, strict=True):
+        current, objective = _fit_start(restarts, start, seed, best)
+        if best is None or objective < min(objectives):
+            best = current
+        objectives.append(objective)
+        bar.set_postfix(best=f"{min(objectives):.4f}", refresh=False)
         bar.update()
-        if trial.fit.interrupted:
+        if current.fit.interrupted:
             break
     assert best is not None
     return best, objectives
 
 
-def _trial(
-    inference: EM,
-    params: Any,
-    rows: tuple[Tensor, ...],
-    start: Tensor | str,
-    seed: int,
-    starter: Starter,
-    fit_options: dict[str, Any],
-) -> Trial:
-    guide = labelled_guide(inference)
-    guide.set_labels(starter.labels(start, guide, seed))
-    found = fit(inference, *rows, progress=False, **fit_options)
-    assert guide.labels is not None
-    return Trial(found, params, _objective(inference, rows, fit_options), guide.labels.long())
+def _fit_start(
+    restarts: Restarts, start: Tensor | str, seed: int, best: StoredFit | None
+) -> tuple[StoredFit, float]:
+    """Return the fit from one start, and its objective."""
+    with fresh_store(seed) as state:
+        inference = inference_of(restarts.build())
+        check_new(inference, [] if best is None else [best.fit])
+        guide = labelled_guide(inference)
+        guide.set_labels(restarts.sampler.labels(start, guide, seed))
+        result = fit(inference, *restarts.rows, progress=False, **restarts.fit_options)
+        objective = _objective(inference, restarts)
+    return StoredFit(result, state), objective
 
 
-def _objective(inference: EM, rows: tuple[Tensor, ...], fit_options: dict[str, Any]) -> float:
-    """Minus the ELBO of the last partition under the last params; a fit's history ends before its last update."""
+def _objective(inference: EM, restarts: Restarts) -> float:
+    """Return minus the ELBO of the last partition under the last params, in nats per row.
+
+    The last ELBO of a fit's history is older: it precedes the last update.
+    """
+    batch_size = restarts.fit_options.get("batch_size")
     loss = weight = 0.0
     inference.guide.eval()
-    for batch in plan(inference, rows, fit_options.get("batch_size")).batches.in_order():
+    for batch in plan(inference, restarts.rows, batch_size).batches.in_order():
         posterior = inference.guide.posterior(*batch.args, **batch.kwargs)
         loss -= float(posterior.free_energy())
         weight += float(posterior.row_weight.sum(dtype=torch.float64))

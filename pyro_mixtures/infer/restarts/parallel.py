@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -19,12 +18,15 @@ from pyro_mixtures.infer.em.history import Epoch, History
 from pyro_mixtures.infer.parallel_guide import ParallelGuide, RestartCounts
 from pyro_mixtures.infer.restarts.starts import (
     Build,
-    Starter,
-    Trial,
+    Restarts,
+    Rows,
+    StartSampler,
     check_new,
     labelled_guide,
 )
 from pyro_mixtures.infer.restarts.stored_fits import (
+    Params,
+    StoredFit,
     constrained_value,
     fresh_store,
     inference_of,
@@ -32,26 +34,19 @@ from pyro_mixtures.infer.restarts.stored_fits import (
 )
 from pyro_mixtures.poutine.params import ParamHandle
 
-Rows = tuple[Tensor, ...]
+
+class _Built(NamedTuple):
+    """What ``build()`` returned, not yet fitted, and its params."""
+
+    stored: StoredFit
+    params: Params
+
+    @property
+    def components(self) -> int:
+        return self.stored.fit.guide.components
 
 
-class Built(NamedTuple):
-    """What ``build()`` made: an EM with its params."""
-
-    inference: EM
-    store: Any  # the state of its param store
-    params: dict[str, ParamHandle]
-
-
-def fit_together(
-    build: Build,
-    rows: Rows,
-    starts: Sequence[Tensor | str],
-    seeds: Sequence[int],
-    starter: Starter,
-    fit_options: dict[str, Any],
-    bar: Any,
-) -> tuple[Trial, list[float]]:
+def fit_together(restarts: Restarts, bar: Any) -> tuple[StoredFit, list[float]]:
     """Fit all starts at once, by ``build(restarts=R)``.
 
     Each start is also built by itself, with ``build(restarts=1)`` under its seed. Its initial
@@ -59,16 +54,17 @@ def fit_together(
     back.
 
     :returns: the best start, and the objectives of all starts.
-    :raises OptionError: when ``build`` has no argument ``restarts``, or starts would share params.
-    :raises ModelError: when ``build`` does not make as many restarts and components as it was asked
+    :raises OptionError: if ``build`` has no argument ``restarts``, or starts would share params.
+    :raises ModelError: if ``build`` does not make as many restarts and components as it was asked
         for.
     """
+    build, rows, starts, seeds, sampler, fit_options = restarts
     _check_build(build)
-    singles: list[Built] = []
+    singles: list[_Built] = []
     for seed in seeds:
         singles.append(_built(build, rows, seed, 1, singles))
     labels = [
-        _start_labels(single, start, seed, starter, len(rows[0]))
+        _start_labels(single, start, seed, sampler, len(rows[0]))
         for single, start, seed in zip(singles, starts, seeds, strict=True)
     ]
     combined = _built(build, rows, seeds[0], len(starts), singles)
@@ -83,22 +79,21 @@ def fit_together(
         "tolerance": -math.inf,
         "callbacks": (monitor, *fit_options.get("callbacks", ())),
     }
-    with pyro.get_param_store().scope(combined.store):
-        outcome = fit(combined.inference, *rows, progress=False, **options)
-        objectives = _objectives(combined.inference, guide, rows, fit_options.get("batch_size"))
+    with combined.stored.model.store():
+        outcome = fit(combined.stored.em, *rows, progress=False, **options)
+        objectives = _objectives(combined.stored.em, guide, rows, fit_options.get("batch_size"))
     winner = objectives.index(min(objectives))
     best = singles[winner]
     _copy_params_back(combined, best, winner)
     assert guide.labels is not None
-    labelled_guide(best.inference).set_labels(guide.labels[winner])
+    labelled_guide(best.stored.em).set_labels(guide.labels[winner])
     best_fit = Fit(
-        best.inference,
+        best.stored.em,
         monitor.history(winner),
         converged=bool(monitor.converged[winner]),
         interrupted=outcome.interrupted,
     )
-    trial = Trial(best_fit, best.store, objectives[winner], guide.labels[winner].long())
-    return trial, objectives
+    return StoredFit(best_fit, best.stored.state), objectives
 
 
 def _check_build(build: Callable[..., Any]) -> None:
@@ -112,10 +107,10 @@ def _check_build(build: Callable[..., Any]) -> None:
         )
 
 
-def _built(build: Build, rows: Rows, seed: int, restarts: int, earlier: Sequence[Built]) -> Built:
-    with fresh_store(seed) as store:
+def _built(build: Build, rows: Rows, seed: int, restarts: int, earlier: Sequence[_Built]) -> _Built:
+    with fresh_store(seed) as state:
         inference = inference_of(build(restarts=restarts))
-        check_new(inference, [built.inference for built in earlier])
+        check_new(inference, [built.stored.fit for built in earlier])
         labelled_guide(inference)
         if inference.empty == "drop":
             raise OptionError(
@@ -123,15 +118,15 @@ def _built(build: Build, rows: Rows, seed: int, restarts: int, earlier: Sequence
                 "choose empty='keep'"
             )
         params = params_of(inference, rows)
-    return Built(inference, store, params)
+    return _Built(StoredFit(Fit(inference, History()), state), params)
 
 
 def _start_labels(
-    single: Built, start: Tensor | str, seed: int, starter: Starter, rows: int
+    single: _Built, start: Tensor | str, seed: int, sampler: StartSampler, rows: int
 ) -> Tensor:
     """Return the labels (N,) of one start, as its guide accepts them."""
-    guide = labelled_guide(single.inference)
-    guide.set_labels(starter.labels(start, guide, seed))
+    guide = labelled_guide(single.stored.em)
+    guide.set_labels(sampler.labels(start, guide, seed))
     assert guide.labels is not None
     if guide.labels.shape != (rows,):
         raise PartitionError(
@@ -141,9 +136,9 @@ def _start_labels(
     return guide.labels
 
 
-def _parallel_guide(combined: Built, singles: Sequence[Built]) -> ParallelGuide:
-    guide, restarts = combined.inference.guide, len(singles)
-    components = restarts * singles[0].inference.guide.components
+def _parallel_guide(combined: _Built, singles: Sequence[_Built]) -> ParallelGuide:
+    guide, restarts = combined.stored.fit.guide, len(singles)
+    components = restarts * singles[0].components
     made = guide.restarts if isinstance(guide, ParallelGuide) else 1
     if not isinstance(guide, ParallelGuide) or (made, guide.components) != (restarts, components):
         raise ModelError(
@@ -154,7 +149,7 @@ def _parallel_guide(combined: Built, singles: Sequence[Built]) -> ParallelGuide:
     return guide
 
 
-def _check_params(combined: Built, singles: Sequence[Built]) -> None:
+def _check_params(combined: _Built, singles: Sequence[_Built]) -> None:
     """Refuse params without one entry per component: shared ones would couple the starts."""
     restarts, single_params = len(singles), singles[0].params
     if combined.params.keys() != single_params.keys():
@@ -176,14 +171,14 @@ def _check_params(combined: Built, singles: Sequence[Built]) -> None:
         )
 
 
-def _copy_params_in(combined: Built, singles: Sequence[Built]) -> None:
+def _copy_params_in(combined: _Built, singles: Sequence[_Built]) -> None:
     """Set the params of the fit of all starts to those of the starts."""
     for name, param in combined.params.items():
         value = torch.cat([constrained_value(single.params[name]) for single in singles])
         param.write(value / len(singles) if _is_weights(param, value) else value)
 
 
-def _copy_params_back(combined: Built, single: Built, restart: int) -> None:
+def _copy_params_back(combined: _Built, single: _Built, restart: int) -> None:
     """Set the params of a start to those of its components in the fit of all starts."""
     for name, param in single.params.items():
         components = len(constrained_value(param))

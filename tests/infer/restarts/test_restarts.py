@@ -1,4 +1,4 @@
-"""Restarts: the best of several fits is kept, with its params in place; each start is reproducible by itself."""
+"""Restarts return the best fit with its params; each start is reproducible by itself."""
 
 import math
 
@@ -54,7 +54,7 @@ def restarts(x, starts, build=kmeans, seed=0, **options):
 
 @pytest.fixture
 def stuck(x, truth):
-    """Starts that Lloyd's algorithm cannot leave: two clusters are one part, another one is two."""
+    """Starts that Lloyd's algorithm cannot leave: two clusters merged, another one split."""
     starts = []
     for k in range(3):
         labels = torch.where(truth == k + 1, k, truth)
@@ -67,69 +67,70 @@ def means(x, labels):
 
 
 def objective(x, labels):
-    """Of k-means in nats per row, by the book."""
+    """The objective of k-means in nats per row."""
     inertia = float((x - means(x, labels)[labels]).square().sum())
     return inertia / 2 / len(x) + math.log(C) + D / 2 * math.log(2 * math.pi)
 
 
-# The best is kept.
+# The best fit.
 
 
 @pytest.mark.meta
-def test_the_fit_of_the_smallest_objective_is_kept(x, truth, stuck):
-    found = restarts(x, [*stuck[:2], truth, stuck[2]])
-    assert found.winner == 2
-    assert torch.equal(found.labels, truth)
-    worse = found.objectives[[0, 1, 3]]
-    assert found.objectives.shape == (4,)
-    assert found.objectives[2] < worse.min() - 1
+def test_the_fit_with_the_smallest_objective_is_returned(x, truth, stuck):
+    result = restarts(x, [*stuck[:2], truth, stuck[2]])
+    assert result.winner == 2
+    assert torch.equal(result.labels, truth)
+    worse = result.objectives[[0, 1, 3]]
+    assert result.objectives.shape == (4,)
+    assert result.objectives[2] < worse.min() - 1
     assert len(set(worse.round(6))) == 3
 
 
-def test_of_fits_that_end_alike_the_first_is_kept(x, truth):
+def test_of_equal_fits_the_first_is_returned(x, truth):
     assert restarts(x, [truth, truth, truth]).winner == 0
 
 
-def test_objectives_are_those_of_the_partitions_that_the_fits_end_with(x):
+def test_objectives_are_those_of_the_final_partitions(x):
     starts = [torch.randint(C, (N,), generator=generator(seed), device="cpu") for seed in range(3)]
     together = restarts(x, starts)
     alone = [restarts(x, [start]) for start in starts]
-    assert together.objectives.tolist() == [found.objectives[0] for found in alone]
-    assert len(set(together.objectives.round(6))) > 1, "all starts end alike: this tests nothing"
-    for found in alone:
-        assert found.objectives[0] == pytest.approx(objective(x, found.labels), rel=1e-6)
+    assert together.objectives.tolist() == [result.objectives[0] for result in alone]
+    assert len(set(together.objectives.round(6))) > 1, "all starts end alike: the test is void"
+    for result in alone:
+        assert result.objectives[0] == pytest.approx(objective(x, result.labels), rel=1e-6)
 
 
-def test_one_epoch_is_judged_by_the_params_that_it_ends_with(x, truth):
-    """The history's ELBO is that before the update: here, of means that know nothing of the rows."""
-    found = restarts(x, [truth, "uniform"], epochs=1)
-    assert found.winner == 0
-    assert found.objectives[0] == pytest.approx(objective(x, truth), rel=1e-6)
+def test_one_epoch_is_scored_by_its_final_params(x, truth):
+    """The ELBO of the history precedes the update: here it is that of random means."""
+    result = restarts(x, [truth, "uniform"], epochs=1)
+    assert result.winner == 0
+    assert result.objectives[0] == pytest.approx(objective(x, truth), rel=1e-6)
 
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("winner", [0, 1, 2])
-def test_params_of_the_best_are_left_in_place(x, truth, stuck, winner, local):
-    """Whether the best comes first, last or between."""
+def test_params_of_the_best_fit_are_in_the_store(x, truth, stuck, winner, local):
+    """The best start may be the first, the last or in between."""
     starts = [*stuck[:winner], truth, *stuck[winner + 1 :]]
     with pyro.settings.context(module_local_params=local):
-        found = restarts(x, starts)
-        assert found.winner == winner
-        model = found.best.model
+        result = restarts(x, starts)
+        assert result.winner == winner
+        model = result.best.model
         torch.testing.assert_close(model.mean.detach(), means(x, truth))
         if not local:
             torch.testing.assert_close(pyro.param("mean").detach(), means(x, truth))
         torch.testing.assert_close(
-            log_evidence(model, x, guide=found.best.guide).mean().item(), -found.objectives[winner]
+            log_evidence(model, x, guide=result.best.guide).mean().item(),
+            -result.objectives[winner],
         )
-        # The fit can go on: it has settled, and its params are those that the program reads.
-        loss = found.best.inference.step(x)
-        assert loss / N == pytest.approx(found.objectives[winner], rel=1e-6)
-        assert torch.equal(found.best.guide.labels.long(), truth)
+        # The fit can continue from the params that the program reads.
+        loss = result.best.inference.step(x)
+        assert loss / N == pytest.approx(result.objectives[winner], rel=1e-6)
+        assert torch.equal(result.best.guide.labels.long(), truth)
 
 
 def test_plain_functions_are_fitted_anew_in_every_start(x, truth, stuck):
-    """Their params live in the store alone."""
+    """Their params exist only in the store."""
 
     def model(x, index=None, size=None):
         loc = pyro.param("m", torch.randn(C, D))
@@ -137,29 +138,29 @@ def test_plain_functions_are_fitted_anew_in_every_start(x, truth, stuck):
             z = pyro.sample("z", MixtureWeights(torch.full((C,), 1 / C)))
             pyro.sample("x", DiagonalNormals(loc, torch.ones(C, D))[z], obs=x)
 
-    found = restarts(
+    result = restarts(
         x, [stuck[0], truth, stuck[1]], lambda: EM(model, HardPartition(model, components=C))
     )
-    assert found.winner == 1
+    assert result.winner == 1
     torch.testing.assert_close(pyro.param("m").detach(), means(x, truth))
 
 
-def test_params_of_others_stay_as_they_are(x, truth, stuck):
+def test_other_params_are_unchanged(x, truth, stuck):
     mine = pyro.param(
         "mine", torch.tensor([1.0, 2.0]), constraint=torch.distributions.constraints.positive
     )
     older = kmeans().model
-    older(x)  # leaves a param of the name that the fits use, too
-    found = restarts(x, [stuck[0], truth, stuck[1]])
+    older(x)  # creates a param of the same name as the fits'
+    result = restarts(x, [stuck[0], truth, stuck[1]])
     assert set(pyro.get_param_store()) == {"mine", "mean"}
     assert torch.equal(pyro.param("mine"), mine)
     assert pyro.param("mine").unconstrained() is mine.unconstrained()
-    torch.testing.assert_close(found.best.model.mean.detach(), means(x, truth))
+    torch.testing.assert_close(result.best.model.mean.detach(), means(x, truth))
     store = pyro.get_param_store()
     assert store.param_name(pyro.param("mean").unconstrained()) == "mean"
 
 
-def test_a_start_that_fails_leaves_the_store_and_the_random_state_alone(x):
+def test_a_failing_start_leaves_store_and_random_state_unchanged(x):
     mine, before = pyro.param("mine", torch.ones(2)), torch.get_rng_state()
     with pytest.raises(PartitionError):
         restarts(x, [torch.zeros(N + 1, dtype=torch.int64)])
@@ -172,28 +173,28 @@ def test_a_start_that_fails_leaves_the_store_and_the_random_state_alone(x):
 
 
 def test_every_method_is_a_start(x, truth):
-    found = restarts(x, list(METHODS))
-    assert adjusted_rand_score(truth, found.labels) > 0.95
-    assert (found.objectives[1:] <= found.objectives[0] + 1e-6).all()
+    result = restarts(x, list(METHODS))
+    assert adjusted_rand_score(truth, result.labels) > 0.95
+    assert (result.objectives[1:] <= result.objectives[0] + 1e-6).all()
 
 
 def test_a_number_of_starts_draws_labels_uniformly(x):
     assert np.array_equal(restarts(x, 3).objectives, restarts(x, ["uniform"] * 3).objectives)
 
 
-def test_balanced_starts_keep_the_capacity_of_the_guide(x):
+def test_balanced_starts_respect_the_capacity_of_the_guide(x):
     sizes = []
-    found = restarts(
+    result = restarts(
         x,
         ["balanced", "uniform"],
         lambda: kmeans(capacity=N // C + 5),
         callbacks=[lambda fit: sizes.append(fit.guide.sizes)],
     )
     assert max(int(size.max()) for size in sizes) <= N // C + 5
-    assert found.best.guide.sizes.sum() == N
+    assert result.best.guide.sizes.sum() == N
 
 
-def test_conditional_mixtures_start_from_their_covariates_or_from_places_given():
+def test_conditional_mixtures_start_from_covariates_or_given_positions():
     covariates = torch.linspace(-1, 1, 200).unsqueeze(-1)
     truth = torch.arange(200) % 2
     y = (2.0 * truth - 1) * (3 * covariates[:, 0] + 5) + 0.05 * torch.randn(200)
@@ -214,9 +215,9 @@ def test_conditional_mixtures_start_from_their_covariates_or_from_places_given()
 
 def test_batches_give_the_fits_of_all_rows_at_once(x, truth, stuck):
     starts = [stuck[0], truth, stuck[1]]
-    whole, parts = restarts(x, starts), restarts(x, starts, batch_size=32)
-    np.testing.assert_allclose(parts.objectives, whole.objectives, rtol=1e-5)
-    assert torch.equal(parts.labels, whole.labels)
+    whole, batched = restarts(x, starts), restarts(x, starts, batch_size=32)
+    np.testing.assert_allclose(batched.objectives, whole.objectives, rtol=1e-5)
+    assert torch.equal(batched.labels, whole.labels)
 
 
 def test_build_may_return_the_model_too(x, truth):
@@ -231,44 +232,44 @@ def test_build_may_return_the_model_too(x, truth):
 
 
 def gaussians():
-    """A model that draws its start: components without enough rows keep it."""
+    """A model with random initial params, which components with few rows keep."""
     model = GaussianMixture(components=C, features=D)
     return EM(model, HardPartition(model, components=C), empty="keep")
 
 
 @pytest.mark.parametrize("build", [kmeans, gaussians])
 def test_the_same_seed_gives_the_same_result(x, build):
-    found = []
+    result = []
     for noise in (1, 2):
         pyro.set_rng_seed(noise)
         pyro.clear_param_store()
-        found.append(restarts(x, ["uniform", "kmeans++", "gaussian"], build, seed=3))
-    assert np.array_equal(found[0].objectives, found[1].objectives)
-    assert torch.equal(found[0].labels, found[1].labels)
+        result.append(restarts(x, ["uniform", "kmeans++", "gaussian"], build, seed=3))
+    assert np.array_equal(result[0].objectives, result[1].objectives)
+    assert torch.equal(result[0].labels, result[1].labels)
     assert not np.array_equal(
         restarts(x, 3, build, seed=4).objectives, restarts(x, 3, build, seed=5).objectives
     )
 
 
-def test_without_a_generator_pyros_seed_decides_and_moves_on(x):
-    found, after = [], []
+def test_without_a_generator_pyros_seed_is_used_and_advances(x):
+    result, after = [], []
     for _ in range(2):
         pyro.set_rng_seed(7)
-        found.append([restarts(x, 3, generator=None).objectives for _ in range(2)])
+        result.append([restarts(x, 3, generator=None).objectives for _ in range(2)])
         after.append(torch.rand(3))
-    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(result[0], result[1])
     assert torch.equal(*after)
-    assert not np.array_equal(*found[0])
+    assert not np.array_equal(*result[0])
 
 
-def test_with_a_generator_pyros_random_state_stays(x):
+def test_with_a_generator_pyros_random_state_is_unchanged(x):
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     restarts(x, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
 
 
-def test_a_start_comes_out_the_same_whatever_starts_follow(x):
+def test_a_start_does_not_depend_on_later_starts(x):
     few, many = restarts(x, ["kmeans++"]), restarts(x, ["kmeans++", "uniform", "gaussian"])
     assert few.objectives[0] == many.objectives[0]
 
@@ -277,11 +278,11 @@ def test_a_start_comes_out_the_same_whatever_starts_follow(x):
 
 
 def test_the_bar_counts_starts_and_shows_the_best(x, capsys):
-    found = restarts(x, 2, progress=True)
+    result = restarts(x, 2, progress=True)
     shown = capsys.readouterr().err
     assert "restarts" in shown
     assert "2/2" in shown
-    assert f"best={found.objectives.min():.4f}" in shown
+    assert f"best={result.objectives.min():.4f}" in shown
     restarts(x, 2)
     assert not capsys.readouterr().err
 
@@ -294,10 +295,10 @@ def test_an_interrupted_start_is_the_last_one_and_may_be_the_best(x, truth):
         if len({id(call) for call in calls}) == 2:
             raise KeyboardInterrupt
 
-    found = restarts(x, ["uniform", truth, "uniform"], callbacks=[interrupt])
-    assert len(found.objectives) == 2
-    assert found.best.interrupted
-    torch.testing.assert_close(found.best.model.mean.detach(), means(x, truth))
+    result = restarts(x, ["uniform", truth, "uniform"], callbacks=[interrupt])
+    assert len(result.objectives) == 2
+    assert result.best.interrupted
+    torch.testing.assert_close(result.best.model.mean.detach(), means(x, truth))
 
 
 # Errors.
@@ -305,7 +306,7 @@ def test_an_interrupted_start_is_the_last_one_and_may_be_the_best(x, truth):
 
 @pytest.mark.parametrize("starts", [0, -2, []])
 def test_no_starts_are_refused(x, starts):
-    with pytest.raises(OptionError, match="positive number, or an entry for each"):
+    with pytest.raises(OptionError, match="positive number, or one entry per start"):
         restarts(x, starts)
 
 
@@ -316,7 +317,7 @@ def test_no_starts_are_refused(x, starts):
         (None, "starts=None is neither"),
         (True, "starts=True is neither"),
         ({"uniform": 2}, "is neither a whole number nor a sequence"),
-        ("kmeans++", r"starts='kmeans\+\+': methods go into a list"),
+        ("kmeans++", r"starts='kmeans\+\+': put methods into a list"),
         (torch.zeros(N, dtype=torch.int64), rf"starts has shape \({N},\): .* starts=\[labels\]"),
         (np.zeros(N, dtype=int), rf"starts has shape \({N},\): .* starts=\[labels\]"),
     ],
@@ -330,21 +331,21 @@ def test_starts_of_another_kind_are_refused(x, starts, advice):
     "make",
     [torch.stack, lambda starts: np.stack(starts), lambda starts: [s.numpy() for s in starts]],
 )
-def test_labels_may_be_arrays_and_rows_of_one(x, truth, stuck, make):
+def test_labels_may_be_arrays_or_rows_of_an_array(x, truth, stuck, make):
     expected = restarts(x, [stuck[0], truth])
-    found = restarts(x, make([stuck[0], truth]))
-    assert found.objectives.tolist() == expected.objectives.tolist()
-    assert found.winner == 1
+    result = restarts(x, make([stuck[0], truth]))
+    assert result.objectives.tolist() == expected.objectives.tolist()
+    assert result.winner == 1
 
 
-def test_a_number_of_starts_may_be_numpys(x):
+def test_the_number_of_starts_may_be_a_numpy_integer(x):
     assert np.array_equal(restarts(x, np.int64(2)).objectives, restarts(x, 2).objectives)
 
 
 @pytest.mark.parametrize(
     "labels", [np.zeros(N), np.zeros((N, 1), dtype=int), np.zeros(N, dtype=bool)]
 )
-def test_arrays_that_are_no_labels_are_refused(x, labels):
+def test_arrays_that_are_not_labels_are_refused(x, labels):
     with pytest.raises(PartitionError, match="labels must be integers"):
         restarts(x, [labels])
 
@@ -355,8 +356,8 @@ def test_an_unknown_start_is_refused_before_any_fit(x, start):
         restarts(x, ["uniform", start], build=lambda: pytest.fail("must not be called"))
 
 
-def test_places_of_other_rows_are_refused(x):
-    with pytest.raises(DataError, match=f"on= has 3 rows, the data have {N}"):
+def test_positions_of_other_rows_are_refused(x):
+    with pytest.raises(DataError, match=f"on= has 3 rows, but the data have {N}"):
         restarts(x, 2, on=torch.zeros(3, 1))
 
 
@@ -390,5 +391,5 @@ def test_a_model_or_guide_of_an_earlier_start_is_refused(x, again):
     def build():
         return em if again == "both" else EM(em.model, HardPartition(em.model, components=C))
 
-    with pytest.raises(OptionError, match="make them inside build"):
+    with pytest.raises(OptionError, match="create both in build"):
         restarts(x, 2, build)
