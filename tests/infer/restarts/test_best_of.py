@@ -1,4 +1,4 @@
-"""The most likely of several short fits goes on; one bad start does not end the others."""
+"""The most likely of several short fits is continued; a failing start does not stop the others."""
 
 import pyro
 import pytest
@@ -27,7 +27,7 @@ def build():
 
 
 def at(*places):
-    """A start with the means at these places on the line."""
+    """A start with the means at these positions on a line."""
 
     def start(model):
         with torch.no_grad():
@@ -41,26 +41,26 @@ GOOD, BAD = at(-6, 0, 6), at(-20, 5.9, 6.1)
 
 @pytest.mark.meta
 @pytest.mark.parametrize("winner", [0, 1, 2])
-def test_the_most_likely_start_goes_on(x, winner):
+def test_the_most_likely_start_is_continued(x, winner):
     starts = [BAD, BAD, BAD]
     starts[winner] = GOOD
-    found = best_of(build, x, starts=starts, steps=3, progress=False)
-    assert found.winner == winner
-    assert found.best.converged
-    # Its params are those that the program reads.
-    assert float(log_evidence(found.best.model, x).mean()) == pytest.approx(
-        found.best.elbo, abs=1e-3
+    result = best_of(build, x, starts=starts, steps=3, progress=False)
+    assert result.winner == winner
+    assert result.best.converged
+    # The program reads its params.
+    assert float(log_evidence(result.best.model, x).mean()) == pytest.approx(
+        result.best.elbo, abs=1e-3
     )
-    loc = found.best.model.loc.detach().clone()
+    loc = result.best.model.loc.detach().clone()
     pyro.clear_param_store()
     alone = build()
     GOOD(alone.model)
     expected = fit(alone, x, progress=False)
     torch.testing.assert_close(loc, alone.model.loc.detach(), rtol=1e-3, atol=1e-3)
-    assert found.best.elbo == pytest.approx(expected.elbo, abs=1e-3)
+    assert result.best.elbo == pytest.approx(expected.elbo, abs=1e-3)
 
 
-def test_elbos_are_those_of_each_start_by_itself(x):
+def test_elbos_do_not_depend_on_other_starts(x):
     together = best_of(build, x, starts=[GOOD, BAD], steps=3, progress=False).elbos
     alone = [
         best_of(build, x, starts=[start], steps=3, progress=False).elbos[0] for start in (GOOD, BAD)
@@ -69,16 +69,16 @@ def test_elbos_are_those_of_each_start_by_itself(x):
     assert together[0] > together[1] + 0.1
 
 
-def test_a_start_that_fails_is_passed_over(x):
-    lost = at(1e30, 1e30, 1e30)
-    found = best_of(build, x, starts=[lost, GOOD], steps=3, progress=False)
-    assert found.winner == 1
-    assert found.elbos[0] == -float("inf")
+def test_a_failing_start_is_skipped(x):
+    failing = at(1e30, 1e30, 1e30)
+    result = best_of(build, x, starts=[failing, GOOD], steps=3, progress=False)
+    assert result.winner == 1
+    assert result.elbos[0] == -float("inf")
     with pytest.raises(NumericalError, match="none of 2 starts"):
-        best_of(build, x, starts=[lost, lost], steps=3, progress=False)
+        best_of(build, x, starts=[failing, failing], steps=3, progress=False)
 
 
-def test_random_state_and_other_params_are_left_as_they_were(x):
+def test_random_state_and_other_params_are_unchanged(x):
     pyro.clear_param_store()
     pyro.param("other", torch.ones(2))
     pyro.set_rng_seed(5)
@@ -101,7 +101,7 @@ def test_bad_options_are_refused(x):
 
 
 def test_a_build_that_returns_the_same_model_is_refused(x):
-    """The trials would go on from each other."""
+    """Each start would continue from the previous one."""
     model = build().model
     with pytest.raises(OptionError, match="earlier start"):
         best_of(
@@ -112,24 +112,24 @@ def test_a_build_that_returns_the_same_model_is_refused(x):
         )
 
 
-def test_an_interruption_ends_all_and_keeps_the_best(x):
+def test_an_interruption_stops_all_and_returns_the_best(x):
     passes = []
 
-    def stop(found):
-        passes.append(found)
+    def stop(result):
+        passes.append(result)
         if len(passes) == 5:
             raise KeyboardInterrupt
 
-    found = best_of(
+    result = best_of(
         build, x, starts=[GOOD, BAD, BAD], steps=3, progress=False, callbacks=[stop], patience=99
     )
     assert len(passes) == 5
-    assert (found.winner, len(found.elbos)) == (0, 2)
-    assert found.best.interrupted
-    assert found.best.elbo == found.elbos[0]
+    assert (result.winner, len(result.elbos)) == (0, 2)
+    assert result.best.interrupted
+    assert result.best.elbo == result.elbos[0]
 
 
-def test_starts_may_be_generated(x):
+def test_starts_may_be_a_generator(x):
     assert (
         best_of(build, x, starts=(start for start in [BAD, GOOD]), steps=2, progress=False).winner
         == 1

@@ -1,4 +1,4 @@
-"""Growth: stages begin with the components of the stage before, and split the largest."""
+"""Growth: each stage starts from the components of the previous one and splits the largest."""
 
 import pyro
 import pytest
@@ -39,7 +39,7 @@ def truncated(model, components):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("make", [FullPartition, truncated])
-def test_growth_finds_clusters_that_are_apart(x, make):
+def test_growth_finds_separated_clusters(x, make):
     with torch.device("cpu"):
         stages = grow(builder(make), x, components=[1, 2, 4], progress=False)
     assert [stage.model.components for stage in stages] == [1, 2, 4]
@@ -49,22 +49,22 @@ def test_growth_finds_clusters_that_are_apart(x, make):
         torch.cdist(centres.unsqueeze(-1).expand(4, 2).contiguous(), loc).min(-1).values.max() < 0.6
     )
     assert stages[0].elbo < stages[1].elbo < stages[2].elbo
-    # The params of the last are those that the program reads.
+    # The program reads the params of the last stage.
     assert float(log_evidence(stages[-1].model, x).mean()) == pytest.approx(
         stages[-1].elbo, abs=0.05
     )
     assert pyro.param("loc").shape == (4, 2)
 
 
-def test_a_stage_begins_where_the_one_before_ended(x):
-    """Until the first split: a stage of no epochs holds the components of the stage before, and one that is dead."""
+def test_a_stage_starts_where_the_previous_one_ended(x):
+    """A stage of zero epochs has the previous components and an empty one."""
     first, second = grow(builder(), x, components=[2, 3], epochs=0, progress=False)
     torch.testing.assert_close(second.model.loc[:2].detach(), first.model.loc.detach())
     assert second.model.weights.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-5)
     assert 0 < float(second.model.weights[2].detach()) * len(x) < 0.01
 
 
-def test_rows_whose_first_candidates_are_all_new_find_old_ones(x):
+def test_rows_with_new_candidates_only_find_the_old_components(x):
     def narrow(model, components):
         c = min(components, 2)
         return TruncatedPartition(
@@ -76,7 +76,7 @@ def test_rows_whose_first_candidates_are_all_new_find_old_ones(x):
     assert stages[1].elbo > stages[0].elbo + 1
 
 
-def test_the_first_stage_starts_where_it_is_told(x):
+def test_start_sets_the_params_of_the_first_stage(x):
     def start(model):
         model.loc = torch.full((2, 2), 7.0)
 
@@ -93,9 +93,7 @@ def test_sizes_that_do_not_increase_are_refused(x, sizes):
 def test_growth_needs_reseeding_and_weights(x):
     with pytest.raises(OptionError, match="reseed"):
         grow(builder(empty="keep"), x, components=[1, 2], progress=False)
-    with pytest.raises(
-        OptionError, match="fit_restarts"
-    ):  # its new parts would stay empty, and nobody be told
+    with pytest.raises(OptionError, match="fit_restarts"):  # its new clusters would stay empty
         grow(
             builder(lambda model, components: HardPartition(model, components=components)),
             x,
@@ -116,7 +114,7 @@ def test_growth_needs_reseeding_and_weights(x):
         grow(build, x, components=[1, 2], epochs=1, progress=False)
 
 
-def test_rows_of_large_weights_do_not_keep_new_components_alive():
+def test_new_components_are_reseeded_under_large_row_weights():
     items = torch.arange(40) % 20
     features = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 

@@ -1,4 +1,4 @@
-"""Rows of weights in comparisons: a row of weight w is w rows, in every score that counts them."""
+"""Row weights in comparisons: a row of weight w counts as w rows in every score."""
 
 import numpy as np
 import pyro
@@ -54,13 +54,13 @@ def compare(*data, dtype=torch.float32, **options):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_heldout_rows_count_by_their_weights(dtype):
+def test_heldout_rows_are_weighted(dtype):
     x, new = rows(0, dtype), rows(1, dtype)
     times = WEIGHT.long()
     ones = torch.ones(int(WEIGHT.sum()), device="cpu")
     weighted = compare(x, WEIGHT, heldout=(new, WEIGHT), dtype=dtype)
     repeated = (x.repeat_interleave(times, 0), ones), (new.repeat_interleave(times, 0), ones)
-    # Fits of the same means: only the rows that are scored differ in form.
+    # The fits are equal; only the form of the scored rows differs.
     plain = compare(
         *repeated[0], heldout=repeated[1], start=lambda model, *_: seeded(model, x), dtype=dtype
     )
@@ -74,7 +74,7 @@ def test_heldout_rows_count_by_their_weights(dtype):
     assert error == pytest.approx(expected, rel=1e-4)
 
 
-def test_folds_count_rows_by_their_weights():
+def test_folds_weight_rows():
     x = rows(0)
     options = {"components": [1], "folds": 4}
     double, single = (
@@ -85,14 +85,14 @@ def test_folds_count_rows_by_their_weights():
     np.testing.assert_array_equal(double.weight, np.full(24, 2.0))
 
 
-def test_rows_that_count_as_none_may_have_no_density():
-    found = Predictive(np.array([-1.0, 0.0, -2.0]), np.array([2.0, 0.0, 1.0]))
-    assert found.total == -4.0
-    assert found.standard_error == pytest.approx(np.sqrt(3) * np.std([-1.0, -1.0, -2.0], ddof=1))
+def test_rows_of_weight_zero_may_have_no_density():
+    result = Predictive(np.array([-1.0, 0.0, -2.0]), np.array([2.0, 0.0, 1.0]))
+    assert result.total == -4.0
+    assert result.standard_error == pytest.approx(np.sqrt(3) * np.std([-1.0, -1.0, -2.0], ddof=1))
     assert np.isnan(Predictive(np.zeros(1)).standard_error)
 
 
-def test_draws_of_weighted_rows_are_refused_before_any_fit():
+def test_draws_with_row_weights_are_refused_before_any_fit():
     def never(*_):
         raise AssertionError("fitted")
 
