@@ -1,4 +1,4 @@
-"""Strategies over a declared mixture: EM, the fit loop and restarts, scoring, prediction, routing to experts."""
+"""Strategies over a declared mixture: EM, restarts, scoring, prediction, experts, uncertainty."""
 
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
@@ -11,6 +11,7 @@ from pyro_mixtures.infer.experts.routing import route
 from pyro_mixtures.infer.restarts.best_of import BestOf, best_of
 from pyro_mixtures.infer.restarts.growth import grow
 from pyro_mixtures.infer.restarts.hard import RestartsResult, fit_restarts
+from pyro_mixtures.infer.restarts.stored_fits import StoredFit
 from pyro_mixtures.infer.scoring.posteriors import (
     Responsibilities,
     assign,
@@ -38,6 +39,7 @@ __all__ = [
     "ObservedInformation",
     "Responsibilities",
     "RestartsResult",
+    "StoredFit",
     "assign",
     "best_of",
     "bootstrap",

@@ -53,13 +53,14 @@ def leave_one_out(
     noise from differences between fits. Memory: draws x N numbers.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
+    size, values = stored.fit.guide.components, stored.values(path.rows)
     count = len(path.rows[0])
     log_likelihood = np.empty((draws, count))
     row_is_absent = np.ones((draws, count), dtype=bool)
     for draw in range(draws):
         index = torch.randint(count, (count,), generator=generator, device="cpu")
         resampled = tuple(tensor[index.to(tensor.device)] for tensor in path.rows)
-        refit = path.refit(stored, resampled, seed + draw)
+        refit = path.fit_from(size, values, resampled, seed + draw)
         log_likelihood[draw], weight = predictive(
             refit, path.rows, truncated=truncated, chunk=chunk
         )

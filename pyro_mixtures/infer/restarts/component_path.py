@@ -90,9 +90,13 @@ class ComponentPath:
                 fits[target] = _more_likely(fits[target], candidate)
         return fits
 
-    def refit(self, source: StoredFit, rows: Rows, seed: int) -> StoredFit:
-        """Fit other rows, starting from the params of ``source``."""
-        return self._fit_from(_size(source), source.values(self.rows), rows, seed)
+    def fit_from(self, size: int, values: Values, rows: Rows, seed: int) -> StoredFit:
+        """Fit any rows with ``size`` components, starting from ``values`` of the params."""
+        with fresh_store(seed) as state:
+            inference = inference_of(self.build(size))
+            write_values(params_of(inference, rows), values)
+            result = fit(inference, *rows, progress=False, **self.options.fit_options)
+        return _finished(StoredFit(result, state))
 
     def _first_pass(self, sizes: Sequence[int], seeds: Sequence[int]) -> list[StoredFit]:
         fits: list[StoredFit] = []
@@ -158,7 +162,7 @@ class ComponentPath:
             component = self._least_needed(current_size, values, seed)
             params = self._params(current_size - 1, seed)
             values = prune_values(component, params, values, current_size)
-        return self._fit_from(size, values, self.rows, seed)
+        return self.fit_from(size, values, self.rows, seed)
 
     def _least_needed(self, size: int, values: Values, seed: int) -> int:
         """Return the component whose removal costs the least log likelihood."""
@@ -174,13 +178,6 @@ class ComponentPath:
     def _params(self, size: int, seed: int) -> Params:
         with fresh_store(seed):
             return params_of(inference_of(self.build(size)), self.rows)
-
-    def _fit_from(self, size: int, values: Values, rows: Rows, seed: int) -> StoredFit:
-        with fresh_store(seed) as state:
-            inference = inference_of(self.build(size))
-            write_values(params_of(inference, rows), values)
-            result = fit(inference, *rows, progress=False, **self.options.fit_options)
-        return _finished(StoredFit(result, state))
 
 
 def _size(stored: StoredFit) -> int:

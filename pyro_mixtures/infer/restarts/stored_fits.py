@@ -57,7 +57,24 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class StoredFit:
-    """A fit together with the state of the param store in which it was made."""
+    """A fit together with the state of the param store in which it was made.
+
+    :param fit: the fit.
+    :param state: the state of its param store.
+
+    >>> from pyro_mixtures.guides import FullPartition
+    >>> from pyro_mixtures.infer import fit, log_evidence
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.randn(50, 2)
+    >>> with pyro.get_param_store().scope() as state:
+    ...     model = GaussianMixture(components=2, features=2)
+    ...     result = fit(EM(model, FullPartition(model, components=2)), x, progress=False)
+    >>> stored = StoredFit(result, state)
+    >>> log_evidence(stored.model, x).shape, "loc" in pyro.get_param_store()
+    (torch.Size([50]), False)
+    >>> stored.use() is result, "loc" in pyro.get_param_store()
+    (True, True)
+    """
 
     fit: Fit
     state: State

@@ -135,7 +135,7 @@ def test_comparison_refuses_invalid_input():
     with pytest.raises(PartitionError, match="no labels"):
         compare_routing(model, with_labels(None, 3), (x, y), (x, y))
     with pytest.raises(
-        PartitionError, match="FullPartition does not have one label per row: pass the HardPartition"
+        PartitionError, match="FullPartition does not have one label per row: pass the Hard"
     ):
         compare_routing(model, FullPartition(model, components=3), (x, y), (x, y))
     with pytest.raises(PartitionError, match="labels of 29 rows"):
