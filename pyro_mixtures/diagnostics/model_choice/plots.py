@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pyro_mixtures.diagnostics.model_choice.score import PREDICTIVE, Comparison, Score
-from pyro_mixtures.diagnostics.plots.drawing import GREY, color_of, figure, label
+from pyro_mixtures.diagnostics.plots.drawing import GRAY, color_of, figure, label
 
 _TITLES = {
     "bic": "BIC (nats, small is good)",
@@ -66,7 +66,7 @@ def plot_comparison(
         [best.value(criterion)],
         s=140,
         facecolors="none",
-        edgecolors=GREY,
+        edgecolors=GRAY,
         linewidths=1.5,
         zorder=3,
     )

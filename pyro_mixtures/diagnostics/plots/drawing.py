@@ -1,7 +1,7 @@
-"""What the pictures share: figures of their own, arrays, colours, and how axes look.
+"""Shared by the plots: figures outside pyplot, input arrays, colors, and the style of axes.
 
-A figure made here is a plain ``matplotlib.figure.Figure``, not one of pyplot's: nothing stays open,
-and no display is needed. Save it with ``ax.figure.savefig(...)``.
+A figure made here is a plain ``matplotlib.figure.Figure``: pyplot does not keep it open, and no
+display is needed. Save it with ``ax.figure.savefig(...)``.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,18 @@ from torch import Tensor
 
 from pyro_mixtures.errors import DataError
 
-Array = Tensor | np.ndarray | Sequence
+Array = Tensor | np.ndarray | Sequence[Any]
 
-# Okabe & Ito's, for colour-blind eyes too; components beyond them begin anew with another marker.
+# Colors of Okabe & Ito, which color-blind readers can tell apart. Components beyond them repeat
+# the colors with other markers.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#555555"
-# Sides of a picture with equal scales differ at most by this factor.
-_LONG = 5
-SLIM: dict[str, float] = {
+GRAY = "#555555"
+LIGHT_GRAY = "#AAAAAA"
+MAX_DRAWN_ROWS = 3000
+MAX_NUMBERED = 40  # components up to which each is labelled with its number
+_MAX_ASPECT = 5  # ratio of the sides of a picture up to which both axes have the same scale
+_COMPACT: dict[str, float] = {
     "borderaxespad": 0.2,
     "borderpad": 0,
     "columnspacing": 1.5,
@@ -32,15 +35,15 @@ SLIM: dict[str, float] = {
 
 
 def figure(size: tuple[float, float], *, layout: Any = "constrained") -> Figure:
-    """An empty figure, ``size`` in inches."""
+    """Return an empty figure of a ``size`` in inches."""
     return Figure(figsize=size, dpi=150, layout=layout)
 
 
 def to_array(values: Array, name: str = "the array") -> np.ndarray:
-    """A tensor, array or list of numbers as float64 on the CPU."""
+    """Convert a tensor, array or list of numbers to float64 on the CPU."""
     if isinstance(values, Tensor):
         if values.layout is not torch.strided:
-            raise DataError(f"{name} must be dense, not {values.layout}: give its to_dense()")
+            raise DataError(f"{name} must be dense, not {values.layout}: pass its to_dense()")
         return values.detach().cpu().double().numpy()
     try:
         return np.asarray(values, dtype=np.float64)
@@ -49,45 +52,72 @@ def to_array(values: Array, name: str = "the array") -> np.ndarray:
 
 
 def to_finite(name: str, values: Array) -> np.ndarray:
-    """The same, without NaN and infinity."""
+    """Convert as :func:`to_array`, and refuse NaN and infinity."""
     array = to_array(values, name)
     if not np.isfinite(array).all():
-        raise DataError(
-            f"{name} holds NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}"
-        )
+        position = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise DataError(f"{name} holds NaN or infinity at {position}")
     return array
 
 
-def to_numbers(name: str, values: Array | None, of: str, count: int) -> np.ndarray:
-    """Integers (``count``,), one of each thing that ``of`` names; 0, 1, ... by default."""
+def to_numbers(name: str, values: Array | None, items: str, count: int) -> np.ndarray:
+    """Convert to integers (``count``,), one per item; 0, 1, ... by default."""
     numbers = np.arange(count) if values is None else to_finite(name, values)
     if numbers.shape != (count,):
-        raise DataError(f"{name} {numbers.shape} for {count} {of}")
+        raise DataError(f"{name} {numbers.shape} for {count} {items}: pass one per item")
     return numbers.astype(int)
 
 
 def label(ax: Axes, title: str, x: str, y: str, *, legend: bool = False) -> None:
-    """Title and axis labels; the legend stands between title and axes, where no data are."""
+    """Set title and axis labels; the legend is placed between title and axes, off the data."""
     ax.set_title(title, loc="left", pad=24 if legend else 8)
     if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, **SLIM)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, **_COMPACT)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def set_aspect(ax: Axes) -> None:
-    """Equal scales, unless what is drawn is so much longer than wide that one of them would leave a line."""
-    sides = sorted((ax.dataLim.width, ax.dataLim.height))
-    if sides[1] <= _LONG * sides[0]:
+    """Give both axes the same scale, unless that would reduce one of them to a line."""
+    short, long = sorted((ax.dataLim.width, ax.dataLim.height))
+    if long <= _MAX_ASPECT * short:
         ax.set_aspect("equal", adjustable="datalim")
 
 
 def color_of(component: int) -> str:
-    """The colour of a component, the same in every picture."""
+    """Return the color of a component, which is the same in all plots."""
     return COLORS[component % len(COLORS)]
 
 
 def marker_of(component: int) -> str:
-    """The marker of a component: it tells apart those of one colour."""
+    """Return the marker of a component, which distinguishes components of the same color."""
     return MARKERS[component // len(COLORS) % len(MARKERS)]
+
+
+def evenly_spaced(rows: int) -> slice:
+    """Select at most 3000 of the rows, evenly spaced."""
+    return slice(None, None, max(1, -(-rows // MAX_DRAWN_ROWS)))
+
+
+def draw_labelled_rows(ax: Axes, positions: np.ndarray, labels: np.ndarray) -> None:
+    """Draw rows at ``positions`` (N, 2) in the colors of their components; gray without one."""
+    for component in np.unique(labels).tolist():
+        selected = positions[labels == component]
+        ax.scatter(
+            selected[:, 0],
+            selected[:, 1],
+            s=7,
+            color=LIGHT_GRAY if component < 0 else color_of(component),
+            marker=marker_of(max(component, 0)),
+            linewidths=0,
+            alpha=0.5,
+            zorder=0,
+        )
+
+
+def write_number(ax: Axes, position: np.ndarray, number: int) -> None:
+    """Write a component's number on a white background."""
+    style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "zorder": 4}
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    ax.text(position[0], position[1], str(number), bbox=box, **style)

@@ -1,4 +1,4 @@
-"""What was fitted, as names and values: program, guide, strategy and their options, rows, params, epochs."""
+"""Summary of a fit: model, guide, strategy and their options, rows, params, phases."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,25 @@ from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.em.history import Epoch
 
-_SIMPLE = (bool, int, float, str, frozenset, type(None))
+_PRINTED_TYPES = (bool, int, float, str, frozenset, type(None))
 
 
 def what_was_fitted(fit: Fit, rows: Sequence[Tensor]) -> list[tuple[str, str]]:
-    """Lines of a table."""
-    ending = "interrupted" if fit.interrupted else "converged" if fit.converged else "not converged"
-    shapes = ", ".join(f"{tuple(tensor.shape)} {_kind(tensor)}" for tensor in rows)
+    """Return names and values that describe a fit."""
     return [
-        ("model", _described(fit.model)),
-        ("guide", _described(fit.guide)),
-        ("strategy", _described(fit.inference)),
+        ("model", _describe(fit.model)),
+        ("guide", _describe(fit.guide)),
+        ("strategy", _describe(fit.inference)),
         ("components", f"{fit.guide.components} at site {fit.guide.site!r}"),
-        ("rows", shapes),
-        ("outcome", f"{ending} after {len(fit.history)} epochs, ELBO {fit.elbo:.6g} nats a row"),
+        ("rows", ", ".join(f"{tuple(tensor.shape)} {_dtype(tensor)}" for tensor in rows)),
+        (
+            "result",
+            f"{_ending(fit)} after {len(fit.history)} epochs, ELBO {fit.elbo:.6g} nats per row",
+        ),
         (
             "versions",
-            f"pyro-mixtures {pyro_mixtures.__version__}, Pyro {pyro.__version__}, torch {torch.__version__}",
+            f"pyro-mixtures {pyro_mixtures.__version__}, Pyro {pyro.__version__}, "
+            f"torch {torch.__version__}",
         ),
     ]
 
@@ -38,34 +40,47 @@ def what_was_fitted(fit: Fit, rows: Sequence[Tensor]) -> list[tuple[str, str]]:
 def params_of_fit(
     fit: Fit, rows: Sequence[Tensor], given: Mapping[str, Tensor]
 ) -> list[tuple[str, str, str, int]]:
-    """Each param's name, shape with the meaning of its dimensions where that is known, dtype, and numbers in it."""
-    first = tuple(tensor[:1] for tensor in rows)
+    """Return name, shape with names of dimensions if known, dtype and size of each param."""
+    first_row = tuple(tensor[:1] for tensor in rows)
     with params_of(fit):
-        program = read_program(fit.model, fit.guide.read(*first), first, given)
+        program = read_program(fit.model, fit.guide.read(*first_row), first_row, given)
     return [
-        (name, _shape(value, program.dims.get(name, ())), _kind(value), value.numel())
+        (name, _shape(value, program.dims.get(name, ())), _dtype(value), value.numel())
         for name, value in program.params.items()
     ]
 
 
-def phases(epochs: Sequence[Epoch]) -> list[tuple]:
-    """For each phase of a fit its epochs, last ELBO, evaluations so far, seconds so far, components with rows."""
-    last = {epoch.phase: epoch for epoch in epochs}
-    count = {phase: sum(epoch.phase == phase for epoch in epochs) for phase in last}
+def phases(epochs: Sequence[Epoch]) -> list[tuple[str, int, float, int, float, int]]:
+    """Return a summary of each phase of a fit.
+
+    :returns: phase, number of its epochs, and at its end: ELBO, evaluations and seconds since the
+        beginning of the fit, non-empty components.
+    """
+    last_epochs = {epoch.phase: epoch for epoch in epochs}
+    counts = {phase: sum(epoch.phase == phase for epoch in epochs) for phase in last_epochs}
     return [
-        (p, count[p], e.elbo, e.evaluations, round(e.seconds, 2), e.live) for p, e in last.items()
+        (phase, counts[phase], last.elbo, last.evaluations, round(last.seconds, 2), last.live)
+        for phase, last in last_epochs.items()
     ]
 
 
-def _described(thing: Any) -> str:
-    """Its class, or a function's name, with the options that it was made with and still holds under their names."""
+def _ending(fit: Fit) -> str:
+    if fit.interrupted:
+        return "interrupted"
+    return "converged" if fit.converged else "not converged"
+
+
+def _describe(thing: Any) -> str:
+    """The class with those options that it still holds under their names, or a function's name."""
     if inspect.isfunction(thing):
         return f"{thing.__name__}()"
-    held, names = vars(thing), inspect.signature(type(thing)).parameters
-    options = {
-        name: held[name] for name in names if name in held and isinstance(held[name], _SIMPLE)
-    }
-    return f"{type(thing).__name__}({', '.join(f'{name}={_value(value)}' for name, value in options.items())})"
+    attributes, options = vars(thing), inspect.signature(type(thing)).parameters
+    printed = ", ".join(
+        f"{name}={_value(attributes[name])}"
+        for name in options
+        if name in attributes and isinstance(attributes[name], _PRINTED_TYPES)
+    )
+    return f"{type(thing).__name__}({printed})"
 
 
 def _value(value: Any) -> str:
@@ -73,9 +88,9 @@ def _value(value: Any) -> str:
 
 
 def _shape(value: Tensor, dims: Sequence[str]) -> str:
-    names = dims if len(dims) == value.dim() else ()
-    return f"{tuple(value.shape)}" + (f" {', '.join(names)}" if names else "")
+    shape = str(tuple(value.shape))
+    return f"{shape} {', '.join(dims)}" if dims and len(dims) == value.dim() else shape
 
 
-def _kind(tensor: Tensor) -> str:
+def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_mixtures.diagnostics.reports.fitted_rows import params_of
-from pyro_mixtures.diagnostics.reports.point import point_of
+from pyro_mixtures.diagnostics.reports.latent_point import latent_point
 from pyro_mixtures.distributions import Components, Selected
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.infer.em.fit import Fit
@@ -86,7 +86,7 @@ def _observed_families(
         return torch.zeros(1, 1, dtype=torch.long, device=device)
 
     with params_of(fit), pyro.poutine.block(), torch.no_grad():
-        values = point_of(fit, rows).values if given is None else given
+        values = latent_point(fit, rows).values if given is None else given
         structure = fit.guide.read(*rows)
         program = CandidateMessenger(structure, first_component, values)(fit.model)
         nodes: Any = pyro.poutine.trace(program).get_trace(*rows).nodes

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_mixtures.diagnostics.reports.point import Point, point_of
+from pyro_mixtures.diagnostics.reports.latent_point import LatentPoint, latent_point
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.fit import Fit
@@ -22,7 +22,7 @@ class FittedRows(NamedTuple):
     labels: Tensor  # (N,) int64, each row's most probable component; -1 if masked
     log_evidence: Tensor  # (N,) float64, over the components in q, in nats; NaN if masked
     entropy: Tensor  # (N,) float64, of the responsibilities in nats; NaN if masked
-    point: Point  # values of the model's other latent sites at which all of this was computed
+    point: LatentPoint  # values of the model's other latent sites at which all of this was computed
 
     @property
     def unmasked(self) -> Tensor:
@@ -59,7 +59,7 @@ def fitted_rows(
         )
     batches, _ = plan(fit.inference, rows, batch_size)
     with params_of(fit), _unchanged(guide), torch.no_grad():
-        result = _empty(batches.rows, point_of(fit, batches.tensors, seed))
+        result = _empty(batches.rows, latent_point(fit, batches.tensors, seed))
         for batch in batches.in_order():
             posterior = guide.posterior(*batch.args, **batch.kwargs, given=result.point.values)
             _write_batch(result, posterior, batch.rows)
@@ -109,7 +109,7 @@ def _unchanged(guide: Any) -> Iterator[None]:
         guide.reuse, guide.evaluations = None, evaluations
 
 
-def _empty(rows: int, point: Point) -> FittedRows:
+def _empty(rows: int, point: LatentPoint) -> FittedRows:
     labels = torch.full((rows,), -1, dtype=torch.int64, device="cpu")
     unknown = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
     return FittedRows(labels, unknown, unknown.clone(), point)

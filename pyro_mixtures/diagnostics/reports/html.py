@@ -13,12 +13,13 @@ from pyro_mixtures.diagnostics.partition_information.report import (
     ClusterDependence,
     PartitionInformation,
 )
+from pyro_mixtures.diagnostics.plots.ellipses import plot_ellipses
+from pyro_mixtures.diagnostics.plots.gate import plot_gate
 from pyro_mixtures.diagnostics.plots.history import plot_history
 from pyro_mixtures.diagnostics.plots.images import plot_image_sheet
 from pyro_mixtures.diagnostics.plots.neighbors import plot_neighbors
-from pyro_mixtures.diagnostics.plots.pictures import plot_responsibilities, plot_sizes
-from pyro_mixtures.diagnostics.plots.places import plot_ellipses
-from pyro_mixtures.diagnostics.plots.regions import plot_gate
+from pyro_mixtures.diagnostics.plots.responsibilities import plot_responsibilities
+from pyro_mixtures.diagnostics.plots.sizes import plot_sizes
 from pyro_mixtures.diagnostics.reports.fit_summary import params_of_fit, phases, what_was_fitted
 from pyro_mixtures.diagnostics.reports.fitted_components import (
     FittedComponents,
@@ -26,6 +27,7 @@ from pyro_mixtures.diagnostics.reports.fitted_components import (
     fitted_components,
 )
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
+from pyro_mixtures.diagnostics.reports.latent_point import isolated_randomness
 from pyro_mixtures.diagnostics.reports.page import Page, write_atomically
 from pyro_mixtures.diagnostics.reports.partition_report import (
     Other,
@@ -33,7 +35,6 @@ from pyro_mixtures.diagnostics.reports.partition_report import (
     draw_rows,
     evaluate_fit,
 )
-from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.experts.gates import Gate
@@ -118,7 +119,7 @@ def report(
     4
     """
     tensors, page = Batches(rows).tensors, Page(title)
-    with looking(generator) as source:
+    with isolated_randomness(generator) as source:
         fitted, summary = evaluate_fit(
             fit,
             tensors,

@@ -11,11 +11,11 @@ from torch import Tensor
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.diagnostics.reports.agreement import Agreement, agreement
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, fitted_rows, params_of
+from pyro_mixtures.diagnostics.reports.latent_point import isolated_randomness
 from pyro_mixtures.diagnostics.reports.neighbor_recall import (
     NeighborRecall,
     neighbor_recall,
 )
-from pyro_mixtures.diagnostics.reports.point import looking
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer.em.fit import Fit
 from pyro_mixtures.infer.scoring.posteriors import posteriors
@@ -161,7 +161,7 @@ def partition_report(
     >>> report.rows, report.recall.share
     (100, 1.0)
     """
-    with looking(generator) as source:
+    with isolated_randomness(generator) as source:
         _, report = evaluate_fit(
             fit,
             rows,

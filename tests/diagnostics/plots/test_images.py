@@ -1,101 +1,17 @@
-"""Plots show the numbers they were given, and leave nothing of pyplot open."""
-
-import io
-import sys
+"""Image sheets and denoised images show the pixels they are given."""
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_mixtures.diagnostics import plot_denoised, plot_history, plot_image_sheet
+from pyro_mixtures.diagnostics import plot_denoised, plot_image_sheet
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.infer import Epoch, History
-
-
-def history(warmup: int = 3, epochs: int = 4) -> History:
-    phases = ["warm-up"] * warmup + ["EM"] * epochs
-    return History(
-        [
-            Epoch(phase, -10.0 / (i + 1), 50 * (i + 1), 7, 0, 0, 0.5 * i)
-            for i, phase in enumerate(phases)
-        ]
-    )
-
-
-def draw(ax) -> None:
-    """Whatever goes wrong only when a figure is rendered."""
-    ax.figure.savefig(io.BytesIO(), format="png", dpi=40)
-
-
-class TestHistory:
-    @pytest.mark.parametrize(
-        ("against", "x"), [("epochs", np.arange(1, 8)), ("seconds", 0.5 * np.arange(7))]
-    )
-    def test_phases_are_told_apart_and_join(self, against, x):
-        axes = plot_history(history(), against=against)
-        for ax, column in zip(axes, ("elbo", "evaluations"), strict=True):
-            warmup, em = ax.get_lines()
-            assert [text.get_text() for text in ax.get_legend().get_texts()] == ["warm-up", "EM"]
-            np.testing.assert_allclose(warmup.get_xdata(), x[:3])
-            np.testing.assert_allclose(warmup.get_ydata(), history()[column][:3])
-            np.testing.assert_allclose(em.get_xdata(), x[2:])
-            np.testing.assert_allclose(em.get_ydata(), history()[column][2:])
-            assert warmup.get_color() != em.get_color()
-        draw(axes[0])
-
-    def test_full_passes_for_comparison(self):
-        cost = plot_history(history(), full=1000)[1]
-        exact = cost.get_lines()[-1]
-        np.testing.assert_array_equal(exact.get_ydata(), 1000 * np.arange(1, 8))
-        assert exact.get_label() == "N × C a pass (20×)"
-        assert cost.get_yscale() == "log"
-
-    def test_one_epoch_is_the_first(self):
-        for ax in plot_history(history(warmup=0, epochs=1)):
-            draw(ax)
-            low, high = ax.get_xlim()
-            assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
-
-    def test_phases_that_alternate(self):
-        names = ["EM", "SVI", "SVI", "EM"]
-        epochs = History(
-            [Epoch(name, -10.0 / (i + 1), 50, 7, 0, 0, 0.5) for i, name in enumerate(names)]
-        )
-        ax = plot_history(epochs)[0]
-        assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[1], [1, 2, 3], [3, 4]]
-        first, second, third = (line.get_color() for line in ax.get_lines())
-        assert first == third != second
-        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["EM", "SVI"]
-
-    def test_legends_cover_no_data(self):
-        axes = plot_history(history(), full=1000)
-        draw(axes[0])
-        for ax in axes:
-            assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
-
-    def test_draws_in_axes_of_others(self):
-        axes = Figure().subplots(1, 2)
-        assert plot_history(history(warmup=0), axes=axes)[1] is axes[1]
-        assert len(axes[0].get_lines()) == 1
-
-    @pytest.mark.parametrize(
-        ("given", "options", "message"),
-        [
-            (history(), {"against": "days"}, "unknown against='days'"),
-            (History(), {}, "no epochs"),
-            (history(), {"full": 0}, "full=0"),
-            (history(), {"full": -5}, "full=-5"),
-            (history(), {"axes": Figure().subplots(1, 3)}, r"two axes, not in \(3,\)"),
-        ],
-    )
-    def test_refusals(self, given, options, message):
-        with pytest.raises(OptionError, match=message):
-            plot_history(given, **options)
+from tests.diagnostics.plots.rendering import draw
 
 
 class TestImageSheet:
-    def test_images_lie_in_order_on_the_sheet(self):
+    def test_images_are_sorted_on_the_sheet(self):
         images = torch.arange(5.0).repeat_interleave(6).reshape(5, 6)
         order = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.3])
         ax = plot_image_sheet(images, shape=(2, 3), order=order, columns=3)
@@ -106,7 +22,7 @@ class TestImageSheet:
         assert np.isnan(sheet[2]).all()
         draw(ax)
 
-    def test_pixels_lie_as_extract_patches_flattens_them(self):
+    def test_pixels_are_arranged_as_extract_patches_flattens_them(self):
         from pyro_mixtures.data import extract_patches
 
         photograph = torch.rand(4, 5)
@@ -121,7 +37,7 @@ class TestImageSheet:
         assert shared.norm.vmin == pytest.approx(np.percentile(images, 1))
         assert shared.norm.vmax == pytest.approx(np.percentile(images, 99))
 
-    def test_equal_images_and_colours(self):
+    def test_constant_and_color_images(self):
         draw(plot_image_sheet(np.ones((3, 4)), shape=(2, 2)))
         draw(plot_image_sheet(np.ones((3, 4)), shape=(2, 2), contrast="each"))
         ax = plot_image_sheet(np.random.default_rng(0).random((3, 12)), shape=(2, 2, 3), columns=2)
@@ -137,9 +53,12 @@ class TestImageSheet:
         ax = Figure().subplots()
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), count=4, ax=ax) is ax
         assert ax.get_title() == "4 of 9 component means"
-        assert ax.get_images()[0].get_array().shape == (5, 8)  # three in a line, and one
+        assert ax.get_images()[0].get_array().shape == (
+            5,
+            8,
+        )  # lines of three and one
         assert plot_image_sheet(np.ones((9, 4)), shape=(2, 2), title="Means").get_title() == "Means"
-        order = [-np.inf, 0, *range(7)]  # log weights: a dropped component is the last
+        order = [-np.inf, 0, *range(7)]  # log weights: dropped components come last
         assert (
             plot_image_sheet(np.ones((9, 4)), shape=(2, 2), order=order).get_title()
             == "9 component means"
@@ -174,7 +93,7 @@ class TestDenoised:
         for ax, image in zip(axes[0], (noisy, denoised, clean), strict=True):
             np.testing.assert_allclose(ax.get_images()[0].get_array(), image, rtol=1e-6)
             assert ax.get_images()[0].norm.vmax == 2.0
-        # 10 log10(2^2 / 0.2^2) = 20, and ten times less error is 20 dB more.
+        # 10 log10(2^2 / 0.2^2) = 20, and a tenth of the error adds 20 dB.
         assert [ax.get_title() for ax in axes[0]] == [
             "Noisy\nPSNR 20.0 dB",
             "Denoised\nPSNR 40.0 dB",
@@ -182,7 +101,7 @@ class TestDenoised:
         ]
         draw(axes[0, 0])
 
-    def test_the_psnr_of_nothing_and_of_no_error(self):
+    def test_psnr_of_nan_and_of_equal_images(self):
         clean = np.full((4, 4), 0.5)
         titles = [ax.get_title() for ax in plot_denoised(clean * np.nan, clean.copy(), clean)[0]]
         assert titles == ["Noisy\nPSNR nan dB", "Denoised\nPSNR inf dB", "Clean"]
@@ -202,7 +121,7 @@ class TestDenoised:
         assert axes[0, 0].patches[0].get_bbox().bounds == (2.5, 0.5, 4.0, 4.0)
         draw(axes[0, 0])
 
-    def test_draws_in_axes_of_others(self):
+    def test_draws_in_existing_axes(self):
         axes = Figure().subplots(1, 2)
         assert plot_denoised(np.zeros((4, 4)), np.zeros((4, 4)), axes=axes)[0, 1] is axes[1]
 
@@ -236,8 +155,8 @@ class TestDenoised:
 
 
 @pytest.mark.parametrize("title", ["in $ {a $", "a$b$c"])
-def test_titles_are_no_mathematics(title):
-    """Matplotlib would read what stands between two dollars as TeX, and fail or lose them."""
+def test_titles_are_drawn_verbatim(title):
+    """Matplotlib would parse text between two dollar signs as TeX."""
     clean = np.full((4, 4), 0.5)
     for ax in (
         plot_image_sheet(np.ones((3, 64)), title=title),
@@ -246,11 +165,3 @@ def test_titles_are_no_mathematics(title):
         draw(ax)
         assert ax.get_title() == title
         assert not ax.title.get_parse_math()
-
-
-def test_nothing_of_pyplot_stays_open():
-    plot_history(history())
-    plot_image_sheet(np.ones((3, 64)))
-    plot_denoised(np.ones((4, 4)), np.ones((4, 4)))
-    pyplot = sys.modules.get("matplotlib.pyplot")  # ArviZ may have imported it
-    assert pyplot is None or not pyplot.get_fignums()
