@@ -1,4 +1,4 @@
-"""What an import of the package brings with it: nothing heavy that a user may never need, and no compilation."""
+"""An import of the package loads no heavy library and compiles no kernel."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ for name, module in sorted(sys.modules.items()):
 
 
 def in_a_new_process(packages, report):
-    """What ``report`` prints after the imports, split at white space."""
+    """Return what ``report`` prints after the imports, split at whitespace."""
     script = SCRIPT.format(packages=packages, report=report)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Warm starts: seeding of the means, start labels of the rows."""
+"""Warm starts: initial means, start labels of the rows, and starts of softmax mixtures."""
 
 from pyro_mixtures.init.identification import Identification, identification
 from pyro_mixtures.init.labels import start_labels

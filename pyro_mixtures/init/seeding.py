@@ -1,4 +1,4 @@
-"""Means of the components at rows of the data: at random, or spread out by AFK-MC2."""
+"""Seeding of the components' means with rows of the data: at random, or spread out by AFK-MC²."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,17 @@ from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops.distances import nearest_distance, squared_distance
 
 METHODS = ("afkmc2", "random")
-_NUMBERS = 1 << 20
-_MEANS_A_BLOCK = 32  # whose proposals are compared with all means before them by one matrix product
+_NUMBERS = 1 << 20  # elements of a chunk of rows
+# Means per block: one matrix product compares the proposals for these with all earlier means.
+_BLOCK = 32
 
 
 class Seeds(NamedTuple):
     """Rows chosen as means."""
 
     index: Tensor  # type: ignore[assignment]  # (C,) distinct row numbers; shadows tuple.index
-    loc: Tensor  # (C, D) those rows
-    variance: Tensor  # (D,) of the data, for the components' initial spread
+    loc: Tensor  # (C, D) these rows
+    variance: Tensor  # (D,) of the data, for the initial spread of the components
 
 
 def seed_rows(
@@ -30,16 +31,22 @@ def seed_rows(
     chain: int = 10,
     generator: torch.Generator | None = None,
 ) -> Seeds:
-    """Choose ``components`` distinct rows of ``x`` (N, D) as means.
+    """Choose distinct rows as initial means of the components.
 
+    :param x: (N, D) rows.
+    :param components: number of means, C.
     :param method: ``"afkmc2"`` approximates k-means++ seeding (spread-out rows) by Markov chains of
-        length ``chain``: O(C^2 D chain) distances instead of N C D. Bachem, Lucic, Hassani, Krause,
-        "Fast and provably good seedings for k-means", NeurIPS 2016. ``"random"`` draws rows
+        length ``chain``, with O(C² D chain) operations instead of N C D: Bachem, Lucic, Hassani,
+        Krause, "Fast and provably good seedings for k-means", NeurIPS 2016. ``"random"`` draws rows
         uniformly.
+    :param chain: length of the Markov chains.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises DataError: when C > N, or rows are not finite.
+    :returns: the row numbers, the rows, and the variance of the data.
+    :raises DataError: when rows are not (N, D), not finite, or fewer than C.
+    :raises OptionError: for an unknown method, or a chain that is not positive.
 
-    >>> seeds = seed_rows(torch.arange(10.0).unsqueeze(-1), 3, generator=torch.Generator().manual_seed(0))
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> seeds = seed_rows(torch.arange(10.0).unsqueeze(-1), 3, generator=generator)
     >>> seeds.loc.shape
     torch.Size([3, 1])
     """
@@ -56,77 +63,80 @@ def seed_rows(
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     variance = _variance(x).to(dtype)
-    index = (
-        _random(x, components, generator)
-        if method == "random"
-        else _afkmc2(x, components, chain, generator, dtype)
-    )
+    if method == "random":
+        index = torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
+    else:
+        index = _afkmc2(x, components, chain, generator, dtype)
     return Seeds(index, x[index].to(dtype), variance)
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Variance (D,) of the rows, in chunks and float64."""
-    chunks = x.split(_chunk(x))
-    mean = sum(part.double().sum(0) for part in chunks) / len(x)
+    """Compute the variance (D,) of the rows, in chunks and float64."""
+    chunks = x.split(_chunk_size(x))
+    zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    mean = sum((chunk.double().sum(0) for chunk in chunks), zero) / len(x)
     if not bool(torch.isfinite(mean).all()):
         row = int((~x.isfinite()).any(-1).nonzero()[0])
         raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
-    variance = sum((part.double() - mean).square_().sum(0) for part in chunks) / len(x)
+    variance = sum(((chunk.double() - mean).square_().sum(0) for chunk in chunks), zero) / len(x)
     # A feature without variance gets that of a typical one, so that densities stay finite.
     typical = variance.mean() if bool(variance.mean() > 0) else torch.ones_like(variance.mean())
-    variance = torch.where(variance > 1e-12 * typical, variance, typical)
-    return variance
+    return torch.where(variance > 1e-12 * typical, variance, typical)
 
 
-def _chunk(x: Tensor) -> int:
-    """Rows that are widened or multiplied at once."""
+def _chunk_size(x: Tensor) -> int:
+    """Return the number of rows that are converted or multiplied at once."""
     return max(1, _NUMBERS // max(1, x.shape[1]))
-
-
-def _random(x: Tensor, components: int, generator: torch.Generator | None) -> Tensor:
-    return torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)
 
 
 def _afkmc2(
     x: Tensor, components: int, chain: int, generator: torch.Generator | None, dtype: torch.dtype
 ) -> Tensor:
-    """First mean uniform; proposals follow q(n) = |x_n - first|^2 / 2 sum + 1 / 2N, chains accept by distance ratio."""
+    """Choose the first mean uniformly, the others by Markov chains that accept by distance.
+
+    Proposals follow q(n) = |x_n - first|^2 / (2 sum) + 1 / (2 N).
+    """
     first = int(torch.randint(len(x), (), generator=generator, device="cpu"))
     start = x[first].to(dtype)
-    parts = [squared_distance(part.to(dtype), start) for part in x.split(_chunk(x))]
-    weight = torch.cat(parts).double().to("cpu")
+    chunks = x.split(_chunk_size(x))
+    distances = [squared_distance(chunk.to(dtype), start) for chunk in chunks]
+    weight = torch.cat(distances).double().to("cpu")
     if not bool(weight.sum() > 0):
         weight = torch.ones_like(weight)
     q = 0.5 / len(x) + 0.5 * weight / weight.sum()
-    proposals = _draw(q, (components - 1) * chain, generator)
+    proposals = _draw(q, (components - 1) * chain, generator).reshape(-1, chain)
     chosen = [first]
-    taken = torch.zeros(len(x), dtype=torch.bool, device="cpu")
-    taken[chosen[0]] = True
+    is_chosen = torch.zeros(len(x), dtype=torch.bool, device="cpu")
+    is_chosen[first] = True
     uniform = torch.rand(
         components - 1, chain, generator=generator, dtype=torch.float64, device="cpu"
     )
     centers = _Centers(components, start)
-    for block in range(1, components, _MEANS_A_BLOCK):
-        rows = proposals[(block - 1) * chain : (block - 1 + _MEANS_A_BLOCK) * chain].reshape(
-            -1, chain
-        )
+    for block in range(1, components, _BLOCK):
+        rows = proposals[block - 1 : block - 1 + _BLOCK]
         proposed = x[rows.to(x.device)].to(dtype) - start
-        far = centers.distance(proposed.flatten(0, 1), 0).reshape(rows.shape)
+        block_distance = centers.distance(proposed.flatten(0, 1), 0).reshape(rows.shape)
         for k in range(len(rows)):
-            distance = torch.minimum(far[k], centers.distance(proposed[k], block)) if k else far[k]
-            # A row that is a mean already has distance zero and is left at the first opportunity.
-            distance = distance.double().to("cpu").masked_fill(taken[rows[k]], 0.0)
-            row = int(rows[k, _chain(distance, q[rows[k]], uniform[block - 1 + k])])
-            if taken[row]:
-                row = _untaken(taken, generator)
-            taken[row] = True
+            distance = block_distance[k]
+            if k:
+                distance = torch.minimum(distance, centers.distance(proposed[k], block))
+            # A row that is a mean already has distance zero, so that the chain leaves it at once.
+            distance = distance.double().to("cpu").masked_fill(is_chosen[rows[k]], 0.0)
+            end = _metropolis_hastings(distance, q[rows[k]], uniform[block - 1 + k])
+            row = int(rows[k, end])
+            if is_chosen[row]:
+                row = _draw_unchosen(is_chosen, generator)
+            is_chosen[row] = True
             chosen.append(row)
             centers.add(x[row].to(dtype) - start)
     return torch.tensor(chosen, device=x.device)
 
 
 class _Centers:
-    """The means so far, relative to the first: rows far from zero must not lose their distances to rounding."""
+    """The means chosen so far, relative to the first one.
+
+    Otherwise the distances of rows far from zero would be lost to rounding.
+    """
 
     def __init__(self, components: int, first: Tensor):
         self.loc = torch.zeros(components, len(first), dtype=first.dtype, device=first.device)
@@ -139,30 +149,28 @@ class _Centers:
         self.count += 1
 
     def distance(self, x: Tensor, begin: int) -> Tensor:
-        """Squared distance (N,) of rows from the nearest mean but for the first ``begin``."""
-        some = slice(begin, self.count)
-        return nearest_distance(x, self.loc[some], self.norms[some])
+        """Compute the squared distance (N,) of rows from the nearest mean numbered >= ``begin``."""
+        centers = slice(begin, self.count)
+        return nearest_distance(x, self.loc[centers], self.norms[centers])
 
 
-def _chain(distance: Tensor, q: Tensor, uniform: Tensor) -> int:
-    """The Metropolis-Hastings chain with independent proposals; returns where it ends."""
+def _metropolis_hastings(distance: Tensor, q: Tensor, uniform: Tensor) -> int:
+    """Run a chain of independent proposals, and return the proposal at which it ends."""
     ratio = (distance / q).tolist()
-    at = 0
+    current = 0
     for j in range(1, len(ratio)):
-        if ratio[at] == 0 or ratio[j] > ratio[at] * float(uniform[j]):
-            at = j
-    return at
+        if ratio[current] == 0 or ratio[j] > ratio[current] * float(uniform[j]):
+            current = j
+    return current
 
 
 def _draw(q: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Row numbers by inversion: ``multinomial`` takes at most 2^24 categories."""
+    """Draw row numbers by inversion: ``multinomial`` takes at most 2^24 categories."""
     cumulative = q.cumsum(0)
-    uniform = (
-        torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
-    )
-    return torch.searchsorted(cumulative, uniform).clamp_max(len(q) - 1)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(len(q) - 1)
 
 
-def _untaken(taken: Tensor, generator: torch.Generator | None) -> int:
-    free = (~taken).nonzero()[:, 0]
-    return int(free[torch.randint(len(free), (), generator=generator, device="cpu")])
+def _draw_unchosen(is_chosen: Tensor, generator: torch.Generator | None) -> int:
+    remaining = (~is_chosen).nonzero()[:, 0]
+    return int(remaining[torch.randint(len(remaining), (), generator=generator, device="cpu")])

@@ -1,4 +1,4 @@
-"""Starts of softmax mixtures: from latent moments, from random points, from clusters of drawn items."""
+"""Starts of softmax mixtures: latent moments, random points, clusters of the drawn items."""
 
 import math
 import warnings
@@ -15,28 +15,29 @@ from pyro_mixtures.init.seeding import seed_rows
 from pyro_mixtures.options import check_whole
 
 METHODS = ("subspace", "moments", "moments_diagonal", "random", "kmeans", "planted")
-_DRAWS, _ROUNDS, _CHAIN = 1 << 14, 25, 50  # of k-means
+_DRAWS, _ITERATIONS, _CHAIN = 1 << 14, 25, 50  # of k-means
 _MOMENTS = ("moments", "moments_diagonal")
-_WEIGHTED = (*_MOMENTS, "kmeans")  # those whose weights come from the draws
+_WEIGHTED = (*_MOMENTS, "kmeans")  # methods whose weights are estimated from the draws
 
 Generator = torch.Generator | None
 
 
 class SoftmaxStart(NamedTuple):
-    """Parameters that EM of a softmax mixture starts from, like the features in device and dtype.
+    """Parameters from which EM of a softmax mixture starts, in the features' device and dtype.
 
-    Called with a model it starts that there, as ``best_of(starts=...)`` does.
+    A call with a model initializes that model, as ``best_of(starts=...)`` does.
     """
 
     theta: Tensor  # (K, L)
     weights: Tensor  # (K,)
     method: str
-    doubts: tuple[
-        str, ...
-    ] = ()  # why a start from moments is not to be trusted; empty when it may be
+    doubts: tuple[str, ...] = ()  # reasons not to trust a start from moments
 
     def __call__(self, model: Any) -> None:
-        """Start ``model``, a module with ``start_at(theta, weights)``, here; weights that are constant stay equal."""
+        """Initialize ``model``, a module with ``start_at(theta, weights)``.
+
+        Weights that are constant in the model stay equal.
+        """
         constant = "weights" in dict(model.named_buffers())
         model.start_at(self.theta, None if constant else self.weights)
 
@@ -54,31 +55,35 @@ def start_softmax(
     planted: tuple[Tensor, Tensor] | None = None,
     generator: Generator = None,
 ) -> SoftmaxStart:
-    """Atoms (K, L) and weights (K,) to start a softmax mixture over items with ``features`` (p, L) from.
+    """Compute atoms and weights from which EM of a softmax mixture over items starts.
 
+    :param features: (p, L) features of the items.
     :param counts: (p,) how often each item was drawn.
+    :param components: number of atoms, K.
     :param method: ``"subspace"``: random points of the span of the K leading eigenvectors of E
-        theta theta', with equal weights; made for several starts of which the likeliest is kept
-        (:func:`starts_softmax`). ``"moments"``: third moment, whitened by the second, decomposed by
-        :func:`tensor_power`; ``"moments_diagonal"``: by
+        theta theta', with equal weights, for several starts of which the best is kept
+        (:func:`starts_softmax`). ``"moments"``: the third moment, whitened by the second one and
+        decomposed by :func:`tensor_power`. ``"moments_diagonal"``: the same with
         :func:`simultaneous_diagonalization`. ``"random"``: random points of R^L. ``"kmeans"``:
-        k-means of the standardised features of at most 16,384 draws. ``"planted"``: the parameters
+        k-means of the standardized features of at most 16,384 draws. ``"planted"``: the parameters
         ``planted=(theta, weights)``.
-    :param norm: length sqrt(theta' Sigma theta), the standard deviation of utilities over items, of
-        random points; by default the root mean square that the second moment tells. From moments
-        the greatest length of an atom, beyond which it is clipped; by default sqrt(2 log p), at
-        which a softmax of p normal utilities comes to lie on few.
-    :param covariance: of the features; with ``mean`` and ``log_density_ratio`` as in
+    :param norm: length sqrt(theta' Sigma theta), the standard deviation of utilities over items.
+        For random points it is their length, by default the root mean square that the second moment
+        implies. For moments it is the maximum length, to which longer atoms are clipped, by default
+        sqrt(2 log p): there a softmax of p normal utilities concentrates on few items.
+    :param covariance: of the features, with ``mean`` and ``log_density_ratio`` as in
         :func:`latent_moments`.
+    :param planted: atoms (K, L) and weights (K,) for ``method="planted"``.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :raises OptionError: for an unknown method, components that are no positive int, a norm that is
-        not positive, ``planted`` without its method or the other way round, or moments of more
+    :returns: the start.
+    :raises OptionError: for an unknown method, components that are not a positive integer, a norm
+        that is not positive, ``planted`` without its method or the reverse, or moments of more
         components than features.
-    :raises DataError: as :func:`latent_moments` does, or when planted parameters do not fit.
-    :warns MomentWarning: when a start from moments is not to be trusted: fewer eigenvalues of E
-        theta theta' than components above 1.5 times their noise, tensor eigenvalues with a standard
-        error of more than a fifth, weights that the first moment makes negative, or atoms that had
-        to be clipped; ``doubts`` says which.
+    :raises DataError: as :func:`latent_moments`, or when planted parameters do not fit.
+    :warns MomentWarning: when a start from moments is unreliable: fewer eigenvalues of E theta
+        theta' than components exceed 1.5 times their noise, a tensor eigenvalue has a relative
+        standard error above 0.2, the first moment makes a weight negative, or an atom was clipped.
+        ``doubts`` lists the reasons.
 
     Bing, Bunea, Niles-Weed, Wegkamp, "Learning large softmax mixtures with warm start EM", arXiv
     2409.09903.
@@ -96,7 +101,7 @@ def start_softmax(
     moments = latent_moments(
         features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio
     )
-    start = _start(_Task(moments, components, norm, generator), method, planted)
+    start = _start(_Problem(moments, components, norm, generator), method, planted)
     return _finished([start], features, log_density_ratio)[0]
 
 
@@ -114,10 +119,15 @@ def starts_softmax(
     planted: tuple[Tensor, Tensor] | None = None,
     generator: Generator = None,
 ) -> list[SoftmaxStart]:
-    """``count`` starts as :func:`start_softmax` makes them, of moments that are taken once.
+    """Compute several starts as :func:`start_softmax`, from moments that are estimated once.
+
+    :param count: number of starts. All other parameters, errors and warnings are those of
+        :func:`start_softmax`.
+    :returns: the starts.
 
     >>> features = torch.randn(100, 2)
-    >>> [start.theta.shape for start in starts_softmax(features, torch.ones(100), 3, count=2, method="random")]
+    >>> starts = starts_softmax(features, torch.ones(100), 3, count=2, method="random")
+    >>> [start.theta.shape for start in starts]
     [torch.Size([3, 2]), torch.Size([3, 2])]
     """
     _check(components, count, method, norm, planted)
@@ -125,16 +135,18 @@ def starts_softmax(
     moments = latent_moments(
         features, counts, covariance=covariance, mean=mean, log_density_ratio=log_density_ratio
     )
-    task = _Task(moments, components, norm, generator)
-    return _finished(
-        [_start(task, method, planted) for _ in range(count)], features, log_density_ratio
-    )
+    problem = _Problem(moments, components, norm, generator)
+    starts = [_start(problem, method, planted) for _ in range(count)]
+    return _finished(starts, features, log_density_ratio)
 
 
 def _finished(
     starts: list[SoftmaxStart], features: Tensor, log_density_ratio: Tensor | None
 ) -> list[SoftmaxStart]:
-    """The starts in the features' dtype, their weights those of the classes; warns of all doubts at once."""
+    """Convert the starts to the features' dtype and the weights of the classes.
+
+    Issues one warning with all doubts.
+    """
     if log_density_ratio is not None:
         starts = [
             start._replace(weights=untilt(start.weights, start.theta, features, log_density_ratio))
@@ -145,7 +157,7 @@ def _finished(
     doubts = dict.fromkeys(doubt for start in starts for doubt in start.doubts)
     if doubts:
         warnings.warn(
-            f"a start from moments is not to be trusted: {'; '.join(doubts)}",
+            f"a start from moments is unreliable: {'; '.join(doubts)}",
             MomentWarning,
             stacklevel=3,
         )
@@ -155,7 +167,9 @@ def _finished(
     ]
 
 
-class _Task(NamedTuple):
+class _Problem(NamedTuple):
+    """Moments, and the options of a start."""
+
     moments: LatentMoments
     components: int
     norm: float | None
@@ -168,18 +182,22 @@ class _Task(NamedTuple):
         return numbers.to(self.moments.points.device)
 
     def leading(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors (R, .) of the standardised second moment, at most K, ascending."""
+        """Return the K leading eigenvalues and eigenvectors (R, K) of the standardized moment."""
         values, vectors = torch.linalg.eigh(self.moments.standard_second)
         return values[-self.components :], vectors[:, -self.components :]
 
-    def freezing(self) -> float:
-        """Length at which a softmax of p standard normal utilities freezes (Derrida's random energy model)."""
+    def freezing_norm(self) -> float:
+        """Return the length at which a softmax of p normal utilities concentrates on few items.
+
+        This is the freezing transition of Derrida's random energy model.
+        """
         return math.sqrt(2 * math.log(self.moments.items))
 
-    def length(self) -> float:
-        """Of random atoms; never so short that noise would hide them."""
-        square = max(float(self.leading()[0].clamp_min(0).sum()), second_moment_noise(self.moments))
-        return self.norm or min(math.sqrt(square), self.freezing()) or 1.0
+    def random_norm(self) -> float:
+        """Return the length of random atoms, which noise must not hide."""
+        second_moment = float(self.leading()[0].clamp_min(0).sum())
+        square = max(second_moment, second_moment_noise(self.moments))
+        return self.norm or min(math.sqrt(square), self.freezing_norm()) or 1.0
 
 
 def _check(
@@ -200,74 +218,80 @@ def _check(
         )
 
 
-def _start(task: _Task, method: str, planted: tuple[Tensor, Tensor] | None) -> SoftmaxStart:
+def _start(problem: _Problem, method: str, planted: tuple[Tensor, Tensor] | None) -> SoftmaxStart:
     if planted is not None:
-        return SoftmaxStart(*_planted(task, *planted), method)
+        return SoftmaxStart(*_checked_planted(problem, *planted), method)
     if method in _MOMENTS:
-        diagonalize, longest = method == "moments_diagonal", task.norm or task.freezing()
-        found = moment_atoms(
-            task.moments,
-            task.components,
-            longest=longest,
-            diagonalize=diagonalize,
-            generator=task.generator,
+        atoms = moment_atoms(
+            problem.moments,
+            problem.components,
+            max_norm=problem.norm or problem.freezing_norm(),
+            diagonalize=method == "moments_diagonal",
+            generator=problem.generator,
         )
-        return SoftmaxStart(found.theta, found.weights, method, found.doubts)
-    atoms, weights = {"subspace": _subspace, "random": _random, "kmeans": _kmeans}[method](task)
-    return SoftmaxStart(atoms @ task.moments.factor.mT, weights, method)
+        return SoftmaxStart(atoms.theta, atoms.weights, method, atoms.doubts)
+    starts = {"subspace": _subspace, "random": _random, "kmeans": _kmeans}
+    standard_atoms, weights = starts[method](problem)
+    return SoftmaxStart(standard_atoms @ problem.moments.factor.mT, weights, method)
 
 
-def _planted(task: _Task, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (task.components, len(task.moments.mean))
+def _checked_planted(problem: _Problem, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (problem.components, len(problem.moments.mean))
     if theta.shape != shape or weights.shape != shape[:1]:
-        given = f"planted theta {tuple(theta.shape)} and weights {tuple(weights.shape)}"
-        raise DataError(f"{given} must be {shape} and {shape[:1]}")
-    if (
-        not bool(theta.isfinite().all())
-        or not bool((weights > 0).all())
-        or abs(float(weights.sum()) - 1) > 1e-4
-    ):
         raise DataError(
-            "planted theta must be finite, and planted weights positive with the sum one"
+            f"planted theta {tuple(theta.shape)} and weights {tuple(weights.shape)} must be "
+            f"{shape} and {shape[:1]}"
+        )
+    are_weights = bool((weights > 0).all()) and abs(float(weights.sum()) - 1) <= 1e-4
+    if not are_weights or not bool(theta.isfinite().all()):
+        raise DataError(
+            "planted theta must be finite, and planted weights must be positive and sum to one"
         )
     return theta.detach().clone(), weights.detach().clone()
 
 
-def _random(task: _Task) -> tuple[Tensor, Tensor]:
-    atoms = task.normal(task.components, task.moments.points.shape[1])
-    return task.length() * torch.nn.functional.normalize(atoms, dim=-1), _equal(task)
+def _random(problem: _Problem) -> tuple[Tensor, Tensor]:
+    atoms = problem.normal(problem.components, problem.moments.points.shape[1])
+    return problem.random_norm() * torch.nn.functional.normalize(atoms, dim=-1), _equal_weights(
+        problem
+    )
 
 
-def _subspace(task: _Task) -> tuple[Tensor, Tensor]:
-    _, vectors = task.leading()
-    atoms = torch.nn.functional.normalize(task.normal(task.components, vectors.shape[1]), dim=-1)
-    return task.length() * atoms @ vectors.mT, _equal(task)
+def _subspace(problem: _Problem) -> tuple[Tensor, Tensor]:
+    _, vectors = problem.leading()
+    atoms = torch.nn.functional.normalize(
+        problem.normal(problem.components, vectors.shape[1]), dim=-1
+    )
+    return problem.random_norm() * atoms @ vectors.mT, _equal_weights(problem)
 
 
-def _equal(task: _Task) -> Tensor:
-    return task.moments.mass.new_full((task.components,), 1 / task.components)
+def _equal_weights(problem: _Problem) -> Tensor:
+    return problem.moments.mass.new_full((problem.components,), 1 / problem.components)
 
 
-def _kmeans(task: _Task) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm: standardised features of class k lie about its standardised atom, with variance one."""
-    points = _draws(task)
-    centres = seed_rows(points, task.components, chain=_CHAIN, generator=task.generator).loc
-    for _ in range(_ROUNDS):
-        labels = torch.cdist(points, centres).argmin(-1)
-        sizes = torch.bincount(labels, minlength=task.components).unsqueeze(-1)
-        sums = torch.zeros_like(centres).index_add_(0, labels, points)
-        before, centres = centres, torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
-        if torch.equal(before, centres):
+def _kmeans(problem: _Problem) -> tuple[Tensor, Tensor]:
+    """Run Lloyd's algorithm on standardized features of draws.
+
+    Those of class k are distributed about its standardized atom, with variance one.
+    """
+    points = _draws(problem)
+    centers = seed_rows(points, problem.components, chain=_CHAIN, generator=problem.generator).loc
+    for _ in range(_ITERATIONS):
+        labels = torch.cdist(points, centers).argmin(-1)
+        sizes = torch.bincount(labels, minlength=problem.components).unsqueeze(-1)
+        sums = torch.zeros_like(centers).index_add_(0, labels, points)
+        means = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers)
+        previous, centers = centers, means
+        if torch.equal(previous, centers):
             break
-    return centres, (sizes[:, 0] + 1) / (
-        sizes + 1
-    ).sum()  # a cluster that lost its points keeps a weight
+    # An empty cluster keeps a positive weight.
+    return centers, (sizes[:, 0] + 1) / (sizes + 1).sum()
 
 
-def _draws(task: _Task) -> Tensor:
-    """Standardised features (n, R) of draws, at least as many as components."""
-    size = max(task.components, min(_DRAWS, int(task.moments.draws)))
-    uniform = torch.rand(size, generator=task.generator, dtype=torch.float64, device="cpu")
-    cumulative = task.moments.mass.cumsum(0).cpu()
+def _draws(problem: _Problem) -> Tensor:
+    """Draw standardized features (n, R) of items, at least as many as components."""
+    size = max(problem.components, min(_DRAWS, int(problem.moments.draws)))
+    uniform = torch.rand(size, generator=problem.generator, dtype=torch.float64, device="cpu")
+    cumulative = problem.moments.mass.cumsum(0).cpu()
     index = torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(len(cumulative) - 1)
-    return task.moments.points[index.to(task.moments.points.device)]
+    return problem.moments.points[index.to(problem.moments.points.device)]

@@ -84,5 +84,5 @@ def _checked(x: Tensor, name: str, dim: int = 2) -> Tensor:
         raise DataError(f"{name} must be {expected} with K >= 1, not {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         row = int((~x.isfinite()).reshape(len(x), -1).any(-1).nonzero()[0])
-        raise DataError(f"{name}[{row}] contains NaN or infinity and cannot be matched")
+        raise DataError(f"{name}[{row}] holds NaN or infinity and cannot be matched")
     return x.detach().double()

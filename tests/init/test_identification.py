@@ -1,4 +1,4 @@
-"""Identification of softmax mixtures: rank against noise, items, and features that tell nothing."""
+"""Identification of softmax mixtures: rank and noise, items, and uninformative features."""
 
 import warnings
 
@@ -44,7 +44,7 @@ def test_a_well_posed_problem_is_silent_and_has_rank_k():
     [(2000, 5, 20_000), (500, 10, 50_000), (1000, 1, 1000), (4000, 3, 500)],
 )
 def test_noise_bounds_the_error_of_the_second_moment(items, size, draws):
-    """Of twenty problems the error's norm passes the bound at most twice, and is not far below it."""
+    """The error exceeds the bound in at most two of twenty problems, and is not far below it."""
     ratios = []
     for seed in range(20):
         features, theta, counts = problem(items, size, 1, draws, seed=seed, norm=1.0)
@@ -66,7 +66,7 @@ def test_noise_is_the_matrix_deviation_by_brute_force():
     assert second_moment_noise(found) == pytest.approx(expected, rel=1e-9)
 
 
-def test_more_components_than_the_rank_are_told():
+def test_more_components_than_the_rank_cause_a_warning():
     features, _, counts = problem(20_000, 4, 2, 500_000)
     with pytest.warns(
         IdentificationWarning, match=r"only 2 eigenvalues .* fewer than 3 components"
@@ -81,24 +81,26 @@ def test_noise_hides_the_rank_when_items_are_few():
         assert identification(features, counts, 3).rank < 3
 
 
-def test_too_few_items_for_the_parameters():
+def test_too_few_items_for_the_parameters_cause_a_warning():
     features, _, counts = problem(10, 4, 2, 10_000)
     with pytest.warns(
-        IdentificationWarning, match="14 parameters cannot be told from 9 free probabilities"
+        IdentificationWarning, match="14 parameters cannot be identified by 9 free probabilities"
     ):
         assert identification(features, counts, 3).parameters == 14
 
 
-def test_draws_on_few_items_are_told():
+def test_draws_on_few_items_cause_a_warning():
     features, _, counts = problem(5000, 4, 2, 50_000)
     counts = torch.zeros_like(counts)
     counts[:5] = 1000.0
-    with pytest.warns(IdentificationWarning, match="as if of 5 items, fewer than the 10 entries"):
+    with pytest.warns(
+        IdentificationWarning, match="effectively of 5 items, fewer than the 10 entries"
+    ):
         assert identification(features, counts, 2).effective_items == pytest.approx(5, rel=1e-2)
 
 
-def test_effective_items_do_not_take_the_draws_noise_for_preference():
-    """Equally likely items, each drawn about once: 1 / sum of squared shares would say half of them."""
+def test_effective_items_are_not_biased_by_noise():
+    """For equally likely items drawn once, 1 / sum of squared shares would be half of them."""
     features, _, _ = problem(20_000, 2, 1, 1)
     counts = torch.poisson(torch.ones(20_000), generator=generator())
     with pytest.warns(IdentificationWarning):
@@ -136,7 +138,7 @@ def test_a_dummy_of_few_items_is_not_constant():
         assert identification(features, counts, 1).constant == ()
 
 
-def test_a_feature_far_from_zero_is_not_constant_where_its_dtype_tells_it_apart():
+def test_a_feature_far_from_zero_is_not_constant_if_its_dtype_resolves_it():
     """Such as a time in seconds; its coefficient is that of the same feature about zero."""
     features, _, counts = problem(20_000, 2, 1, 500_000)
     far = torch.stack([1.6e9 + 1000 * features[:, 0], features[:, 1]], -1)
@@ -144,7 +146,7 @@ def test_a_feature_far_from_zero_is_not_constant_where_its_dtype_tells_it_apart(
     assert found.constant == ()
     assert found.parameters == near.parameters == 2
     torch.testing.assert_close(found.eigenvalues, near.eigenvalues, rtol=1e-6, atol=1e-6)
-    # Rounding is all that remains of it.
+    # Only rounding errors remain of it.
     features[:, 0] = 1.6e9 * (1 + 2**-50 * features[:, 0].sign())
     with pytest.warns(IdentificationWarning, match=r"\[0\] are the same"):
         assert identification(features, counts, 1).constant == (0,)
@@ -159,7 +161,7 @@ def test_the_mean_of_many_equal_numbers_is_exact_enough(dtype):
         assert identification(features, torch.ones(300_000), 1).constant == (0, 2, 3)
 
 
-def test_arrays_and_integers_are_taken_as_the_softmax_mixture_takes_them():
+def test_arrays_and_integers_are_converted_as_by_the_softmax_mixture():
     features, _, counts = problem(2000, 2, 1, 100_000)
     whole = (3 * features).round()
     expected = identification(whole.float(), counts, 1)

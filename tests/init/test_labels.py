@@ -1,6 +1,4 @@
-"""Starts of hard partitions: parts that all have rows, clusters that are found, the same seed the same labels."""
-
-import sys
+"""Start labels of hard partitions: clusters without empty ones, separated clusters, seeds."""
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ def generator(seed=0):
 
 
 def blobs(components=5, rows=300, features=4, dtype=torch.float32, seed=0):
-    """Rows (N, D) about centres far apart, and which centre; parts of equal size."""
+    """Rows (N, D) about distant centers, and the number of each row's center; equal sizes."""
     draw = generator(seed)
     centers = 200 * torch.eye(components, features, dtype=torch.float64, device="cpu")
     centers[features:] = -200 * torch.eye(
@@ -37,19 +35,19 @@ def blobs(components=5, rows=300, features=4, dtype=torch.float32, seed=0):
 
 
 def inertia(x, labels):
-    """Sum of squared distances from the means of the parts, by the book."""
+    """Return the sum of squared distances from the means of the clusters."""
     return sum(
         float((x[labels == c] - x[labels == c].mean(0)).square().sum()) for c in labels.unique()
     )
 
 
-# What every method keeps.
+# All methods.
 
 
 @few
 @given(st.data(), st.integers(1, 25), st.sampled_from(METHODS), st.booleans())
-def test_every_part_has_rows_and_every_row_a_part(data, rows, method, repeated):
-    """Also where rows repeat one another, so that fewer positions than components are distinct."""
+def test_every_cluster_has_rows_and_every_row_a_cluster(data, rows, method, repeated):
+    """Also with repeated rows, of which fewer than components are distinct."""
     components = data.draw(st.integers(1, rows))
     x = torch.randn(rows, 2, generator=generator(rows))
     x = x[torch.arange(rows) // 3] if repeated else x
@@ -112,7 +110,7 @@ def test_rows_in_blocks_get_the_labels_of_rows_at_once(monkeypatch):
             assert torch.equal(whole, start_labels(x, 5, method=method, generator=generator()))
 
 
-def test_arrays_and_integers_are_taken_as_rows():
+def test_rows_may_be_arrays_and_integers():
     x, truth = blobs(dtype=torch.int64)
     for method in CLUSTERING:
         assert (
@@ -123,15 +121,15 @@ def test_arrays_and_integers_are_taken_as_rows():
         )
 
 
-# What each method is.
+# Single methods.
 
 
-def test_uniform_parts_differ_by_one_row_at_most():
+def test_sizes_of_uniform_clusters_differ_by_one_row_at_most():
     sizes = torch.bincount(start_labels(torch.zeros(23, 1), 5, generator=generator()))
     assert sorted(sizes.tolist()) == [4, 4, 5, 5, 5]
 
 
-def test_uniform_labels_know_nothing_of_the_rows():
+def test_uniform_labels_do_not_depend_on_the_rows():
     x, truth = blobs(rows=3000)
     assert abs(adjusted_rand_score(truth, start_labels(x, 5, generator=generator()))) < 0.02
 
@@ -144,15 +142,15 @@ def test_kmeans_plus_plus_labels_are_the_nearest_seeds():
 
 
 @pytest.mark.parametrize("capacity", [None, 30, 60])
-def test_balanced_parts_keep_the_capacity_and_lie_close(capacity):
-    """One cluster holds half of the rows: it must be cut."""
+def test_balanced_clusters_keep_the_capacity_and_are_compact(capacity):
+    """One cluster has half of the rows and must be divided."""
     x = torch.cat([torch.randn(50, 2), torch.randn(25, 2) + 20, torch.randn(25, 2) - 20])
     found = start_labels(x, 4, method="balanced", capacity=capacity, generator=generator())
     assert torch.bincount(found, minlength=4).max() <= (capacity or 25)
     assert inertia(x, found) < 0.1 * inertia(x, start_labels(x, 4, generator=generator()))
 
 
-def test_balanced_parts_of_clusters_of_unequal_size_are_equal():
+def test_balanced_clusters_of_unequal_groups_have_equal_sizes():
     x = torch.cat([torch.randn(70, 2), torch.randn(30, 2) + 50])
     sizes = torch.bincount(start_labels(x, 2, method="balanced", generator=generator()))
     assert sizes.tolist() == [50, 50]
@@ -176,8 +174,8 @@ def test_rows_outside_wards_sample_go_to_the_nearest_mean_of_its_clusters(monkey
     )
 
 
-def test_gaussian_tells_clusters_by_their_spread_where_distances_do_not(monkeypatch):
-    """The nearest mean gives rows of the wide cluster to the narrow one beside it."""
+def test_gaussian_separates_clusters_by_their_spread(monkeypatch):
+    """By distance, rows of the wide cluster would belong to the narrow one next to it."""
     monkeypatch.setattr(module, "_EM_ROWS", 300)
     truth = torch.arange(600) % 2
     x = torch.where(truth.bool().unsqueeze(-1), 6.0, 0.3) * torch.randn(
@@ -203,7 +201,7 @@ def test_gaussian_tells_clusters_by_their_spread_where_distances_do_not(monkeypa
         (torch.zeros(3), 1, r"must be \(N, D\)"),
     ],
 )
-def test_rows_that_cannot_be_parted_are_refused(method, x, components, message):
+def test_rows_that_cannot_be_clustered_are_refused(method, x, components, message):
     with pytest.raises(DataError, match=message):
         start_labels(x, components, method=method)
 
@@ -222,27 +220,18 @@ def test_an_unknown_method_is_refused():
 
 @pytest.mark.parametrize("method", ["uniform", "balanced"])
 @pytest.mark.parametrize("capacity", [0, 3])
-def test_a_capacity_without_room_is_refused(method, capacity):
+def test_a_capacity_that_is_too_small_is_refused(method, capacity):
     with pytest.raises(DataError, match=f"capacity={capacity} rows do not hold 10 rows"):
         start_labels(torch.randn(10, 2), 3, method=method, capacity=capacity)
 
 
 @pytest.mark.parametrize("method", ["kmeans++", "agglomerative", "gaussian"])
-def test_a_capacity_that_would_not_be_kept_is_refused(method):
+def test_a_capacity_that_the_method_ignores_is_refused(method):
     with pytest.raises(OptionError, match="leave capacity= out"):
         start_labels(torch.randn(10, 2), 3, method=method, capacity=5)
 
 
-@pytest.mark.parametrize(
-    ("method", "needs"), [("agglomerative", "cluster"), ("gaussian", "mixture")]
-)
-def test_scikit_learn_missing_says_what_to_install(method, needs, monkeypatch):
-    monkeypatch.setitem(sys.modules, f"sklearn.{needs}", None)
-    with pytest.raises(OptionError, match=r"needs scikit-learn: pip install"):
-        start_labels(torch.randn(10, 2), 3, method=method)
-
-
 def test_more_components_than_wards_sample_are_refused(monkeypatch):
     monkeypatch.setattr(module, "_WARD_ROWS", 5)
-    with pytest.raises(OptionError, match="finds 5 at most"):
+    with pytest.raises(OptionError, match="finds at most 5 clusters"):
         start_labels(torch.randn(10, 2), 6, method="agglomerative")

@@ -1,4 +1,4 @@
-"""Latent moments: the formulas by brute force, planted moments recovered, densities of other features, refusals."""
+"""Latent moments: formulas by brute force, planted moments, other densities, invalid input."""
 
 import importlib
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.init.latent_moments import latent_moments, untilt
 
-# The package's name of the same spelling is the function.
+# The attribute of the package with this name is the function.
 module = importlib.import_module("pyro_mixtures.init.latent_moments")
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
@@ -39,7 +39,7 @@ def counted(items, seed=0):
 
 
 def brute_force(features, counts, covariance, mean):
-    """The three moments by the formulas of the module's head, with an array (p, L, L, L)."""
+    """The three moments by the formulas of the module, with an array (p, L, L, L)."""
     share = counts / counts.sum()
     inverse = torch.linalg.inv(covariance)
     u = (features - mean) @ inverse
@@ -97,7 +97,7 @@ def test_contractions_are_those_of_the_tensor(size, columns, seed):
     )
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_results_do_not_depend_on_chunks(monkeypatch):
     features, counts = normal(50, 3), counted(50)
     whole = latent_moments(features, counts)
     expected = whole.first, whole.second, whole.third
@@ -108,7 +108,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 
 def test_planted_moments_are_recovered():
-    """Correlated features with a mean; error of order p^-1/2, here with p = 200,000 and as good as endless draws."""
+    """Correlated features with a mean; the error is of order p^-1/2, with p = 200,000."""
     size, covariance, shift = 3, spread(3), torch.tensor([2.0, -1.0, 5.0], dtype=torch.float64)
     features = normal(200_000, size) @ torch.linalg.cholesky(covariance).mT + shift
     theta = 0.8 * torch.nn.functional.normalize(normal(2, size, seed=1), dim=-1)
@@ -120,7 +120,7 @@ def test_planted_moments_are_recovered():
             (found.first, found.second, found.third), moments_of(theta, weights), strict=True
         ):
             assert (one - true).abs().max() < 0.05
-    # Without the mean's removal, or with another covariance, they are not.
+    # They are not if the mean is not removed, or with another covariance.
     wrong = latent_moments(features, counts, covariance=covariance, mean=0 * shift)
     assert (wrong.first - weights @ theta).abs().max() > 0.5
     wrong = latent_moments(features, counts, covariance=2 * covariance, mean=shift)
@@ -128,7 +128,7 @@ def test_planted_moments_are_recovered():
 
 
 def test_other_units_of_the_features_are_those_of_the_atoms():
-    """x -> A x + b and theta -> A^-T theta leave all utilities' differences alone."""
+    """x -> A x + b and theta -> A^-T theta do not change differences of utilities."""
     features, counts, turn = normal(60, 3), counted(60), normal(3, 3, seed=5)
     found, turned = (
         latent_moments(features, counts),
@@ -138,7 +138,7 @@ def test_other_units_of_the_features_are_those_of_the_atoms():
     torch.testing.assert_close(turned.project(turn), found.third, rtol=1e-7, atol=1e-7)
 
 
-def test_items_that_nobody_drew_enter_the_covariance_alone():
+def test_items_without_draws_affect_the_covariance_only():
     features, counts = normal(60, 3), counted(60)
     covariance, mean, drawn = spread(3), normal(3, seed=1), counts > 0
     assert 0 < int(drawn.sum()) < 60
@@ -149,7 +149,7 @@ def test_items_that_nobody_drew_enter_the_covariance_alone():
 
 
 def uniform_features(items=200_000, half=4.0):
-    """Uniform on a square, and the log ratio of N(0, I) to that density, but for a constant."""
+    """Features uniform on a square, and the log ratio of N(0, I) to that density."""
     draw = torch.Generator("cpu").manual_seed(0)
     features = half * (
         2 * torch.rand(items, 2, generator=draw, dtype=torch.float64, device="cpu") - 1
@@ -158,7 +158,7 @@ def uniform_features(items=200_000, half=4.0):
 
 
 def test_draws_weighted_by_the_ratio_of_densities_give_the_atoms_and_untilted_weights():
-    """Of the mixture with weights alpha_k rho_k, rho_k = int exp(x.theta_k) phi / int exp(x.theta_k) f."""
+    """The mixture has weights alpha_k rho_k, with the rho_k of the module's docstring."""
     features, ratio = uniform_features()
     theta = torch.tensor([[1.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
     weights = torch.tensor([0.6, 0.4], dtype=torch.float64)
@@ -193,8 +193,8 @@ def test_untilt_is_the_ratio_of_sums_over_items(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_features_without_meaning_take_no_part(dtype):
-    """A constant and a copy: theta is shared by the copies and zero for the constant."""
+def test_constant_and_repeated_features_have_no_effect(dtype):
+    """Copies share theta, and it is zero for a constant."""
     base, counts = normal(80, 2).to(dtype), counted(80)
     features = torch.cat([base, torch.full((80, 1), 0.1, dtype=dtype), base[:, :1]], -1)
     plain, found = latent_moments(base, counts), latent_moments(features, counts)
@@ -221,7 +221,7 @@ def test_features_in_very_different_units_all_count():
 
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_moments_are_double_precision_whatever_the_features_are(dtype):
+def test_moments_are_in_float64_for_features_of_any_dtype(dtype):
     features, counts = normal(200, 3).to(dtype), counted(200).long()
     found, exact = latent_moments(features, counts), latent_moments(features.double(), counts)
     assert {found.first.dtype, found.second.dtype, found.third.dtype} == {torch.float64}
@@ -237,7 +237,7 @@ def test_moments_are_double_precision_whatever_the_features_are(dtype):
     )
 
 
-def test_arrays_and_integers_are_taken():
+def test_arrays_and_integers_are_converted():
     features, counts = (5 * normal(200, 3)).round(), counted(200)
     exact = latent_moments(features, counts)
     for given_ in (features.numpy(), features.long(), features.int().numpy()):
@@ -254,20 +254,20 @@ def test_arrays_and_integers_are_taken():
     ("change", "says"),
     [
         ({"features": torch.zeros(10)}, "must be"),
-        ({"features": torch.zeros(10, 2, dtype=torch.complex64)}, "in floats"),
+        ({"features": torch.zeros(10, 2, dtype=torch.complex64)}, "floating-point numbers"),
         ({"features": torch.zeros(10, 2, dtype=torch.int64)}, "no variance"),
         ({"features": torch.full((10, 2), torch.nan)}, "item 0 has NaN"),
         ({"features": torch.ones(10, 2)}, "no variance"),
-        ({"counts": torch.ones(9)}, "one of each item"),
+        ({"counts": torch.ones(9)}, "one per item"),
         ({"counts": -torch.ones(10)}, "not negative"),
-        ({"counts": torch.zeros(10)}, "positive somewhere"),
+        ({"counts": torch.zeros(10)}, "at least one positive"),
         ({"counts": torch.full((10,), torch.inf)}, "finite"),
         ({"covariance": torch.eye(3)}, "covariance must be"),
         ({"covariance": torch.tensor([[1.0, 0.5], [0.0, 1.0]])}, "not symmetric"),
         ({"covariance": torch.diag(torch.tensor([1.0, -1.0]))}, "positive semidefinite"),
         ({"covariance": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}, "positive semidefinite"),
-        ({"mean": torch.zeros(3)}, "mean must hold 2"),
-        ({"log_density_ratio": torch.zeros(9), "covariance": torch.eye(2)}, "must hold 10"),
+        ({"mean": torch.zeros(3)}, "mean must contain 2"),
+        ({"log_density_ratio": torch.zeros(9), "covariance": torch.eye(2)}, "must contain 10"),
         ({"log_density_ratio": torch.full((10,), torch.nan), "covariance": torch.eye(2)}, "finite"),
     ],
 )

@@ -46,7 +46,7 @@ def test_duplicates_in_the_data_are_still_distinct_rows(method):
 
 
 def test_afkmc2_prefers_a_new_value_to_a_duplicate():
-    """Nine rows in ten are one point: a second mean there would be a dead component."""
+    """Nine rows in ten are one point: a second mean there would be an empty component."""
     x = torch.zeros(200, 2)
     x[:20] = torch.tensor([3.0, 4.0])
     found = [seed_rows(x, 2, generator=generator(seed)).loc for seed in range(20)]
@@ -71,8 +71,8 @@ def test_afkmc2_covers_separated_clusters_far_more_often_than_random():
         )
         for method in METHODS
     }
-    # A random choice covers them all with probability 8! / 8^8 = 0.0024; a chain misses the last
-    # with (7/8)^40 = 0.005.
+    # A random choice covers all of them with probability 8! / 8^8 = 0.0024; a chain misses the
+    # last one with probability (7/8)^40 = 0.005.
     assert covered["random"] <= 2
     assert covered["afkmc2"] >= 18
 
@@ -91,8 +91,8 @@ def test_long_chains_draw_by_squared_distance_as_kmeans_plus_plus_does():
         assert ((frequency - expected) / spread).abs().max() < 4.5
 
 
-def test_chains_know_all_means_before_them_far_from_the_origin():
-    """Hundred tight groups, more than one block of means: hardly a group is left out while another gets two."""
+def test_chains_avoid_all_earlier_means_far_from_the_origin():
+    """With a hundred tight groups and several blocks of means, hardly a group is left out."""
     groups = 1e4 + 10 * torch.rand(100, 4, generator=generator(0))
     x = groups.repeat(20, 1) + 1e-2 * torch.randn(2000, 4, generator=generator(1))
     found = seed_rows(x, 100, chain=100, generator=generator(2)).index % 100
@@ -135,7 +135,7 @@ def test_variance_is_right_far_from_the_origin():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-def test_arrays_are_taken_as_rows(dtype):
+def test_rows_may_be_arrays(dtype):
     x = np.arange(12).reshape(6, 2).astype(dtype)
     seeds = seed_rows(x, 3, generator=generator())
     assert seeds.loc.dtype == (torch.float64 if dtype is np.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""Starts of softmax mixtures: near the truth where moments work, told where they fail, and good enough for EM."""
+"""Starts of softmax mixtures: accuracy of moments, warnings where they fail, EM from starts."""
 
 import inspect
 import math
@@ -53,7 +53,7 @@ def silent(*args, **options):
 
 
 def em(features, counts, start, steps=50):
-    """Exact EM over counts with Newton steps, in the plainest form; parameters and log likelihood a draw."""
+    """Run exact EM with Newton steps; return the parameters and the log likelihood per draw."""
     theta, weights, share = start.theta.double(), start.weights.double(), counts / counts.sum()
     for _ in range(steps):
         logits = weights.log() + torch.log_softmax(features @ theta.mT, 0)
@@ -77,7 +77,7 @@ def em(features, counts, start, steps=50):
 
 
 @pytest.mark.parametrize("method", MOMENTS)
-def test_moments_of_many_items_find_the_atoms_and_say_nothing(method):
+def test_moments_of_many_items_find_the_atoms_without_a_warning(method):
     features, theta, weights, counts = separate(weights=[0.35, 0.65])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,20 +125,20 @@ def test_opposite_classes_have_no_third_moment():
         start_softmax(features, counts, 2, method="moments")
 
 
-def test_directions_below_the_noise_make_up_no_atoms_without_bound():
-    """One class, five asked for: some eigenvalues are negative. Nothing is clipped here."""
+def test_directions_below_the_noise_yield_no_unbounded_atoms():
+    """Five atoms of one class: some eigenvalues are negative. Nothing is clipped here."""
     features, _, _, counts = problem(5, 1, 2000, 20_000)
     moments = latent_moments(features, counts)
     assert float(torch.linalg.eigvalsh(moments.second)[0]) < 0
     for diagonalize in (False, True):
         found = moment_atoms(
-            moments, 5, longest=1e9, diagonalize=diagonalize, generator=generator()
+            moments, 5, max_norm=1e9, diagonalize=diagonalize, generator=generator()
         )
         assert float(found.theta.norm(dim=-1).max()) < 6.0
         assert any("of the 5 leading eigenvalues" in doubt for doubt in found.doubts)
 
 
-def test_long_atoms_are_clipped_and_told():
+def test_long_atoms_are_clipped_with_a_warning():
     features, _, _, counts = separate()
     with pytest.warns(MomentWarning, match=r"2 atoms were clipped to length 1"):
         start = start_softmax(
@@ -149,7 +149,7 @@ def test_long_atoms_are_clipped_and_told():
 
 
 def test_standard_errors_are_those_of_repeated_samples():
-    """The spread of the tensor eigenvalues over fresh items and draws, noise of the whitening included."""
+    """Tensor eigenvalues of new items and draws vary that much, noise of the whitening included."""
     theta, values, errors = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double(), [], []
     for seed in range(30):
         draw = generator(seed)
@@ -189,7 +189,7 @@ def test_weights_of_another_density_of_features_are_those_of_the_classes():
     tilted = moment_atoms(
         latent_moments(features, counts, covariance=torch.eye(2), log_density_ratio=ratio),
         2,
-        longest=4.0,
+        max_norm=4.0,
         generator=draw,
     ).weights
     assert float((tilted - 0.5).abs().sum()) > 0.2
@@ -201,7 +201,7 @@ def test_weights_of_another_density_of_features_are_those_of_the_classes():
 def test_more_components_than_features_have_no_moment_start():
     features, _, _, counts = problem(3, 4, 500, 5000)
     with pytest.raises(
-        OptionError, match="at most one component a feature: 4 components, features of rank 3"
+        OptionError, match="at most one component per feature: 4 components, features of rank 3"
     ):
         start_softmax(features, counts, 4, method="moments")
     for method in ("subspace", "random", "kmeans"):
@@ -235,7 +235,7 @@ def test_random_points_have_the_given_length_in_units_of_the_features():
 
 
 def test_points_without_any_signal_still_differ():
-    """Items drawn equally often: the second moment is zero or less, the starts are as long as its noise."""
+    """If items are drawn equally often, the starts are as long as the second moment's noise."""
     features, _, _, _ = problem(3, 2, 1000, 1)
     for method in ("random", "subspace"):
         start = start_softmax(features, torch.ones(1000), 2, method=method)
@@ -246,7 +246,7 @@ def test_points_without_any_signal_still_differ():
 
 
 def test_clusters_of_drawn_items_lie_at_the_atoms_far_apart():
-    """Atoms of length 3: their items' features lie about Sigma theta, with Sigma as their covariance."""
+    """Features of the items drawn by an atom have the mean Sigma theta and covariance Sigma."""
     features, _, weights, _ = problem(2, 3, 200_000, 1, weights=[0.2, 0.3, 0.5])
     theta = 3 * torch.tensor([[1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]).double()
     scale = torch.tensor([10.0, 0.1]).double()
@@ -259,7 +259,7 @@ def test_clusters_of_drawn_items_lie_at_the_atoms_far_apart():
     assert float(errors.weights) < 0.1
 
 
-def test_clusters_of_a_handful_of_draws():
+def test_clusters_of_few_draws_are_finite():
     features, counts = torch.randn(20, 3, generator=generator()), torch.zeros(20)
     counts[3], counts[7] = 1.0, 2.0
     start = start_softmax(features, counts, 4, method="kmeans", generator=generator())
@@ -309,13 +309,13 @@ def test_integer_and_array_features_start_as_floats_do(method):
         torch.testing.assert_close(start.weights, expected.weights)
 
 
-# What all methods keep.
+# All methods.
 
 
 @pytest.mark.meta
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_dtypes_and_seeds(method, dtype):
+def test_shapes_dtypes_and_seeds_are_right(method, dtype):
     features, theta, weights, counts = problem(4, 3, 600, 5000)
     options = {"planted": (theta, weights)} if method == "planted" else {}
     starts = [
@@ -406,9 +406,9 @@ def test_em_from_the_starts_reaches_the_optimum_that_the_truth_reaches():
         (
             {"method": "planted", "planted": (torch.zeros(2, 3), torch.ones(2))},
             DataError,
-            "sum one",
+            "sum to one",
         ),
-        ({"counts": torch.zeros(10)}, DataError, "positive somewhere"),
+        ({"counts": torch.zeros(10)}, DataError, "at least one positive"),
         ({"log_density_ratio": torch.zeros(10)}, OptionError, "give its covariance="),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tensor decompositions: exact on orthogonal tensors, stable under noise, typed refusals."""
+"""Tensor decompositions: exact on orthogonal tensors, stable under noise, invalid input."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def symmetric(size, seed):
 @few
 @given(st.integers(1, 7), st.integers(0, 1000), st.data())
 def test_orthogonal_tensors_are_recovered(decompose, size, seed, data):
-    """Values of either sign come back positive, their vectors turned round."""
+    """Values of either sign become positive, and their vectors change sign."""
     signs = torch.tensor(
         data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=size, max_size=size))
     )
@@ -59,8 +59,8 @@ def test_orthogonal_tensors_are_recovered(decompose, size, seed, data):
 
 
 @pytest.mark.parametrize("decompose", METHODS)
-def test_equal_values_are_no_obstacle(decompose):
-    """As with equal weights; a matrix could not tell its eigenvectors apart."""
+def test_equal_values_are_separated(decompose):
+    """They occur with equal weights; a matrix would not have unique eigenvectors."""
     vectors = orthogonal(4)
     found = decompose(
         build(torch.full((4,), 2.0, dtype=torch.float64), vectors), generator=generator()
@@ -71,7 +71,7 @@ def test_equal_values_are_no_obstacle(decompose):
 
 
 @pytest.mark.parametrize("decompose", METHODS)
-def test_noise_moves_the_answer_by_as_much_only(decompose):
+def test_noise_changes_the_result_by_its_own_size(decompose):
     vectors, values = orthogonal(5), torch.linspace(2.0, 3.0, 5, dtype=torch.float64)
     noise = symmetric(5, 1)
     found = decompose(build(values, vectors) + 0.01 * noise / noise.norm(), generator=generator())
@@ -81,7 +81,7 @@ def test_noise_moves_the_answer_by_as_much_only(decompose):
 
 
 def test_the_first_vector_found_is_an_eigenvector_of_any_symmetric_tensor():
-    """T(I, v, v) = lambda v, before anything is taken off T."""
+    """T(I, v, v) = lambda v before the first term is subtracted."""
     tensor = symmetric(4, 2)
     found = tensor_power(tensor, iterations=3000, generator=generator())
     image = torch.einsum("abc,kb,kc->ka", tensor, found.vectors, found.vectors)
@@ -98,7 +98,7 @@ def test_a_tensor_of_zeros_ends_finite(decompose):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("decompose", METHODS)
-def test_same_seed_same_answer_in_double_precision(decompose):
+def test_equal_seeds_give_equal_results_in_float64(decompose):
     tensor = build(
         torch.linspace(1, 2, 3, dtype=torch.float64, device="cpu"), orthogonal(3)
     ).float()
