@@ -113,7 +113,7 @@ def _arviz_loo(log_likelihood: np.ndarray) -> _Smoothed:
     import arviz  # here, because importing it takes seconds
 
     terms = Variable(log_likelihood[None], (*SAMPLE_DIMS, "row"))
-    data = to_container({"log_likelihood": {"evidence": terms}})
+    data = to_container({"log_likelihood": {"log_evidence": terms}})
     options: Any = {"pointwise": True, "reff": 1.0}
     with warnings.catch_warnings():
         # LeaveOneOut.unreliable reports this for every fit.

@@ -18,16 +18,15 @@ from pyro_mixtures.poutine import data_plate
 pytestmark = [pytest.mark.arviz, pytest.mark.usefixtures("on_one_thread")]
 
 ROWS = 40
-PLACES = torch.tensor(
-    [-2.0, 1.0], device="cpu"
-)  # of the means a priori: so far apart the posterior has one mode
+# Prior means, far enough apart that the posterior has one mode.
+CENTERS = torch.tensor([-2.0, 1.0], device="cpu")
 POINTWISE = "loo_i" if az.__version__.startswith("0.") else "elpd_i"
 
 
 def model(x, index=None, size=None):
-    """Two unknown means under normal priors, all else known: a posterior of two dimensions, which a grid can hold."""
+    """Two unknown means under normal priors: a two-dimensional posterior for a grid."""
     with pyro.plate("cluster", 2):
-        loc = pyro.sample("loc", dist.Normal(PLACES, 1.0))
+        loc = pyro.sample("loc", dist.Normal(CENTERS, 1.0))
     with data_plate(x, index, size):
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
@@ -35,7 +34,7 @@ def model(x, index=None, size=None):
 
 def rows() -> torch.Tensor:
     draws = torch.randn(ROWS, generator=torch.Generator("cpu").manual_seed(3), device="cpu")
-    return draws + torch.where(torch.arange(ROWS) % 5 < 2, *PLACES)
+    return draws + torch.where(torch.arange(ROWS) % 5 < 2, *CENTERS)
 
 
 class Exact:
@@ -49,7 +48,7 @@ class Exact:
             math.log(0.6) + densities.unsqueeze(0),
         )
         self.terms = torch.logaddexp(first, second).flatten(0, 1)  # (points^2, N)
-        first, second = (dist.Normal(place, 1.0).log_prob(self.grid) for place in PLACES)
+        first, second = (dist.Normal(center, 1.0).log_prob(self.grid) for center in CENTERS)
         self.prior = (first.unsqueeze(1) + second).flatten()
 
     def log_posterior(self, left_out: int | None = None) -> torch.Tensor:
@@ -57,7 +56,7 @@ class Exact:
         return (self.prior + terms).log_softmax(0)
 
     def left_out(self) -> np.ndarray:
-        """log p(x_n | all other rows) (N,), from a posterior of its own for each row."""
+        """log p(x_n | all other rows) (N,), from the posterior without each row."""
         count = range(self.terms.shape[1])
         return np.array(
             [float((self.log_posterior(n) + self.terms[:, n]).logsumexp(0)) for n in count]
@@ -77,7 +76,7 @@ class Exact:
 
 
 def loo(data):
-    with warnings.catch_warnings():  # whether there is one is not what is tested here
+    with warnings.catch_warnings():  # this test is not about the warning
         warnings.filterwarnings(
             "ignore", message="Estimated shape parameter of Pareto distribution"
         )
@@ -105,8 +104,8 @@ def test_with_independent_draws():
     check(loo(data), exact.left_out(), each=0.1)
 
 
-def test_in_sample_evidence_would_be_found_out():
-    """What LOO corrects is larger than the tolerance above."""
+def test_in_sample_log_evidence_would_fail():
+    """The correction by LOO is larger than the tolerance above."""
     x = rows()
     exact = Exact(x)
     fitted = (exact.log_posterior().unsqueeze(1) + exact.terms).logsumexp(0).numpy()
@@ -123,7 +122,7 @@ def test_with_nuts():
         num_samples=400,
         warmup_steps=100,
         disable_progbar=True,
-        initial_params={"loc": PLACES.clone()},
+        initial_params={"loc": CENTERS.clone()},
     )
     mcmc.run(x)
     check(loo(to_arviz(mcmc, model, x, align=False)), Exact(x).left_out(), each=0.2)

@@ -19,8 +19,8 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 def clusters(components, each=40, seed=0):
-    centres = 9.0 * torch.arange(components, device="cpu")
-    return (centres[:, None, None] + normal(components, each, 2, seed=seed)).flatten(0, 1)
+    centers = 9.0 * torch.arange(components, device="cpu")
+    return (centers[:, None, None] + normal(components, each, 2, seed=seed)).flatten(0, 1)
 
 
 def gaussians(covariance="diagonal", dtype=torch.float32, guide=FullPartition):

@@ -19,8 +19,8 @@ WEIGHT = torch.tensor([3.0, 0.0, 1.0, 2.0] * 6, device="cpu")
 
 def rows(seed, dtype=torch.float32):
     generator = torch.Generator("cpu").manual_seed(seed)
-    centres = 6.0 * (torch.arange(24, device="cpu", dtype=dtype) % 2).unsqueeze(-1)
-    return centres + torch.randn(24, 2, generator=generator, device="cpu", dtype=dtype)
+    centers = 6.0 * (torch.arange(24, device="cpu", dtype=dtype) % 2).unsqueeze(-1)
+    return centers + torch.randn(24, 2, generator=generator, device="cpu", dtype=dtype)
 
 
 def builder(dtype=torch.float32):

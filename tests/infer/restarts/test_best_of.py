@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("on_one_thread")
 @pytest.fixture
 def x():
     generator = torch.Generator("cpu").manual_seed(3)
-    centres = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 0.0]], device="cpu")
-    return torch.cat([c + torch.randn(60, 2, generator=generator, device="cpu") for c in centres])
+    centers = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 0.0]], device="cpu")
+    return torch.cat([c + torch.randn(60, 2, generator=generator, device="cpu") for c in centers])
 
 
 def build():

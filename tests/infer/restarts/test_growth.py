@@ -44,9 +44,9 @@ def test_growth_finds_separated_clusters(x, make):
         stages = grow(builder(make), x, components=[1, 2, 4], progress=False)
     assert [stage.model.components for stage in stages] == [1, 2, 4]
     loc = stages[-1].model.loc.detach()
-    centres = 9 * torch.arange(4.0, device="cpu")
+    centers = 9 * torch.arange(4.0, device="cpu")
     assert (
-        torch.cdist(centres.unsqueeze(-1).expand(4, 2).contiguous(), loc).min(-1).values.max() < 0.6
+        torch.cdist(centers.unsqueeze(-1).expand(4, 2).contiguous(), loc).min(-1).values.max() < 0.6
     )
     assert stages[0].elbo < stages[1].elbo < stages[2].elbo
     # The program reads the params of the last stage.

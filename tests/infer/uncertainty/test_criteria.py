@@ -1,4 +1,4 @@
-"""Criteria against scikit-learn, and free parameters against what textbooks count."""
+"""Criteria against scikit-learn, and free parameters against textbook counts."""
 
 import math
 
@@ -36,15 +36,15 @@ C, D, N = 3, 2, 90
 
 @pytest.fixture
 def x():
-    centres = 2.0 * (torch.arange(N, device="cpu") % C).unsqueeze(-1)
-    return centres + torch.randn(N, D, device="cpu")
+    centers = 2.0 * (torch.arange(N, device="cpu") % C).unsqueeze(-1)
+    return centers + torch.randn(N, D, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("covariance", "tied"),
     [("isotropic", False), ("diagonal", False), ("full", False), ("full", True)],
 )
-def test_criteria_are_scikit_learns(x, covariance, tied):
+def test_criteria_agree_with_scikit_learn(x, covariance, tied):
     names = {"isotropic": "spherical", "diagonal": "diag", "full": "tied" if tied else "full"}
     peer = Peer(C, covariance_type=names[covariance], random_state=0, reg_covar=0.0).fit(
         x.double().numpy()
@@ -52,25 +52,25 @@ def test_criteria_are_scikit_learns(x, covariance, tied):
     model = GaussianMixture(components=C, features=D, covariance=covariance, tied=tied).double()
     with torch.no_grad():
         model.loc, model.weights = torch.from_numpy(peer.means_), torch.from_numpy(peer.weights_)
-        found = torch.from_numpy(peer.covariances_)
+        covariances = torch.from_numpy(peer.covariances_)
         if covariance == "full":
-            model.scale_tril = torch.linalg.cholesky(found).reshape(model.scale_tril.shape)
+            model.scale_tril = torch.linalg.cholesky(covariances).reshape(model.scale_tril.shape)
         else:
-            model.scale = found.sqrt().reshape(model.scale.shape)
-    found = criteria(model, x.double())
-    assert found.parameters == peer._n_parameters()
-    assert found.bic == pytest.approx(peer.bic(x.double().numpy()))
-    assert found.aic == pytest.approx(peer.aic(x.double().numpy()))
+            model.scale = covariances.sqrt().reshape(model.scale.shape)
+    result = criteria(model, x.double())
+    assert result.parameters == peer._n_parameters()
+    assert result.bic == pytest.approx(peer.bic(x.double().numpy()))
+    assert result.aic == pytest.approx(peer.aic(x.double().numpy()))
     q = torch.from_numpy(peer.predict_proba(x.double().numpy()))
-    torch.testing.assert_close(found.shares, q.mean(0), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(result.shares, q.mean(0), rtol=1e-6, atol=1e-9)
     entropy = -float(torch.xlogy(q, q).sum())
-    assert found.entropy == pytest.approx(entropy)
-    assert found.icl == pytest.approx(found.bic + 2 * entropy)
-    assert found.rows == N
+    assert result.entropy == pytest.approx(entropy)
+    assert result.icl == pytest.approx(result.bic + 2 * entropy)
+    assert result.rows == N
 
 
 @pytest.mark.meta
-def test_chunks_and_guides_that_keep_all_candidates_change_nothing(x):
+def test_chunks_and_guides_with_all_candidates_agree(x):
     model = program
     whole = criteria(model, x)
     for options in (
@@ -78,10 +78,10 @@ def test_chunks_and_guides_that_keep_all_candidates_change_nothing(x):
         {"guide": FullPartition(model, components=C)},
         {"guide": TruncatedPartition(model, components=C, candidates=C, neighbors=C), "chunk": 40},
     ):
-        found = criteria(model, x, **options)
-        torch.testing.assert_close(found.shares, whole.shares)
-        assert found.bic == pytest.approx(whole.bic, rel=1e-6)
-        assert found.entropy == pytest.approx(whole.entropy, rel=1e-5)
+        result = criteria(model, x, **options)
+        torch.testing.assert_close(result.shares, whole.shares)
+        assert result.bic == pytest.approx(whole.bic, rel=1e-6)
+        assert result.entropy == pytest.approx(whole.entropy, rel=1e-5)
     less = criteria(
         model, x, guide=TruncatedPartition(model, components=C, candidates=1, neighbors=C)
     )
@@ -89,26 +89,26 @@ def test_chunks_and_guides_that_keep_all_candidates_change_nothing(x):
     assert less.entropy == 0.0
 
 
-def test_factor_analyzers_are_counted_without_their_rotations():
+def test_rotations_of_factors_do_not_count():
     # Covariances of 6 features with 3 factors: 6 * 3 - 3 loadings and 6 noises.
     model = MixtureOfFactorAnalyzers(components=2, features=6, factors=3)
     assert criteria(model, torch.randn(9, 6)).parameters == 1 + 2 * (6 + 15 + 6)
     assert criteria(model, torch.randn(9, 6), freeze=["factor"]).parameters == 1 + 2 * (6 + 6)
 
 
-def test_no_factors_have_no_rotations():
+def test_zero_factors_have_no_rotations():
     model = MixtureOfFactorAnalyzers(components=2, features=6, factors=0)
     assert criteria(model, torch.randn(9, 6)).parameters == 1 + 2 * (6 + 6)
 
 
 @pytest.mark.parametrize(("spherical", "each"), [(True, 4), (False, 5)])
-def test_directions_have_one_number_less_than_features(spherical, each):
-    found = criteria(KMeans(components=3, features=5, spherical=spherical), torch.randn(9, 5))
-    assert found.parameters == 3 * each
+def test_unit_vectors_have_one_free_parameter_less(spherical, each):
+    result = criteria(KMeans(components=3, features=5, spherical=spherical), torch.randn(9, 5))
+    assert result.parameters == 3 * each
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_softmax_coefficients_that_no_probability_depends_on_are_not_counted(dtype):
+def test_redundant_softmax_coefficients_do_not_count(dtype):
     """The third column is the sum of the others, in units far apart."""
     columns = torch.randn(40, 2, dtype=dtype)
     features = torch.cat(
@@ -121,12 +121,12 @@ def test_softmax_coefficients_that_no_probability_depends_on_are_not_counted(dty
         return criteria(model, torch.arange(40), **options).parameters
 
     assert count(3, 0.0) == count(2, 0.0) == count(2, 0.1) == C - 1 + C * 2
-    # A ridge tells apart what no probability does.
+    # A ridge identifies coefficients that no probability depends on.
     assert count(3, 0.1) == C - 1 + C * 3
     assert count(3, 0.0, freeze=["theta"]) == C - 1
 
 
-def test_constant_weights_and_options_are_not_counted():
+def test_constants_do_not_count():
     model = MixtureOfRegressions(components=2, features=3, scale=1.0, equal_weights=True)
     assert criteria(model, torch.randn(9, 3), torch.randn(9)).parameters == 2 * 4
     assert criteria(model, torch.randn(9, 3), torch.randn(9), freeze=["bias"]).parameters == 2 * 3
@@ -139,7 +139,7 @@ def test_constant_weights_and_options_are_not_counted():
 
 
 @pytest.mark.parametrize("reference", [True, False])
-def test_gates_are_counted_by_what_they_can_say(reference):
+def test_redundant_gate_coefficients_do_not_count(reference):
     u = torch.randn(N, 4)
 
     def model(u, y):
@@ -178,8 +178,8 @@ def program(x, *, tied=False, logits=False, weights=None, mask=None):
 @pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_arguments_count_once_and_logits_one_less(x, tied, logits):
-    found = criteria(lambda x: program(x, tied=tied, logits=logits), x)
-    assert found.parameters == C - 1 + C * D + (1 if tied else C) * D
+    result = criteria(lambda x: program(x, tied=tied, logits=logits), x)
+    assert result.parameters == C - 1 + C * D + (1 if tied else C) * D
 
 
 def test_one_param_at_two_sites_counts_once(x):
@@ -196,41 +196,41 @@ def test_one_param_at_two_sites_counts_once(x):
 def test_rows_count_by_their_weights(x):
     times = torch.randint(1, 4, (N,))
     whole = criteria(program, x.repeat_interleave(times, 0))
-    found = criteria(lambda x: program(x, weights=times.float()), x, chunk=N)
-    assert found.rows == whole.rows == int(times.sum())
-    assert found.bic == pytest.approx(whole.bic, rel=1e-6)
-    torch.testing.assert_close(found.shares, whole.shares)
+    result = criteria(lambda x: program(x, weights=times.float()), x, chunk=N)
+    assert result.rows == whole.rows == int(times.sum())
+    assert result.bic == pytest.approx(whole.bic, rel=1e-6)
+    torch.testing.assert_close(result.shares, whole.shares)
 
 
 def test_masked_rows_do_not_count(x):
     mask = torch.arange(N) % 3 > 0
-    whole, found = criteria(program, x[mask]), criteria(lambda x: program(x, mask=mask), x)
-    assert found.rows == int(mask.sum())
-    assert found.bic == pytest.approx(whole.bic, rel=1e-6)
-    assert found.entropy == pytest.approx(whole.entropy, rel=1e-5)
-    torch.testing.assert_close(found.shares, whole.shares)
+    whole, result = criteria(program, x[mask]), criteria(lambda x: program(x, mask=mask), x)
+    assert result.rows == int(mask.sum())
+    assert result.bic == pytest.approx(whole.bic, rel=1e-6)
+    assert result.entropy == pytest.approx(whole.entropy, rel=1e-5)
+    torch.testing.assert_close(result.shares, whole.shares)
 
 
-def test_rows_that_all_weigh_zero_are_refused(x):
+def test_zero_weights_of_all_rows_are_refused(x):
     with pytest.raises(DataError, match="weights of the 90 rows"):
         criteria(lambda x: program(x, mask=torch.zeros(N, dtype=torch.bool)), x, chunk=N)
 
 
-def test_criteria_choose_the_number_of_groups_and_can_be_read():
+def test_criteria_choose_the_number_of_clusters_and_print():
     x = 6.0 * torch.cat([torch.zeros(60, 2), torch.ones(60, 2)]) + torch.randn(120, 2)
-    found = {}
+    results = {}
     for components in (1, 2, 4):
         pyro.clear_param_store()
         model = GaussianMixture(components=components, features=2)
         with torch.no_grad():
             model.loc = x[:: 120 // components][:components].clone()
         fit(EM(model, FullPartition(model, components=components)), x, epochs=30, progress=False)
-        found[components] = criteria(model, x)
-    assert min(found, key=lambda c: found[c].bic) == 2
-    assert min(found, key=lambda c: found[c].icl) == 2
-    assert found[1].entropy == 0.0
-    text = str(found[2])
+        results[components] = criteria(model, x)
+    assert min(results, key=lambda c: results[c].bic) == 2
+    assert min(results, key=lambda c: results[c].icl) == 2
+    assert results[1].entropy == 0.0
+    text = str(results[2])
     assert "free parameters 9" in text
-    assert f"{found[2].bic:.3f}" in text
+    assert f"{results[2].bic:.3f}" in text
     assert "0.500 0.500" in text
-    assert math.isfinite(found[4].icl)
+    assert math.isfinite(results[4].icl)
