@@ -59,8 +59,11 @@ def wheel(sdist, tmp_path_factory) -> Path:
     return archive
 
 
-def test_the_version_is_stated_once():
-    assert pyro_mixtures.__version__ == SETTINGS["project"]["version"]
+def test_versions_agree():
+    version = SETTINGS["project"]["version"]
+    assert pyro_mixtures.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_lowest_versions_are_the_lower_bounds():
