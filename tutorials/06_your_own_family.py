@@ -1,17 +1,18 @@
 """Write a component family of your own in 25 lines, and fit it by every algorithm of the package.
 
-A family states formulas for one row and the arguments of its component: the log density, a draw, the
-mean, what a row contributes to the sufficient statistics, and the arguments that maximize the
-expected log density. `GatheredComponents` adds the rest: candidates and padding, responsibilities and
-row weights, minibatches, frozen arguments, gradients. Here the family is the geometric
-distribution, and the rows are numbers of failed attempts before the first success, of learners of three kinds.
+A family states formulas for one row and the arguments of its component: the log density, a draw,
+the mean, what a row contributes to the sufficient statistics, and the arguments that maximize the
+expected log density. ``GatheredComponents`` adds the rest: candidates and padding,
+responsibilities and row weights, minibatches, frozen arguments, gradients. Here the family is the
+geometric distribution, and a row is the number of failed attempts before the first success of a
+learner. There are three kinds of learners.
 
 Before you publish a family, let it inherit the conformance suite, as this one does in
-`tests/tutorials/test_your_own_family.py`: say how to build it, give a stock distribution as the
-oracle and the textbook M-step, and about a hundred tests follow.
+``tests/tutorials/test_your_own_family.py``: say how to build it, give a stock distribution as the
+oracle and the textbook M-step, and more than 70 tests follow.
 
-Run `python tutorials/06_your_own_family.py`; it takes a few seconds and writes its picture and results to
-`runs/your_own_family/`.
+Run ``python tutorials/06_your_own_family.py``; it takes a few seconds and writes its picture and
+results to ``runs/your_own_family/``.
 """
 
 import argparse
@@ -78,7 +79,7 @@ class Geometrics(GatheredComponents):
 
 
 class Learners(PyroModule):
-    """A mixture of geometric distributions over rows ``x`` (B,), with params ``weights`` (C,) and ``probs`` (C,)."""
+    """A mixture of geometric distributions over rows ``x`` (B,)."""
 
     weights: Any
     probs: Any
@@ -145,7 +146,7 @@ def by_gradients(x: Tensor) -> dict[str, Any]:
 
 
 def summary(model: Learners, x: Tensor) -> dict[str, Any]:
-    """Return parameters, components in the order of their probabilities, and the mean log evidence."""
+    """Return the mean log evidence and the parameters, in the order of ``probs``."""
     order = model.probs.argsort(descending=True)
     return {
         "weights": model.weights[order].tolist(),

@@ -1,4 +1,4 @@
-"""Component families: batches of component distributions, and the lazy selection ``components[z]``."""
+"""The base class of component families, and the lazy selection ``components[z]``."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -23,20 +23,22 @@ _NO_LEAVE_ONE_OUT = "use score='loss', or a family that states it"
 
 
 class Components(TorchDistribution):
-    """C component distributions of one family, batch shape (..., C); ``self[z]`` selects one per row.
+    """C component distributions of one family, batch shape (..., C).
 
-    This class is the contract between families and algorithms. Most new families are easier to
-    write as a :class:`~pyro_mixtures.distributions.GatheredComponents`, which needs formulas only.
-    Subclass ``Components`` itself when a faster evaluation exists: a matrix product, a table, a kernel.
+    ``self[z]`` selects one component per row. This class is the contract between families and
+    algorithms. Most new families are easier to write as a
+    :class:`~pyro_mixtures.distributions.GatheredComponents`, which needs formulas only. Subclass
+    ``Components`` itself when a faster evaluation exists: a matrix product, a table or a kernel.
 
-    Methods that end in ``_at`` take flat component numbers ``index``. Users reach them through
-    ``self[z]`` (:class:`Selected`), which owns the following, so that families need not handle it:
+    Methods that end in ``_at`` take flat component numbers ``index``. Callers reach them through
+    ``self[z]`` (:class:`Selected`) and :meth:`maximize`, which handle three things so that families
+    need not:
 
     - *Padding.* Candidate sets are padded with -1. ``Selected`` replaces the log density there by
       -inf. ``sample_at``, ``mean_at`` and the optional methods are never called with -1.
     - *Accumulation.* ``statistics_at`` returns the sums of one batch; ``Selected`` adds batches up.
-    - *Frozen arguments.* :meth:`maximize` is not forwarded to the family unless an argument is
-      free, and returns the free arguments only.
+    - *Frozen arguments.* :meth:`maximizers` is called only if an argument is free, and
+      :meth:`maximize` discards what it returns for frozen arguments.
     """
 
     argument_names: tuple[str, ...]
@@ -46,9 +48,7 @@ class Components(TorchDistribution):
     location: str | None = None  # the argument that lies among the rows, if any; see split_loc()
     pads = False  # whether log_prob_at() itself returns -inf where the index is -1
     on_kernels = False  # whether this package's CPU kernels do nearly all of the work
-    maximizes_in_blocks = (
-        True  # whether maximize() may be called for one block of components at a time
-    )
+    maximizes_in_blocks = True  # whether maximize() may get one block of components at a time
     leaves_one_out = False  # whether leave_one_out_at() and alone_at() are stated
 
     def __init__(
@@ -66,7 +66,7 @@ class Components(TorchDistribution):
         return all(_VALIDATED.get(argument) is type(self) for argument in self.arguments.values())
 
     def __getitem__(self, z: Tensor) -> "Selected":
-        """Return the distribution of rows whose component is ``z`` (...). Nothing is gathered until it is evaluated."""
+        """Return the distribution of rows whose component is ``z`` (...), without a gather."""
         return Selected(self, z)
 
     @property
@@ -80,7 +80,7 @@ class Components(TorchDistribution):
         return {name: getattr(self, name) for name in self.argument_names}
 
     def is_per_component(self, argument: str) -> bool:
-        """Whether every component has its own value of ``argument``, rather than one shared by several."""
+        """Whether every component has its own value of ``argument``; otherwise it is tied."""
         tensor = self.arguments[argument]
         batch_dims = tensor.dim() - self.arg_constraints[argument].event_dim
         return batch_dims > 0 and tensor.shape[batch_dims - 1] == self.components
@@ -91,7 +91,7 @@ class Components(TorchDistribution):
         return argument.expand(self.batch_shape + event).reshape((self.batch_shape.numel(), *event))
 
     def subset(self, block: slice) -> "Components":
-        """Return the components ``block`` alone; their arguments are views. Needs one batch dimension."""
+        """Return the components ``block`` alone, their arguments as views; for batch shape (C,)."""
         return self.with_arguments(
             {
                 name: tensor[block] if self.is_per_component(name) else tensor
@@ -108,7 +108,7 @@ class Components(TorchDistribution):
     # Pyro's interface for all components at once.
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density (..., C) of ``value`` (..., C or 1, *event) under each component."""
+        """Return log densities (..., C) of ``value`` (..., C or 1, *event) under all components."""
         return self[torch.arange(self.components, device=value.device)].log_prob(value)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -129,14 +129,17 @@ class Components(TorchDistribution):
 
     @abstractmethod
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Return log densities of ``value`` (*batch, *event) under the components ``index``, broadcast.
+        """Return the log densities of rows ``value`` (*batch, *event) under components ``index``.
 
-        Where the index is -1 the result is ignored, unless the family declares ``pads``.
+        The two broadcast. Where the index is -1 the result is ignored, unless ``pads`` is set.
         """
 
     @abstractmethod
     def sample_at(self, index: Tensor) -> Tensor:
-        """Draw (*index.shape, *event), one from each numbered component; reparameterized if ``has_rsample``."""
+        """Draw one row from each numbered component, (*index.shape, *event).
+
+        Draws are reparameterized if ``has_rsample`` is set.
+        """
 
     @abstractmethod
     def mean_at(self, index: Tensor) -> Tensor:
@@ -145,12 +148,12 @@ class Components(TorchDistribution):
     @property
     @abstractmethod
     def min_rows(self) -> int:
-        """Rows that a component's parameters need; a component with fewer is an empty component."""
+        """Rows that a component's parameters need; a component with fewer counts as empty."""
 
     # The closed-form M-step.
 
     def redundant(self, free: frozenset[str]) -> int:
-        """Return in how many directions the ``free`` arguments can move without changing a density."""
+        """Count the directions in which ``free`` arguments move without changing a density."""
         return 0
 
     @abstractmethod
@@ -165,20 +168,25 @@ class Components(TorchDistribution):
         return add(sums, self.statistics_at(index, value, weight))
 
     def finish(self, sums: Any) -> Any:
-        """Return the sufficient statistics for the ``sums`` over all rows; finished statistics are returned as they are."""
+        """Return the sufficient statistics for ``sums`` over all rows; may be called repeatedly."""
         return sums
 
     def floor(self, sums: Any, fraction: float) -> Tensor | None:
-        """Return the smallest variances (D,) that :meth:`maximize` may set; None for families without any."""
+        """Return the smallest variances (D,) that :meth:`maximize` may set, None if there are none.
+
+        :param fraction: of the variances of the whole data set.
+        """
         return None
 
     def maximize(
         self, statistics: Any, free: frozenset[str], *, floor: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the ``free`` arguments that maximize the expected log density, in the shapes they were given.
+        """Return the ``free`` arguments that maximize the expected log density.
 
         :param statistics: those of :meth:`finish`.
-        :param free: names of the arguments to estimate. All others stay as they are.
+        :param free: names of the arguments to estimate; all others keep their values.
+        :param floor: that of :meth:`floor`.
+        :returns: the free arguments by name, in the shapes in which they were given.
         :raises ClosedFormError: when these arguments have no closed form.
         """
         if not free:
@@ -193,7 +201,7 @@ class Components(TorchDistribution):
         """Return at least the ``free`` arguments (never none) at the maximum, given all others."""
 
     def split(self, component: int, row: Tensor | None, statistics: Any) -> dict[str, Tensor]:
-        """Return arguments of a half split off the ``component`` (flat number), where they are to differ from it.
+        """Return the arguments in which a new half of ``component`` (flat number) differs from it.
 
         The remaining arguments are copied. Two identical components would never separate.
 
@@ -207,22 +215,27 @@ class Components(TorchDistribution):
     # Optional capabilities.
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Return the location (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,)."""
+        """Return the location (D,) of a new half of ``component``, moved towards ``row`` (D,)."""
         raise self.does_not_state("split_loc()", "leave location = None, or state it")
 
     def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
-        """Return what :meth:`leave_one_out_at` needs about the partition ``index`` (B,) of all rows; -1 is outside."""
+        """Return what :meth:`leave_one_out_at` needs to know about a partition of all rows.
+
+        :param index: (B,) cluster of each row, -1 for rows outside.
+        """
         return self.finish(self.statistics_at(index, value, weight))
 
     def leave_one_out_at(
         self, statistics: Any, index: Tensor, value: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        r"""Return what each row (B,) adds to the minimal loss of its cluster, f(S) - f(S \ i); the loss is -log density.
+        r"""Return what each row (B,) adds to the minimal loss of its cluster, f(S) - f(S \ i).
+
+        The loss is minus the log density.
 
         :param statistics: those of :meth:`partition_statistics_at`, all rows included.
         :param index: (B,) cluster of each row.
-        :param weight: (B,) how many times each row's loss counts in f, the same as in the statistics;
-            once by default.
+        :param weight: (B,) how many times each row's loss counts in f, the same as in the
+            statistics; once by default.
         """
         raise self.does_not_state("what a row adds to its cluster", _NO_LEAVE_ONE_OUT)
 
@@ -242,7 +255,11 @@ class Components(TorchDistribution):
         raise self.does_not_state("the marginal distribution of some features", _NORMAL_FAMILIES)
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
-        """Return the mean (*index.shape, D) of the whole row given the values ``seen`` (..., F) of its ``features`` (F,)."""
+        """Return the mean (*index.shape, D) of the whole row given some features.
+
+        :param seen: values (..., F) of those features.
+        :param features: their numbers (F,).
+        """
         raise self.does_not_state("the mean of a row given some features", _NORMAL_FAMILIES)
 
     def does_not_state(self, what: str, remedy: str) -> ClosedFormError:
@@ -251,7 +268,9 @@ class Components(TorchDistribution):
 
 
 class Selected(TorchDistribution):
-    """Rows whose component is known: ``components[z]``, batch shape that of ``z`` (with the components' own).
+    """Rows whose component is known: ``components[z]``.
+
+    The batch shape is that of ``z``, broadcast with leading batch dimensions of the components.
 
     >>> from pyro_mixtures.distributions import DiagonalNormals
     >>> components = DiagonalNormals(torch.tensor([[0.0], [5.0]]), torch.ones(2, 1))
@@ -273,7 +292,7 @@ class Selected(TorchDistribution):
 
     @property
     def lead(self) -> torch.Size:
-        """Batch dimensions of the parameters, with a dimension for the rows: P particles are (P, 1) against B rows."""
+        """Leading batch dimensions of the components, and one for rows: (P, 1) for P particles."""
         lead = self.family.batch_shape[:-1]
         return lead if lead[-1:] in ((), (1,)) else torch.Size((*lead, 1))
 
@@ -285,7 +304,7 @@ class Selected(TorchDistribution):
         return Selected(self.family, self.z, batch_shape=batch_shape)
 
     def flat_index(self) -> Tensor:
-        """Return every row's flat component number, not expanded beyond what ``z`` and the components have."""
+        """Return the flat component number of every row, not yet expanded to the batch shape."""
         return flat_index(self.z.long(), self.lead, self.family.components)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -299,11 +318,12 @@ class Selected(TorchDistribution):
         return Selected(family, self.z, batch_shape=self.batch_shape)
 
     def statistics(self, value: Tensor, weight: Tensor, into: Any = None) -> Any:
-        """Return sums over the rows under responsibilities ``weight`` (broadcast to the batch shape).
+        """Return sums over the rows ``value`` under responsibilities ``weight``.
 
+        :param weight: broadcasts to the batch shape.
         :param into: sums of earlier batches, which are added to and may be overwritten.
         :returns: sums for :meth:`Components.finish`.
-        :raises ClosedFormError: when the components have leading batch dimensions, or no closed form.
+        :raises ClosedFormError: for components with leading batch dimensions or no closed form.
         """
         family = self.family
         if family.batch_shape[:-1].numel() != 1:

@@ -19,13 +19,14 @@ class GatheredComponents(Components):
     """A family given by formulas: each row is evaluated with the arguments of its own component.
 
     This is the class to subclass for a new family. State ``argument_names``, ``arg_constraints``,
-    ``support``, ``min_rows`` (and ``has_rsample``), a constructor that stores the arguments, and the five
-    formulas below. They receive rows ``value`` (..., \\*event) and arguments in the order of
-    ``argument_names``, already gathered, so that they broadcast against the rows: an argument of
-    event dimension 0 is (...), one of event dimension 1 is (..., D). No formula ever sees padding.
+    ``support``, ``min_rows`` (and ``has_rsample``), a constructor that stores the arguments, and
+    the five formulas below. They receive rows ``value`` (..., \\*event) and the arguments in the
+    order of ``argument_names``, already gathered, so that they broadcast against the rows: an
+    argument of event dimension 0 is (...), one of event dimension 1 is (..., D). Padding needs no
+    attention.
 
-    All EM, SVI, scoring and hard-clustering algorithms then work. The class costs O(pairs) memory and
-    time, without the matrix products of the built-in families.
+    EM, SVI, scoring and hard clustering then work. Time and memory are proportional to the number
+    of (row, component) pairs; the built-in families are faster because they use matrix products.
 
     >>> from typing import NamedTuple
     >>> from torch.distributions import constraints
@@ -71,7 +72,7 @@ class GatheredComponents(Components):
 
     @abstractmethod
     def row_statistics(self, value: Tensor, *arguments: Tensor) -> Any:
-        """Return a NamedTuple of what each row contributes to the sufficient statistics, tensors (n, ...).
+        """Return each row's contributions to the sufficient statistics, a NamedTuple of (n, ...).
 
         EM multiplies contributions by responsibilities and sums them, in float64. They may
         depend on the present arguments, as the expected precisions of scale mixtures do.
@@ -82,8 +83,8 @@ class GatheredComponents(Components):
         """Return all arguments (C, ...) that maximize the expected log density, by name.
 
         :param statistics: the NamedTuple of :meth:`row_statistics`, summed over each component's
-            rows: tensors (C, ...) in float64. Components without rows have sums of zero, and keep
-            their present arguments where a quotient is NaN.
+            rows: tensors (C, ...) in float64. The sums of components without rows are zero; they
+            keep their present arguments where a quotient is NaN.
         :param frozen: present values (C, ...) of frozen arguments, of those named in ``freezable``.
         """
 
@@ -135,7 +136,7 @@ class GatheredComponents(Components):
         return {name: self._where_known(name, best[name], without_rows) for name in free}
 
     def split(self, component: int, row: Tensor | None, statistics: Any) -> dict[str, Tensor]:
-        """Return arguments halfway between the component's own and those that fit the ``row`` best."""
+        """Return arguments halfway between the component's own and the best ones for ``row``."""
         if row is None:
             return {}
         index = torch.tensor([component], device=row.device)
@@ -178,8 +179,8 @@ class GatheredComponents(Components):
         frozen = set(self.argument_names) - free - set(self.freezable)
         if frozen:
             raise ClosedFormError(
-                f"{type(self).__name__} maximizes {', '.join(self.argument_names)} together: do not "
-                f"freeze {', '.join(sorted(frozen))} alone, freeze all of them, or use SVI"
+                f"{type(self).__name__} maximizes {', '.join(self.argument_names)} together, but "
+                f"{', '.join(sorted(frozen))} is frozen: freeze all of them or none, or use SVI"
             )
         shared = [name for name in sorted(free) if not self.is_per_component(name)]
         if shared:
@@ -189,7 +190,7 @@ class GatheredComponents(Components):
             )
 
     def _where_known(self, name: str, best: Tensor, without_rows: Tensor) -> Tensor:
-        """The argument in its given shape; undefined values of components without rows stay as they are."""
+        """The argument in its given shape; components without rows keep what is undefined."""
         present = self.arguments[name]
         best = best.to(present.dtype).reshape(present.shape)
         event_dim = self.arg_constraints[name].event_dim

@@ -1,8 +1,8 @@
 """The conformance suite for component families, including families of other packages.
 
-Subclass :class:`FamilyConformance` in a test module, say how to build the family, give a brute-force
-oracle, and inherit the tests: densities and their gradients, Pyro's protocol, log evidence and its
-truncations, EM, stored state.
+Subclass :class:`FamilyConformance` in a test module, say how to build the family, give a
+brute-force oracle, and inherit the tests: densities and their gradients, Pyro's protocol, log
+evidence and its truncations, sufficient statistics, EM, stored state.
 
 >>> import torch
 >>> from pyro import distributions as dist
@@ -25,9 +25,9 @@ truncations, EM, stored state.
 :class:`NormalConformance` adds tests of covariances and of recovery to the suite,
 :class:`DiscreteConformance` adds tests of frequencies, for families over a finite set of outcomes.
 
-Needs pytest, and is not imported by ``import pyro_mixtures``. Tests on the GPU are marked ``cuda``; tests that also
-pass when the default device is "meta" (which finds tensors created without a device) are marked ``meta``:
-register both markers in the configuration of pytest.
+This package needs pytest, and ``import pyro_mixtures`` does not import it. Tests on the GPU are
+marked ``cuda``; tests that also pass when the default device is "meta" (which finds tensors created
+without a device) are marked ``meta``. Register both markers in the configuration of pytest.
 """
 
 import pytest

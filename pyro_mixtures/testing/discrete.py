@@ -42,9 +42,10 @@ class Table:
 
 
 class DiscreteConformance(FamilyConformance):
-    """Tests of a family with one argument over item numbers 0 to 11: define ``values``, ``build_from``, ``table`` and ``best``.
+    """Tests of a family with one argument over item numbers 0 to 11.
 
-    Families whose log density is that of a pseudo-likelihood override the tests of frequencies.
+    Set ``argument`` and define ``values``, ``build_from``, ``table`` and ``best``. Families
+    whose log density is that of a pseudo-likelihood override the tests of frequencies.
 
     >>> from pyro_mixtures.distributions import Categoricals
     >>> class TestCategoricals(DiscreteConformance):
@@ -80,7 +81,7 @@ class DiscreteConformance(FamilyConformance):
         raise NotImplementedError
 
     def best(self, counts: Tensor) -> Tensor:
-        """Return the argument (C, ...) that fits expected ``counts`` (C, ITEMS) best, by other means."""
+        """Return the best argument (C, ...) for expected ``counts`` (C, ITEMS), by other means."""
         raise NotImplementedError
 
     def arguments(self, components: int, lead: tuple[int, ...] = ()) -> dict[str, Tensor]:

@@ -68,10 +68,11 @@ class FamilyMixture(PyroModule):
 
 
 class FamilyConformance:
-    """Tests of one component family: set ``family`` and define ``arguments``, ``oracle`` and ``maximizer``.
+    """Tests of one component family.
 
-    Override ``rows`` when rows drawn from the oracle do not suit, ``make`` when the family takes more than its
-    arguments, and ``model`` to test a program of your own.
+    Set ``family`` and define ``arguments``, ``oracle`` and ``maximizer``. Override ``rows`` when
+    rows drawn from the oracle do not suit, ``make`` when the family takes more than its arguments,
+    and ``model`` to test a program of your own. See :mod:`pyro_mixtures.testing` for an example.
     """
 
     family: Any
@@ -86,10 +87,10 @@ class FamilyConformance:
         raise NotImplementedError
 
     def oracle(self, *arguments: Tensor) -> Any:
-        """Return a dense reference for the arguments (*lead, C, ...), usually a stock Pyro distribution.
+        """Return a dense reference for the arguments, usually a stock Pyro distribution.
 
-        It has the method ``log_prob(rows)`` for rows (N, 1, *event), the result (*lead, N, C), and the attributes ``mean``
-        and ``variance`` (*lead, C, *event).
+        Its batch shape is (*lead, C). It has the method ``log_prob(rows)``, which broadcasts rows
+        (N, 1, *event) against the components, and the attributes ``mean`` and ``variance``.
         """
         raise NotImplementedError
 
@@ -116,7 +117,7 @@ class FamilyConformance:
         return drawn.to(dtype)
 
     def model(self, components: int) -> Any:
-        """Return a Pyro program whose params are named as the family's arguments, and ``weights``."""
+        """Return a Pyro program with the params ``weights`` and the family's arguments by name."""
         return FamilyMixture(self.make, self.arguments(components))
 
     def maximizer_tolerance(self, dtype: torch.dtype) -> float:
@@ -207,7 +208,7 @@ class FamilyConformance:
         )
 
     def tangent(self, family: Components, gradient: Tensor) -> Tensor:
-        """Return the part of a gradient that the oracle's gradient also has; all of it by default."""
+        """Project a gradient on the directions that the oracle has too; all of them by default."""
         return gradient
 
     def check_gradients(self, family: Components, leaves: list[Tensor], dtype: torch.dtype) -> None:
@@ -461,7 +462,7 @@ class FamilyConformance:
     # Sufficient statistics.
 
     def maximize(self, family: Components, z: Tensor, x: Tensor, q: Tensor) -> dict[str, Tensor]:
-        """Arguments that maximize the density of rows ``x`` with components ``z`` (..., B) of weight ``q``."""
+        """Arguments that maximize the density of rows ``x`` in components ``z`` of weight ``q``."""
         with torch.no_grad():
             sums = family[z].statistics(x, q)
             floor = family.floor(sums, 0.0)

@@ -16,7 +16,7 @@ FEATURES = 3
 
 
 class NormalConformance(FamilyConformance):
-    """Tests of a normal family with an argument ``loc`` (C, D), where D = 3; the ``oracle`` is a stock normal distribution.
+    """Tests of a normal family with an argument ``loc`` (C, 3) and a stock normal as the oracle.
 
     >>> from pyro import distributions as dist
     >>> from pyro_mixtures.distributions import FullNormals

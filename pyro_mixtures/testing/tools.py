@@ -60,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 
 def exact_loss(model: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    """Return minus the log evidence as stock Pyro computes it: the model enumerated, an empty guide.
+    """Return minus the log evidence as stock Pyro computes it, by enumeration of the model.
 
     >>> from pyro_mixtures.models import GaussianMixture
     >>> exact_loss(GaussianMixture(components=2, features=1), torch.zeros(4, 1)) > 0

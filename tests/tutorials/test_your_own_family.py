@@ -1,4 +1,4 @@
-"""The worked example of a user's own family: short, public names only, and it passes the conformance suite."""
+"""The worked example of a user's own family is short, and passes the conformance suite."""
 
 import ast
 import importlib.util
