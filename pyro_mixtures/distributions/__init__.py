@@ -1,4 +1,4 @@
-"""Pyro distributions of mixtures: weights, component families selected lazily by ``[z]``, candidate categoricals."""
+"""Pyro distributions of mixtures: weights, component families ``components[z]``, candidate sets."""
 
 from pyro_mixtures.distributions.candidate import CandidateCategorical, RestrictedSupport
 from pyro_mixtures.distributions.components import Components, Selected

@@ -1,21 +1,26 @@
-"""Categoricals over a few candidate components a row: the guide's q(z), and the model's restricted support."""
+"""Categoricals over a few candidate components per row: the guide's q(z), the model's support."""
+
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mixtures.distributions.shapes import broadcast
+from pyro_mixtures.distributions.shapes import Shape, broadcast
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import PartitionError
 
 
 class CandidateCategorical(TorchDistribution):
-    """q(z): a categorical whose support is each row's own candidate set.
+    """The distribution q(z): a categorical whose support is each row's own candidate set.
 
-    ``candidates`` (*batch, S) are distinct component numbers (or (S,), shared by all rows) and
-    ``logits`` (*batch, S) their unnormalised log probabilities. Enumeration runs over the
-    candidates alone, so stock ``TraceEnum_ELBO`` computes the truncated free energy.
+    Enumeration runs over the candidates alone, so stock ``TraceEnum_ELBO`` computes the truncated
+    free energy.
+
+    :param candidates: (*batch, S) distinct component numbers, or (S,) shared by all rows.
+    :param logits: (*batch, S) unnormalized log probabilities of the candidates.
+    :raises PartitionError: when a set lists a component twice, or sizes differ.
 
     >>> q = CandidateCategorical(torch.tensor([[7, 2], [3, 9]]), torch.zeros(2, 2))
     >>> q.enumerate_support(expand=True)
@@ -29,10 +34,13 @@ class CandidateCategorical(TorchDistribution):
     support = constraints.nonnegative_integer
     has_enumerate_support = True
 
-    def __init__(self, candidates: Tensor, logits: Tensor, *, validate_args=None):
+    def __init__(
+        self, candidates: Tensor, logits: Tensor, *, validate_args: bool | None = None
+    ) -> None:
         if candidates.shape[-1] != logits.shape[-1]:
             raise PartitionError(
-                f"{candidates.shape[-1]} candidates a row but {logits.shape[-1]} logits"
+                f"{candidates.shape[-1]} candidates per row but {logits.shape[-1]} logits: "
+                "give one logit for each candidate"
             )
         self.shared = candidates.dim() == 1
         if self.shared:
@@ -44,15 +52,13 @@ class CandidateCategorical(TorchDistribution):
         self.log_weights = logits.log_softmax(-1)
         super().__init__(logits.shape[:-1], torch.Size(), validate_args=False)
 
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(CandidateCategorical, _instance)
-        batch_shape = torch.Size(batch_shape)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "CandidateCategorical":
+        new: CandidateCategorical = self._get_checked_instance(CandidateCategorical, _instance)
+        size = torch.Size(batch_shape)
         new.shared = self.shared
-        new.candidates = (
-            self.candidates if self.shared else self.candidates.expand(*batch_shape, -1)
-        )
-        new.log_weights = self.log_weights.expand(*batch_shape, -1)
-        super(CandidateCategorical, new).__init__(batch_shape, torch.Size(), validate_args=False)
+        new.candidates = self.candidates if self.shared else self.candidates.expand(*size, -1)
+        new.log_weights = self.log_weights.expand(*size, -1)
+        super(CandidateCategorical, new).__init__(size, torch.Size(), validate_args=False)
         return new
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -70,33 +76,38 @@ class CandidateCategorical(TorchDistribution):
     def _shared_log_prob(self, value: Tensor) -> Tensor:
         """One gather from the (S, *batch) table: nothing of size (values, *batch, S)."""
         shape = broadcast(value.shape, self.batch_shape)
-        slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(
-            len(self.candidates) - 1
-        )
-        known = self.candidates[slot] == value
-        flat = slot.expand(shape).reshape(-1, *self.batch_shape)
-        found = self.log_weights.movedim(-1, 0).gather(0, flat)
-        return torch.where(known, found.reshape(shape), -torch.inf)
+        last = len(self.candidates) - 1
+        slot = torch.searchsorted(self.candidates, value.contiguous()).clamp_max(last)
+        is_candidate = self.candidates[slot] == value
+        slots = slot.expand(shape).reshape(-1, *self.batch_shape)
+        log_prob = self.log_weights.movedim(-1, 0).gather(0, slots)
+        return torch.where(is_candidate, log_prob.reshape(shape), -torch.inf)
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         with torch.no_grad():
-            slot = torch.distributions.Categorical(
+            categorical = torch.distributions.Categorical(
                 logits=self.log_weights, validate_args=False
-            ).sample(sample_shape)
+            )
+            slot = categorical.sample(sample_shape)
             table = self.candidates.expand(*slot.shape, -1)
             return table.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
 
 
 class RestrictedSupport(TorchDistribution):
-    """A discrete distribution enumerated over each row's candidates only, its log_prob left as it is.
+    """A discrete distribution whose enumeration is restricted to each row's candidates.
 
-    ``candidates`` (*batch, S) may be padded with -1, which has log probability -inf. Nothing is
-    renormalised: summing over the support gives the truncated evidence sum_{c in K_n} p(c, x_n), a
-    lower bound of the evidence. Only rows where ``mask`` is False are renormalised: they have to
-    sum to one, for nothing of them is observed.
+    Log probabilities are those of ``base``, not renormalized: the sum over the support gives the
+    truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence. Only rows where
+    ``mask`` is False are renormalized: nothing of them is observed, so they have to sum to one.
+
+    :param base: a distribution over component numbers.
+    :param candidates: (*batch, S) component numbers, padded with -1, whose log probability is -inf.
+    :param mask: which rows are observed; all of them if None.
+    :raises PartitionError: when a candidate set lists a component twice.
 
     >>> from pyro_mixtures.distributions import MixtureWeights
-    >>> restricted = RestrictedSupport(MixtureWeights(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([[2, -1]]))
+    >>> weights = MixtureWeights(torch.tensor([0.2, 0.3, 0.5]))
+    >>> restricted = RestrictedSupport(weights, torch.tensor([[2, -1]]))
     >>> restricted.log_prob(restricted.enumerate_support()).exp()
     tensor([[0.5000],
             [0.0000]])
@@ -111,8 +122,8 @@ class RestrictedSupport(TorchDistribution):
         candidates: Tensor,
         *,
         mask: Tensor | bool | None = None,
-        validate_args=None,
-    ):
+        validate_args: bool | None = None,
+    ) -> None:
         if validate_args is not False:
             check_distinct(candidates)
         self.base, self.candidates, self.row_mask = base, candidates, mask
@@ -120,10 +131,10 @@ class RestrictedSupport(TorchDistribution):
         super().__init__(shape, torch.Size(), validate_args=False)
 
     @property
-    def support(self):
+    def support(self) -> Any:
         return self.base.support
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "RestrictedSupport":
         return RestrictedSupport(
             self.base.expand(batch_shape), self.candidates, mask=self.row_mask, validate_args=False
         )
@@ -132,40 +143,44 @@ class RestrictedSupport(TorchDistribution):
         return self.candidates.expand(*self.batch_shape, -1).movedim(-1, 0)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        found = self._base_log_prob(value)
+        log_prob = self._base_log_prob(value)
         if self.row_mask is None:
-            return found
+            return log_prob
         total = self._base_log_prob(self.enumerate_support()).logsumexp(0)
-        return torch.where(
-            torch.as_tensor(self.row_mask, device=found.device), found, found - total
-        )
+        observed = torch.as_tensor(self.row_mask, device=log_prob.device)
+        return torch.where(observed, log_prob, log_prob - total)
 
     def _base_log_prob(self, value: Tensor) -> Tensor:
         if isinstance(self.base, ComponentWeights):  # these accept padding
             return self.base.log_prob(value)
-        return torch.where(value < 0, -torch.inf, self.base.log_prob(value.clamp_min(0)))
+        log_prob: Tensor = self.base.log_prob(value.clamp_min(0))
+        return torch.where(value < 0, -torch.inf, log_prob)
 
     @property
     def unrestricted(self) -> TorchDistribution:
-        """The distribution whose support this restricts."""
+        """The distribution whose support is restricted."""
         return self.base
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
-        """Draws from the base distribution given that the value is a candidate."""
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Draw from the base distribution, given that the value is a candidate."""
         with torch.no_grad():
             logits = self.log_prob(self.enumerate_support()).movedim(0, -1)
-            return CandidateCategorical(
-                self.candidates.expand(logits.shape), logits, validate_args=False
-            ).sample(sample_shape)
+            candidates = self.candidates.expand(logits.shape)
+            return CandidateCategorical(candidates, logits, validate_args=False).sample(
+                sample_shape
+            )
 
 
 def check_distinct(candidates: Tensor) -> None:
-    """Refuse a candidate set that lists a component twice: its probability would be counted twice."""
+    """Refuse a candidate set that lists a component twice: its probability would count twice.
+
+    :raises PartitionError: which shows the first such set.
+    """
     ordered = candidates.sort(-1).values
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     if bool(repeated.any()):
         row = int(repeated.reshape(-1, repeated.shape[-1]).any(-1).nonzero()[0])
-        given = candidates.reshape(-1, candidates.shape[-1])[row].tolist()
+        candidate_set = candidates.reshape(-1, candidates.shape[-1])[row].tolist()
         raise PartitionError(
-            f"candidate set {row} lists a component twice: {given}; pad with -1 instead"
+            f"candidate set {row} lists a component twice: {candidate_set}; pad with -1 instead"
         )

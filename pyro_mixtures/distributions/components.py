@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_mixtures.distributions.indexing import flat_index, once
-from pyro_mixtures.distributions.shapes import broadcast
+from pyro_mixtures.distributions.shapes import Shape, broadcast
 from pyro_mixtures.distributions.statistics import add
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops.memo import TensorMemo
@@ -111,10 +111,10 @@ class Components(TorchDistribution):
         """Return log densities (..., C) of ``value`` (..., C or 1, *event) under all components."""
         return self[torch.arange(self.components, device=value.device)].log_prob(value)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         return self[self._all()].rsample(sample_shape)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         return self[self._all()].sample(sample_shape)
 
     @property
@@ -281,7 +281,7 @@ class Selected(TorchDistribution):
 
     arg_constraints = {}
 
-    def __init__(self, components: Components, z: Tensor, *, batch_shape: torch.Size | None = None):
+    def __init__(self, components: Components, z: Tensor, *, batch_shape: Shape | None = None):
         self.family, self.z = components, z
         lead = self.lead
         if z.is_floating_point():
@@ -300,7 +300,7 @@ class Selected(TorchDistribution):
     def support(self) -> Any:
         return self.family.support
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Selected":
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "Selected":
         return Selected(self.family, self.z, batch_shape=batch_shape)
 
     def flat_index(self) -> Tensor:
@@ -346,17 +346,17 @@ class Selected(TorchDistribution):
             )
         return value.shape[: value.dim() - len(event)]
 
-    def _expanded_index(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def _expanded_index(self, sample_shape: Shape = torch.Size()) -> Tensor:
         return self.flat_index().clamp_min(0).expand(torch.Size(sample_shape) + self.batch_shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         if not self.has_rsample:
             raise NotImplementedError(
                 f"{type(self.family).__name__} has no reparameterized sampler: use sample()"
             )
         return self.family.sample_at(self._expanded_index(sample_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         with torch.no_grad():
             return self.family.sample_at(self._expanded_index(sample_shape))
 

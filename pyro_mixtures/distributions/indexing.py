@@ -1,14 +1,14 @@
-"""Flat numbering of components that have leading batch dimensions (vectorised particles, posterior draws)."""
+"""Flat component numbers, for components with leading batch dimensions."""
 
 import torch
 from torch import Tensor
 
 
 def flat_index(z: Tensor, lead: torch.Size, components: int) -> Tensor:
-    """Number component ``z`` of batch element b as ``b * components + z``; ``z`` broadcasts against ``lead``.
+    """Number component ``z`` of batch element b as ``b * components + z``.
 
-    The padding value -1 stays -1. This is what makes ``loc[z]`` right when ``loc`` has batch
-    dimensions.
+    ``z`` broadcasts against the leading batch dimensions ``lead`` (vectorized particles, posterior
+    draws). The padding value -1 stays -1.
 
     >>> flat_index(torch.tensor([0, 2, -1]), torch.Size([2, 1]), 3).tolist()
     [[0, 2, -1], [3, 5, -1]]
@@ -20,7 +20,9 @@ def flat_index(z: Tensor, lead: torch.Size, components: int) -> Tensor:
 
 
 def once(index: Tensor) -> Tensor:
-    """``index`` (..., B), or (..., 1) where all rows share it: what depends on components alone is looked up once.
+    """Reduce ``index`` (..., B) to (..., 1) if it was expanded over the rows.
+
+    Values that depend on the component alone are then looked up once instead of once per row.
 
     >>> once(torch.arange(3).unsqueeze(-1).expand(3, 1000)).shape
     torch.Size([3, 1])

@@ -3,9 +3,13 @@
 import torch
 from pyro.distributions.util import broadcast_shape
 
+Shape = torch.Size | list[int] | tuple[int, ...]  # what torch takes for batch and sample shapes
+
 
 def broadcast(*shapes: torch.Size) -> torch.Size:
-    """As ``torch.broadcast_shapes``, which takes a hundred microseconds: small problems ask for a dozen a step.
+    """Return what ``torch.broadcast_shapes`` returns, in less time.
+
+    That function takes a hundred microseconds, and a step on a small problem needs a dozen calls.
 
     :raises ValueError: for shapes that do not broadcast.
 

@@ -1,4 +1,4 @@
-"""Sufficient statistics of mixtures: NamedTuples of tensors that add up over disjoint sets of rows."""
+"""Sufficient statistics: NamedTuples of tensors that add up over disjoint sets of rows."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, TypeVar
@@ -7,13 +7,16 @@ from torch import Tensor
 
 from pyro_mixtures.errors import ClosedFormError
 
-Statistics = TypeVar("Statistics", bound=tuple)
+Statistics = TypeVar("Statistics", bound=tuple[Any, ...])
 
 
 class KeptRows(ABC):
-    """Statistics that are the rows themselves under their responsibilities: nothing is added up, let alone blended."""
+    """Statistics that consist of the rows themselves and their responsibilities.
 
-    fitted: str  # what is fitted to them, with its verb
+    They are joined rather than added up, and cannot be blended.
+    """
+
+    fitted: str  # what is fitted to the rows, with its verb
 
     @abstractmethod
     def __add__(self, other: Any) -> Any:
@@ -21,10 +24,10 @@ class KeptRows(ABC):
 
     @property
     def _fields(self) -> tuple[str, ...]:
-        # What stepwise EM asks of statistics that it is about to scale and blend.
+        # Stepwise EM asks for the fields of the statistics that it is about to scale and blend.
         raise ClosedFormError(
-            f"stepwise EM blends sums over rows, but {self.fitted} fitted to the rows themselves: use exact steps "
-            "(step_size=None), or SVI"
+            f"stepwise EM blends sums over rows, but {self.fitted} fitted to the rows themselves: "
+            "use exact steps (step_size=None), or SVI"
         )
 
 
@@ -47,26 +50,22 @@ class NormalStatistics(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
     first: Tensor  # (C, D)    sum q d
     second: Tensor  # (C, D)   sum q d^2
-    outer: Tensor  # (C, D, D)  sum q d d^T, or (C, 0, D) where the family has no use for it
+    outer: Tensor  # (C, D, D)  sum q d d^T, or (C, 0, D) where the family does not need it
 
     def recentered(self, center: Tensor) -> "NormalStatistics":
-        """The same statistics about another center."""
-        t = self.center - center
-        count, first, second = _shifted(self.count, self.first, self.second, t)
+        """Return the same statistics about another center."""
+        shift = self.center - center
+        count, first, second = _shifted(self.count, self.first, self.second, shift)
         outer = self.outer
         if outer.shape[1]:
-            cross = t.unsqueeze(-1) * self.first.unsqueeze(-2)
-            outer = (
-                outer
-                + cross
-                + cross.mT
-                + self.count.view(-1, 1, 1) * t.unsqueeze(-1) * t.unsqueeze(-2)
-            )
+            cross = shift.unsqueeze(-1) * self.first.unsqueeze(-2)
+            square = shift.unsqueeze(-1) * shift.unsqueeze(-2)
+            outer = outer + cross + cross.mT + self.count.view(-1, 1, 1) * square
         return NormalStatistics(center, count, first, second, outer)
 
 
 class FactorStatistics(NamedTuple):
-    """Moments of the rows and expected moments of their factors f given x; d = x - center."""
+    """Moments of the rows, and expected moments of their factors f given x; d = x - center."""
 
     center: Tensor  # (C, D)
     count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
@@ -77,26 +76,26 @@ class FactorStatistics(NamedTuple):
     cross: Tensor  # (C, H, D)   sum q E f d^T
 
     def recentered(self, center: Tensor) -> "FactorStatistics":
-        """The same statistics about another center; the factors' moments stay as they were inferred."""
-        t = self.center - center
-        count, first, second = _shifted(self.count, self.first, self.second, t)
-        cross = self.cross + self.factor_mean.unsqueeze(-1) * t.unsqueeze(-2)
+        """Return the same statistics about another center; the moments of the factors stay."""
+        shift = self.center - center
+        count, first, second = _shifted(self.count, self.first, self.second, shift)
+        cross = self.cross + self.factor_mean.unsqueeze(-1) * shift.unsqueeze(-2)
         return FactorStatistics(
             center, count, first, second, self.factor_mean, self.factor_outer, cross
         )
 
 
 def _shifted(
-    count: Tensor, first: Tensor, second: Tensor, t: Tensor
+    count: Tensor, first: Tensor, second: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = count.unsqueeze(-1)
-    return count, first + n * t, second + 2 * t * first + n * t.square()
+    return count, first + n * shift, second + 2 * shift * first + n * shift.square()
 
 
 def add(mine: Statistics, theirs: Statistics) -> Statistics:
     """Return the statistics of the union of two disjoint sets of rows about one center.
 
-    ``mine`` is overwritten, except for retained rows, which are joined.
+    ``mine`` is overwritten, except for :class:`KeptRows`, which are joined.
     """
     if isinstance(mine, KeptRows):
         return mine + theirs
@@ -112,20 +111,21 @@ def subset(statistics: Statistics, block: slice) -> Statistics:
 
 
 def blend(old: Statistics, new: Statistics, rate: float) -> Statistics:
-    """``(1 - rate) old + rate new`` about the center of ``new``, in fresh tensors."""
+    """Return ``(1 - rate) old + rate new`` about the center of ``new``, in new tensors."""
     if "center" in _fields(old):
         old = old.recentered(new.center)  # type: ignore[attr-defined]
-    pairs = zip(_fields(old), old, new, strict=True)
+    fields = zip(_fields(old), old, new, strict=True)
     return type(old)(
-        *(n.clone() if name == "center" else (1 - rate) * o + rate * n for name, o, n in pairs)
+        *(n.clone() if name == "center" else (1 - rate) * o + rate * n for name, o, n in fields)
     )
 
 
 def scaled(statistics: Statistics, factor: float) -> Statistics:
-    """Statistics of ``factor`` times as many like rows, in fresh tensors."""
-    pairs = zip(_fields(statistics), statistics, strict=True)
-    return type(statistics)(*(t.clone() if name == "center" else factor * t for name, t in pairs))
+    """Return the statistics of ``factor`` times as many equal rows, in new tensors."""
+    fields = zip(_fields(statistics), statistics, strict=True)
+    return type(statistics)(*(t.clone() if name == "center" else factor * t for name, t in fields))
 
 
 def _fields(statistics: Any) -> tuple[str, ...]:
-    return statistics._fields
+    fields: tuple[str, ...] = statistics._fields
+    return fields

@@ -1,4 +1,4 @@
-"""Distributions of a mixture's discrete site: what they have in common, and the mixture's weights."""
+"""Distributions of a mixture's discrete site: their base class, and the mixture weights."""
 
 import math
 from abc import abstractmethod
@@ -10,17 +10,18 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions.indexing import flat_index
-from pyro_mixtures.distributions.shapes import broadcast
+from pyro_mixtures.distributions.shapes import Shape, broadcast
 from pyro_mixtures.distributions.statistics import ComponentCounts, add
 from pyro_mixtures.errors import ClosedFormError, OptionError
 from pyro_mixtures.ops.lookup import count_weights, take
 
 
 class ComponentWeights(TorchDistribution):
-    """Probabilities of C components that keep the tensors they were given, and know their own closed-form M-step.
+    """Base class of distributions over C component numbers that have a closed-form M-step.
 
-    A subclass states ``arguments``, ``components``, ``log_prob``, ``sample``, ``expand`` and the
-    M-step. Its ``statistics`` have the expected numbers of rows as ``counts`` (C,).
+    A subclass keeps the tensors that it was given, and states ``arguments``, ``components``,
+    ``log_prob``, ``sample``, ``expand`` and the M-step. Its log probability at the padding value -1
+    is -inf. Its statistics have an attribute ``counts`` (C,), the expected numbers of rows.
     """
 
     has_enumerate_support = True
@@ -28,7 +29,7 @@ class ComponentWeights(TorchDistribution):
     @property
     @abstractmethod
     def arguments(self) -> dict[str, Tensor]:
-        """The tensors that were given, by name and identity."""
+        """The argument tensors by name: the very objects that were given."""
 
     @property
     @abstractmethod
@@ -37,12 +38,12 @@ class ComponentWeights(TorchDistribution):
 
     @property
     def min_rows(self) -> int:
-        """Probabilities alone ask for no rows."""
+        """Rows that a component needs for its probability: none."""
         return 0
 
     @abstractmethod
     def redundant(self, free: frozenset[str]) -> int:
-        """Return in how many directions the ``free`` arguments can move without changing a probability.
+        """Count directions in which ``free`` arguments move without changing a probability.
 
         Directions that the arguments' constraints exclude do not count.
         """
@@ -52,6 +53,7 @@ class ComponentWeights(TorchDistribution):
 
         :param value: component numbers, broadcast to ``weight``; -1 is padding.
         :param into: sums of earlier batches, which are added to and may be overwritten.
+        :returns: the sums, with the expected numbers of rows as ``counts`` (C,).
         """
         sums = self.statistics_of(value, weight)
         return sums if into is None else add(into, sums)
@@ -70,6 +72,8 @@ class ComponentWeights(TorchDistribution):
         """Return the ``free`` arguments that maximize the expected log probability.
 
         :param dropped: (C,) components that get probability zero, which EM cannot raise again.
+        :returns: the free arguments by name, in the shapes in which they were given.
+        :raises ClosedFormError: when these arguments have no closed form.
         """
         return self.maximizers(statistics, free, dropped) if free else {}
 
@@ -81,10 +85,10 @@ class ComponentWeights(TorchDistribution):
 
     @abstractmethod
     def halve(self, values: dict[str, Tensor], component: int, like: int) -> None:
-        """Give ``component`` half of the probability of ``like``, in the new arguments ``values``, in place."""
+        """Give ``component`` half the probability of ``like``, in place in the arguments."""
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self):
+    def support(self) -> Any:
         return constraints.integer_interval(0, self.components - 1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -96,12 +100,16 @@ class ComponentWeights(TorchDistribution):
 
 
 class MixtureWeights(ComponentWeights):
-    """Categorical over C components, by ``probs`` (..., C) on the simplex or by unnormalised ``logits`` (..., C).
+    """Categorical distribution over C components.
 
     Unlike ``dist.Categorical`` it keeps the tensor it was given, so that the closed-form M-step
-    recognises the param behind it, and its log_prob gathers from one (C,) table: nothing of size
-    (values, C) is built, backward included. A component of zero weight has log probability -inf and
-    receives no gradient; so has the padding value -1.
+    recognizes the param behind it, and its log_prob gathers from one (C,) table: nothing of size
+    (values, C) is allocated, in the backward pass either. Components of weight zero and the padding
+    value -1 have log probability -inf and receive no gradient.
+
+    :param probs: (..., C) on the simplex.
+    :param logits: (..., C) unnormalized log probabilities, instead of ``probs``.
+    :raises OptionError: unless exactly one of the two is given.
 
     >>> MixtureWeights(torch.tensor([0.25, 0.75])).log_prob(torch.tensor([1, 1, 0])).exp()
     tensor([0.7500, 0.7500, 0.2500])
@@ -113,10 +121,17 @@ class MixtureWeights(ComponentWeights):
     }
 
     def __init__(
-        self, probs: Tensor | None = None, logits: Tensor | None = None, *, validate_args=None
-    ):
+        self,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
         if (probs is None) == (logits is None):
-            raise OptionError("MixtureWeights needs exactly one of probs and logits")
+            raise OptionError(
+                f"MixtureWeights got {'neither' if probs is None else 'both'} of probs and logits: "
+                "give one of them"
+            )
         if probs is not None:
             self.probs = given = probs
         elif logits is not None:
@@ -128,7 +143,7 @@ class MixtureWeights(ComponentWeights):
 
     @property
     def arguments(self) -> dict[str, Tensor]:
-        """The tensor that was given, by name and identity."""
+        """The tensor that was given, by name."""
         return {name: self.__dict__[name] for name in ("probs", "logits") if name in self.__dict__}
 
     @property
@@ -142,10 +157,11 @@ class MixtureWeights(ComponentWeights):
 
     @property
     def param_shape(self) -> torch.Size:
+        """Shape of the tensor that was given, as in ``dist.Categorical``."""
         return self._given.shape
 
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(MixtureWeights, _instance)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "MixtureWeights":
+        new: MixtureWeights = self._get_checked_instance(MixtureWeights, _instance)
         new.__dict__.update(self.arguments)
         new._given = self._given
         super(MixtureWeights, new).__init__(
@@ -155,7 +171,7 @@ class MixtureWeights(ComponentWeights):
         return new
 
     def table(self) -> Tensor:
-        """Log weights (..., C), -inf where a weight is zero (with a zero gradient there, not a NaN)."""
+        """Return log weights (..., C); where a weight is zero, -inf with gradient zero."""
         if "logits" in self.__dict__:
             return self.logits.log_softmax(-1)
         floor = torch.finfo(self.probs.dtype).tiny
@@ -182,7 +198,8 @@ class MixtureWeights(ComponentWeights):
         """Return the maximum-likelihood weights, as the argument that was given."""
         if self._given.shape[:-1].numel() != 1:
             raise ClosedFormError(
-                "weights with batch dimensions have no closed-form update: use SVI"
+                f"weights {tuple(self._given.shape)} with batch dimensions have no closed form: "
+                "use SVI"
             )
         counts = (
             statistics.counts if dropped is None else statistics.counts.masked_fill(dropped, 0.0)
@@ -195,7 +212,7 @@ class MixtureWeights(ComponentWeights):
             value[like] = value[like] / 2 if argument == "probs" else value[like] - math.log(2)
             value[component] = value[like]
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
             probs = self.table().exp()

@@ -138,7 +138,7 @@ def test_a_repeated_candidate_is_refused_by_row(build, bad, row):
 
 
 def test_logits_must_match_the_candidates():
-    with pytest.raises(PartitionError, match="3 candidates a row but 2 logits"):
+    with pytest.raises(PartitionError, match="3 candidates per row but 2 logits"):
         CandidateCategorical(torch.tensor([[0, 1, 2]]), torch.zeros(1, 2))
 
 

@@ -155,7 +155,7 @@ def test_is_expanded_and_enumerated_in_a_plate():
 
 @pytest.mark.parametrize("arguments", [{}, {"probs": torch.ones(1), "logits": torch.zeros(1)}])
 def test_needs_exactly_one_argument(arguments):
-    with pytest.raises(OptionError, match="exactly one"):
+    with pytest.raises(OptionError, match="give one of them"):
         MixtureWeights(**arguments)
 
 

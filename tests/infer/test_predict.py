@@ -178,7 +178,7 @@ def test_truncated_guide_reconstructs_as_the_exact_posterior_does(family):
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
 def test_families_without_noise_of_their_own_ask_for_it(family):
-    with pytest.raises(OptionError, match="no noise part of its own: pass noise="):
+    with pytest.raises(OptionError, match="no parameter for noise: pass noise="):
         reconstruct(mixture(family), rows(5))
 
 

@@ -1,1 +1,1 @@
-"""Exponential families by their means, and categorical components."""
+"""Components of exponential families by their means, and categorical components."""

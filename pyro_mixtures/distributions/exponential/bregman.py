@@ -1,4 +1,4 @@
-r"""Exponential families by their means: what their Bregman divergences, statistics and gains have in common."""
+r"""The base class of exponential families given by their means."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer, pair_products
 from pyro_mixtures.ops.lookup import count_weights, take
 
-# Numbers of a block of rows and responsibilities that are widened to float64 at once.
+# Rows and responsibilities are widened to float64 in blocks of this many numbers.
 _NUMBERS = 1 << 20
-# Products with all components cost less than gathered ones with every so-many-th.
+# One product with all components costs less than gathered products with one in this many.
 _DENSE = 16
-# A seed is moved by this share of the way to the average seed: a row's own zeros would repel all
-# rows without them.
+# Seeds are moved by this fraction of the way to the average seed: the zeros of one row would give
+# all rows without them a density of zero.
 _SMOOTHING = 0.1
 
 
@@ -31,23 +31,25 @@ class MeanStatistics(NamedTuple):
 
 
 class BregmanComponents(Components):
-    r"""C members of an exponential family by their ``mean`` (..., C, D).
+    r"""C members of an exponential family, given by their ``mean`` (..., C, D).
 
-    The log density is minus a Bregman divergence of the row from the mean, up to a base measure of
-    the row alone:
+    The log density is minus a Bregman divergence of the row from the mean, plus a term that depends
+    on the row alone:
 
-    .. math:: \log p(x; m) = -D_\phi(x, m) + b'(x) = \eta(m) \cdot x - \psi(m) + b(x),
+    .. math:: \log p(x; m) = -D_\phi(x, m) + b'(x) = \eta(m) \cdot x - \psi(m) + b(x).
 
-    so the best mean of a part is the mean of its rows, whatever the divergence, and all rows meet
-    all components in one matrix product. A family states ``natural``, ``log_partition``, ``base``,
-    ``loss``, ``gap`` and ``inside``.
+    For every divergence the best mean of a cluster is the mean of its rows, and one matrix product
+    evaluates all rows under all components. A family states ``natural``, ``log_partition``,
+    ``base``, ``loss``, ``gap`` and ``inside``.
 
-    What row i of weight w adds to its part of weight n and mean m, of mean m' without it, is
-    :math:`-w \log p(x_i; m) + (n - w) D_\phi(m', m)`, with :math:`m' - m = w (m - x_i) / (n - w)`:
-    no large numbers cancel.
+    Let a cluster have weight n and mean m, and mean m' without row i of weight w. This row adds
+    :math:`-w \log p(x_i; m) + (n - w) D_\phi(m', m)` to the minimal loss, with :math:`m' - m = w (m
+    - x_i) / (n - w)`: no large numbers cancel (derived here).
 
-    Banerjee, Merugu, Dhillon, Ghosh, "Clustering with Bregman divergences", JMLR 6 (2005). The
-    gains are derived here.
+    Banerjee, Merugu, Dhillon, Ghosh, "Clustering with Bregman divergences", JMLR 6 (2005).
+
+    :param mean: (..., C, D).
+    :raises OptionError: unless ``mean`` has these dimensions.
     """
 
     argument_names: tuple[str, ...] = ("mean",)
@@ -64,83 +66,82 @@ class BregmanComponents(Components):
 
     @property
     def mean(self) -> Tensor:
-        """The argument itself."""
+        """The means (..., C, D), as given."""
         return self._mean
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Part of the way to the row, which leaves the mean where means may be."""
+        """Return a mean moved a fraction of the way to the row, which keeps it in its domain."""
         mean = self.flat(self.mean, 1)[component]
         return mean + 0.5 / len(row) ** 0.5 * (row - mean)
 
-    # What a family states. Rows and means end in their features (..., D), which are summed over
-    # where D is left out.
+    # What a family states, for rows and means (..., D). Results (...) are sums over features.
 
     @staticmethod
     @abstractmethod
     def natural(mean: Tensor) -> Tensor:
-        """Natural parameters (..., D)."""
+        """Return the natural parameters (..., D)."""
 
     @staticmethod
     @abstractmethod
     def log_partition(mean: Tensor) -> Tensor:
-        """psi (...)."""
+        """Return psi (...)."""
 
     @staticmethod
     @abstractmethod
     def base(x: Tensor) -> Tensor:
-        """The part b (...) of the log density that the row alone decides."""
+        """Return the term b (...) of the log density that depends on the row alone."""
 
     @staticmethod
     @abstractmethod
     def loss(x: Tensor, mean: Tensor) -> Tensor:
-        """psi - eta x (...), also at means on the boundary of their domain."""
+        """Return psi - eta x (...), also for means on the boundary of their domain."""
 
     @staticmethod
     @abstractmethod
     def gap(mean: Tensor, shift: Tensor) -> Tensor:
-        """Divergence (...) of ``mean + shift`` from ``mean``, precise for small shifts."""
+        """Return the divergence (...) of ``mean + shift`` from ``mean``, precise for small shift."""
 
     @staticmethod
     @abstractmethod
     def inside(mean: Tensor, floor: Tensor) -> Tensor:
-        """The nearest means (C, D) that keep a distance ``floor`` (D,) from the boundary of their domain."""
+        """Return the nearest means (C, D) that are ``floor`` (D,) away from the boundary."""
 
     @staticmethod
     def distance_to_boundary(mean: Tensor) -> Tensor:
-        """How far (..., D) a mean is from the boundary of its domain."""
+        """Return the distance (..., D) of a mean from the boundary of its domain."""
         return mean
 
     @staticmethod
     def row_size(x: Tensor) -> Tensor:
-        """How many rows (..., 1) a row counts for, as its mean is of one."""
+        """Return the number (..., 1) by which a row is divided to give its mean."""
         return torch.ones_like(x[..., :1])
 
     @staticmethod
-    def part_size(statistics: MeanStatistics) -> Tensor:
-        """How many rows (C,) a part counts for."""
+    def total_size(statistics: MeanStatistics) -> Tensor:
+        """Return the number (C,) by which the sum of a component's rows is divided."""
         return statistics.count
 
-    # What follows from it.
+    # What follows from these.
 
     @property
     def min_rows(self) -> int:
         return 1
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
+        # Pairs are sorted outside torch, which a trace cannot record.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
             return self._gathered_log_prob(index, value)
         x, pairs = self._pairs(value, index)
         mean, base = self.flat(self.mean, 1), self.base(x)
         products = pair_products(x, self.natural(mean).unsqueeze(1), pairs).squeeze(-1)
-        # Where all rows have the same components, so is their offset.
+        # Rows that share their components share the offsets, too.
         z = pairs.z[:, :1] if pairs.all_pairs else pairs.z
         offset = take(-self.log_partition(mean), z)
-        return (products + offset + (base if pairs.rows is None else base[pairs.rows])).reshape(
-            index.shape
-        )
+        row_base = base if pairs.rows is None else base[pairs.rows]
+        return (products + offset + row_base).reshape(index.shape)
 
     def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
-        """The same by plain torch indexing: slower, and traceable."""
+        """The same by plain torch indexing, which is slower and can be traced."""
         x, mean = match_dtype(value, self.mean), self.mean_at(index.clamp_min(0))
         total = (self.natural(mean) * x).sum(-1) - self.log_partition(mean) + self.base(x)
         return torch.where(index < 0, -torch.inf, total)
@@ -153,44 +154,45 @@ class BregmanComponents(Components):
         return _weighted_sums(x, weight.reshape(pairs.z.shape), pairs)
 
     def floor(self, sums: MeanStatistics, fraction: float) -> Tensor:
-        """Smallest distance (D,) of means from their boundary: ``fraction`` of that of the mean of all rows.
+        """Return the smallest distance (D,) of means from the boundary of their domain.
 
-        Where that is zero (a feature that is constant at its boundary) the typical feature's stands
-        in.
+        It is ``fraction`` times the distance of the mean of all rows, or times the average distance
+        for features that are constant at the boundary.
         """
-        return self._floor(sums.first.sum(0) / empty_to_one(self.part_size(sums).sum()), fraction)
+        average = sums.first.sum(0) / empty_to_one(self.total_size(sums).sum())
+        return self._floor(average, fraction)
 
     @classmethod
     def _floor(cls, average: Tensor, fraction: float) -> Tensor:
-        away = cls.distance_to_boundary(average)
-        typical = empty_to_one(away.mean().clamp_min(0))
-        return fraction * torch.where(away > 0, away, typical)
+        distance = cls.distance_to_boundary(average)
+        typical = empty_to_one(distance.mean().clamp_min(0))
+        return fraction * torch.where(distance > 0, distance, typical)
 
     def maximizers(
         self, statistics: MeanStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        """Return each component's mean row, kept inside its domain by ``floor``; empty components keep theirs."""
+        """Return the mean rows, ``floor`` away from the boundary; empty components stay."""
         assert floor is not None
-        size = self.part_size(statistics).unsqueeze(-1)
+        size = self.total_size(statistics).unsqueeze(-1)
         best = self.inside(statistics.first / empty_to_one(size), floor)
-        known = self.mean.reshape(best.shape)
-        new = torch.where(size > 0, best, known.to(best.dtype)).to(known.dtype)
-        # What is inside in float64 may be rounded to the boundary.
+        present = self.mean.reshape(best.shape)
+        new = torch.where(size > 0, best, present.to(best.dtype)).to(present.dtype)
+        # A mean that is inside in float64 may be rounded to the boundary.
         return {"mean": self.inside(new, _rounding(new)).reshape(self.mean.shape)}
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Minimal loss of a part of one row (*index.shape): the row is its mean."""
+        """Return the loss of a row that is its own mean."""
         x = self._rows(value)
-        own = x / self.row_size(x).clamp_min(torch.finfo(x.dtype).tiny)
-        return (self.loss(x, own) - self.base(x)).expand(index.shape)
+        mean = x / self.row_size(x).clamp_min(torch.finfo(x.dtype).tiny)
+        return (self.loss(x, mean) - self.base(x)).expand(index.shape)
 
     def leave_one_out_at(
         self, statistics: MeanStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         x = self._rows(value).double()
-        count, size = self.part_size(statistics), self.row_size(x)
+        count, size = self.total_size(statistics), self.row_size(x)
         mean = (statistics.first / empty_to_one(count).unsqueeze(-1))[index]
-        # The last row of a part leaves nothing behind that could be fitted better.
+        # Without its only row a cluster has no other rows that could fit better.
         row = leaving(count, index, weight, size.squeeze(-1))
         shift = row.ratio.unsqueeze(-1) * (size * mean - x)
         gain = row.weight * (self.loss(x, mean) - self.base(x)) + row.rest * self.gap(mean, shift)
@@ -198,7 +200,7 @@ class BregmanComponents(Components):
 
     @classmethod
     def start(cls, rows: Tensor) -> Tensor:
-        """Means inside their domain, a little towards their average, to start from at ``rows`` (C, D)."""
+        """Return means at the seeds ``rows`` (C, D), moved slightly towards their average."""
         means = rows / cls.row_size(rows).clamp_min(torch.finfo(rows.dtype).tiny)
         average = means.mean(0)
         return cls.inside(
@@ -206,16 +208,17 @@ class BregmanComponents(Components):
         )
 
     def _rows(self, value: Tensor) -> Tensor:
-        """Rows in the dtype of the means, checked; NaN may stand in for what a mask hides."""
+        """Rows in the dtype of the means, checked; masked rows may be NaN."""
         x = match_dtype(value, self.mean)
         if bool((self.distance_to_boundary(x) < 0).any()):
             raise DataError(
-                f"rows in [{float(x.min())}, {float(x.max())}] leave the support of {type(self).__name__}"
+                f"rows in [{float(x.min())}, {float(x.max())}] leave the support of "
+                f"{type(self).__name__}: see its documentation for what rows may hold"
             )
         return x
 
     def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
-        """Distinct rows (N, D), and the pairs of them with the components ``index``."""
+        """Return distinct rows (N, D), and their pairs with the components ``index``."""
         shape, components = value.shape[:-1], self.batch_shape.numel()
         x = self._rows(value).reshape(shape.numel(), value.shape[-1])
         lead = index.dim() - len(shape)
@@ -234,25 +237,25 @@ def _weighted_sums(x: Tensor, weight: Tensor, pairs: Pairs) -> MeanStatistics:
 
 
 def _dense_sums(x: Tensor, weight: Tensor, pairs: Pairs) -> MeanStatistics:
-    """The same by matrix products, some rows at a time, as if all rows met all components."""
+    """The same by matrix products of blocks of rows with all components."""
     count, first = (
-        torch.zeros(pairs.components, w, dtype=torch.float64, device=x.device)
-        for w in (1, x.shape[1])
+        torch.zeros(pairs.components, width, dtype=torch.float64, device=x.device)
+        for width in (1, x.shape[1])
     )
     step = max(1, _NUMBERS // (pairs.components + x.shape[1]))
-    for at in range(0, len(x), step):
-        some = slice(at, at + step)
-        # -1 falls into the place before the first, which is cut off.
-        table = torch.zeros(
-            pairs.components + 1, len(x[some]), dtype=torch.float64, device=x.device
-        )
-        table = table.scatter_add_(0, pairs.z[:, some] + 1, weight[:, some].double())[1:]
+    for start in range(0, len(x), step):
+        block = slice(start, start + step)
+        # Padding, -1, adds to an extra first row of the table, which is dropped.
+        shape = (pairs.components + 1, len(x[block]))
+        table = torch.zeros(shape, dtype=torch.float64, device=x.device)
+        table = table.scatter_add_(0, pairs.z[:, block] + 1, weight[:, block].double())[1:]
         count += table.sum(-1, keepdim=True)
-        # What no component has may hold anything, NaN included.
-        first += table @ torch.where((table > 0).any(0).unsqueeze(-1), x[some].double(), 0.0)
+        # Rows without weight may hold anything, NaN included.
+        counted = (table > 0).any(0).unsqueeze(-1)
+        first += table @ torch.where(counted, x[block].double(), 0.0)
     return MeanStatistics(count.squeeze(-1), first)
 
 
 def _rounding(mean: Tensor) -> Tensor:
-    """The least distance from zero that stays one after some arithmetic; exponential maps reach it."""
+    """The smallest distance from zero that survives arithmetic; exponential maps can reach it."""
     return torch.full_like(mean[0], torch.finfo(mean.dtype).tiny ** 0.5)

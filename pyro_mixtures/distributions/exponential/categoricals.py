@@ -1,4 +1,6 @@
-"""Categorical components: labels, words or any discrete observation under the mixture's z."""
+"""Categorical components: labels, words or other discrete observations."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,13 @@ from pyro_mixtures.errors import DataError
 
 
 class Categoricals(Components):
-    """C categorical distributions over L labels: ``probs`` (C, L), rows on the simplex.
+    """C categorical distributions over L labels.
 
-    >>> Categoricals(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))[torch.tensor([1, 0])].log_prob(torch.tensor([1, 1])).exp()
+    :param probs: (C, L), rows on the simplex.
+    :raises DataError: for labels that are not in [0, L).
+
+    >>> categoricals = Categoricals(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))
+    >>> categoricals[torch.tensor([1, 0])].log_prob(torch.tensor([1, 1])).exp()
     tensor([0.9000, 0.5000])
     """
 
@@ -20,7 +26,7 @@ class Categoricals(Components):
     argument_names = ("probs",)
     has_rsample = False
 
-    def __init__(self, probs: Tensor, *, validate_args=None):
+    def __init__(self, probs: Tensor, *, validate_args: bool | None = None):
         check_floating("Categoricals", probs)
         self.probs = probs
         super().__init__(probs.shape[:-1], torch.Size(), validate_args=validate_args)
@@ -31,7 +37,7 @@ class Categoricals(Components):
         return self.probs.shape[-1]
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self):
+    def support(self) -> Any:
         return constraints.integer_interval(0, self.labels - 1)
 
     @property
@@ -40,10 +46,9 @@ class Categoricals(Components):
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
         label = self._labels(value).expand(index.shape)
-        floor = torch.finfo(self.probs.dtype).tiny
-        table = torch.where(self.probs > 0, self.probs.clamp_min(floor).log(), -torch.inf).reshape(
-            -1
-        )
+        tiny = torch.finfo(self.probs.dtype).tiny
+        log_probs = torch.where(self.probs > 0, self.probs.clamp_min(tiny).log(), -torch.inf)
+        table = log_probs.reshape(-1)
         # Padding, index -1, reads the last component's entries, which the caller ignores.
         return table[index * self.labels + label]
 
@@ -74,6 +79,7 @@ class Categoricals(Components):
         label = value.long()
         if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.labels):
             raise DataError(
-                f"labels lie in [{int(label.min())}, {int(label.max())}], not in [0, {self.labels})"
+                f"labels lie in [{int(label.min())}, {int(label.max())}], not in "
+                f"[0, {self.labels}): number them from 0"
             )
         return label

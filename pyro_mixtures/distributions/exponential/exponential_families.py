@@ -9,11 +9,15 @@ from pyro_mixtures.errors import OptionError
 
 
 class Poissons(BregmanComponents):
-    """Independent Poisson counts of ``mean`` (C, D), positive: the generalised Kullback-Leibler divergence.
+    """Independent Poisson counts; the divergence is the generalized Kullback-Leibler divergence.
 
-    Rows (N, D) are not negative, and need not be integers.
+    Rows (N, D) are not negative and need not be integers.
 
-    >>> Poissons(torch.tensor([[1.0, 2.0], [3.0, 3.0]]))[torch.tensor([0])].log_prob(torch.tensor([[0.0, 1.0]])).exp()
+    :param mean: (C, D), positive.
+    :raises DataError: for negative rows.
+
+    >>> poissons = Poissons(torch.tensor([[1.0, 2.0], [3.0, 3.0]]))
+    >>> poissons[torch.tensor([0])].log_prob(torch.tensor([[0.0, 1.0]])).exp()
     tensor([0.0996])
     """
 
@@ -50,11 +54,15 @@ class Poissons(BregmanComponents):
 
 
 class Bernoullis(BregmanComponents):
-    """Independent binary features of ``mean`` (C, D) inside (0, 1): the logistic loss.
+    """Independent binary features; the divergence is the logistic loss.
 
-    Rows (N, D) hold 0 and 1, or shares between them.
+    Rows (N, D) hold 0 and 1, or fractions between them.
 
-    >>> Bernoullis(torch.tensor([[0.5, 0.1], [0.5, 0.5]]))[torch.tensor([0])].log_prob(torch.tensor([[1.0, 0.0]])).exp()
+    :param mean: (C, D), in (0, 1).
+    :raises DataError: for rows outside [0, 1].
+
+    >>> bernoullis = Bernoullis(torch.tensor([[0.5, 0.1], [0.5, 0.5]]))
+    >>> bernoullis[torch.tensor([0])].log_prob(torch.tensor([[1.0, 0.0]])).exp()
     tensor([0.4500])
     """
 
@@ -84,7 +92,7 @@ class Bernoullis(BregmanComponents):
 
     @staticmethod
     def inside(mean: Tensor, floor: Tensor) -> Tensor:
-        # One lies further from its next smaller number than zero from its next larger one.
+        # Floating-point numbers are less dense below one than above zero.
         least = torch.finfo(mean.dtype).eps
         return torch.minimum(torch.maximum(mean, floor), 1 - floor.clamp_min(least))
 
@@ -97,11 +105,16 @@ class Bernoullis(BregmanComponents):
 
 
 class Exponentials(BregmanComponents):
-    """Independent exponential features of ``mean`` (C, D), positive: the Itakura-Saito divergence.
+    """Independent exponential features; the divergence is that of Itakura and Saito.
 
-    Rows (N, D) are not negative. A part of zeros alone has no finite minimal loss.
+    Rows (N, D) are not negative. The minimal loss of a cluster whose rows are all zero is not
+    finite.
 
-    >>> Exponentials(torch.tensor([[1.0, 2.0], [3.0, 3.0]]))[torch.tensor([0])].log_prob(torch.zeros(1, 2)).exp()
+    :param mean: (C, D), positive.
+    :raises DataError: for negative rows.
+
+    >>> exponentials = Exponentials(torch.tensor([[1.0, 2.0], [3.0, 3.0]]))
+    >>> exponentials[torch.tensor([0])].log_prob(torch.zeros(1, 2)).exp()
     tensor([0.5000])
     """
 
@@ -140,11 +153,13 @@ class Exponentials(BregmanComponents):
 
 
 class Multinomials(BregmanComponents):
-    """Histograms over D bins of shares ``mean`` (C, D) on the simplex: the Kullback-Leibler divergence of histograms.
+    """Histograms over D bins; the divergence is that of Kullback and Leibler.
 
-    Rows (N, D) are counts, or shares; a row counts for as much as its total.
+    Rows (N, D) are counts or proportions; the weight of a row is its total.
 
-    :param total: of the rows that are drawn.
+    :param mean: (C, D) proportions of the bins, on the simplex.
+    :param total: the total of rows that are drawn.
+    :raises DataError: for negative rows.
 
     >>> histograms = Multinomials(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))
     >>> histograms[torch.tensor([1])].log_prob(torch.tensor([[1.0, 1.0]])).exp()
@@ -158,7 +173,7 @@ class Multinomials(BregmanComponents):
 
     def __init__(self, mean: Tensor, *, total: int = 1, validate_args: bool | None = None):
         if total < 1:
-            raise OptionError(f"total={total} must be positive")
+            raise OptionError(f"total={total} must be positive: it is the total of drawn rows")
         self.total = total
         super().__init__(mean, validate_args=validate_args)
 
@@ -184,23 +199,27 @@ class Multinomials(BregmanComponents):
 
     @staticmethod
     def inside(mean: Tensor, floor: Tensor) -> Tensor:
-        """Shares below ``floor`` (D,) are raised to it, at the expense of all others: the maximiser that keeps it."""
+        """Raise proportions below ``floor`` (D,) to it and rescale all others.
+
+        The result is the maximizer under the constraint that proportions are at least ``floor``.
+        """
         low = mean < floor
         while True:
-            left = 1 - torch.where(low, floor, 0.0).sum(-1, keepdim=True)
-            rest = torch.where(low, 0.0, mean)
-            new = torch.where(low, floor, rest * (left / rest.sum(-1, keepdim=True)))
-            sunk = new < floor
-            if not bool((sunk & ~low).any()):
-                return new
-            low = low | sunk
+            remaining = 1 - torch.where(low, floor, 0.0).sum(-1, keepdim=True)
+            others = torch.where(low, 0.0, mean)
+            rescaled = others * (remaining / others.sum(-1, keepdim=True))
+            raised = torch.where(low, floor, rescaled)
+            below = raised < floor
+            if not bool((below & ~low).any()):
+                return raised
+            low = low | below
 
     @staticmethod
     def row_size(x: Tensor) -> Tensor:
         return x.sum(-1, keepdim=True)
 
     @staticmethod
-    def part_size(statistics: MeanStatistics) -> Tensor:
+    def total_size(statistics: MeanStatistics) -> Tensor:
         return statistics.first.sum(-1)
 
     def sample_at(self, index: Tensor) -> Tensor:
@@ -208,18 +227,18 @@ class Multinomials(BregmanComponents):
 
 
 def _log(mean: Tensor) -> Tensor:
-    """Logarithms that vanish in a product with zero, also where the mean is zero."""
+    """Logarithms, finite where the mean is zero so that products with zero vanish."""
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def _relative(mean: Tensor, shift: Tensor) -> Tensor:
-    """``shift / mean``, not below -1; zero where the mean is zero, and so are all rows that it is of."""
-    known = mean > 0
-    return (torch.where(known, shift, 0.0) / torch.where(known, mean, 1.0)).clamp_min(-1)
+    """``shift / mean``, at least -1; zero where the mean (hence each of its rows) is zero."""
+    positive = mean > 0
+    return (torch.where(positive, shift, 0.0) / torch.where(positive, mean, 1.0)).clamp_min(-1)
 
 
 def _entropy_gap(mean: Tensor, shift: Tensor) -> Tensor:
     """``a log(a / mean) - shift`` of a = mean + shift, precise for small shifts."""
     relative = _relative(mean, shift)
-    # The logarithm of zero vanishes in the product.
+    # The logarithm of zero is made finite: its factor is zero.
     return mean * ((1 + relative) * torch.log1p(relative).clamp_min(-1e3) - relative)

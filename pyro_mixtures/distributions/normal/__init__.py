@@ -1,1 +1,1 @@
-"""Normal components: isotropic, diagonal, full and low-rank covariances, and squared distances."""
+"""Normal components: isotropic, diagonal, full and low-rank covariances, and unit variance."""

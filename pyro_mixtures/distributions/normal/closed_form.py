@@ -1,4 +1,4 @@
-"""Pieces of the Gaussian families' closed-form M-steps: pooling over tied dimensions, means that move."""
+"""Formulas that the M-steps of normal families share: pooling over tied dimensions, moved means."""
 
 import torch
 from torch import Tensor
@@ -8,29 +8,34 @@ from pyro_mixtures.errors import ClosedFormError
 
 
 def pool(total: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    """Weighted mean ``total / weight`` in the broadcastable, smaller ``shape`` of a tied argument.
+    """Return the weighted mean ``total / weight`` in the smaller shape of a tied argument.
 
-    ``total`` is (C, ...), ``weight`` broadcasts to it; dimensions that ``shape`` lacks (or has as
-    1) are summed. Where no weight is left the total is zero too, and so is the mean.
+    Dimensions that ``shape`` lacks, or has as 1, are summed. Where the weight is zero, so are the
+    total and the mean.
+
+    :param total: (C, ...).
+    :param weight: broadcasts to ``total``.
     """
     return sum_to(total, shape) / empty_to_one(sum_to(weight.expand(total.shape), shape))
 
 
 def sum_to(value: Tensor, shape: torch.Size) -> Tensor:
-    """Sum ``value`` down to ``shape``, the reverse of broadcasting."""
+    """Sum ``value`` down to ``shape``: the reverse of broadcasting."""
     return value.sum_to_size(shape) if value.shape != shape else value
 
 
 def empty_to_one(count: Tensor) -> Tensor:
-    """Counts with 1 for components without rows, whose sums are zero: they divide without NaN."""
+    """Replace counts of zero by one, so that sums of zero can be divided by them."""
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def update_loc(
     family: QuadraticComponents, shift: Tensor, center: Tensor, free: frozenset[str]
 ) -> Tensor:
-    """How far the means move from ``center`` (C, D): by ``shift`` if they are free, to where they are held if not.
+    """Return how far the means are to move from ``center`` (C, D).
 
+    :param shift: (C, D) the movement of free means. Frozen means move from the center to their
+        present values.
     :raises ClosedFormError: for a mean that components share, which has no closed form under
         unequal variances.
     """
@@ -38,7 +43,7 @@ def update_loc(
         return family.flat(family.loc, 1) - center
     if family.loc.shape != center.shape:
         raise ClosedFormError(
-            f"loc of shape {tuple(family.loc.shape)} is shared by {len(center)} components: give each its own, or "
-            "use SVI"
+            f"loc of shape {tuple(family.loc.shape)} is shared by {len(center)} components: give "
+            "each its own, or use SVI"
         )
     return shift

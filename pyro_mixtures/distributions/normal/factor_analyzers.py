@@ -1,4 +1,4 @@
-r"""Factor analyzers: normal components with covariance :math:`A_c A_c^T + \mathrm{diag}(\psi_c)`."""
+r"""Factor analyzers: normal components with low-rank plus diagonal covariance matrices."""
 
 import math
 from typing import cast
@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
+from pyro_mixtures.distributions.normal.floors import given_floor
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import FactorStatistics, NormalStatistics
 from pyro_mixtures.errors import ClosedFormError, OptionError
@@ -22,17 +23,21 @@ from pyro_mixtures.ops.lowrank import (
 )
 from pyro_mixtures.ops.small import inner, mix, residual
 
-# Expected rows below which a component's sums have lost their digits, in float32 and float64 alike.
+# With fewer expected rows than this a component's sums have lost all digits, in float64 too.
 _EMPTY = 1e-30
 
 
 class FactorAnalyzers(QuadraticComponents):
-    r"""Components ``x = loc + factor f + e``, ``f ~ N(0, I_H)``, ``e ~ N(0, diag(noise))``.
+    r"""Factor analyzers ``x = loc + factor f + e``, ``f ~ N(0, I_H)``, ``e ~ N(0, diag(noise))``.
 
-    ``loc`` (C, D); ``factor`` (C, D, H), H = 0 allowed; ``noise`` (C, D), the *variances*
-    :math:`\psi`, or (C, 1), (D,) or (1,) where features or components share them. Densities by the
-    Woodbury identity in O(D H) a pair; M-step as in Ghahramani & Hinton, "The EM algorithm for
-    mixtures of factor analyzers", CRG-TR-96-1 (1996).
+    Densities are evaluated by the Woodbury identity, O(D H) operations per pair. The M-step is that
+    of Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", CRG-TR-96-1 (1996).
+
+    :param loc: means (C, D).
+    :param factor: loadings (C, D, H); H may be zero.
+    :param noise: *variances* :math:`\psi` (C, D), or (C, 1), (D,) or (1,) where features or
+        components share them.
+    :raises OptionError: when the shapes do not agree.
 
     >>> analyzers = FactorAnalyzers(torch.zeros(3, 4), torch.ones(3, 4, 1), torch.ones(3, 4))
     >>> analyzers[torch.tensor([0, 2])].log_prob(torch.ones(2, 4))
@@ -48,7 +53,9 @@ class FactorAnalyzers(QuadraticComponents):
     support = constraints.real_vector
     _low: LowRank | None = None
 
-    def __init__(self, loc: Tensor, factor: Tensor, noise: Tensor, *, validate_args=None):
+    def __init__(
+        self, loc: Tensor, factor: Tensor, noise: Tensor, *, validate_args: bool | None = None
+    ):
         check_floating("FactorAnalyzers", loc, factor, noise)
         features = loc.shape[-1]
         if (
@@ -58,8 +65,8 @@ class FactorAnalyzers(QuadraticComponents):
             or noise.shape[-1] not in (1, features)
         ):
             raise OptionError(
-                f"factor {tuple(factor.shape)} must end in (D, H) and noise {tuple(noise.shape)} in (D,) or (1,), "
-                f"with D = {features} as loc {tuple(loc.shape)} has"
+                f"factor {tuple(factor.shape)} must end in (D, H) and noise {tuple(noise.shape)} "
+                f"in (D,) or (1,), with D = {features} as loc {tuple(loc.shape)} has it"
             )
         self.loc, self.factor, self.noise = loc, factor, noise
         batch = batch_shape_of(loc.shape[:-1], factor.shape[:-2], noise.shape[:-1])
@@ -86,7 +93,10 @@ class FactorAnalyzers(QuadraticComponents):
         )
 
     def low_rank(self) -> LowRank:
-        """Factorised covariances, batch dimensions flattened; made once where no gradients are recorded."""
+        """Return factorized covariances, batch dimensions flattened.
+
+        They are computed once if no gradient is recorded.
+        """
         if torch.is_grad_enabled() and (self.factor.requires_grad or self.noise.requires_grad):
             return factorize(self.flat(self.factor, 2), self._noise())
         if self._low is None:
@@ -105,12 +115,11 @@ class FactorAnalyzers(QuadraticComponents):
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Mean of a half split off the component towards ``row``: moved by what its factors explain of the row."""
+        """Return a mean moved towards ``row`` by what the component's factors explain of it."""
         if not self.factor.shape[-1]:
             return super().split_loc(component, row)
-        return self.signal_at(torch.tensor([component], device=row.device), row.unsqueeze(0), None)[
-            0
-        ]
+        index = torch.tensor([component], device=row.device)
+        return self.signal_at(index, row.unsqueeze(0), None)[0]
 
     def sample_at(self, index: Tensor) -> Tensor:
         loc = self.flat(self.loc, 1)[index]
@@ -121,7 +130,10 @@ class FactorAnalyzers(QuadraticComponents):
         return loc + signal + self._noise()[index].sqrt() * torch.randn_like(loc)
 
     def finish(self, sums: NormalStatistics | FactorStatistics) -> FactorStatistics:
-        """Moments of the factors: with V the kernel's projection of a row's d, E f = L^-T V d, Cov f = L^-T L^-1."""
+        """Add the moments of the factors.
+
+        With V the kernel's projection, E f = L^-T V d and Cov f = L^-T L^-1.
+        """
         if isinstance(sums, FactorStatistics):
             return sums
         low = self.low_rank()
@@ -148,6 +160,7 @@ class FactorAnalyzers(QuadraticComponents):
         if "noise" in free:
             left = residual(gram, coefficients, target, s.second)
             variance = pool(left, s.count.unsqueeze(-1), self.noise.shape)
+            floor = given_floor(floor, s.center)
             smallest = floor.mean(-1, keepdim=True) if self.noise.shape[-1] == 1 else floor
             out["noise"] = torch.maximum(variance, smallest.expand_as(variance))
         return out
@@ -155,14 +168,15 @@ class FactorAnalyzers(QuadraticComponents):
     def _regress(
         self, s: FactorStatistics, gram: Tensor, target: Tensor, free: frozenset[str]
     ) -> Tensor:
-        """Coefficients (C, H + 1, D) of the rows on [factors, 1]: factor and shift of loc, maximal where free."""
+        """Regress the rows on [factors, 1]: coefficients (C, H + 1, D), best where free."""
         rank = self.factor.shape[-1]
         if "factor" in free and self.factor.shape != (*s.center.shape, rank):
             raise ClosedFormError(
-                "a factor that components share has no closed form: give each its own, or use SVI"
+                f"factor {tuple(self.factor.shape)} is shared by components, which has no closed "
+                "form: give each component its own, or use SVI"
             )
-        # Components without rows have statistics of zero, or next to it; the identity keeps their
-        # systems regular.
+        # The statistics of empty components are almost zero; the identity keeps their systems
+        # regular.
         empty = (s.count < _EMPTY).view(-1, 1, 1) * torch.eye(
             rank + 1, dtype=gram.dtype, device=gram.device
         )
@@ -182,11 +196,10 @@ class FactorAnalyzers(QuadraticComponents):
         return torch.cat([factor, shift], -2)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
-        r"""Posterior mean of the noise-free row.
+        r"""Return the posterior mean of the noise-free row.
 
-        With ``noise`` None all of :math:`\psi` is noise: ``loc + A E[f|x]``. With ``noise`` (D,),
-        the variance of the measurement noise, what :math:`\psi` exceeds it by belongs to the
-        signal.
+        If ``noise`` is None, all of :math:`\psi` is noise: ``loc + A E[f|x]``. Otherwise ``noise``
+        (D,) is the variance of the measurement noise, and the rest of :math:`\psi` is signal.
         """
         low = self.low_rank()
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
@@ -198,7 +211,7 @@ class FactorAnalyzers(QuadraticComponents):
         return loc + explained + (own - noise).clamp_min(0) / own * (diff - explained)
 
     def marginal(self, features: Tensor) -> "FactorAnalyzers":
-        """The same components seen on some ``features`` only."""
+        """Return the same components for some of the ``features`` only."""
         noise = self.noise.expand(self.noise.shape[:-1] + self.event_shape)
         return FactorAnalyzers(
             self.loc[..., features],
@@ -208,18 +221,21 @@ class FactorAnalyzers(QuadraticComponents):
         )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
-        """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features)).
+        """Return the mean of the whole row given some features.
 
-        Entries of ``features`` in the result are the model's fit to them, not ``seen`` itself.
+        Where features are given, the result is the model's fit to them, not ``seen`` itself.
         """
-        part = self.marginal(features)
+        marginal = self.marginal(features)
         loc, factor = self.flat(self.loc, 1)[index], self.flat(self.factor, 2)[index]
         diff = (seen - loc[..., features]).unsqueeze(-1)
-        return loc + (factor @ posterior_mean(part.low_rank(), index, diff)).squeeze(-1)
+        return loc + (factor @ posterior_mean(marginal.low_rank(), index, diff)).squeeze(-1)
 
 
 def _regression(s: FactorStatistics) -> tuple[Tensor, Tensor]:
-    """Normal equations of the rows on [factors, 1]: expected moments (C, H + 1, H + 1) and products (C, H + 1, D)."""
+    """Normal equations of the rows on [factors, 1].
+
+    Returns expected moments (C, H + 1, H + 1) and products with the rows (C, H + 1, D).
+    """
     mean = s.factor_mean.unsqueeze(-1)
     top = torch.cat([s.factor_outer, mean], -1)
     bottom = torch.cat([mean.mT, s.count.view(-1, 1, 1)], -1)

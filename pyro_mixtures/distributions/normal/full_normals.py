@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
+from pyro_mixtures.distributions.normal.floors import given_floor
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -15,7 +16,12 @@ from pyro_mixtures.ops import Quadratic
 
 
 class FullNormals(QuadraticComponents):
-    """Normal components: ``loc`` (C, D) and ``scale_tril`` (C, D, D), or (D, D) if components share it.
+    """Normal components with full covariance matrices.
+
+    :param loc: means (C, D).
+    :param scale_tril: lower Cholesky factors (C, D, D) of the covariance matrices, or (D, D) if
+        components share one.
+    :raises OptionError: when the shapes do not agree.
 
     >>> normals = FullNormals(torch.zeros(3, 2), torch.eye(2))
     >>> normals[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
@@ -26,11 +32,12 @@ class FullNormals(QuadraticComponents):
     argument_names = ("loc", "scale_tril")
     support = constraints.real_vector
 
-    def __init__(self, loc: Tensor, scale_tril: Tensor, *, validate_args=None):
+    def __init__(self, loc: Tensor, scale_tril: Tensor, *, validate_args: bool | None = None):
         check_floating("FullNormals", loc, scale_tril)
         if scale_tril.shape[-2:] != (loc.shape[-1],) * 2:
             raise OptionError(
-                f"scale_tril {tuple(scale_tril.shape)} must end in (D, D) with D = {loc.shape[-1]}"
+                f"scale_tril {tuple(scale_tril.shape)} must end in (D, D) with D = "
+                f"{loc.shape[-1]}, as loc {tuple(loc.shape)} has it"
             )
         self.loc, self.scale_tril = loc, scale_tril
         batch = batch_shape_of(loc.shape[:-1], scale_tril.shape[:-2])
@@ -51,7 +58,10 @@ class FullNormals(QuadraticComponents):
         return Quadratic(loc, torch.zeros_like(loc), self.flat(inverse, 2), offset, 1.0)
 
     def moment_projection(self) -> Tensor:
-        """The identity: covariances from the kernel's projections would lose the digits of their condition number."""
+        """Return the identity.
+
+        Covariances of the kernel's projections would lose digits to the condition number.
+        """
         features = self.event_shape[0]
         identity = torch.eye(features, dtype=self.loc.dtype, device=self.loc.device)
         return identity.expand(self.batch_shape.numel(), features, features)
@@ -73,14 +83,14 @@ class FullNormals(QuadraticComponents):
             outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) * statistics.count.view(-1, 1, 1)
             scatter = statistics.outer - cross - cross.mT + outer
             covariance = pool(scatter, statistics.count.view(-1, 1, 1), self.scale_tril.shape)
-            out["scale_tril"] = _floored_cholesky(covariance, floor)
+            out["scale_tril"] = _floored_cholesky(covariance, given_floor(floor, loc))
         return out
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
-        """Posterior mean of the noise-free row under white noise of variance ``noise`` (D,), all entries equal."""
+        """Return the posterior mean of the noise-free row; ``noise`` (D,) are equal numbers."""
         if noise is None or not bool((noise == noise[0]).all()):
             raise OptionError(
-                "FullNormals has no noise part of its own: pass noise=, one standard deviation"
+                "FullNormals has no parameter for noise: pass noise=, one standard deviation"
             )
         covariance = self.flat(self.scale_tril @ self.scale_tril.mT, 2)
         values, vectors = torch.linalg.eigh(covariance)
@@ -89,14 +99,13 @@ class FullNormals(QuadraticComponents):
         return loc + (gain[index] @ (value - loc).unsqueeze(-1)).squeeze(-1)
 
     def marginal(self, features: Tensor) -> "FullNormals":
-        """The same components seen on some ``features`` only."""
+        """Return the same components for some of the ``features`` only."""
         covariance = (self.scale_tril @ self.scale_tril.mT)[..., features, :][..., features]
         return FullNormals(
             self.loc[..., features], torch.linalg.cholesky(covariance), validate_args=False
         )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
-        """Mean (..., D) of the whole row given its ``features``, whose values are ``seen`` (..., len(features))."""
         covariance = self.scale_tril @ self.scale_tril.mT
         among = covariance[..., features, :][..., features]
         gain = self.flat(torch.linalg.solve(among, covariance[..., features, :]).mT, 2)
@@ -105,7 +114,10 @@ class FullNormals(QuadraticComponents):
 
 
 def _floored_cholesky(covariance: Tensor, floor: Tensor) -> Tensor:
-    """Cholesky factors; where a covariance is singular its eigenvalues (in units of ``floor``) are raised to 1."""
+    """Return Cholesky factors (C, D, D) of covariance matrices.
+
+    Eigenvalues of singular matrices, in units of ``floor`` (D,), are raised to 1.
+    """
     covariance = (covariance + covariance.mT) / 2
     factor, failed = torch.linalg.cholesky_ex(covariance)
     least = factor.diagonal(dim1=-2, dim2=-1).square() < floor

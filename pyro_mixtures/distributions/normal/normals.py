@@ -1,4 +1,4 @@
-"""Components with axis-aligned normal distributions: one scale a component, or one a component and feature."""
+"""Normal components with independent features: one scale per component, or one per feature."""
 
 import math
 from abc import abstractmethod
@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 from pyro_mixtures.distributions.components import batch_shape_of, check_floating
 from pyro_mixtures.distributions.normal.closed_form import empty_to_one, pool, update_loc
+from pyro_mixtures.distributions.normal.floors import given_floor
 from pyro_mixtures.distributions.normal.quadratic_components import QuadraticComponents
 from pyro_mixtures.distributions.statistics import NormalStatistics
 from pyro_mixtures.errors import OptionError
@@ -16,7 +17,7 @@ from pyro_mixtures.ops import Quadratic
 
 
 class _AxisAlignedNormals(QuadraticComponents):
-    """What both families share: everything but the shape of ``scale``."""
+    """Base class of both families, which differ in the shape of ``scale``."""
 
     argument_names = ("loc", "scale")
     support = constraints.real_vector
@@ -24,11 +25,11 @@ class _AxisAlignedNormals(QuadraticComponents):
 
     @abstractmethod
     def spread(self) -> Tensor:
-        """``scale`` in a shape that broadcasts to (..., C, D)."""
+        """Return ``scale`` in a shape that broadcasts to (..., C, D)."""
 
     @abstractmethod
     def argument_shape(self, spread: Tensor) -> Tensor:
-        """The reverse of :meth:`spread`."""
+        """Return ``spread`` in the shape of ``scale``: the reverse of :meth:`spread`."""
 
     @property
     def min_rows(self) -> int:
@@ -67,6 +68,7 @@ class _AxisAlignedNormals(QuadraticComponents):
             )
             shape = self.spread().shape
             variance = pool(residual, statistics.count.unsqueeze(-1), shape)
+            floor = given_floor(floor, loc)
             smallest = floor.mean(-1, keepdim=True) if shape[-1:] == (1,) else floor
             out["scale"] = self.argument_shape(
                 torch.maximum(variance, smallest.expand_as(variance)).sqrt()
@@ -74,22 +76,27 @@ class _AxisAlignedNormals(QuadraticComponents):
         return out
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
-        """Posterior mean of the noise-free row: ``noise`` (D,) is the noise's variance, which has to be given."""
+        """Return the posterior mean of the noise-free row; ``noise`` has to be given."""
         if noise is None:
             raise OptionError(
-                f"{type(self).__name__} has no noise part of its own: pass noise=, its standard deviation"
+                f"{type(self).__name__} has no parameter for noise: pass noise=, "
+                "its standard deviation"
             )
         loc = self.flat(self.loc, 1)[index]
         variance = self._flat_spread()[index].square()
         return loc + (variance - noise).clamp_min(0) / variance * (value - loc)
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
-        """Mean of the whole row given its ``features``: unseen features are independent, so their prior mean."""
+        """Return the components' means: unseen features do not depend on the others."""
         return self.mean_at(index)
 
 
 class DiagonalNormals(_AxisAlignedNormals):
-    """Normal components with independent features: ``loc`` (C, D), ``scale`` (C, D), or (D,) if components share it.
+    """Normal components with a diagonal covariance matrix.
+
+    :param loc: means (C, D).
+    :param scale: standard deviations (C, D), or (D,) if components share them.
+    :raises OptionError: when the shapes do not agree.
 
     >>> normals = DiagonalNormals(torch.zeros(3, 2), torch.ones(3, 2))
     >>> normals[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
@@ -101,11 +108,12 @@ class DiagonalNormals(_AxisAlignedNormals):
         "scale": constraints.independent(constraints.positive, 1),
     }
 
-    def __init__(self, loc: Tensor, scale: Tensor, *, validate_args=None):
+    def __init__(self, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None):
         check_floating("DiagonalNormals", loc, scale)
         if loc.dim() == 0 or scale.dim() == 0 or scale.shape[-1] not in (1, loc.shape[-1]):
             raise OptionError(
-                f"loc {tuple(loc.shape)} and scale {tuple(scale.shape)} must end in one feature dimension"
+                f"loc {tuple(loc.shape)} and scale {tuple(scale.shape)} must end in "
+                "the same number of features: give (C, D), and (C, D) or (D,)"
             )
         self.loc, self.scale = loc, scale
         batch = batch_shape_of(loc.shape[:-1], scale.shape[:-1])
@@ -118,21 +126,25 @@ class DiagonalNormals(_AxisAlignedNormals):
         return spread
 
     def marginal(self, features: Tensor) -> "DiagonalNormals":
-        """The same components seen on some ``features`` only."""
+        """Return the same components for some of the ``features`` only."""
         scale = self.scale.expand(self.scale.shape[:-1] + self.event_shape)
         return DiagonalNormals(self.loc[..., features], scale[..., features], validate_args=False)
 
 
 class IsotropicNormals(_AxisAlignedNormals):
-    """Spherical normal components: ``loc`` (C, D), ``scale`` (C,), or () if components share it.
+    """Normal components with the same variance in all directions.
 
-    >>> IsotropicNormals(torch.zeros(3, 2), torch.ones(3))[torch.tensor([1])].log_prob(torch.zeros(1, 2)).exp()
+    :param loc: means (C, D).
+    :param scale: standard deviations (C,), or () if components share one.
+
+    >>> normals = IsotropicNormals(torch.zeros(3, 2), torch.ones(3))
+    >>> normals[torch.tensor([1])].log_prob(torch.zeros(1, 2)).exp()
     tensor([0.1592])
     """
 
     arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
 
-    def __init__(self, loc: Tensor, scale: Tensor, *, validate_args=None):
+    def __init__(self, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None):
         check_floating("IsotropicNormals", loc, scale)
         self.loc, self.scale = loc, scale
         batch = batch_shape_of(loc.shape[:-1], scale.shape)
@@ -145,5 +157,5 @@ class IsotropicNormals(_AxisAlignedNormals):
         return spread.squeeze(-1)
 
     def marginal(self, features: Tensor) -> "IsotropicNormals":
-        """The same components seen on some ``features`` only."""
+        """Return the same components for some of the ``features`` only."""
         return IsotropicNormals(self.loc[..., features], self.scale, validate_args=False)

@@ -1,4 +1,4 @@
-"""Base class of the families whose log density is a quadratic form of the row."""
+"""The base class of families whose log density is a quadratic form of the row."""
 
 from abc import abstractmethod
 from typing import cast
@@ -13,7 +13,11 @@ from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_
 
 
 class QuadraticComponents(Components):
-    """Families whose log density is the quadratic pair kernel of :mod:`pyro_mixtures.ops.quadratic`."""
+    """A family whose log density is a quadratic form of the row, evaluated by pair kernels.
+
+    A family states the kernel's arguments (``_make_kernel``), ``sample_at``, ``min_rows`` and
+    ``maximizers``.
+    """
 
     has_rsample = True
     location = "loc"
@@ -24,10 +28,10 @@ class QuadraticComponents(Components):
 
     @abstractmethod
     def _make_kernel(self) -> Quadratic:
-        """The kernel's arguments, batch dimensions flattened; differentiable in the family's arguments."""
+        """Return the kernel's arguments, batch dimensions flattened, differentiably."""
 
     def kernel(self) -> Quadratic:
-        """The kernel's arguments; made once where no gradients are recorded."""
+        """Return the kernel's arguments; they are computed once if no gradient is recorded."""
         if torch.is_grad_enabled() and any(
             argument.requires_grad for argument in self.arguments.values()
         ):
@@ -38,30 +42,36 @@ class QuadraticComponents(Components):
         return self._kernel
 
     def moment_projection(self) -> Tensor:
-        """P (C, R, D) of the moments that the M-step needs: the kernel's own projection, unless stated otherwise."""
+        """Return P (C, R, D) of the moments that the M-step needs; the kernel's by default."""
         return self.kernel().projection
 
     def subset(self, block: slice) -> "QuadraticComponents":
         subset = cast(QuadraticComponents, super().subset(block))
         if self._kernel is not None:
-            *tensors, sign = self._kernel
-            subset._kernel = Quadratic(*(tensor[block] for tensor in tensors), sign)
+            kernel = self._kernel
+            subset._kernel = Quadratic(
+                kernel.loc[block],
+                kernel.precision[block],
+                kernel.projection[block],
+                kernel.offset[block],
+                kernel.sign,
+            )
         return subset
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        if torch.jit.is_tracing():  # pairs are sorted outside torch, which a trace cannot see
+        # Pairs are sorted outside torch, which a trace cannot record.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
             return self._gathered_log_prob(index, value)
         x, pairs = self._pairs(value, index)
         return pair_log_density(x, self.kernel(), pairs).reshape(index.shape)
 
     def _gathered_log_prob(self, index: Tensor, value: Tensor) -> Tensor:
-        """The kernel's formula by plain torch indexing: slower, and traceable."""
+        """The kernel's formula by plain torch indexing, which is slower and can be traced."""
         kernel, c = self.kernel(), index.clamp_min(0)
         diff = match_dtype(value, self.loc) - kernel.loc[c]
         projected = (kernel.projection[c] @ diff.unsqueeze(-1)).squeeze(-1)
-        total = (kernel.precision[c] * diff.square()).sum(
-            -1
-        ) + kernel.sign * projected.square().sum(-1)
+        scaled = (kernel.precision[c] * diff.square()).sum(-1)
+        total = scaled + kernel.sign * projected.square().sum(-1)
         return torch.where(index < 0, -torch.inf, -0.5 * (total + kernel.offset[c]))
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NormalStatistics:
@@ -82,10 +92,10 @@ class QuadraticComponents(Components):
         return NormalStatistics(loc, *moments)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Mean (D,) of a half split off the ``component`` (flat number) towards ``row`` (D,): about one deviation away.
+        """Return a mean (D,) one standard deviation away from the component's, towards ``row``.
 
-        The row itself would be further from all other rows than they from each other, where
-        features are many.
+        With many features the row itself would be further from all other rows than these are from
+        each other.
         """
         loc = self.flat(self.loc, 1)[component]
         return loc + (row - loc) / len(row) ** 0.5
@@ -97,12 +107,11 @@ class QuadraticComponents(Components):
         return self.flat(self.loc, 1)[index]
 
     def _pairs(self, value: Tensor, index: Tensor) -> tuple[Tensor, Pairs]:
-        """Distinct rows (N, D), and the pairs of them with the components ``index``."""
+        """Return distinct rows (N, D), and their pairs with the components ``index``."""
         shape, components = value.shape[:-1], self.batch_shape.numel()
-        # Bytes are widened by the kernels, row by row.
-        x = (value if value.dtype == torch.uint8 else match_dtype(value, self.loc)).reshape(
-            shape.numel(), value.shape[-1]
-        )
+        # The kernels widen bytes, row by row.
+        widened = value if value.dtype == torch.uint8 else match_dtype(value, self.loc)
+        x = widened.reshape(shape.numel(), value.shape[-1])
         lead = index.dim() - len(shape)
         if index.shape[lead:] == shape:
             return x, Pairs(index.reshape(index.shape[:lead].numel(), len(x)), components)

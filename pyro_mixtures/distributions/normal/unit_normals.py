@@ -1,4 +1,4 @@
-"""Components of unit variance: squared Euclidean and KnownPrecisionNormals distances, and cosines on the unit sphere."""
+"""Normal components whose means alone are estimated, and their analog on the unit sphere."""
 
 import math
 from abc import abstractmethod
@@ -19,10 +19,11 @@ from pyro_mixtures.ops import Quadratic
 
 
 class UnitVarianceNormals(QuadraticComponents):
-    """C components of ``mean`` (..., C, D) alone, whose loss is half a squared distance and a constant.
+    """Base class of families with the argument ``mean`` (..., C, D).
 
-    Distances are those of differences, so rows far from zero keep their precision. A family states
-    its ``constant``, the ``best`` mean of a part, what rows ``gain`` there, and where to ``start``.
+    The loss (minus the log density) is half a squared distance plus a constant. Distances are
+    computed from differences, so rows far from zero keep their precision. A family states its
+    ``constant``, the ``best`` mean of a cluster, the ``gain`` of its rows, and where to ``start``.
     """
 
     argument_names: tuple[str, ...] = ("mean",)
@@ -38,7 +39,7 @@ class UnitVarianceNormals(QuadraticComponents):
 
     @property
     def mean(self) -> Tensor:
-        """The argument itself."""
+        """The means (..., C, D), as given."""
         return self.loc
 
     @property
@@ -47,27 +48,35 @@ class UnitVarianceNormals(QuadraticComponents):
 
     @abstractmethod
     def constant(self) -> Tensor:
-        """Loss () of a row at its mean."""
+        """Return the loss () of a row at its mean."""
 
     @abstractmethod
     def best(self, statistics: NormalStatistics) -> Tensor:
-        """Means (C, D) of least loss; the present ones of empty parts."""
+        """Return the means (C, D) of least loss; the present ones of empty components."""
 
     @abstractmethod
     def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
-        """What each row ``x`` (B, D), in float64, adds to the minimal loss of its part, less the constants."""
+        """Return what each row adds to the minimal loss of its cluster, without constants.
+
+        :param index: (B,) cluster of each row.
+        :param x: (B, D) rows in float64.
+        :param row: weights of the rows and of the others in their clusters.
+        """
 
     @staticmethod
     @abstractmethod
     def start(rows: Tensor) -> Tensor:
-        """Means (C, D) to start from at ``rows``."""
+        """Return means (C, D) at the seeds ``rows`` (C, D)."""
 
     def floor(self, sums: NormalStatistics, fraction: float) -> Tensor:
-        """Zero: the variances are constant."""
+        """Return zero: the variances are constant."""
         return torch.zeros_like(sums.center[0])
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NormalStatistics:
-        """Return moments about a copy of the means: leave-one-out gains need it after the means have moved, in place."""
+        """Return moments about a copy of the means.
+
+        Leave-one-out gains use it after the M-step has changed the means in place.
+        """
         sums = super().statistics_at(index, value, weight)
         return sums._replace(center=sums.center.detach().clone())
 
@@ -81,13 +90,15 @@ class UnitVarianceNormals(QuadraticComponents):
         self, statistics: NormalStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
         if free - {"mean"}:
+            others = ", ".join(sorted(free - {"mean"}))
             raise ClosedFormError(
-                f"{sorted(free - {'mean'})} of {type(self).__name__} stay constant in EM: pass buffers, or freeze= them"
+                f"{others} of {type(self).__name__} has no closed form: "
+                "make it a buffer, or freeze= it"
             )
         return {"mean": self.best(statistics).reshape(self.loc.shape)}
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Minimal loss of a part of one row (*index.shape): that of a row at its mean."""
+        """Return the loss of a row at its mean."""
         return self.constant().expand(index.shape)
 
     def leave_one_out_at(
@@ -97,19 +108,25 @@ class UnitVarianceNormals(QuadraticComponents):
         value: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
-        x, row = match_dtype(value, self.loc).double(), leaving(statistics.count, index, weight)
-        return (self.gain(statistics, index, x, row) + row.weight * self.constant().double()).to(
-            self.loc.dtype
-        )
+        x = match_dtype(value, self.loc).double()
+        row = leaving(statistics.count, index, weight)
+        gain = self.gain(statistics, index, x, row) + row.weight * self.constant().double()
+        return gain.to(self.loc.dtype)
 
 
 class UnitNormals(UnitVarianceNormals):
-    r"""Normals of unit variance around ``mean`` (C, D): :math:`-\log p = |x - m|^2 / 2 + (D / 2) \log 2 \pi`.
+    r"""Normal components with the identity as covariance matrix.
 
-    What a row of weight w adds to its part of weight n is :math:`\tfrac{w n}{n - w} |x - m|^2 / 2`,
-    and w constants.
+    .. math:: -\log p(x) = \tfrac12 |x - m|^2 + \tfrac D2 \log 2 \pi
 
-    >>> UnitNormals(torch.zeros(3, 2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
+    Hard clustering with these components is k-means. A row of weight w adds
+    :math:`\tfrac{w n}{n - w} |x - m|^2 / 2` to the minimal loss of its cluster of weight n, plus w
+    times the constant.
+
+    :param mean: (C, D).
+
+    >>> normals = UnitNormals(torch.zeros(3, 2))
+    >>> normals[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
     """
 
@@ -134,17 +151,22 @@ class UnitNormals(UnitVarianceNormals):
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
-        """The ``rows`` themselves."""
+        """Return the ``rows`` themselves."""
         return rows
 
 
 class KnownPrecisionNormals(UnitVarianceNormals):
-    r"""Normals around ``mean`` (C, D) of one constant ``precision`` (D, D), the inverse of their covariance.
+    r"""Normal components that share one known precision matrix, the inverse of their covariance.
 
-    With P = L L^T the distance is that of rows times L: they are whitened once, rather than once
-    for each component.
+    Distances are Mahalanobis distances. With P = L L^T they are Euclidean distances of rows times
+    L, so rows are whitened once instead of once per component.
 
-    >>> KnownPrecisionNormals(torch.zeros(3, 2), torch.eye(2))[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
+    :param mean: (C, D).
+    :param precision: (D, D) positive definite; it is not estimated.
+    :raises OptionError: when the shapes do not agree.
+
+    >>> normals = KnownPrecisionNormals(torch.zeros(3, 2), torch.eye(2))
+    >>> normals[torch.tensor([0, 2])].log_prob(torch.zeros(2, 2)).exp()
     tensor([0.1592, 0.1592])
     """
 
@@ -164,7 +186,7 @@ class KnownPrecisionNormals(UnitVarianceNormals):
 
     @property
     def factor(self) -> Tensor:
-        """Lower Cholesky factor (D, D) of the precision; made once where no gradients are recorded."""
+        """Lower Cholesky factor (D, D) of the precision, computed once if nothing is recorded."""
         if torch.is_grad_enabled() and self.precision.requires_grad:
             return torch.linalg.cholesky(self.precision)
         if self._factor is None:
@@ -175,7 +197,7 @@ class KnownPrecisionNormals(UnitVarianceNormals):
         return _normal_constant(self.loc) - self.factor.diagonal().log().sum()
 
     def _origin(self) -> Tensor:
-        """A point (D,) among the means: whitened differences from it are no larger than they need to be."""
+        """The average mean (D,): differences are taken from it so that they stay small."""
         return self.flat(self.loc, 1).detach().mean(0)
 
     def _make_kernel(self) -> Quadratic:
@@ -186,37 +208,42 @@ class KnownPrecisionNormals(UnitVarianceNormals):
         return cast(KnownPrecisionNormals, Components.subset(self, block))
 
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
-        away = match_dtype(value, self.loc) - self._origin()
-        return super().log_prob_at(index, away @ self.factor)
+        difference = match_dtype(value, self.loc) - self._origin()
+        return super().log_prob_at(index, difference @ self.factor)
 
     def sample_at(self, index: Tensor) -> Tensor:
         mean = self.mean_at(index)
         noise = torch.randn_like(mean.reshape(-1, mean.shape[-1]))
-        return mean + torch.linalg.solve_triangular(
-            self.factor, noise, upper=False, left=False
-        ).reshape(mean.shape)
+        colored = torch.linalg.solve_triangular(self.factor, noise, upper=False, left=False)
+        return mean + colored.reshape(mean.shape)
 
     def best(self, statistics: NormalStatistics) -> Tensor:
         return _means(statistics)
 
     def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
-        away = (x - _means(statistics, torch.float64)[index]) @ self.factor.double()
-        return _gain(away, row)
+        difference = x - _means(statistics, torch.float64)[index]
+        return _gain(difference @ self.factor.double(), row)
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
-        """The ``rows`` themselves."""
+        """Return the ``rows`` themselves."""
         return rows
 
 
 class DirectionalNormals(UnitVarianceNormals):
-    r"""Pseudo-likelihoods exp(cos(x, m) - 1) of unit vectors x around unit vectors ``mean`` (C, D).
+    r"""Components on the unit sphere, by the cosine of the angle between row and mean.
 
-    On the sphere :math:`|x - m|^2 / 2 = 1 - \cos(x, m)`. The best mean of a part is the direction
-    of the sum R of its rows, at the loss :math:`n - |R|`. Draws are those of von Mises-Fisher
-    distributions of concentration one.
+    .. math:: \log p(x) = \cos(x, m) - 1 = -\tfrac12 |x - m|^2
 
-    >>> DirectionalNormals(torch.eye(2))[torch.tensor([0, 1])].log_prob(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    This is a pseudo-likelihood: a von Mises-Fisher density of concentration one without its
+    normalizer. Draws are those of that distribution. The best mean of a cluster of n rows is the
+    direction of their sum R, at the loss :math:`n - |R|`. Hard clustering with these components is
+    spherical k-means.
+
+    :param mean: (C, D), unit vectors.
+
+    >>> components = DirectionalNormals(torch.eye(2))
+    >>> components[torch.tensor([0, 1])].log_prob(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     tensor([-2., -1.])
     """
 
@@ -231,61 +258,59 @@ class DirectionalNormals(UnitVarianceNormals):
         return _kernel(self.flat(self.loc, 1), self.constant())
 
     def sample_at(self, index: Tensor) -> Tensor:
-        """By rejection from the uniform distribution on the sphere, which keeps more than one proposal in eight."""
+        """Draw by rejection from the uniform distribution; one proposal in eight is accepted."""
         mean = self.mean_at(index.reshape(-1))
-        draws, left = torch.empty_like(mean), torch.arange(len(mean), device=mean.device)
-        while len(left):
-            draws[left] = normalize(torch.randn_like(mean[left]), dim=-1)
-            cosine = (draws[left] * mean[left]).sum(-1)
-            left = left[torch.rand_like(cosine).log() >= cosine - 1]
+        draws, pending = torch.empty_like(mean), torch.arange(len(mean), device=mean.device)
+        while len(pending):
+            draws[pending] = normalize(torch.randn_like(mean[pending]), dim=-1)
+            cosine = (draws[pending] * mean[pending]).sum(-1)
+            pending = pending[torch.rand_like(cosine).log() >= cosine - 1]
         return draws.reshape(*index.shape, -1)
 
     def best(self, statistics: NormalStatistics) -> Tensor:
         total = statistics.center * statistics.count.unsqueeze(-1) + statistics.first
         length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
-        # Rows that cancel have no direction in common: any mean is as good.
+        # Rows whose sum is zero have no common direction: all means are equally good.
         return torch.where(length > 0, total / empty_to_one(length), statistics.center)
 
     def gain(self, statistics: NormalStatistics, index: Tensor, x: Tensor, row: Leaving) -> Tensor:
-        r""":math:`w - |R| + |R - w x|`, as a ratio in which no large lengths cancel."""
-        total = (
-            statistics.center.double() * statistics.count.double().unsqueeze(-1)
-            + statistics.first.double()
-        )
-        whole, part = total[index], row.weight.unsqueeze(-1) * x
-        length, without = (torch.linalg.vector_norm(r, dim=-1) for r in (whole, whole - part))
-        turned = (part * (part - 2 * whole)).sum(-1) / empty_to_one(length + without)
-        return 0.5 * row.weight * (1 + x.square().sum(-1)) + turned
+        r"""Return :math:`w - |R| + |R - w x|`, as a ratio in which no large lengths cancel."""
+        center, count = statistics.center.double(), statistics.count.double()
+        total = (center * count.unsqueeze(-1) + statistics.first.double())[index]
+        leaver = row.weight.unsqueeze(-1) * x
+        length = torch.linalg.vector_norm(total, dim=-1)
+        length_without = torch.linalg.vector_norm(total - leaver, dim=-1)
+        change = (leaver * (leaver - 2 * total)).sum(-1) / empty_to_one(length + length_without)
+        return 0.5 * row.weight * (1 + x.square().sum(-1)) + change
 
     @staticmethod
     def start(rows: Tensor) -> Tensor:
-        """The directions of ``rows``."""
+        """Return the directions of ``rows``."""
         return normalize(rows, dim=-1)
 
 
 def _kernel(loc: Tensor, constant: Tensor) -> Quadratic:
-    """Half the squared distance, and a constant."""
+    """Half the squared distance from ``loc`` (C, D), plus a constant."""
     no_projection = loc.new_zeros(len(loc), 0, loc.shape[-1])
     return Quadratic(loc, torch.ones_like(loc), no_projection, (2 * constant).expand(len(loc)), 1.0)
 
 
 def _normal_constant(loc: Tensor) -> Tensor:
     """Loss () of a standard normal at its mean."""
-    # A sum, for the product of a size and a number is rounded to torch's default dtype in a trace.
+    # A sum: in a trace the product of a size and a number is rounded to torch's default dtype.
     return torch.full_like(
         loc.flatten(0, -2)[0], 0.5 * math.log(2 * math.pi), requires_grad=False
     ).sum()
 
 
 def _means(statistics: NormalStatistics, dtype: torch.dtype | None = None) -> Tensor:
-    """Means (C, D) of the parts, their centers where they are empty."""
+    """Mean rows (C, D) of the components; the centers of empty components."""
     center, count, first = (t.to(dtype or t.dtype) for t in statistics[:3])
     return center + first / empty_to_one(count).unsqueeze(-1)
 
 
-def _gain(away: Tensor, row: Leaving) -> Tensor:
-    """What rows at distances ``away`` (B, D) from the means of their parts add to half the scatter there."""
-    # The last row of a part is its mean. Of the others n / (n - w) is one plus the ratio w / (n -
-    # w).
+def _gain(difference: Tensor, row: Leaving) -> Tensor:
+    """What rows ``difference`` (B, D) away from their cluster's mean add to half the scatter."""
+    # The only row of a cluster is its mean. Otherwise n / (n - w) = 1 + w / (n - w).
     factor = torch.where(row.others, row.weight * (1 + row.ratio), 0.0)
-    return 0.5 * factor * away.square().sum(-1)
+    return 0.5 * factor * difference.square().sum(-1)

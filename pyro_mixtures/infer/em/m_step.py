@@ -1,4 +1,4 @@
-"""The closed-form M-step of one site: the maximisers of its statistics, written into its params."""
+"""The closed-form M-step of one site: maximize its statistics and write its params."""
 
 from typing import Any, NamedTuple
 
@@ -11,18 +11,18 @@ from pyro_mixtures.infer.em.reseed import Split
 from pyro_mixtures.ops.kernels.threads import run_tasks, thread_count
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
-# Numbers of parameters maximised at once.
-_NUMBERS_A_PART = 1 << 19
+# Numbers of parameters that are maximized at once.
+_NUMBERS_PER_BLOCK = 1 << 19
 
 
 class MStep(NamedTuple):
-    """How sites are updated."""
+    """Update the params of sites."""
 
-    freeze: frozenset[str]  # names of params to hold fixed
-    variance_floor: float
+    freeze: frozenset[str]  # names of params that stay as they are
+    variance_floor: float  # as a fraction of the variances of the data
 
     def free(self, site: SiteStatistics) -> frozenset[str]:
-        """Arguments of the site whose params are to be set."""
+        """Return the names of the site's arguments whose params are estimated."""
         return frozenset(
             name
             for name, handle in site.params.items()
@@ -32,14 +32,20 @@ class MStep(NamedTuple):
     def update_weights(
         self, site: SiteStatistics, splits: list[Split], dropped: Tensor | None
     ) -> None:
-        """Set the discrete site's params; a component that was split off has half of the other's weight."""
+        """Set the discrete site's params; both halves of a split component get half its weight."""
         new = site.family.maximize(site.sums, self.free(site), dropped=dropped)
         for split in splits:
             site.family.halve(new, split.component, split.like)
         _write(site, new)
 
     def update_components(self, site: SiteStatistics, empty: Tensor) -> None:
-        """Maximise some components at a time, so that no second copy of large parameters is ever alive."""
+        """Set an observed site's params.
+
+        Blocks of components are maximized in turn, so that large parameters are never copied as a
+        whole.
+
+        :param empty: (C,) components with too few rows, which keep their parameters.
+        """
         free, family = self.free(site), site.family
         floor = family.floor(site.sums, self.variance_floor)
         tied = [name for name in free if not family.is_per_component(name)]
@@ -52,24 +58,21 @@ class MStep(NamedTuple):
             if family.is_per_component(name)
         )
         step = max(
-            1, min(_NUMBERS_A_PART // max(1, numbers), -(-family.components // thread_count()))
+            1, min(_NUMBERS_PER_BLOCK // max(1, numbers), -(-family.components // thread_count()))
         )
 
         @torch.no_grad()  # a setting of the thread
-        def update_part(i: int) -> None:
-            some = slice(i * step, (i + 1) * step)
-            _write(
-                site,
-                _maximum(family.subset(some), subset(site.sums, some), free, floor, empty[some]),
-                some,
-            )
+        def update_block(i: int) -> None:
+            block = slice(i * step, (i + 1) * step)
+            components, sums = family.subset(block), subset(site.sums, block)
+            _write(site, _maximum(components, sums, free, floor, empty[block]), block)
 
-        run_tasks(update_part, -(-family.components // step))
+        run_tasks(update_block, -(-family.components // step))
 
 
-def _write(site: SiteStatistics, new: dict[str, Tensor], *some: slice) -> None:
+def _write(site: SiteStatistics, new: dict[str, Tensor], *block: slice) -> None:
     for name, value in new.items():
-        site.params[name].write(value, *some)
+        site.params[name].write(value, *block)
 
 
 def _maximum(
@@ -77,24 +80,22 @@ def _maximum(
 ) -> dict[str, Tensor]:
     statistics = family.finish(sums)
     new, old = family.maximize(statistics, free, floor=floor), family.arguments
-    own = {
-        name: _keep(empty, old[name], value)
+    per_component = {
+        name: _keep_empty(empty, old[name], value)
         for name, value in new.items()
         if family.is_per_component(name)
     }
-    tied = free - own.keys()
+    tied = free - per_component.keys()
     if not tied or not bool(empty.any()):
-        return {**new, **own}
-    # What components share has to suit the components that were held, not where they would have
-    # gone.
-    arguments: Any = {**old, **own}
-    held = family.with_arguments(arguments)
-    return {**own, **held.maximize(statistics, tied, floor=floor)}
+        return {**new, **per_component}
+    # Tied arguments have to fit the parameters that empty components keep, not their maximizers.
+    with_empty = family.with_arguments({**old, **per_component})
+    return {**per_component, **with_empty.maximize(statistics, tied, floor=floor)}
 
 
-def _keep(empty: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Leave the parameters of components without rows enough alone; ``new`` is overwritten."""
-    held = empty.nonzero()[:, 0]
-    if len(held):
-        new[held] = old.reshape(new.shape)[held]
+def _keep_empty(empty: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Put the ``old`` parameters of ``empty`` components back into ``new``, in place."""
+    numbers = empty.nonzero()[:, 0]
+    if len(numbers):
+        new[numbers] = old.reshape(new.shape)[numbers]
     return new
