@@ -150,7 +150,7 @@ def test_shared_means_and_loadings_have_no_closed_form():
     with pytest.raises(ClosedFormError, match="loc of shape"):
         normals.maximize(normals[z].statistics(x, q), frozenset(["loc"]), floor=None)
     analyzers = FactorAnalyzers(ONES, ONES[:2, :1], ONES)
-    with pytest.raises(ClosedFormError, match="factor .* is shared by components"):
+    with pytest.raises(ClosedFormError, match=r"factor .* is shared by components"):
         analyzers.maximize(
             analyzers.finish(analyzers[z].statistics(x, q)), frozenset(["factor"]), floor=None
         )

@@ -99,7 +99,7 @@ class BregmanComponents(Components):
     @staticmethod
     @abstractmethod
     def gap(mean: Tensor, shift: Tensor) -> Tensor:
-        """Return the divergence (...) of ``mean + shift`` from ``mean``, precise for small shift."""
+        """Return the divergence (...) of ``mean + shift`` from ``mean``, precise near zero."""
 
     @staticmethod
     @abstractmethod
