@@ -1,4 +1,4 @@
-"""Looking at fits: ArviZ data, and plots."""
+"""Diagnostics of fits: ArviZ data, comparison, reports, plots, and information of partitions."""
 
 from pyro_mixtures.diagnostics.alignment import align, relabel
 from pyro_mixtures.diagnostics.arviz_io.to_arviz import to_arviz

@@ -50,8 +50,8 @@ def distance_correlation(x, y):
 )
 def test_gaussian_pairs_lie_in_known_bands(truth, expected):
     pairs = [gaussian(300, truth, seed) for seed in range(6)]
-    found = [hypercontractivity(x, y, generator=generator()).coefficient for x, y in pairs]
-    assert np.mean(found) == pytest.approx(expected, abs=0.06)
+    coefficients = [hypercontractivity(x, y, generator=generator()).coefficient for x, y in pairs]
+    assert np.mean(coefficients) == pytest.approx(expected, abs=0.06)
 
 
 def test_finds_a_rare_dependence_that_correlations_miss():
@@ -63,8 +63,8 @@ def test_finds_a_rare_dependence_that_correlations_miss():
 
 def test_permutation_test_finds_the_rare_dependence():
     x, y = rare_dependence(300, 0.05)
-    found = hypercontractivity(x, y, permutations=19, steps=30, starts=3, generator=generator())
-    assert found.p_value == 1 / 20
+    estimate = hypercontractivity(x, y, permutations=19, steps=30, starts=3, generator=generator())
+    assert estimate.p_value == 1 / 20
 
 
 def rejections(replications, rows, permutations):
@@ -107,10 +107,10 @@ def test_precision_and_seeds(dtype):
 @pytest.mark.cuda
 def test_same_on_the_device():
     x, y = gaussian(200, 0.5, 0)
-    found = hypercontractivity(x.cuda(), y.cuda(), permutations=19, generator=generator())
+    estimate = hypercontractivity(x.cuda(), y.cuda(), permutations=19, generator=generator())
     expected = hypercontractivity(x, y, permutations=19, generator=generator())
-    assert found.coefficient == pytest.approx(expected.coefficient, abs=1e-2)
-    assert found.p_value == expected.p_value
+    assert estimate.coefficient == pytest.approx(expected.coefficient, abs=1e-2)
+    assert estimate.p_value == expected.p_value
 
 
 def test_does_not_depend_on_units():
@@ -125,8 +125,8 @@ def test_does_not_depend_on_units():
 def test_numbers_whose_squares_overflow_or_underflow(scale):
     x, y = gaussian(150, 0.5, 0, torch.float64)
     first = hypercontractivity(x, y, generator=generator()).coefficient
-    found = hypercontractivity(x / x.abs().max() * scale, y, generator=generator()).coefficient
-    assert found == pytest.approx(first, abs=1e-3)  # 1e-320 has four significant digits
+    estimate = hypercontractivity(x / x.abs().max() * scale, y, generator=generator()).coefficient
+    assert estimate == pytest.approx(first, abs=1e-3)  # 1e-320 has four significant digits
 
 
 def test_numbers_whose_sums_overflow():
@@ -173,11 +173,11 @@ def test_memory_does_not_grow_with_the_number_of_batches(permutations, limit):
 def test_vectors_and_arrays():
     x, y = gaussian(150, 0.8, 0, torch.float64)
     wide = torch.stack([x, gaussian(150, 0, 1, torch.float64)[0]], 1)
-    found = hypercontractivity(wide.numpy(), y.numpy(), generator=generator()).coefficient
+    estimate = hypercontractivity(wide.numpy(), y.numpy(), generator=generator()).coefficient
     assert (
         0
         < hypercontractivity(wide, gaussian(150, 0, 2)[0], generator=generator()).coefficient
-        < found
+        < estimate
         < 1
     )
 

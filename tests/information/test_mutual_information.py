@@ -70,13 +70,13 @@ def brute_force_nominal(labels, y, k):
     ],
 )
 def test_means_over_seeds_agree_with_the_paper(process, psi, log):
-    found = {"digamma": [], "log": []}
+    estimates = {"digamma": [], "log": []}
     for seed in range(20):
         x, y = process(np.random.default_rng(seed), 1600)
-        for form, values in found.items():
+        for form, values in estimates.items():
             values.append(mutual_information(x, y, form=form).nats)
-    assert np.mean(found["digamma"]) == pytest.approx(psi, abs=0.02)
-    assert np.mean(found["log"]) == pytest.approx(log, abs=0.02)
+    assert np.mean(estimates["digamma"]) == pytest.approx(psi, abs=0.02)
+    assert np.mean(estimates["log"]) == pytest.approx(log, abs=0.02)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -206,10 +206,10 @@ def test_standard_error_is_the_spread_over_samples(process):
 
 def test_interval_is_normal():
     x, y = half_gaussian(np.random.default_rng(0), 200)
-    found = mutual_information(x, y, subsamples=10)
-    low, high = found.interval()
-    assert (high - low) / found.standard_error == pytest.approx(2 * 1.959964, abs=1e-5)
-    assert (low + high) / 2 == pytest.approx(found.nats)
+    estimate = mutual_information(x, y, subsamples=10)
+    low, high = estimate.interval()
+    assert (high - low) / estimate.standard_error == pytest.approx(2 * 1.959964, abs=1e-5)
+    assert (low + high) / 2 == pytest.approx(estimate.nats)
     with pytest.raises(OptionError, match="subsamples"):
         mutual_information(x, y).interval()
 

@@ -87,11 +87,11 @@ def test_wide_tables_start_from_their_best_symbols(monkeypatch):
         return r, ratio
 
     monkeypatch.setattr(tables, "_ascend", record_starts)
-    found = hypercontractivity_of_table(joint, steps=1)
+    coefficient = hypercontractivity_of_table(joint, steps=1)
     assert started[0] < 300
     p = joint / joint.sum()
     at_the_vertex = -math.log(p.sum(0)[3]) / -math.log(p.sum(1)[77])
-    assert found >= at_the_vertex - 1e-9
+    assert coefficient >= at_the_vertex - 1e-9
 
 
 def test_independent_identical_and_constant_variables():

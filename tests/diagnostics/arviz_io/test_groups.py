@@ -82,19 +82,21 @@ class TestOtherGroups:
                 pyro.sample("x", DiagonalNormals(CENTERS, scale)[z], obs=x)
                 pyro.sample("label", Categoricals(table)[z], obs=label)
 
-        found = to_arviz(FullPartition(model, components=3), x, label, by_site=True)
+        converted = to_arviz(FullPartition(model, components=3), x, label, by_site=True)
         density = dist.Normal(CENTERS[:, 0], 1.0).log_prob(x)
         np.testing.assert_allclose(
-            found.log_likelihood["x"].values[0, 0],
+            converted.log_likelihood["x"].values[0, 0],
             (weights.log() + density).logsumexp(-1),
             rtol=1e-5,
         )
         np.testing.assert_allclose(
-            found.log_likelihood["label"].values[0, 0], (weights @ table)[label].log(), rtol=1e-5
+            converted.log_likelihood["label"].values[0, 0],
+            (weights @ table)[label].log(),
+            rtol=1e-5,
         )
         joint = (weights.log() + density + table.log()[:, label].T).logsumexp(-1)
         np.testing.assert_allclose(
-            found.sample_stats["lp"].values[0, 0], joint.double().sum(), rtol=1e-5
+            converted.sample_stats["lp"].values[0, 0], joint.double().sum(), rtol=1e-5
         )
 
     def test_covariates_are_constant_data(self):

@@ -122,8 +122,8 @@ class TestForms:
                     pyro.param(f"loc_{k}", CENTERS[order[k]].clone())
                 guides.append((FullPartition(model, components=3), state))
         data = to_arviz(guides, three_clusters())
-        found = np.stack([data.posterior[f"loc_{k}"].values[:, 0, 0] for k in range(3)], 1)
-        assert found.tolist() == [found[0].tolist()] * 3
+        aligned = np.stack([data.posterior[f"loc_{k}"].values[:, 0, 0] for k in range(3)], 1)
+        assert aligned.tolist() == [aligned[0].tolist()] * 3
 
     def test_the_first_row_may_be_masked(self):
         """Rows of weight zero do not tell shared params of size C from those per component."""

@@ -246,10 +246,10 @@ class TestRestarts:
                 guide.latent_values(three_clusters())
                 chains.append((guide, state))
         data = to_arviz(chains, three_clusters(), draws=3)
-        loc, found = data.posterior["loc"].values[..., 0], data.constant_data["weights"]
+        loc, aligned_weights = data.posterior["loc"].values[..., 0], data.constant_data["weights"]
         assert loc.shape == (2, 3, 3)
-        assert found.dims == ("chain", "component")
-        np.testing.assert_allclose(found.values[0], found.values[1], atol=1e-6)
+        assert aligned_weights.dims == ("chain", "component")
+        np.testing.assert_allclose(aligned_weights.values[0], aligned_weights.values[1], atol=1e-6)
         np.testing.assert_allclose(loc, np.broadcast_to(loc[0, 0], loc.shape), atol=0.1)
 
     def test_tied_covariances_with_as_many_features_as_components(self):

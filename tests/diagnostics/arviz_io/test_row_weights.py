@@ -40,27 +40,27 @@ class TestRowWeights:
     def test_lp_is_the_log_likelihood_of_the_fit(self, weighted):
         result, x = weighted
         data = to_arviz(result, x, self.COUNTS)
-        found = float(data.sample_stats["lp"].values[0, 0])
+        lp = float(data.sample_stats["lp"].values[0, 0])
         expected = criteria(result.model, x, self.COUNTS).log_likelihood
         repeated = to_arviz(result, x.repeat_interleave(self.COUNTS.long(), 0))
-        assert found == pytest.approx(expected, rel=1e-6)
-        assert found == pytest.approx(float(repeated.sample_stats["lp"].values[0, 0]), rel=1e-6)
+        assert lp == pytest.approx(expected, rel=1e-6)
+        assert lp == pytest.approx(float(repeated.sample_stats["lp"].values[0, 0]), rel=1e-6)
 
     def test_pointwise_values_count_a_row_by_its_weight(self, weighted):
         result, x = weighted
         data = to_arviz(result, x, self.COUNTS)
         counted = self.COUNTS > 0
         each = to_arviz(result, x[counted]).log_likelihood["x"].values
-        found = data.log_likelihood["x"]
-        np.testing.assert_allclose(found.values, each * self.COUNTS[counted].numpy(), rtol=1e-5)
-        assert found.coords["row"].values.tolist() == [0, 2, 3, 4, 6, 7]
+        pointwise = data.log_likelihood["x"]
+        np.testing.assert_allclose(pointwise.values, each * self.COUNTS[counted].numpy(), rtol=1e-5)
+        assert pointwise.coords["row"].values.tolist() == [0, 2, 3, 4, 6, 7]
         assert (
             data.observed_data["x"].sizes["row"]
             == 8
             == data.constant_data["row_weight"].sizes["row"]
         )
         np.testing.assert_array_equal(
-            data.observed_data["x"].sel(row=found.coords["row"]).values, x[counted]
+            data.observed_data["x"].sel(row=pointwise.coords["row"]).values, x[counted]
         )
 
     @pytest.mark.parametrize("observed_data", [True, False])

@@ -37,7 +37,7 @@ def mixture(seed=0):
 @pytest.mark.parametrize(("cluster_rows", "sets"), [(50, 4), (150, 4), (250, 2), (300, 2)])
 def test_overall_coefficients_are_means_over_sets_of_cluster_rows(cluster_rows, sets):
     z, x, y = mixture()
-    found = partition_information(
+    information = partition_information(
         z, x[:, :1], y, permutations=0, cluster_rows=cluster_rows, generator=generator(3)
     )
     g = generator(3)
@@ -45,37 +45,39 @@ def test_overall_coefficients_are_means_over_sets_of_cluster_rows(cluster_rows, 
     row_sets = torch.randperm(N, generator=g).split(cluster_rows)[:sets]
     options = {"steps": 50, "starts": 5, "generator": g}
     expected = [hypercontractivity(x[rows, 0], y[rows], **options).coefficient for rows in row_sets]
-    (overall,) = {line.overall for line in found.dependences}
+    (overall,) = {line.overall for line in information.dependences}
     assert overall == pytest.approx(sum(expected) / sets, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
-def found():
+def information():
     with torch.device("cpu"):
         return partition_information(
             *mixture(), names=NAMES, permutations=139, cluster_rows=60, generator=generator()
         )
 
 
-def test_ranks_variables_by_their_information(found):
-    names = [line.name for line in found.variables]
+def test_ranks_variables_by_their_information(information):
+    names = [line.name for line in information.variables]
     assert set(names) == {*NAMES, "x", "y"}
     assert set(names[:2]) == {"shifted", "x"}
-    assert [line.nats for line in found.variables] == sorted(
-        (line.nats for line in found.variables), reverse=True
+    assert [line.nats for line in information.variables] == sorted(
+        (line.nats for line in information.variables), reverse=True
     )
-    adjusted = {line.name: line.adjusted_p_value for line in found.variables}
+    adjusted = {line.name: line.adjusted_p_value for line in information.variables}
     assert max(adjusted["shifted"], adjusted["x"]) <= 0.05
     assert min(adjusted["noise"], adjusted["slope"]) > 0.05
-    assert found.entropy == pytest.approx(0.6931, abs=1e-3)
+    assert information.entropy == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_finds_the_dependence_that_holds_in_one_cluster(found):
-    assert [(line.feature, line.cluster) for line in found.local_dependences()] == [("slope", 1)]
-    line = found.local_dependences()[0]
+def test_finds_the_dependence_that_holds_in_one_cluster(information):
+    assert [(line.feature, line.cluster) for line in information.local_dependences()] == [
+        ("slope", 1)
+    ]
+    line = information.local_dependences()[0]
     assert line.within > line.overall + 0.1
     assert line.rows == N // 2
-    assert len(found.dependences) == 6
+    assert len(information.dependences) == 6
 
 
 def test_estimates_are_those_of_mutual_information():
@@ -85,16 +87,16 @@ def test_estimates_are_those_of_mutual_information():
     assert lines["x"] == pytest.approx(mutual_information(z, x / x.std(0), discrete="x").nats)
 
 
-def test_text_and_data_frames(found):
-    text = str(found).split("\n")
+def test_text_and_data_frames(information):
+    text = str(information).split("\n")
     assert "600 rows" in text[0]
     assert len(text) == 2 + 5 + 2 + 1 + 6
     assert len({len(line) for line in text[1:7]}) == 1
     pytest.importorskip("pandas")
-    assert found.to_frame()["name"].tolist() == [line.name for line in found.variables]
-    assert found.to_frame("dependences").shape == (6, 7)
+    assert information.to_frame()["name"].tolist() == [line.name for line in information.variables]
+    assert information.to_frame("dependences").shape == (6, 7)
     with pytest.raises(OptionError, match="table='clusters'"):
-        found.to_frame("clusters")
+        information.to_frame("clusters")
 
 
 @pytest.mark.meta
@@ -203,13 +205,13 @@ def test_outcome_and_features_of_any_magnitude():
 def test_rows_without_a_cluster_are_left_out():
     z, x, y = mixture()
     masked = torch.where(torch.arange(N) < 50, -1, z)
-    found = partition_information(
+    information = partition_information(
         masked, x, y, permutations=0, cluster_rows=60, generator=generator()
     )
-    assert found == partition_information(
+    assert information == partition_information(
         z[50:], x[50:], y[50:], permutations=0, cluster_rows=60, generator=generator()
     )
-    assert {line.cluster for line in found.dependences} == {0, 1}
+    assert {line.cluster for line in information.dependences} == {0, 1}
     with pytest.raises(DataError, match="no row belongs to a cluster"):
         partition_information(torch.full((N,), -1), x)
 
@@ -239,10 +241,9 @@ def test_local_dependences_were_tested_and_are_stronger_within_their_cluster():
     weaker = lines("weaker", (0.2, 0.01), (0.1, 0.6))
     hidden = lines("hidden", (0.1, 0.7), (0.8, 0.01), (0.6, 0.01))
     little = lines("little", (0.7, 0.01), (0.1, 0.7))
-    found = PartitionInformation(
-        [], everywhere + weaker + little + hidden, 0.7, 180
-    ).local_dependences()
-    assert [(line.feature, line.cluster) for line in found] == [
+    dependences = everywhere + weaker + little + hidden
+    local = PartitionInformation([], dependences, 0.7, 180).local_dependences()
+    assert [(line.feature, line.cluster) for line in local] == [
         ("hidden", 1),
         ("little", 0),
         ("hidden", 2),

@@ -11,13 +11,15 @@ from tests.diagnostics.plots.rendering import draw
 
 
 class TestResponsibilities:
-    found = Responsibilities(
+    responsibilities = Responsibilities(
         torch.tensor([[3, 9], [7, 3], [3, 7], [9, 1]]),
         torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [1.0, 0.0]]),
     )
 
     def test_least_certain_rows_by_their_best_component(self):
-        ax = plot_responsibilities(self.found, count=3, numbers=torch.tensor([10, 20, 30, 40]))
+        ax = plot_responsibilities(
+            self.responsibilities, count=3, numbers=torch.tensor([10, 20, 30, 40])
+        )
         np.testing.assert_allclose(
             ax.get_images()[0].get_array(), [[0.9, 0, 0.1], [0.8, 0.2, 0], [0.4, 0.6, 0]]
         )
@@ -26,19 +28,19 @@ class TestResponsibilities:
         draw(ax)
 
     def test_the_first_rows(self):
-        ax = plot_responsibilities(self.found, count=2, order="first")
+        ax = plot_responsibilities(self.responsibilities, count=2, order="first")
         assert [text.get_text() for text in ax.get_yticklabels()] == ["0", "1"]
 
     def test_component_without_a_share_is_left_out(self):
-        shown = plot_responsibilities(self.found, count=9).get_images()[0].get_array()
+        shown = plot_responsibilities(self.responsibilities, count=9).get_images()[0].get_array()
         assert shown.shape == (4, 3)  # components 3, 7 and 9, not 1
         np.testing.assert_allclose(shown.sum(1), 1)
 
     def test_best_components_of_low_probability_are_shown(self):
-        found = Responsibilities(
+        responsibilities = Responsibilities(
             torch.tensor([[3, 9], [7, 3]]), torch.tensor([[0.004, 0.003], [0.005, 0.001]])
         )
-        ax = plot_responsibilities(found)
+        ax = plot_responsibilities(responsibilities)
         np.testing.assert_allclose(
             ax.get_images()[0].get_array(), [[0.004, 0], [0.001, 0.005]], rtol=1e-6
         )
@@ -70,6 +72,6 @@ class TestResponsibilities:
     )
     def test_refusals(self, options, error, message):
         with pytest.raises(error, match=message):
-            plot_responsibilities(self.found, **options)
+            plot_responsibilities(self.responsibilities, **options)
         with pytest.raises(DataError, match="must both be"):
             plot_responsibilities(Responsibilities(torch.zeros(3, 2), torch.zeros(3, 1)))

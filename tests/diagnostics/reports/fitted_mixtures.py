@@ -34,12 +34,12 @@ def truncated(x: torch.Tensor, *, first: int = 0, epochs: int = 5, neighbors: in
     return fit(EM(model, guide), x, epochs=epochs, progress=False)
 
 
-def log_densities(found: Fit, x: torch.Tensor) -> torch.Tensor:
+def log_densities(result: Fit, x: torch.Tensor) -> torch.Tensor:
     """log p(x | c), (N, C), by torch alone."""
-    model = found.model
+    model = result.model
     normal = torch.distributions.Normal(model.loc.detach().double(), model.scale.detach().double())
     return normal.log_prob(x.double().unsqueeze(1)).sum(-1)
 
 
-def log_joints(found: Fit, x: torch.Tensor) -> torch.Tensor:
-    return found.model.weights.detach().double().log() + log_densities(found, x)
+def log_joints(result: Fit, x: torch.Tensor) -> torch.Tensor:
+    return result.model.weights.detach().double().log() + log_densities(result, x)

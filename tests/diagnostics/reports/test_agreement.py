@@ -26,9 +26,9 @@ def test_equals_references(rows):
     labelled = (a >= 0) & (b >= 0)
     if not bool(labelled.any()):
         return
-    found, both = agreement(a, b), (a[labelled].numpy(), b[labelled].numpy())
-    assert found.rand == pytest.approx(adjusted_rand_score(*both), abs=1e-12)
-    assert found.matched == pytest.approx(dense_matching(*both), abs=1e-12)
+    result, both = agreement(a, b), (a[labelled].numpy(), b[labelled].numpy())
+    assert result.rand == pytest.approx(adjusted_rand_score(*both), abs=1e-12)
+    assert result.matched == pytest.approx(dense_matching(*both), abs=1e-12)
 
 
 @pytest.mark.meta
@@ -38,10 +38,10 @@ def test_does_not_depend_on_the_numbering_of_many_clusters():
     b = torch.randperm(3000, generator=generator, device="cpu")[a]
     assert agreement(a, b.int()) == (1.0, 1.0)
     b[:2000] = b[:2000].roll(1)
-    found = agreement(a, b)
-    assert found.rand == pytest.approx(adjusted_rand_score(a.numpy(), b.numpy()), abs=1e-12)
+    result = agreement(a, b)
+    assert result.rand == pytest.approx(adjusted_rand_score(a.numpy(), b.numpy()), abs=1e-12)
     # A tenth of the rows moved, a few of them to their own cluster.
-    assert 0.9 <= found.matched < 0.92
+    assert 0.9 <= result.matched < 0.92
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ class TestComponents:
     def test_finds_the_site_with_a_location(self):
         x, y = torch.rand(40, 2), torch.rand(40)
         model = MixtureOfRegressions(components=2, features=2, input_density=1.0)
-        found = fit(EM(model, FullPartition(model, components=2)), x, y, epochs=2, progress=False)
-        components = fitted_components(found, x[::2], y[::2])
+        result = fit(EM(model, FullPartition(model, components=2)), x, y, epochs=2, progress=False)
+        components = fitted_components(result, x[::2], y[::2])
         assert components.site == "x"
         torch.testing.assert_close(components.loc, model.loc.detach())
         torch.testing.assert_close(components.rows, x[::2])
@@ -54,13 +54,13 @@ class TestComponents:
     def test_none_without_a_location(self):
         x, y = torch.rand(40, 2), torch.rand(40)
         model = MixtureOfRegressions(components=2, features=2)
-        found = fit(EM(model, FullPartition(model, components=2)), x, y, epochs=2, progress=False)
-        assert fitted_components(found, x, y) is None
+        result = fit(EM(model, FullPartition(model, components=2)), x, y, epochs=2, progress=False)
+        assert fitted_components(result, x, y) is None
 
     def test_shared_covariance(self):
         x = torch.randn(60, 2)
         model = GaussianMixture(components=3, features=2, covariance="full", tied=True)
-        found = fit(EM(model, FullPartition(model, components=3)), x, epochs=2, progress=False)
-        spread = covariances(fitted_components(found, x).family, torch.arange(3))
+        result = fit(EM(model, FullPartition(model, components=3)), x, epochs=2, progress=False)
+        spread = covariances(fitted_components(result, x).family, torch.arange(3))
         expected = (model.scale_tril @ model.scale_tril.mT).detach().double().expand(3, 2, 2)
         torch.testing.assert_close(spread, expected, rtol=1e-5, atol=1e-6)

@@ -31,14 +31,14 @@ def gaussian(x: torch.Tensor, kind=TruncatedPartition, **options) -> Fit:
 class TestReport:
     def test_all_sections_that_apply(self, tmp_path):
         x = torch.randn(120, 4)
-        found = gaussian(x, neighbors=3)
-        labels = found.guide.sets.table[:, 0].long()
+        result = gaussian(x, neighbors=3)
+        labels = result.guide.sets.table[:, 0].long()
         information = PartitionInformation(
             [VariableInformation("<x0>", "feature", 0.5, 0.01, 0.02)], [], 0.7, 100
         )
         path = tmp_path / "report.html"
         summary = report(
-            found,
+            result,
             path,
             x,
             title="A & <b>",
@@ -66,14 +66,14 @@ class TestReport:
         assert len(page.pictures()) == 7
         assert all(picture.std() > 0.01 for picture in page.pictures())
         assert str(summary) == str(
-            partition_report(found, x, others=[labels], generator=torch.Generator().manual_seed(0))
+            partition_report(result, x, others=[labels], generator=torch.Generator().manual_seed(0))
         )
 
     def test_gate_and_hard_partition(self, tmp_path):
         x = torch.randn(80, 2)
-        found = gaussian(x, HardPartition)
-        gate = fit_gate(x, found.guide.labels.long(), 4)
-        report(found, tmp_path / "page.html", x, gate=gate)
+        result = gaussian(x, HardPartition)
+        gate = fit_gate(x, result.guide.labels.long(), 4)
+        report(result, tmp_path / "page.html", x, gate=gate)
         page = Reader((tmp_path / "page.html").read_text("utf-8"))
         assert "Gate" in page.text
         assert len(page.pictures()) == 5  # history, sizes, responsibilities, ellipses, gate
@@ -91,10 +91,10 @@ class TestReport:
                 z = pyro.sample("z", MixtureWeights(torch.ones(2) / 2))
                 pyro.sample("x", Poissons(pyro.param("rate"))[z], obs=x)
 
-        found = fit(
+        result = fit(
             EM(mixed_counts, FullPartition(mixed_counts, components=2)), x, epochs=2, progress=False
         )
-        report(found, tmp_path / "page.html", x)
+        report(result, tmp_path / "page.html", x)
         page = Reader((tmp_path / "page.html").read_text("utf-8"))
         assert "mixed_counts()" in page.text
         assert "Components" not in page.text
@@ -140,8 +140,8 @@ class TestReport:
         x = torch.randn(40, 2)
         model = GaussianMixture(components=300, features=2)
         model.loc = 1e-3 * torch.randn(300, 2)
-        found = fit(EM(model, FullPartition(model, components=300)), x, epochs=0, progress=False)
-        report(found, tmp_path / "page.html", x)
+        result = fit(EM(model, FullPartition(model, components=300)), x, epochs=0, progress=False)
+        report(result, tmp_path / "page.html", x)
         assert len(Reader((tmp_path / "page.html").read_text("utf-8")).pictures()) == 3
 
     def test_masked_rows_may_hold_anything(self, tmp_path):
@@ -155,18 +155,18 @@ class TestReport:
                 pyro.sample("x", DiagonalNormals(loc, torch.ones(3, 3))[z], obs=x)
 
         with pyro.validation_enabled(False):  # or torch refuses the NaN rows
-            found = fit(
+            result = fit(
                 EM(model, FullPartition(model, components=3)), x, seen, epochs=2, progress=False
             )
-            report(found, tmp_path / "page.html", x, seen)
+            report(result, tmp_path / "page.html", x, seen)
         assert "with 60 of its rows" in (tmp_path / "page.html").read_text("utf-8")
 
     def test_same_fit_same_page(self, tmp_path):
         x = torch.randn(50, 1)
-        found = gaussian(x, FullPartition)
+        result = gaussian(x, FullPartition)
         pages = []
         for _ in range(2):
-            report(found, tmp_path / "page.html", x, generator=torch.Generator().manual_seed(0))
+            report(result, tmp_path / "page.html", x, generator=torch.Generator().manual_seed(0))
             pages.append((tmp_path / "page.html").read_text("utf-8"))
         assert pages[0] == pages[1]
         assert len(Reader(pages[0]).pictures()) == 3  # no ellipses for one feature
@@ -175,9 +175,9 @@ class TestReport:
 
     def test_refusals_leave_no_file(self, tmp_path):
         x = torch.randn(50, 2)
-        found = gaussian(x, FullPartition)
+        result = gaussian(x, FullPartition)
         with pytest.raises(DataError, match="are not rows of"):
-            report(found, tmp_path / "page.html", x, image_shape=(3, 3))
+            report(result, tmp_path / "page.html", x, image_shape=(3, 3))
         pyro.clear_param_store()
         model = MixtureOfRegressions(components=2, features=2)
         regressions = fit(
@@ -186,7 +186,7 @@ class TestReport:
         with pytest.raises(OptionError, match=r"image_shape=\(1, 2\), but no observed site"):
             report(regressions, tmp_path / "page.html", x, x[:, 0], image_shape=(1, 2))
         with pytest.raises(OptionError, match="fit is of type EM"):
-            report(found.inference, tmp_path / "page.html", x)
+            report(result.inference, tmp_path / "page.html", x)
         with pytest.raises(OptionError, match="sample=0"):
-            report(found, tmp_path / "page.html", x, sample=0)
+            report(result, tmp_path / "page.html", x, sample=0)
         assert not list(tmp_path.iterdir())

@@ -53,8 +53,8 @@ class TestOtherLatentSites:
     @pytest.mark.meta
     @pytest.mark.parametrize("median", [True, False])
     def test_a_fit_agrees_with_itself(self, median):
-        found = with_latent_weights(self.x, AutoNormal if median else None)
-        report = partition_report(found, self.x, sample=200, others=[found])
+        result = with_latent_weights(self.x, AutoNormal if median else None)
+        report = partition_report(result, self.x, sample=200, others=[result])
         assert report.stability == ((1.0, 1.0),)
         assert abs(report.gap.mean) < 1e-5
         assert report.latents == (
@@ -64,16 +64,16 @@ class TestOtherLatentSites:
 
     def test_a_guide_that_was_never_called_agrees_with_itself(self):
         """The first call of an autoguide draws random numbers for its setup, later ones do not."""
-        found = with_latent_weights(self.x, AutoIAFNormal, epochs=0)
-        assert partition_report(found, self.x, others=[found]).stability == ((1.0, 1.0),)
+        result = with_latent_weights(self.x, AutoIAFNormal, epochs=0)
+        assert partition_report(result, self.x, others=[result]).stability == ((1.0, 1.0),)
 
     @pytest.mark.parametrize("median", [True, False])
     def test_all_randomness_comes_from_the_generator(self, median):
-        found = with_latent_weights(self.x, AutoNormal if median else None)
+        result = with_latent_weights(self.x, AutoNormal if median else None)
 
         def sizes(seed: int) -> list[int]:
             return partition_report(
-                found, self.x, generator=torch.Generator("cpu").manual_seed(seed)
+                result, self.x, generator=torch.Generator("cpu").manual_seed(seed)
             ).sizes.tolist()
 
         one = sizes(1)
@@ -82,19 +82,19 @@ class TestOtherLatentSites:
         assert (sizes(2) == one) == median
 
     def test_the_median_is_that_of_the_guide(self):
-        found = with_latent_weights(self.x, AutoNormal)
-        weights = found.guide.global_guide.median()["weights"]
+        result = with_latent_weights(self.x, AutoNormal)
+        weights = result.guide.global_guide.median()["weights"]
         normal = torch.distributions.Normal(pyro.param("loc").detach(), 1.0)
         joint = weights.log() + normal.log_prob(self.x.unsqueeze(1)).sum(-1)
         expected = torch.bincount(joint.argmax(1), minlength=3)
-        assert partition_report(found, self.x).sizes.tolist() == expected.tolist()
+        assert partition_report(result, self.x).sizes.tolist() == expected.tolist()
 
     @pytest.mark.parametrize("seeded", [True, False])
     def test_global_random_states_stay_unchanged(self, seeded):
-        found = with_latent_weights(self.x)
+        result = with_latent_weights(self.x)
         generator = torch.Generator("cpu").manual_seed(0) if seeded else None
         before = repr(get_rng_state()), torch.get_rng_state()
-        partition_report(found, self.x, others=[found], generator=generator)
+        partition_report(result, self.x, others=[result], generator=generator)
         assert repr(get_rng_state()) == before[0]
         assert torch.equal(torch.get_rng_state(), before[1])
 

@@ -12,10 +12,10 @@ pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 class TestNeighborRecall:
-    def divergences(self, found: Fit, x: torch.Tensor) -> torch.Tensor:
+    def divergences(self, result: Fit, x: torch.Tensor) -> torch.Tensor:
         """Divergences (C, C) over the rows of each component."""
-        density = log_densities(found, x)
-        winner = found.guide.posterior(x).candidates[0]
+        density = log_densities(result, x)
+        winner = result.guide.posterior(x).candidates[0]
         table = torch.stack(
             [(density[winner == c, c : c + 1] - density[winner == c]).mean(0) for c in range(C)]
         )
@@ -24,26 +24,26 @@ class TestNeighborRecall:
     @pytest.mark.meta
     def test_share_of_the_true_neighbors(self):
         x = rows(torch.float64)[: 4 * C]  # no component has more rows than are evaluated
-        found = truncated(x, neighbors=4)
-        found.guide.eval()
-        order = self.divergences(found, x).argsort(1)
-        live = found.guide.posterior(x).candidates[0].unique()
+        result = truncated(x, neighbors=4)
+        result.guide.eval()
+        order = self.divergences(result, x).argsort(1)
+        live = result.guide.posterior(x).candidates[0].unique()
         for graph in (
-            found.guide.graph.neighbors,
+            result.guide.graph.neighbors,
             order[:, :4],
             order[:, [0, 5, 6, 7]],
             order[:, [0, 1, 6, 7]],
         ):
             held = (order[:, 1:4, None] == graph[:, None, 1:]).any(-1)
-            found.guide.graph.neighbors = graph.int()
-            recall = partition_report(found, x).recall
+            result.guide.graph.neighbors = graph.int()
+            recall = partition_report(result, x).recall
             assert recall.share == pytest.approx(float(held[live].double().mean()))
             assert (recall.neighbors, recall.components) == (3, len(live))
 
     def test_sample_bounds_what_is_evaluated(self):
         x = rows()
-        found = truncated(x)
-        labels = found.guide.sets.table[:, 0].long()
-        d, graph = found.guide.read(x), found.guide.graph.neighbors
-        assert neighbor_recall(found.model, d, graph, labels, x, sample=1).components == 1
-        assert neighbor_recall(found.model, d, graph[:, :1], labels, x) is None
+        result = truncated(x)
+        labels = result.guide.sets.table[:, 0].long()
+        d, graph = result.guide.read(x), result.guide.graph.neighbors
+        assert neighbor_recall(result.model, d, graph, labels, x, sample=1).components == 1
+        assert neighbor_recall(result.model, d, graph[:, :1], labels, x) is None

@@ -36,15 +36,15 @@ class TestNumbers:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_truncated(self, dtype):
         x = rows(dtype)
-        found = truncated(x)
-        report = partition_report(found, x, sample=N, outliers=5)
-        joint = log_joints(found, x)
-        candidate_joint = joint.gather(1, found.guide.sets.table.long())
+        result = truncated(x)
+        report = partition_report(result, x, sample=N, outliers=5)
+        joint = log_joints(result, x)
+        candidate_joint = joint.gather(1, result.guide.sets.table.long())
         near = {
             "rtol": 1e-4 if dtype == torch.float32 else 1e-9,
             "atol": 1e-5 if dtype == torch.float32 else 1e-9,
         }
-        winner = found.guide.sets.table.long().gather(1, candidate_joint.argmax(1, keepdim=True))[
+        winner = result.guide.sets.table.long().gather(1, candidate_joint.argmax(1, keepdim=True))[
             :, 0
         ]
         torch.testing.assert_close(report.sizes, torch.bincount(winner, minlength=C))
@@ -78,10 +78,10 @@ class TestNumbers:
         x = rows(torch.float64)
         model = mixture(x)
         guide = HardPartition(model, components=C, capacity=N // C + 1)
-        found = fit(EM(model, guide, empty="keep"), x, epochs=5, progress=False)
-        report = partition_report(found, x, sample=N)
+        result = fit(EM(model, guide, empty="keep"), x, epochs=5, progress=False)
+        report = partition_report(result, x, sample=N)
         assert report.sizes.tolist() == guide.sizes.tolist()
-        joint = log_joints(found, x)
+        joint = log_joints(result, x)
         gap = joint.logsumexp(1) - joint.gather(1, guide.labels.long().unsqueeze(1))[:, 0]
         torch.testing.assert_close(report.gap.mean, float(gap.mean()), rtol=1e-9, atol=1e-9)
         assert report.gap.missed > 0  # the capacity keeps rows from their best cluster
@@ -92,14 +92,14 @@ class TestNumbers:
         model = mixture(x)
         with torch.no_grad():
             model.loc = torch.cat([x[:7], torch.full((1, D), 1e3)])
-        found = fit(
+        result = fit(
             EM(model, FullPartition(model, components=C), empty="keep"), x, epochs=2, progress=False
         )
-        report = partition_report(found, x)
+        report = partition_report(result, x)
         assert report.empty.tolist() == [7]
         assert math.isnan(report.component_entropy[7])
         assert "number 7; 0 re-seeded" in str(report)
-        again = fit(EM(model, found.guide), x, epochs=2, progress=False)
+        again = fit(EM(model, result.guide), x, epochs=2, progress=False)
         assert partition_report(again, x).reseeded == sum(again.history["reseeded"]) > 0
 
     def test_masked_rows_have_no_component(self):
@@ -112,14 +112,14 @@ class TestNumbers:
                 z = pyro.sample("z", MixtureWeights(weights))
                 pyro.sample("x", DiagonalNormals(loc, torch.ones(2, D))[z], obs=x)
 
-        found = fit(
+        result = fit(
             EM(model, FullPartition(model, components=2)), x, seen, epochs=2, progress=False
         )
-        report = partition_report(found, x, seen, sample=N)
+        report = partition_report(result, x, seen, sample=N)
         assert report.rows == int(seen.sum()) == report.gap.rows
         assert seen[report.outliers].all()
         with pytest.raises(DataError, match="all rows are masked"):
-            partition_report(found, x, torch.zeros_like(seen))
+            partition_report(result, x, torch.zeros_like(seen))
 
     def test_median_of_an_even_number_of_components(self):
         x = torch.tensor([[-9.0], [0.0], [9.0], [99.0]], device="cpu").repeat_interleave(
@@ -137,16 +137,18 @@ class TestNumbers:
     def test_components_as_probable_as_the_best_are_not_missed(self, dtype):
         """A guide may hold either of two equal components; rounding decides which is the best."""
         x = rows(dtype)
-        found = truncated(x, epochs=1)
+        result = truncated(x, epochs=1)
         with torch.no_grad():
-            found.model.loc = torch.zeros_like(found.model.loc)
-            found.model.scale = torch.ones_like(found.model.scale)
-            found.model.weights = torch.full_like(found.model.weights, 1 / C)
+            result.model.loc = torch.zeros_like(result.model.loc)
+            result.model.scale = torch.ones_like(result.model.scale)
+            result.model.weights = torch.full_like(result.model.weights, 1 / C)
         tipped = 1 / C + 8 * torch.finfo(dtype).eps * torch.randn(C, dtype=dtype, device="cpu")
-        found.model.weights = tipped / tipped.sum()
-        winner = found.guide.eval().posterior(x).winner
-        assert bool((log_joints(found, x).argmax(1) != winner).any())  # otherwise nothing is tested
-        assert partition_report(found, x, sample=N).gap.missed == 0
+        result.model.weights = tipped / tipped.sum()
+        winner = result.guide.eval().posterior(x).winner
+        assert bool(
+            (log_joints(result, x).argmax(1) != winner).any()
+        )  # otherwise nothing is tested
+        assert partition_report(result, x, sample=N).gap.missed == 0
 
 
 class TestStability:
@@ -156,14 +158,14 @@ class TestStability:
         a = truncated(x)
         pyro.clear_param_store()
         b = truncated(x, first=100)
-        before = [copy.deepcopy(found.model.loc.detach()) for found in (a, b)]
+        before = [copy.deepcopy(result.model.loc.detach()) for result in (a, b)]
         assert not torch.equal(*before)
         store = dict(pyro.get_param_store().named_parameters())
         report = partition_report(a, x, others=[b, a])
-        for found, loc in zip((a, b), before, strict=True):
-            torch.testing.assert_close(found.model.loc.detach(), loc, rtol=0, atol=0)
+        for result, loc in zip((a, b), before, strict=True):
+            torch.testing.assert_close(result.model.loc.detach(), loc, rtol=0, atol=0)
         assert all(store[name] is leaf for name, leaf in pyro.get_param_store().named_parameters())
-        labels = [log_joints(found, x).argmax(1).numpy() for found in (a, b)]
+        labels = [log_joints(result, x).argmax(1).numpy() for result in (a, b)]
         assert report.stability[0].rand == pytest.approx(adjusted_rand_score(*labels), abs=0.05)
         assert report.stability[0].rand < 0.99
         assert report.stability[1] == (1.0, 1.0)
@@ -172,13 +174,13 @@ class TestStability:
         x = rows()
         model = mixture(x)
         guide = HardPartition(model, components=C)
-        found = fit(EM(model, guide), x, epochs=3, progress=False)
-        report = partition_report(found, x, others=[C - 1 - guide.labels])
+        result = fit(EM(model, guide), x, epochs=3, progress=False)
+        report = partition_report(result, x, others=[C - 1 - guide.labels])
         assert report.stability == ((1.0, 1.0),)
         for labels in (guide.labels.numpy(), guide.labels.tolist()):
-            assert partition_report(found, x, others=[labels]).stability == ((1.0, 1.0),)
+            assert partition_report(result, x, others=[labels]).stability == ((1.0, 1.0),)
         with pytest.raises(DataError, match="labels of 300 rows, b of 299"):
-            partition_report(found, x, others=[guide.labels[1:]])
+            partition_report(result, x, others=[guide.labels[1:]])
 
 
 class TestFits:
@@ -190,7 +192,7 @@ class TestFits:
         x = rows()
         model = mixture(x)
         guide = kind(model, components=C, **options)
-        found = fit(EM(model, guide), x, epochs=3, progress=False)
+        result = fit(EM(model, guide), x, epochs=3, progress=False)
         before = copy.deepcopy(
             [
                 guide.state_dict(),
@@ -200,7 +202,7 @@ class TestFits:
                 guide.training,
             ]
         )
-        partition_report(found, x, sample=50)
+        partition_report(result, x, sample=50)
         after = [
             guide.state_dict(),
             model.state_dict(),
@@ -213,9 +215,9 @@ class TestFits:
 
     def test_same_generator_same_report(self):
         x = rows()
-        found = truncated(x)
+        result = truncated(x)
         draws = [
-            partition_report(found, x, sample=20, generator=torch.Generator().manual_seed(s))
+            partition_report(result, x, sample=20, generator=torch.Generator().manual_seed(s))
             for s in (1, 1, 2)
         ]
         assert str(draws[0]) == str(draws[1]) != str(draws[2])
@@ -234,8 +236,8 @@ class TestFits:
             model, components=2, global_guide=AutoNormal(poutine.block(model, expose=["weights"]))
         )
         svi = SVI(model, guide, Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
-        found = fit(svi, x, batch_size=100, epochs=2, progress=False)
-        report = partition_report(found, x, sample=N, batch_size=70)
+        result = fit(svi, x, batch_size=100, epochs=2, progress=False)
+        report = partition_report(result, x, sample=N, batch_size=70)
         assert report.rows == N
         assert abs(report.gap.mean) < 1e-5  # one draw of the weights for both sides
 
@@ -243,15 +245,15 @@ class TestFits:
 class TestRefusals:
     def test_options(self):
         x = rows()
-        found = truncated(x, epochs=1)
+        result = truncated(x, epochs=1)
         for options in ({"sample": 0}, {"sample": 2.5}, {"outliers": -1}):
             with pytest.raises(OptionError, match=next(iter(options))):
-                partition_report(found, x, **options)
+                partition_report(result, x, **options)
 
     def test_arguments_that_are_not_fits(self):
         x = rows()
-        found = truncated(x, epochs=1)
-        for other in (found.model, found.inference):
+        result = truncated(x, epochs=1)
+        for other in (result.model, result.inference):
             with pytest.raises(
                 OptionError, match=rf"fit is of type {type(other).__name__}: pass a Fit"
             ):
@@ -259,10 +261,10 @@ class TestRefusals:
             with pytest.raises(
                 OptionError, match=rf"others\[1\] is of type {type(other).__name__}: pass a Fit"
             ):
-                partition_report(found, x, others=[found, other])
-        for others in (found, found.guide.sets.table[:, 0]):
+                partition_report(result, x, others=[result, other])
+        for others in (result, result.guide.sets.table[:, 0]):
             with pytest.raises(OptionError, match="pass a list of fits or labels"):
-                partition_report(found, x, others=others)
+                partition_report(result, x, others=others)
 
     def test_other_rows(self):
         x = rows()
