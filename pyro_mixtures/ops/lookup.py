@@ -37,7 +37,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     flat_index, flat_out = (t.as_strided((t.numel(),), (1,)).numpy() for t in (index, out))
     entries = table.detach().contiguous().numpy()
     valid = run_slices(
-        lambda begin, end: numba_search.take(entries, flat_index, begin, end, flat_out),
+        lambda begin, end: numba_search.take(begin, end, entries, flat_index, flat_out),
         index.numel(),
         minimum=_MINIMUM_ENTRIES,
     )

@@ -143,13 +143,13 @@ def _log_density_numba(x: Tensor, kernel: Quadratic, pairs: Pairs) -> Tensor:
         slots,
         _row_numbers(pairs),
         VECTOR_BYTES // dtype.itemsize,
+        out.view(-1).numpy(),
     )
-    flat_out = out.view(-1).numpy()
     block = _block_rows(x, slots, columns, pairs.components)
 
     def evaluate_block(i: int) -> bool:
         end = min(columns, (i + 1) * block)
-        return numba_pairs.pair_log_density(*arguments, i * block, end, flat_out)
+        return numba_pairs.pair_log_density(i * block, end, *arguments)
 
     if not all(run_tasks(evaluate_block, -(-columns // block))):
         raise pairs.out_of_range()
@@ -232,7 +232,7 @@ def _moments_numba(
     bounds = chunk_bounds(pairs.starts, 8 * thread_count()).tolist()
 
     def add_components(i: int) -> None:
-        numba_pairs.pair_moments(*arguments, bounds[i], bounds[i + 1], *outputs)
+        numba_pairs.pair_moments(bounds[i], bounds[i + 1], *arguments, *outputs)
 
     run_tasks(add_components, len(bounds) - 1)
     return into

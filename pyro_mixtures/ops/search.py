@@ -39,11 +39,8 @@ def search_space(candidates: Tensor, neighbors: Tensor, explore: Tensor) -> Tens
         # The slots of a row are adjacent in memory, because the kernels that follow go row by row.
         out = empty((rows, width), torch.int64)
         members = (candidates, neighbors, explore)
-        arrays: Arguments = tuple(t.contiguous().numpy() for t in members)
-        out_array = out.numpy()
-        run_slices(
-            lambda begin, end: numba_search.search_space(*arrays, begin, end, out_array), rows
-        )
+        arrays: Arguments = (*(t.contiguous().numpy() for t in members), out.numpy())
+        run_slices(lambda begin, end: numba_search.search_space(begin, end, *arrays), rows)
         return out.T
     united = torch.cat([neighbors[candidates.long()].flatten(1), explore], 1).long().T
     return _distinct(united, len(neighbors))[:width]
@@ -84,7 +81,7 @@ def keep_best(search: Tensor, log_joint: Tensor, keep: int) -> Best:
         inputs = _by_row(search), _by_row(log_joint)
         outputs = best.numpy(), best_log_joint.numpy(), log_evidence.numpy()
         evaluations = run_slices(
-            lambda begin, end: numba_search.keep_best(*inputs, begin, end, *outputs), rows
+            lambda begin, end: numba_search.keep_best(begin, end, *inputs, *outputs), rows
         )
         return Best(best.T, best_log_joint.T, log_evidence, sum(evaluations))
     valid = search >= 0
@@ -114,7 +111,7 @@ def add_with_best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     slots, rows = b.shape
     total, best = empty((rows, slots), b.dtype), empty((rows,), b.dtype)
     arrays: Arguments = tuple(t.detach().numpy() for t in (a.T, b.T, total, best))
-    run_slices(lambda begin, end: numba_search.add_with_best(*arrays, begin, end), rows)
+    run_slices(lambda begin, end: numba_search.add_with_best(begin, end, *arrays), rows)
     return total.T, best
 
 
@@ -167,7 +164,7 @@ def divergence_sums(
         pairs.starts.numpy(),
         sparse.offsets.numpy(),
     )
-    sparse.run(lambda begin, end: numba_search.divergence_sums(*inputs, begin, end, *sparse.arrays))
+    sparse.run(lambda begin, end: numba_search.divergence_sums(begin, end, *inputs, *sparse.arrays))
     return sparse.compact()
 
 
@@ -191,7 +188,7 @@ class _SparseRows:
         entries = _entries(int(starts[-1]))
         positions = self.offsets.numpy(), starts.numpy()
         arrays: Arguments = (*self.arrays[:3], *(t.numpy() for t in entries))
-        self.run(lambda begin, end: numba_search.compact(*positions, begin, end, *arrays))
+        self.run(lambda begin, end: numba_search.compact(begin, end, *positions, *arrays))
         return Divergences(starts, *entries)
 
 
@@ -208,7 +205,7 @@ def merge(batches: list[Divergences]) -> Divergences:
     shift = torch.tensor([0, *(len(batch.column) for batch in batches)], device="cpu").cumsum(0)
     entries = [torch.cat([batch[i] for batch in batches]) for i in (1, 2, 3)]
     inputs: Arguments = tuple(t.numpy() for t in (starts, shift, *entries, sparse.offsets))
-    sparse.run(lambda begin, end: numba_search.merge(*inputs, begin, end, *sparse.arrays))
+    sparse.run(lambda begin, end: numba_search.merge(begin, end, *inputs, *sparse.arrays))
     return sparse.compact()
 
 
@@ -220,10 +217,9 @@ def nearest(sums: Divergences, old: Tensor) -> Tensor:
     :returns: (C, G) int32.
     """
     out = torch.empty_like(old)
-    inputs: Arguments = tuple(t.numpy() for t in (*sums, old))
-    out_array = out.numpy()
+    arrays: Arguments = tuple(t.numpy() for t in (*sums, old, out))
     run_slices(
-        lambda begin, end: numba_search.nearest(*inputs, begin, end, out_array),
+        lambda begin, end: numba_search.nearest(begin, end, *arrays),
         len(old),
         minimum=_MINIMUM_COMPONENTS,
     )

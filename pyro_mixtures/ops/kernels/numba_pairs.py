@@ -218,6 +218,8 @@ def _aligned_copy(x: Array, begin: int, end: int) -> Array:
 
 @fast_kernel
 def pair_log_density(
+    begin: int,
+    end: int,
     x: Array,
     loc: Array,
     precision: Array,
@@ -230,8 +232,6 @@ def pair_log_density(
     slots: int,
     rows: Array,
     lanes: int,
-    begin: int,
-    end: int,
     flat: Array,
 ) -> bool:
     """Evaluate ``-(offset + sum_d w (x - m)^2 + sign |V (x - m)|^2) / 2`` for a block of rows.
@@ -309,6 +309,8 @@ def _prefetch(loc: Array, precision: Array, projection: Array, c: int) -> None:
 
 @fast_kernel
 def pair_moments(
+    begin: int,
+    end: int,
     x: Array,
     loc: Array,
     projection: Array,
@@ -317,8 +319,6 @@ def pair_moments(
     order: Array,
     starts: Array,
     lanes: int,
-    begin: int,
-    end: int,
     count: Array,
     first: Array,
     second: Array,

@@ -9,7 +9,7 @@ from pyro_mixtures.ops.kernels.jit import Array, kernel
 
 @kernel
 def search_space(
-    candidates: Array, neighbors: Array, explore: Array, begin: int, end: int, out: Array
+    begin: int, end: int, candidates: Array, neighbors: Array, explore: Array, out: Array
 ) -> None:
     """Write the union of the candidates' neighborhoods and of ``explore`` for each row.
 
@@ -40,10 +40,10 @@ def search_space(
 
 @kernel
 def keep_best(
-    search: Array,
-    log_joint: Array,
     begin: int,
     end: int,
+    search: Array,
+    log_joint: Array,
     best: Array,
     best_log_joint: Array,
     log_evidence: Array,
@@ -88,7 +88,7 @@ def keep_best(
 
 
 @kernel
-def add_with_best(a: Array, b: Array, total: Array, best: Array, begin: int, end: int) -> None:
+def add_with_best(begin: int, end: int, a: Array, b: Array, total: Array, best: Array) -> None:
     """Add ``a`` and ``b``, and find the largest sum of each row; NaN counts as the largest."""
     for n in range(begin, end):
         largest = -np.inf
@@ -110,13 +110,13 @@ def count_weights(index: Array, weight: Array, counts: Array) -> None:
 
 @kernel
 def divergence_sums(
+    begin: int,
+    end: int,
     search: Array,
     log_density: Array,
     order: Array,
     starts: Array,
     offsets: Array,
-    begin: int,
-    end: int,
     columns: Array,
     totals: Array,
     counts: Array,
@@ -161,10 +161,10 @@ def divergence_sums(
 
 @kernel
 def compact(
-    offsets: Array,
-    starts: Array,
     begin: int,
     end: int,
+    offsets: Array,
+    starts: Array,
     sparse_columns: Array,
     sparse_totals: Array,
     sparse_counts: Array,
@@ -182,14 +182,14 @@ def compact(
 
 @kernel
 def merge(
+    begin: int,
+    end: int,
     starts: Array,
     shift: Array,
     columns: Array,
     totals: Array,
     counts: Array,
     offsets: Array,
-    begin: int,
-    end: int,
     out_columns: Array,
     out_totals: Array,
     out_counts: Array,
@@ -220,13 +220,13 @@ def merge(
 
 @kernel
 def nearest(
+    begin: int,
+    end: int,
     starts: Array,
     columns: Array,
     totals: Array,
     counts: Array,
     old: Array,
-    begin: int,
-    end: int,
     out: Array,
 ) -> None:
     """Write each component, then the others of smallest mean divergence from it.
@@ -292,7 +292,7 @@ def component_order(neighbors: Array, place: Array) -> None:
 
 
 @kernel
-def take(table: Array, index: Array, begin: int, end: int, out: Array) -> bool:
+def take(begin: int, end: int, table: Array, index: Array, out: Array) -> bool:
     """Read the entries ``table[index]``, -inf where the index is -1.
 
     :returns: False if an index is out of range.
