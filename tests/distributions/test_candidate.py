@@ -1,4 +1,4 @@
-"""CandidateCategorical and RestrictedSupport: categoricals over each row's own few components."""
+"""CandidateCategorical and RestrictedSupport: categoricals over a few components per row."""
 
 import pyro
 import pytest
@@ -12,15 +12,15 @@ from pyro_mixtures.errors import PartitionError
 F64 = torch.float64
 
 
-def per_row(rows=6, kept=3, components=9):
-    candidates = torch.rand(rows, components, device="cpu").argsort(-1)[:, :kept]
-    logits = torch.randn(rows, kept, dtype=F64, device="cpu")
+def per_row(rows=6, size=3, components=9):
+    candidates = torch.rand(rows, components, device="cpu").argsort(-1)[:, :size]
+    logits = torch.randn(rows, size, dtype=F64, device="cpu")
     return candidates, logits, CandidateCategorical(candidates, logits)
 
 
-def shared(rows=6, kept=3):
-    candidates = torch.tensor([1, 4, 8], device="cpu")[:kept]
-    logits = torch.randn(rows, kept, dtype=F64, device="cpu")
+def shared(rows=6, size=3):
+    candidates = torch.tensor([1, 4, 8], device="cpu")[:size]
+    logits = torch.randn(rows, size, dtype=F64, device="cpu")
     return candidates, logits, CandidateCategorical(candidates, logits)
 
 
@@ -148,7 +148,7 @@ def bases():
 
 
 @pytest.mark.parametrize("base", bases(), ids=["MixtureWeights", "Categorical"])
-def test_restricted_log_prob_is_the_bases_unnormalised(base):
+def test_restricted_log_prob_is_the_bases_unnormalized(base):
     candidates = torch.tensor([[3, 0], [1, -1]])
     restricted = RestrictedSupport(base, candidates)
     assert restricted.batch_shape == (2,)

@@ -559,7 +559,9 @@ def loss_of(rows, q, at):
 
 @pytest.mark.parametrize("fixed", [0, 1])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(fixed, ridge, monkeypatch):
+def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(
+    fixed, ridge, monkeypatch
+):
     rows, _q = labelled()
     start, penalty = torch.zeros(4, 4).double(), torch.tensor([ridge] * 3 + [0.0]).double()
     exact = minimize(rows, start, penalty, fixed=fixed)

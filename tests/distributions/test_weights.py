@@ -51,8 +51,8 @@ def test_log_prob_and_gradient_are_those_of_a_categorical(pair, shape, rows):
     found.square().sum().backward()
     expected.square().sum().backward()
     if "probs" in weights.arguments:
-        # Categorical normalises its argument, so its gradient lies along the simplex; ours is that
-        # of log p itself.
+        # Categorical normalizes its argument, so its gradient lies along the simplex; ours is the
+        # gradient of log p.
         along = torch.eye(4, dtype=F64, device="cpu") - theirs.detach().unsqueeze(-2)
         torch.testing.assert_close((along @ mine.grad.unsqueeze(-1)).squeeze(-1), theirs.grad)
     else:
@@ -87,7 +87,7 @@ def test_padding_is_impossible_and_passes_no_gradient_on():
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returns, backward included."""
+    """Records the size of the largest tensor that an operation returns, also in backward."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ def test_expanded_samples_are_drawn_one_by_one():
     assert len(draws.unique()) > 30
 
 
-def test_is_expanded_and_enumerated_in_a_plate():
+def test_weights_are_expanded_and_enumerated_in_a_plate():
     def model():
         with pyro.plate("data", 3):
             return pyro.sample(
@@ -154,7 +154,7 @@ def test_is_expanded_and_enumerated_in_a_plate():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"probs": torch.ones(1), "logits": torch.zeros(1)}])
-def test_needs_exactly_one_argument(arguments):
+def test_exactly_one_argument_is_needed(arguments):
     with pytest.raises(OptionError, match="give one of them"):
         MixtureWeights(**arguments)
 
@@ -167,7 +167,7 @@ def test_arguments_out_of_their_constraints_are_refused(bad):
         MixtureWeights(**bad, validate_args=True)
 
 
-def test_statistics_count_responsibilities_and_their_maximiser_is_the_share(pair):
+def test_statistics_count_responsibilities_and_their_maximizer_is_the_share(pair):
     _, weights, _, _ = pair(4)
     z = torch.tensor([[0, 1, 2], [3, -1, 0]])
     q = torch.tensor([[0.5, 1.0, 0.25], [0.5, 0.0, 0.75]])
@@ -180,7 +180,7 @@ def test_statistics_count_responsibilities_and_their_maximiser_is_the_share(pair
     assert weights.maximize(found, frozenset()) == {}
 
 
-def test_statistics_of_everyone_are_broadcast_to_the_responsibilities():
+def test_statistics_of_shared_candidates_are_broadcast_to_the_responsibilities():
     q = torch.rand(3, 7, dtype=F64)
     found = MixtureWeights(torch.full((3,), 1 / 3)).statistics(torch.arange(3).unsqueeze(-1), q)
     torch.testing.assert_close(found.counts, q.sum(-1))

@@ -1,4 +1,4 @@
-"""Categoricals under the mixture's z against the stock Categorical."""
+"""Categorical components against the stock Categorical."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_log_prob_and_gradient_are_those_of_a_categorical(lead, rows):
     expected.square().sum().backward()
     along = torch.eye(5, dtype=F64, device="cpu") - theirs.detach().unsqueeze(
         -2
-    )  # Categorical normalises its argument
+    )  # Categorical normalizes its argument
     torch.testing.assert_close((along @ mine.grad.unsqueeze(-1)).squeeze(-1), theirs.grad)
 
 
@@ -76,7 +76,7 @@ def test_draws_have_the_frequencies_and_mean_of_their_component():
     torch.testing.assert_close(Categoricals(table)[z].mean, (table[z] * torch.arange(4)).sum(-1))
 
 
-def test_statistics_count_labels_and_their_maximiser_is_the_share():
+def test_statistics_count_labels_and_their_maximizer_is_the_share():
     table = probs(3, 2)
     family = Categoricals(table)
     z, label = torch.tensor([[0, 1, 0], [1, -1, -1]]), torch.tensor([1, 0, 0])
@@ -84,9 +84,8 @@ def test_statistics_count_labels_and_their_maximiser_is_the_share():
     statistics = family[z].statistics(label, q)
     assert statistics.counts.tolist() == [[1.0, 0.25], [1.0, 0.75], [0.0, 0.0]]
     new = family.maximize(statistics, frozenset(["probs"]), floor=None)["probs"]
-    expected = torch.stack(
-        [torch.tensor([0.8, 0.2]), torch.tensor([4 / 7, 3 / 7]), table[2]]
-    )  # nobody's stays
+    # The last component is empty and stays.
+    expected = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([4 / 7, 3 / 7]), table[2]])
     torch.testing.assert_close(new, expected, check_dtype=False)
     assert family.maximize(statistics, frozenset(), floor=None) == {}
 

@@ -1,153 +1,37 @@
-"""Families by their means against stock distributions, brute force and refits."""
+"""Families given by their means: densities, draws, statistics and maximizers against oracles."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpmath import mp, mpf
-from torch import Tensor
+from mpmath import mp
 from torch import distributions as stock
 
-from pyro_mixtures.distributions import Components
-from pyro_mixtures.distributions.exponential.bregman import MeanStatistics
-from pyro_mixtures.distributions.exponential.exponential_families import (
-    Bernoullis,
-    Exponentials,
-    Multinomials,
-    Poissons,
-)
-from pyro_mixtures.distributions.exponential.gammas import Gammas
-from pyro_mixtures.distributions.normal.unit_normals import (
+from pyro_mixtures.distributions import (
     DirectionalNormals,
     KnownPrecisionNormals,
+    Multinomials,
     UnitNormals,
 )
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import use_backend
 from pyro_mixtures.testing import TOLERANCE, assert_near
-
-pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-FEATURES = 4
-ROWS = 50
-PRECISION = torch.tensor(
-    [[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0.2], [0, 0, 3.0, 0], [0, 0.2, 0, 0.7]],
-    dtype=torch.float64,
-    device="cpu",
+from tests.distributions.mean_families import (
+    BILINEAR,
+    CASES,
+    FEATURES,
+    PRECISION,
+    ROWS,
+    Case,
+    generator,
+    normal,
+    proportions,
+    uniform,
 )
 
-
-_CONCENTRATION = torch.tensor([0.5, 1.0, 2.0, 7.5], dtype=torch.float64, device="cpu")
-
-
-def _multinomial(x: Tensor, mean: Tensor) -> Tensor:
-    """By the formula: the stock one takes one total alone, and normalises its probabilities."""
-    coefficient = (x.sum(-1) + 1).lgamma() - (x + 1).lgamma().sum(-1)
-    return coefficient.unsqueeze(-1) + (x.unsqueeze(-2) * mean.log()).sum(-1)
-
-
-def _cosine(x: Tensor, mean: Tensor) -> Tensor:
-    return -0.5 * (x.unsqueeze(-2) - mean).square().sum(-1)
-
-
-def _stock(make: Callable[[Tensor], stock.Distribution]) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, mean: make(mean).log_prob(x.unsqueeze(-2)).sum(-1)
-
-
-class Case(NamedTuple):
-    """A family, its constant arguments, and how means and rows (float64, by a generator) and the oracle are made."""
-
-    family: type[Components]
-    means: Callable[[torch.Generator, tuple[int, ...]], Tensor]
-    rows: Callable[[torch.Generator, int], Tensor]
-    oracle: Callable[[Tensor, Tensor], Tensor]  # rows (N, D), means (C, D) -> (N, C)
-    constants: dict[str, Tensor] = {}
-
-    def build(
-        self, components: int = 5, dtype=torch.float64, lead: tuple[int, ...] = ()
-    ) -> Components:
-        mean = self.means(generator(0), (*lead, components, FEATURES))
-        return self.at(mean.to(dtype).requires_grad_())
-
-    def at(self, mean: Tensor) -> Components:
-        return self.family(
-            mean, **{name: value.to(mean.dtype) for name, value in self.constants.items()}
-        )
-
-    def draw(self, count: int = ROWS, seed: int = 1) -> Tensor:
-        return self.rows(generator(seed), count)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed)
-
-
-def _uniform(g, shape):
-    return torch.rand(shape, generator=g, dtype=torch.float64, device="cpu")
-
-
-def _normal(g, shape):
-    return torch.randn(shape, generator=g, dtype=torch.float64, device="cpu")
-
-
-def _counts(g, n):
-    return torch.poisson(4 * _uniform(g, (n, FEATURES)), generator=g)
-
-
-def _shares(g, shape):
-    shares = _uniform(g, shape) + 0.1
-    return shares / shares.sum(-1, keepdim=True)
-
-
-CASES = {
-    "kl": Case(Poissons, lambda g, s: 0.5 + 4 * _uniform(g, s), _counts, _stock(stock.Poisson)),
-    "logistic": Case(
-        Bernoullis,
-        lambda g, s: 0.1 + 0.8 * _uniform(g, s),
-        lambda g, n: (_uniform(g, (n, FEATURES)) < 0.5).double(),
-        _stock(lambda mean: stock.Bernoulli(mean)),
-    ),
-    "itakura_saito": Case(
-        Exponentials,
-        lambda g, s: 0.5 + 4 * _uniform(g, s),
-        lambda g, n: -2 * _uniform(g, (n, FEATURES)).log(),
-        _stock(lambda mean: stock.Exponential(1 / mean)),
-    ),
-    "gamma": Case(
-        Gammas,
-        lambda g, s: 0.5 + 4 * _uniform(g, s),
-        lambda g, n: -2 * _uniform(g, (n, FEATURES)).log(),
-        _stock(lambda mean: stock.Gamma(_CONCENTRATION.to(mean), _CONCENTRATION.to(mean) / mean)),
-        {"concentration": _CONCENTRATION},
-    ),
-    "multinomial": Case(Multinomials, _shares, _counts, _multinomial),
-    "squared": Case(
-        UnitNormals,
-        _normal,
-        lambda g, n: _normal(g, (n, FEATURES)),
-        _stock(lambda mean: stock.Normal(mean, 1.0)),
-    ),
-    "mahalanobis": Case(
-        KnownPrecisionNormals,
-        _normal,
-        lambda g, n: _normal(g, (n, FEATURES)),
-        lambda x, mean: stock.MultivariateNormal(mean, precision_matrix=PRECISION).log_prob(
-            x.unsqueeze(-2)
-        ),
-        {"precision": PRECISION},
-    ),
-    "cosine": Case(
-        DirectionalNormals,
-        lambda g, s: torch.nn.functional.normalize(_normal(g, s), dim=-1),
-        lambda g, n: torch.nn.functional.normalize(_normal(g, (n, FEATURES)), dim=-1),
-        _cosine,
-    ),
-}
-BILINEAR = ["kl", "logistic", "itakura_saito", "multinomial"]
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(params=list(CASES))
@@ -165,13 +49,13 @@ def dtype(request) -> torch.dtype:
 
 @pytest.mark.meta
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-@pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded"])
+@pytest.mark.parametrize("shape", ["rows", "candidates", "all components", "padded"])
 def test_log_prob_and_gradients_equal_the_oracle(case, dtype, backend, shape):
     family, x = case.build(dtype=dtype), case.draw().to(dtype).requires_grad_()
     z = torch.randint(5, (4, ROWS), generator=generator(2), device="cpu")
     if shape == "padded":
         z[1, ::3], z[3] = -1, -1
-    z = {"rows": z[0], "everyone": torch.arange(5, device="cpu").unsqueeze(-1)}.get(shape, z)
+    z = {"rows": z[0], "all components": torch.arange(5, device="cpu").unsqueeze(-1)}.get(shape, z)
 
     mean, wide = (t.detach().double().requires_grad_() for t in (family.mean, x))
     full = z.expand(*z.shape[:-1], ROWS)
@@ -185,7 +69,7 @@ def test_log_prob_and_gradients_equal_the_oracle(case, dtype, backend, shape):
         actual = family[z].log_prob(x)
         assert actual.dtype == dtype
         assert_near(actual, expected, TOLERANCE[dtype])
-        weight = _normal(generator(3), full.shape)
+        weight = normal(generator(3), full.shape)
         (weight * expected)[full >= 0].sum().backward()
         (weight.to(dtype) * actual)[full >= 0].sum().backward()
     for mine, theirs in ((x, wide), (family.mean, mean)):
@@ -194,7 +78,7 @@ def test_log_prob_and_gradients_equal_the_oracle(case, dtype, backend, shape):
 
 @pytest.mark.meta
 def test_log_prob_with_batches_of_parameters_equals_the_oracle(case, dtype):
-    """Vectorised particles: means (P, 1, C, D), z (S, 1, B), rows (B, D)."""
+    """Vectorized particles: means (P, 1, C, D), z (S, 1, B), rows (B, D)."""
     family, x = case.build(3, dtype, lead=(2, 1)), case.draw(7)
     z = torch.randint(3, (4, 1, 7), device="cpu")
     expected = torch.stack(
@@ -215,8 +99,7 @@ def test_draws_have_the_means_of_their_components(case):
     assert draws.shape == (n, 3, FEATURES)
     expected = family.mean.detach()
     if isinstance(family, DirectionalNormals):
-        # Concentration one: the mean resultant length is a ratio of Bessel functions of order D /
-        # 2.
+        # At concentration one, the mean resultant length is a ratio of Bessel functions.
         expected = expected * float(mp.besseli(2, 1) / mp.besseli(1, 1))
     z_score = (draws.mean(0) - expected) / (draws.var(0) / n).sqrt()
     assert z_score.abs().max() < 5
@@ -238,7 +121,7 @@ def test_mahalanobis_draws_have_the_inverse_of_the_precision_as_covariance():
 
 
 def test_multinomial_draws_have_their_total():
-    family = Multinomials(_shares(generator(0), (3, FEATURES)), total=9)
+    family = Multinomials(proportions(generator(0), (3, FEATURES)), total=9)
     assert (family[torch.arange(3)].sample((5,)).sum(-1) == 9).all()
     assert family.subset(slice(1, 3)).total == 9
 
@@ -292,16 +175,16 @@ def test_distances_keep_their_digits_far_from_zero():
         )
 
 
-# Statistics and their maximiser.
+# Statistics and their maximizers.
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("path", ["everyone", "pairs", "two batches"])
+@pytest.mark.parametrize("path", ["all components", "pairs", "two batches"])
 def test_maximize_gives_the_weighted_means(case, dtype, path):
     family, x = case.build(dtype=dtype), case.draw()
-    q = _uniform(generator(4), (5, ROWS)).softmax(0)
+    q = uniform(generator(4), (5, ROWS)).softmax(0)
     z = torch.arange(5, device="cpu").unsqueeze(-1)
-    z = z if path == "everyone" else z.expand(5, ROWS).clone()
+    z = z if path == "all components" else z.expand(5, ROWS).clone()
     if path == "two batches":
         half = ROWS // 2
         sums = family[z[:, :half]].statistics(x[:half].to(dtype), q[:, :half].to(dtype))
@@ -319,14 +202,14 @@ def test_maximize_gives_the_weighted_means(case, dtype, path):
     assert family.maximize(sums, frozenset(), floor=floor) == {}
 
 
-def test_padding_adds_nothing_and_empty_parts_stay(case):
+def test_padding_adds_nothing_and_empty_components_stay(case):
     family, x = case.build(3), case.draw()
     z = torch.zeros(2, ROWS, dtype=torch.int64)
     z[1], x[7], z[0, 7] = -1, torch.nan, -1  # a masked row may hold anything
     sums = family[z].statistics(x, torch.ones(2, ROWS, dtype=torch.float64))
     new = family.maximize(sums, frozenset({"mean"}), floor=family.floor(sums, 1e-9))["mean"]
-    known = x[x.isfinite().all(-1)].sum(0)
-    expected = known / {Multinomials: known.sum(), DirectionalNormals: known.norm()}.get(
+    total = x[x.isfinite().all(-1)].sum(0)
+    expected = total / {Multinomials: total.sum(), DirectionalNormals: total.norm()}.get(
         type(family), ROWS - 1
     )
     torch.testing.assert_close(new[0], expected)
@@ -337,7 +220,7 @@ def test_padding_adds_nothing_and_empty_parts_stay(case):
 @pytest.mark.parametrize("name", BILINEAR)
 @pytest.mark.parametrize("fraction", [0.0, 1e-6])
 def test_means_stay_inside_their_domain(name, fraction, dtype):
-    """Features that are constant at the boundary, in one part or in all, leave every density finite."""
+    """Features that are constant at the boundary leave every density finite."""
     case = CASES[name]
     x = case.draw().to(dtype)
     x[:, 0], x[: ROWS // 2, 1] = 0.0, 0.0
@@ -356,11 +239,11 @@ def test_means_stay_inside_their_domain(name, fraction, dtype):
 
 @given(st.integers(2, 6), st.integers(0, 1000), st.floats(1e-6, 0.1))
 @settings(max_examples=30, deadline=None)
-def test_shares_with_a_floor_are_the_constrained_maximiser(bins, seed, scale):
-    """KKT: those above the floor are in the ratio of the weights, and each of those at it would be below it there."""
-    weights = _uniform(generator(seed), (1, bins)) ** 8
+def test_proportions_with_a_floor_are_the_constrained_maximizer(bins, seed, scale):
+    """By the KKT conditions: equal ratios above the floor, smaller ones at the floor."""
+    weights = uniform(generator(seed), (1, bins)) ** 8
     weights = weights / weights.sum()
-    floor = scale * 2 * _uniform(generator(seed + 1), (bins,))
+    floor = scale * 2 * uniform(generator(seed + 1), (bins,))
     best = Multinomials.inside(weights, floor)
     assert float(best.sum()) == pytest.approx(1)
     assert (best >= floor * (1 - 1e-12)).all()
@@ -379,63 +262,3 @@ def test_starts_lie_inside_the_domain(case):
     mean = case.family.start(rows)
     family = case.family(mean, **case.constants, validate_args=True)
     assert family[torch.arange(5).unsqueeze(-1)].log_prob(case.draw()).isfinite().all()
-
-
-# What a row adds to its part.
-
-
-def minimal_loss(case: Case, x: Tensor) -> float:
-    """f of a part, by a refit without a floor."""
-    if not len(x):
-        return 0.0
-    family = case.build(1)
-    z = torch.zeros(len(x), dtype=torch.int64)
-    sums = family[z].statistics(x, torch.ones(len(x), dtype=torch.float64))
-    floor = torch.zeros(FEATURES, dtype=torch.float64)
-    fitted = case.at(family.maximize(sums, frozenset({"mean"}), floor=floor)["mean"])
-    return -float(fitted[z].log_prob(x).sum().detach())
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_leave_one_out_gains_equal_refits(case, seed):
-    x = case.draw(24, seed)
-    # Parts of one, two and three rows among them; a part whose row is the only one to have a
-    # feature.
-    labels = torch.tensor([0, 1, 1, 2, 2, 2] + [3, 4] * 9)
-    if case.family in (Poissons, Bernoullis, Multinomials):
-        x[labels == 4, 1] = 0.0
-        x[7, 1] = 1.0
-    family = case.build(5)
-    sums = family[labels].statistics(x, torch.ones(24, dtype=torch.float64))
-    gains = family.leave_one_out_at(sums, labels, x)
-    for row, label in enumerate(labels.tolist()):
-        others = labels == label
-        whole = minimal_loss(case, x[others])
-        others[row] = False
-        assert float(gains[row].detach()) == pytest.approx(
-            whole - minimal_loss(case, x[others]), rel=1e-8, abs=1e-8
-        )
-    all_components = torch.arange(5).unsqueeze(-1).expand(5, 24)
-    alone = family.alone_at(all_components, x)
-    expected = torch.tensor(
-        [minimal_loss(case, x[n : n + 1]) for n in range(24)], dtype=torch.float64
-    )
-    torch.testing.assert_close(alone, expected.expand(5, 24), rtol=1e-8, atol=1e-8)
-
-
-def test_gains_of_very_large_parts_keep_their_digits():
-    """In 40 decimal digits: n phi(m) of 10^9 rows would leave about six of float64's."""
-    mp.dps = 40
-    n, mean, x = 10**9, 3.25, 7.0
-    statistics = MeanStatistics(
-        *(torch.tensor(v, dtype=torch.float64) for v in ([n], [[n * mean]]))
-    )
-    exact, without = mpf(mean), (n * mpf(mean) - mpf(x)) / (n - 1)
-    row = torch.tensor([[x]], dtype=torch.float64)
-    for family, phi, base in (
-        (Poissons, lambda m: m * mp.log(m) - m, -mp.loggamma(x + 1)),
-        (Exponentials, lambda m: -1 - mp.log(m), 0),
-    ):
-        expected = -n * phi(exact) + (n - 1) * phi(without) - base
-        gain = family(row).leave_one_out_at(statistics, torch.tensor([0]), row)
-        assert float(gain) == pytest.approx(float(expected), rel=1e-13)
