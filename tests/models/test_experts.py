@@ -321,7 +321,7 @@ def test_rows_wider_than_the_params_are_refused():
 
 def test_outcomes_cannot_be_drawn():
     model, (x, _) = mixture(), rows()
-    with pytest.raises(ModelError, match="no distribution"):
+    with pytest.raises(ModelError, match="not a distribution"):
         model(x)
     with pytest.raises(NotImplementedError):
         model.component_distributions(x)[torch.zeros(N, dtype=torch.int64)].rsample()

@@ -181,7 +181,7 @@ def test_bad_rows_are_refused():
     guide = FullPartition(model, components=2)
     with pytest.raises(DataError, match=r"items lie in \[0, 5\], not in \[0, 5\)"):
         EM(model, guide).step(torch.tensor([0, 5, 1]))
-    with pytest.raises(DataError, match="by integers"):
+    with pytest.raises(DataError, match="items must be integers"):
         EM(model, guide).step(torch.tensor([0.0, 1.0, 2.0]))
     with pytest.raises(DataError, match="item numbers"):
         model(torch.zeros(3, 2, dtype=torch.int64))

@@ -1,1 +1,1 @@
-"""The loss that a row adds to its cluster: closed forms, refits and warm-started descents."""
+"""What a row adds to the minimal loss of its cluster: closed forms, refits and gradient descent."""

@@ -1,39 +1,44 @@
-"""The weight of a row that leaves its part, and what stays behind."""
+"""The weight of a row that leaves its cluster, and the weight of the rows that remain."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# What of a part's weight may be rounding, in units of it.
+# A remaining weight of fewer units of rounding of the cluster's weight counts as zero.
 _ROUNDING = 16
 
 
 class Leaving(NamedTuple):
-    """Of each row (B,), in float64: its weight, that of the others of its part, whether there are others."""
+    """The weights of rows (B,) and of the other rows of their clusters, in float64."""
 
-    weight: Tensor
-    rest: Tensor  # one where there are none
-    others: Tensor
+    weight: Tensor  # of each row
+    rest: Tensor  # total weight of the other rows of its cluster; one where there are none
+    others: Tensor  # whether there are any
 
     @property
     def ratio(self) -> Tensor:
-        """Its weight over that of the others, zero where there are none."""
+        """The row's weight over that of the other rows, zero where there are none."""
         return torch.where(self.others, self.weight / self.rest, 0.0)
 
 
 def leaving(
     total: Tensor, index: Tensor, weight: Tensor | None, size: Tensor | float = 1.0
 ) -> Leaving:
-    """Rows of ``weight`` (B,), one each by default, times their ``size`` leave parts ``index`` of ``total`` (C,).
+    """Compute what remains of each row's cluster without the row.
 
-    >>> gone = leaving(torch.tensor([3.0, 1.0]), torch.tensor([0, 1]), None)
-    >>> gone.rest.tolist(), gone.others.tolist()
+    :param total: (C,) total weights of the clusters.
+    :param index: (B,) cluster of each row.
+    :param weight: (B,) weights of the rows; one each by default.
+    :param size: how many rows a row counts for in ``total``, if not one.
+
+    >>> left = leaving(torch.tensor([3.0, 1.0]), torch.tensor([0, 1]), None)
+    >>> left.rest.tolist(), left.others.tolist()
     ([2.0, 1.0], [True, False])
     """
-    given = torch.ones_like(total[index]) if weight is None else weight
-    coarse = max(torch.finfo(t.dtype).eps for t in (total, given))
-    whole, mass = total.double()[index], given.double() * size
-    rest = whole - mass
-    others = rest > _ROUNDING * coarse * whole
-    return Leaving(given.double(), torch.where(others, rest, 1.0), others)
+    row_weight = torch.ones_like(total[index]) if weight is None else weight
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (total, row_weight))
+    cluster_weight, row_mass = total.double()[index], row_weight.double() * size
+    rest = cluster_weight - row_mass
+    others = rest > _ROUNDING * eps * cluster_weight
+    return Leaving(row_weight.double(), torch.where(others, rest, 1.0), others)

@@ -1,4 +1,4 @@
-"""Minimal losses of parts without one of their rows, by refits from the parts' own coefficients."""
+"""Minimal losses of clusters without one of their rows, by warm-started refits."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,99 +10,104 @@ from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_products
 from pyro_mixtures.ops.optimize.newton import PairedRows
 
-# Numbers of rows and Hessians that are alive at once.
+# Largest number of entries of rows and Hessians in memory at once.
 _NUMBERS = 1 << 22
 
-Solve = Callable[
-    [PairedRows, Tensor], tuple[Tensor, Tensor]
-]  # -> coefficients (C, M, Q), losses (C, M)
+# Fits C problems from starting coefficients: returns coefficients (C, M, Q) and losses (C, M).
+Solve = Callable[[PairedRows, Tensor], tuple[Tensor, Tensor]]
 
 
-class Leavers(NamedTuple):
-    """Rows (B,) that leave their parts, each its own."""
+class HeldOutRows(NamedTuple):
+    """Rows (B,), each of which is left out of its own cluster."""
 
     design: Tensor  # (B, Q)
     targets: Tensor  # (B, M)
-    part: Tensor  # (B,)
+    cluster: Tensor  # (B,)
     weight: Tensor  # (B,)
 
-    def some(self, rows: Tensor) -> "Leavers":
-        return Leavers(*(t[rows] for t in self))
+    def select(self, rows: Tensor) -> "HeldOutRows":
+        """Return some of the rows."""
+        return HeldOutRows(*(tensor[rows] for tensor in self))
 
 
 def hinge_losses_without(
-    parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve, *, width: float
+    clusters: PairedRows, rows: HeldOutRows, start: Tensor, solve: Solve, *, width: float
 ) -> Tensor:
-    r"""Minimal losses (B, M) of the parts without each of the ``rows``, where losses are hinges of signs.
+    r"""Compute minimal losses (B, M) of clusters without each of the ``rows``, for hinge losses.
 
-    Where the margins of rows i and j are larger than one at the minimum of :math:`S \setminus i`,
-    that is the minimum of :math:`S \setminus j`, too: both losses and their slopes are zero there,
-    and rows of one weight have one share of the penalty. (It is not the minimum of S, which has
-    that share.) So of each part one refit serves all rows that are no support vectors, and each of
-    the others takes one: O(rows times support vectors).
+    Let rows i and j have margins larger than one at the minimum of :math:`S \setminus i`. Then this
+    is also the minimum of :math:`S \setminus j`, since both losses and their slopes are zero
+    there, and rows of equal weight have equal shares of the penalty. (It is not the minimum of S,
+    whose penalty includes that share.) So one refit per cluster serves all rows that are not
+    support vectors, and each other row takes one refit: O(rows times support vectors).
 
-    :param start: (C, M, Q), the parts' own coefficients.
-    :param width: about the kink, where ``solve`` takes a margin for one.
+    :param clusters: rows of all clusters.
+    :param rows: the rows to leave out.
+    :param start: (C, M, Q), the clusters' coefficients.
+    :param solve: fits clusters from given coefficients.
+    :param width: of the interval around the kink in which ``solve`` takes a margin for one.
     """
-    margin = (rows.targets * _predictors(rows, start, rows.part)).amin(-1)
-    group, first = _furthest(rows, margin)
-    found, least = _solve_without(parts, rows.some(first), start, solve)
-    free = ((rows.targets * _predictors(rows, found, group)) > 1 + width).all(-1)
-    out = least[group]
-    left = (~(free & free[first][group])).index_fill(0, first, False).nonzero()[:, 0]
-    if len(left):
-        out[left] = _solve_without(parts, rows.some(left), start, solve)[1]
-    return out
+    margin = (rows.targets * _predictors(rows, start, rows.cluster)).amin(-1)
+    group, first = _largest_margins(rows, margin)
+    coefficients, losses = _solve_without(clusters, rows.select(first), start, solve)
+    satisfied = ((rows.targets * _predictors(rows, coefficients, group)) > 1 + width).all(-1)
+    result = losses[group]
+    is_served = (satisfied & satisfied[first][group]).index_fill(0, first, True)
+    remaining = (~is_served).nonzero()[:, 0]
+    if len(remaining):
+        result[remaining] = _solve_without(clusters, rows.select(remaining), start, solve)[1]
+    return result
 
 
-def _predictors(rows: Leavers, coefficients: Tensor, index: Tensor) -> Tensor:
+def _predictors(rows: HeldOutRows, coefficients: Tensor, index: Tensor) -> Tensor:
     pairs = Pairs(index.unsqueeze(0), len(coefficients))
     return pair_products(rows.design.double(), coefficients, pairs)[0]
 
 
-def _furthest(rows: Leavers, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups (B,) of rows of one part and weight, and of each group (G,) the row of the largest ``margin``."""
-    kinds = torch.stack([rows.part.double(), rows.weight.double()], -1)
-    _, group, counts = kinds.unique(dim=0, return_inverse=True, return_counts=True)
+def _largest_margins(rows: HeldOutRows, margin: Tensor) -> tuple[Tensor, Tensor]:
+    """Group rows by cluster and weight.
+
+    :returns: the group (B,) of each row, and for each group (G,) the row of the largest margin.
+    """
+    keys = torch.stack([rows.cluster.double(), rows.weight.double()], -1)
+    _, group, counts = keys.unique(dim=0, return_inverse=True, return_counts=True)
     order = margin.argsort()
     order = order[group[order].argsort(stable=True)]
     return group, order[counts.cumsum(0) - 1]
 
 
 def _solve_without(
-    parts: PairedRows, rows: Leavers, start: Tensor, solve: Solve
+    clusters: PairedRows, rows: HeldOutRows, start: Tensor, solve: Solve
 ) -> tuple[Tensor, Tensor]:
-    """Coefficients (B, M, Q) and losses (B, M) of the parts without each of the ``rows``; memory is bounded."""
-    outputs, wide = start.shape[1:]
-    sizes = parts.pairs.sorted.starts.diff()[rows.part]
-    chunk = (sizes * wide + outputs * wide * wide).cumsum(0) // _NUMBERS
-    found = []
-    for some in torch.arange(len(chunk), device=chunk.device).split(
-        chunk.unique_consecutive(return_counts=True)[1].tolist()
-    ):
-        leaving = rows.some(some)
-        found.append(solve(_without(parts, leaving), start[leaving.part]))
-    coefficients, losses = (torch.cat(each) for each in zip(*found, strict=True))
+    """Fit clusters without each of the ``rows``, in chunks of bounded memory.
+
+    :returns: coefficients (B, M, Q) and losses (B, M).
+    """
+    outputs, columns = start.shape[1:]
+    sizes = clusters.pairs.sorted.starts.diff()[rows.cluster]
+    chunk = (sizes * columns + outputs * columns * columns).cumsum(0) // _NUMBERS
+    chunk_sizes = chunk.unique_consecutive(return_counts=True)[1].tolist()
+    fits = []
+    for numbers in torch.arange(len(chunk), device=chunk.device).split(chunk_sizes):
+        chunk_rows = rows.select(numbers)
+        fits.append(solve(_without(clusters, chunk_rows), start[chunk_rows.cluster]))
+    coefficients, losses = (torch.cat(tensors) for tensors in zip(*fits, strict=True))
     return coefficients, losses
 
 
-def _without(parts: PairedRows, rows: Leavers) -> PairedRows:
-    """One problem a row: all pairs of its part, and the row itself once more, of negative weight."""
-    known, problems = parts.pairs.sorted, torch.arange(len(rows.part), device=rows.part.device)
-    begin, counts = known.starts[rows.part], known.starts.diff()[rows.part]
+def _without(clusters: PairedRows, rows: HeldOutRows) -> PairedRows:
+    """Build one problem per row: the pairs of its cluster, and the row with negative weight."""
+    known = clusters.pairs.sorted
+    problems = torch.arange(len(rows.cluster), device=rows.cluster.device)
+    begin, counts = known.starts[rows.cluster], known.starts.diff()[rows.cluster]
     problem = problems.repeat_interleave(counts)
-    position = (
-        begin[problem]
-        + torch.arange(len(problem), device=problem.device)
-        - (counts.cumsum(0) - counts)[problem]
+    offset = (
+        torch.arange(len(problem), device=problem.device) - (counts.cumsum(0) - counts)[problem]
     )
-    z, numbers = (
-        torch.cat([problem, problems]),
-        torch.cat([known.rows[position], len(parts.design) + problems]),
-    )
-    weight = torch.cat([parts.weight[known.order[position]].double(), -rows.weight.double()])
-    design, targets = (
-        torch.cat([parts.design, rows.design]),
-        torch.cat([parts.targets, rows.targets]),
-    )
+    position = begin[problem] + offset
+    z = torch.cat([problem, problems])
+    numbers = torch.cat([known.rows[position], len(clusters.design) + problems])
+    weight = torch.cat([clusters.weight[known.order[position]].double(), -rows.weight.double()])
+    design = torch.cat([clusters.design, rows.design])
+    targets = torch.cat([clusters.targets, rows.targets])
     return PairedRows(design, targets, Pairs(z.unsqueeze(0), len(problems), numbers), weight)

@@ -1,1 +1,1 @@
-"""Components of an outcome given covariates: regressions, classifiers, support vector machines, modules."""
+"""Components of an outcome given covariates: regressions, classifiers and pseudo-likelihoods."""

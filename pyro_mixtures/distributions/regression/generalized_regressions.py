@@ -1,4 +1,4 @@
-r"""Logistic and Poisson regressions as components, ridge penalty included."""
+"""Logistic and Poisson regressions as components, with a ridge penalty."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def _logistic_value(eta: Tensor, y: Tensor) -> Tensor:
 
 
 def _logistic_derivatives(eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    p = eta.sigmoid()
-    return p - y, p * (-eta).sigmoid()
+    probs = eta.sigmoid()
+    return probs - y, probs * (-eta).sigmoid()
 
 
 def _poisson_value(eta: Tensor, y: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def _poisson_derivatives(eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _GeneralizedRegressions(RowFittedComponents):
-    """One linear predictor a component; the bias is not penalised."""
+    """Regressions with one linear predictor per component, whose bias is not penalized."""
 
     leaves_one_out = True
     support: Any
@@ -51,7 +51,8 @@ class _GeneralizedRegressions(RowFittedComponents):
     ):
         if weight.dim() != 2:
             raise OptionError(
-                f"weight {tuple(weight.shape)}: {type(self).__name__} has one outcome, give (C, P)"
+                f"weight is {tuple(weight.shape)}, but {type(self).__name__} has one outcome: "
+                "give (C, P)"
             )
         super().__init__(covariates, weight, bias, ridge=ridge, validate_args=validate_args)
 
@@ -59,10 +60,10 @@ class _GeneralizedRegressions(RowFittedComponents):
         check_outcomes(value, self.covariates)
         with torch.no_grad():
             # Rows that a mask hides may hold NaN.
-            wrong = ~(self.support.check(value) | value.isnan())
-            if bool(wrong.any()):
+            invalid = ~(self.support.check(value) | value.isnan())
+            if bool(invalid.any()):
                 raise DataError(
-                    f"{type(self).__name__} cannot have the outcome {value[wrong][0].item()}"
+                    f"{type(self).__name__} cannot have the outcome {value[invalid][0].item()}"
                 )
         return match_dtype(value, self.weight).unsqueeze(-1)
 
@@ -74,17 +75,20 @@ class _GeneralizedRegressions(RowFittedComponents):
 
 
 class LogisticRegressions(_GeneralizedRegressions):
-    r"""C logistic regressions of y (B,) in {0, 1} on ``covariates`` (B, P): :math:`p = \sigma(w_c^T x + b_c)`.
+    r"""C logistic regressions of y (B,) in {0, 1}: :math:`p = \sigma(w_c^T x + b_c)`.
 
-    The log density of a row is that of Bernoulli(p) less its share of the ridge penalty,
-    :math:`\lambda |w_c|^2`. For n rows that is scikit-learn's ``LogisticRegression(C=1 / (2 n
-    lambda))``. The M-step is Newton's method (iteratively re-weighted least squares) to
-    convergence, weighted by q, so that soft EM is monotone, too.
+    The log density of a row is that of Bernoulli(p) minus the row's share of the ridge penalty,
+    :math:`\lambda |w_c|^2`. For n rows this is the objective of scikit-learn's
+    ``LogisticRegression(C=1 / (2 n lambda))``. The M-step is Newton's method (iteratively
+    reweighted least squares) to convergence, weighted by the responsibilities, so soft EM is
+    monotone as well.
 
+    :param covariates: (B, P).
     :param weight: (C, P).
-    :param bias: (C,), not penalised.
-    :param ridge: lambda, not negative. Classes that a hyperplane separates have no minimum without
-        it.
+    :param bias: (C,), not penalized.
+    :param ridge: lambda, not negative. Without it, classes that a hyperplane separates have no
+        finite maximum.
+    :raises OptionError: when shapes do not fit.
     :raises DataError: for outcomes other than 0 and 1.
 
     >>> x = torch.tensor([[0.0], [1.0]])
@@ -97,28 +101,30 @@ class LogisticRegressions(_GeneralizedRegressions):
     row_loss = RowLoss(_logistic_value, _logistic_derivatives)
 
     def mean_at(self, index: Tensor) -> Tensor:
-        """Probabilities of y = 1."""
+        """Return the probabilities of y = 1."""
         return self._predictor_at(index).sigmoid()
 
     def sample_at(self, index: Tensor) -> Tensor:
         return self.mean_at(index).bernoulli()
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Zero: its bias alone fits one row as well as one likes."""
+        """Return zero, since the bias alone fits one row arbitrarily well."""
         self.targets(value)
         return torch.zeros(index.shape, dtype=self.weight.dtype, device=self.weight.device)
 
 
 class PoissonRegressions(_GeneralizedRegressions):
-    r"""C Poisson regressions of counts y (B,) on ``covariates`` (B, P): :math:`\log \mu = w_c^T x + b_c`.
+    r"""C Poisson regressions of counts y (B,): :math:`\log \mu = w_c^T x + b_c`.
 
-    The log density of a row is that of Poisson(mu) less its share of the ridge penalty,
-    :math:`\lambda |w_c|^2`; scikit-learn's ``PoissonRegressor(alpha=2 lambda)``. Otherwise as
-    :class:`LogisticRegressions`.
+    The log density of a row is that of Poisson(mu) minus the row's share of the ridge penalty,
+    :math:`\lambda |w_c|^2`. This is the objective of scikit-learn's
+    ``PoissonRegressor(alpha=2 lambda)``. The M-step is that of :class:`LogisticRegressions`.
 
+    :param covariates: (B, P).
     :param weight: (C, P).
-    :param bias: (C,), not penalised.
+    :param bias: (C,), not penalized.
     :param ridge: lambda, not negative.
+    :raises OptionError: when shapes do not fit.
     :raises DataError: for outcomes that are not counts.
 
     >>> x = torch.tensor([[0.0], [1.0]])
@@ -131,13 +137,13 @@ class PoissonRegressions(_GeneralizedRegressions):
     row_loss = RowLoss(_poisson_value, _poisson_derivatives)
 
     def mean_at(self, index: Tensor) -> Tensor:
-        """Rates."""
+        """Return the rates."""
         return self._predictor_at(index).exp()
 
     def sample_at(self, index: Tensor) -> Tensor:
         return torch.poisson(self.mean_at(index))
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Its bias alone gives one row the rate y."""
+        """Return the loss at the rate y, which the bias alone gives to one row."""
         y = self.targets(value)[:, 0]
         return (y - torch.xlogy(y, y) + (y + 1).lgamma()).expand(index.shape)

@@ -1,4 +1,4 @@
-r"""Linear regressions as components: :math:`y \sim N(W_c x + b_c, \sigma_c^2)`, ridge penalty included."""
+"""Linear regressions as components, with a ridge penalty."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,15 +20,14 @@ from pyro_mixtures.ops.bilinear import pair_moments_of
 from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
-# A covariate whose variance is less than this part of its mean square is constant, but for
-# rounding.
+# A covariate whose variance is below this fraction of its mean square is constant up to rounding.
 _CONSTANT = 1e-12
-# One minus a leverage of one, as rounding leaves it.
+# One minus a leverage of one may be as large as this by rounding.
 _LEVERAGE_ONE = 1e-9
 
 
 class RegressionStatistics(NamedTuple):
-    """Weighted sums over each component's rows, with [x, 1] the rows' covariates; in float64."""
+    """Weighted sums over each component's rows, in float64; [x, 1] are covariates and a one."""
 
     count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
     gram: Tensor  # (C, P + 1, P + 1)  sum q [x, 1] [x, 1]^T
@@ -39,18 +38,20 @@ class RegressionStatistics(NamedTuple):
 class LinearRegressions(ConditionalComponents):
     r"""C linear regressions of y (B,) or (B, M) on ``covariates`` (B, P).
 
-    The log density of a row is that of :math:`N(y; W x + b, \sigma^2)` less the row's share of the
-    ridge penalty,
-    :math:`\lambda |W|^2 / 2 \sigma^2`: a component's summed log density is maximal at its ridge
-    regression, with penalty n lambda for n rows.
+    The log density of a row is that of :math:`N(y; W x + b, \sigma^2)` minus the row's share of
+    the ridge penalty, :math:`\lambda |W|^2 / 2 \sigma^2`. So the summed log density of a
+    component is maximal at its ridge regression, whose penalty is n lambda for n rows.
 
+    :param covariates: (B, P).
     :param weight: (C, P), or (C, M, P) for M outputs.
     :param bias: (C,) or (C, M).
     :param scale: (C,) or (C, M), standard deviations.
     :param ridge: lambda, not negative.
+    :raises OptionError: when shapes do not fit.
 
     >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 3.0])
-    >>> lines = LinearRegressions(x, torch.tensor([[2.0], [0.0]]), torch.tensor([1.0, 0.0]), torch.ones(2))
+    >>> weight, bias = torch.tensor([[2.0], [0.0]]), torch.tensor([1.0, 0.0])
+    >>> lines = LinearRegressions(x, weight, bias, torch.ones(2))
     >>> lines[torch.tensor([0, 0])].mean
     tensor([1., 3.])
     """
@@ -75,8 +76,9 @@ class LinearRegressions(ConditionalComponents):
         shape = (len(weight), *event)
         if weight.dim() not in (2, 3) or bias.shape != shape or scale.shape != shape:
             raise OptionError(
-                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}, scale {tuple(scale.shape)}: give (C, P), "
-                "(C,), (C,), or (C, M, P), (C, M), (C, M) for M outputs"
+                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}, scale "
+                f"{tuple(scale.shape)}: give (C, P), (C,), (C,), or (C, M, P), (C, M), (C, M) for "
+                "M outputs"
             )
         if weight.shape[-1] != covariates.shape[-1]:
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
@@ -86,21 +88,21 @@ class LinearRegressions(ConditionalComponents):
 
     @property
     def arg_constraints(self) -> dict[str, Any]:
-        """One dimension more for several outputs."""
-        own = len(self.event_shape)
+        """Constraints of the arguments, with one more dimension for several outputs."""
+        output_dims = len(self.event_shape)
         return {
-            "weight": constraints.independent(constraints.real, 1 + own),
-            "bias": constraints.independent(constraints.real, own),
-            "scale": constraints.independent(constraints.positive, own),
+            "weight": constraints.independent(constraints.real, 1 + output_dims),
+            "bias": constraints.independent(constraints.real, output_dims),
+            "scale": constraints.independent(constraints.positive, output_dims),
         }
 
     @property
-    def support(self):
+    def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
     @property
     def outputs(self) -> int:
-        """M."""
+        """M, the number of outputs."""
         return self.event_shape.numel()
 
     @property
@@ -113,17 +115,15 @@ class LinearRegressions(ConditionalComponents):
         component = once(index)
         residual = self._outcomes(value) - self.predictor(coefficients, index)
         squares = (residual / scale[component]).square()
-        total = (
-            squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)
-        )  # a sum of one is as slow as of many
-        penalty = self.ridge * (
-            self.weight.reshape(*scale.shape, -1).square().sum(-1) / scale.square()
-        ).sum(-1)
+        # A sum over one number would be as slow as over many.
+        total = squares.sum(-1) if self.outputs > 1 else squares.squeeze(-1)
+        weight_squares = self.weight.reshape(*scale.shape, -1).square().sum(-1)
+        penalty = self.ridge * (weight_squares / scale.square()).sum(-1)
         offset = 2 * scale.log().sum(-1) + self.outputs * math.log(2 * math.pi) + penalty
         return -0.5 * (total + offset[component])
 
     def _outcomes(self, value: Tensor) -> Tensor:
-        """Outcomes (B, M)."""
+        """Return outcomes (B, M) in the dtype of the parameters."""
         y = match_dtype(value, self.weight)
         return y if self.event_shape else y.unsqueeze(-1)
 
@@ -137,51 +137,45 @@ class LinearRegressions(ConditionalComponents):
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> RegressionStatistics:
         x = self.design(self.weight)
-        wide, rows = x.shape[1], torch.cat([x, self._outcomes(value)], -1)
+        columns, rows = x.shape[1], torch.cat([x, self._outcomes(value)], -1)
         sums = pair_moments_of(rows, weight.reshape(-1), self.pairs(index))
-        square = sums[:, wide:, wide:].diagonal(dim1=-2, dim2=-1)
-        gram, cross = sums[:, :wide, :wide], sums[:, wide:, :wide]
+        square = sums[:, columns:, columns:].diagonal(dim1=-2, dim2=-1)
+        gram, cross = sums[:, :columns, :columns], sums[:, columns:, :columns]
         return RegressionStatistics(gram[:, -1, -1].clone(), gram, cross, square.clone())
 
     def maximizers(
         self, statistics: RegressionStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        """Ridge regression of each component; scale from its penalised residuals."""
+        """Return each component's ridge regression, and the scale of its penalized residuals."""
         if ("weight" in free) != ("bias" in free):
             raise ClosedFormError(
                 "weight and bias have a closed form together only: free or freeze both, or use SVI"
             )
-        s = center(statistics)
+        moments = center(statistics)
         penalty = self.ridge * statistics.count
         weight = self.weight.double().reshape(len(self.weight), self.outputs, -1)
-        shift = (
-            s.y
-            - self.bias.double().reshape(len(self.bias), -1)
-            - (weight @ s.x.unsqueeze(-1)).squeeze(-1)
-        )
-        out = {}
+        bias = self.bias.double().reshape(len(self.bias), -1)
+        maximizers = {}
         if "weight" in free:
-            root = s.inverse_root(penalty)
-            weight, shift = s.cross @ root.mT @ root, torch.zeros_like(s.y)
-            out["weight"] = weight.reshape(self.weight.shape).to(self.weight)
-            out["bias"] = (
-                (s.y - (weight @ s.x.unsqueeze(-1)).squeeze(-1))
-                .reshape(self.bias.shape)
-                .to(self.bias)
-            )
+            root = moments.inverse_root(penalty)
+            weight = moments.cross @ root.mT @ root
+            bias = moments.y - (weight @ moments.x.unsqueeze(-1)).squeeze(-1)
+            maximizers["weight"] = weight.reshape(self.weight.shape).to(self.weight)
+            maximizers["bias"] = bias.reshape(self.bias.shape).to(self.bias)
         if "scale" in free:
-            left = (
-                s.loss(weight, penalty).clamp_min(0) / _positive(statistics.count).unsqueeze(-1)
-                + shift.square()
-            )
-            variance = left if floor is None else torch.maximum(left, floor)
-            out["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
-        return out
+            # The mean residual, which is zero at the best bias.
+            shift = moments.y - bias - (weight @ moments.x.unsqueeze(-1)).squeeze(-1)
+            count = _positive(statistics.count).unsqueeze(-1)
+            variance = moments.loss(weight, penalty).clamp_min(0) / count + shift.square()
+            if floor is not None:
+                variance = torch.maximum(variance, floor)
+            maximizers["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
+        return maximizers
 
     def split(
         self, component: int, row: Any, statistics: RegressionStatistics
     ) -> dict[str, Tensor]:
-        """Coefficients changed at random, the means of the component's rows by one deviation."""
+        """Return randomly changed coefficients, whose means differ by one standard deviation."""
         gram = statistics.gram[component] / _positive(statistics.count[component])
         penalty = torch.full_like(gram[0], self.ridge)
         penalty[-1] = 0.0
@@ -194,14 +188,14 @@ class LinearRegressions(ConditionalComponents):
         }
 
     def floor(self, sums: RegressionStatistics, fraction: float) -> Tensor:
-        """``fraction`` of the variance (M,) of the outcomes over all rows."""
+        """Return ``fraction`` of the variance (M,) of the outcomes over all rows."""
         count = sums.count.sum().clamp_min(1e-300)
         mean = sums.cross[..., -1].sum(0) / count
         variance = (sums.square.sum(0) / count - mean.square()).clamp_min(0)
         return fraction * torch.where(variance > 0, variance, torch.ones_like(variance))
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
-        """Minimal loss of a part of one row, (*index.shape): its bias alone fits it."""
+        """Return the minimal loss (*index.shape) of a cluster of one row, which the bias fits."""
         scale = self.scale.reshape(len(self.scale), -1)
         return (scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi))[index]
 
@@ -212,44 +206,43 @@ class LinearRegressions(ConditionalComponents):
         value: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
-        r"""What each row adds to the minimal loss of its part, f(S) - f(S \ i), (B,); scales are held where they are.
+        r"""Return what each row (B,) adds to the minimal loss of its cluster, for fixed scales.
 
-        With d and e the covariates and outcome of a row of weight w, less the means of its part of
-        weight n, of which
-        :math:`B = X^T X + (n - w) \lambda` and :math:`v = B^{-1} X^T y`, the part without the row
-            has the loss
-        :math:`\mathrm{least}_B - a (e - v d)^2 / (1 - a\, d^T B^{-1} d)`, a = w n / (n - w)
-        (derived here by completing the square): one product a row, and no difference of large
-        numbers. In the basis Q in which
-        :math:`Q (B + w \lambda) Q^T = 1` and :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w
-        \lambda \mu`: rows of different weights share it.
-
-        :param statistics: of the partition that ``index`` (B,) belongs to, all rows included.
+        Let d and e be the covariates and the outcome of a row of weight w, minus the means of its
+        cluster of weight n. With :math:`B = X^T X + (n - w) \lambda` and
+        :math:`v = B^{-1} X^T y` of the cluster, the cluster without the row has the loss
+        :math:`\mathrm{least}_B - a (e - v d)^2 / (1 - a\, d^T B^{-1} d)` with a = w n / (n - w)
+        (derived here by completing the square). This takes one product per row, and no difference
+        of large numbers. In the basis Q in which :math:`Q (B + w \lambda) Q^T = 1` and
+        :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w \lambda \mu`, so rows of different
+        weights share the basis.
         """
-        s, row = center(statistics), leaving(statistics.count, index, weight)
-        basis = _shared_basis(s.inverse_root(self.ridge * statistics.count))
+        moments, row = center(statistics), leaving(statistics.count, index, weight)
+        basis = _shared_basis(moments.inverse_root(self.ridge * statistics.count))
         y, share = self._outcomes(value).double(), self.ridge * row.weight
-        out = torch.zeros(len(y), self.outputs, dtype=torch.float64, device=y.device)
-        wide = self.weight.shape[-1] + self.outputs
-        for tile in component_tiles(self.pairs(index).sorted, 2 * wide + wide * wide // 16):
-            c, rows, some = tile.components, tile.rows, tile.valid
-            x = self.covariates[rows].double() - s.x[c].unsqueeze(1)
-            at = _Leaver(
-                x, y[rows] - s.y[c].unsqueeze(1), share[rows], row.ratio[rows], row.others[rows]
+        squares = torch.zeros(len(y), self.outputs, dtype=torch.float64, device=y.device)
+        columns = self.weight.shape[-1] + self.outputs
+        numbers_per_row = 2 * columns + columns * columns // 16
+        for tile in component_tiles(self.pairs(index).sorted, numbers_per_row):
+            c, rows, valid = tile.components, tile.rows, tile.valid
+            held_out = _HeldOutRows(
+                x=self.covariates[rows].double() - moments.x[c].unsqueeze(1),
+                y=y[rows] - moments.y[c].unsqueeze(1),
+                share=share[rows],
+                ratio=row.ratio[rows],
+                others=row.others[rows],
             )
-            half = s.cross[c] @ basis[c].mT
-            out.index_add_(
-                0, tile.slots[some], at.scatter(basis[c], half, statistics.count[c])[some]
-            )
+            half = moments.cross[c] @ basis[c].mT
+            added = held_out.added_squares(basis[c], half, statistics.count[c])
+            squares.index_add_(0, tile.slots[valid], added[valid])
         scale = self.scale.reshape(len(self.scale), -1).double()
-        own = scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi)
-        return (0.5 * (out / scale[index].square()).sum(-1) + row.weight * own[index]).to(
-            self.weight
-        )
+        constant = scale.log().sum(-1) + 0.5 * self.outputs * math.log(2 * math.pi)
+        loss = 0.5 * (squares / scale[index].square()).sum(-1) + row.weight * constant[index]
+        return loss.to(self.weight)
 
 
-class _Leaver(NamedTuple):
-    """Rows (T, R) that leave parts, T parts at a time: less the parts' means, with the penalty that goes with them."""
+class _HeldOutRows(NamedTuple):
+    """Rows (T, R), minus the means of their T clusters, and the penalty that leaves with them."""
 
     x: Tensor  # (T, R, P)
     y: Tensor  # (T, R, M)
@@ -257,74 +250,83 @@ class _Leaver(NamedTuple):
     ratio: Tensor  # (T, R)  w / (n - w)
     others: Tensor  # (T, R)
 
-    def scatter(self, basis: Tensor, half: Tensor, count: Tensor) -> Tensor:
-        """Twice what the rows add to the parts' penalised squares (T, R, M); ``half`` (T, M, P) is cross Q^T."""
+    def added_squares(self, basis: Tensor, half: Tensor, count: Tensor) -> Tensor:
+        """Return what the rows (T, R, M) add to the penalized squares of their clusters.
+
+        :param basis: (T, P, P), Q.
+        :param half: (T, M, P), cross Q^T.
+        :param count: (T,) weights of the clusters.
+        """
         along = self.x @ basis.mT
-        less = self.share.unsqueeze(-1) * basis.square().sum(-1).unsqueeze(1)  # w lambda mu
-        grow = 1 / torch.where(self.others.unsqueeze(-1), 1 - less, 1.0)
-        residual = self.y - (along * grow) @ half.mT
+        penalty = self.share.unsqueeze(-1) * basis.square().sum(-1).unsqueeze(1)  # w lambda mu
+        metric = 1 / torch.where(self.others.unsqueeze(-1), 1 - penalty, 1.0)
+        residual = self.y - (along * metric) @ half.mT
         rate = self.ratio * count.unsqueeze(-1)
-        left = 1 - rate * (along.square() * grow).sum(-1)
-        # A row that its part follows wherever it goes (leverage one) has no residual, and costs the
-        # others nothing.
-        held = torch.where(left > _LEVERAGE_ONE, rate / left, 0.0).unsqueeze(-1) * residual.square()
-        return held + (less * grow) @ half.square().mT
+        remaining = 1 - rate * (along.square() * metric).sum(-1)
+        # A cluster fits a row of leverage one exactly, at no cost to the other rows.
+        factor = torch.where(remaining > _LEVERAGE_ONE, rate / remaining, 0.0)
+        return factor.unsqueeze(-1) * residual.square() + (penalty * metric) @ half.square().mT
 
 
 def _shared_basis(root: Tensor) -> Tensor:
-    """Q (C, P, P) with the same Q^T Q as ``root``, and Q Q^T diagonal."""
+    """Return Q (C, P, P) with the same Q^T Q as ``root``, and with Q Q^T diagonal."""
     _, vectors = torch.linalg.eigh(root @ root.mT)
     return vectors.mT @ root
 
 
 class Centered(NamedTuple):
-    """Sums of a component's rows about their own means: what a regression with a free bias depends on."""
+    """Sums of each component's rows about their means, on which a regression with bias depends."""
 
     x: Tensor  # (C, P) means
     y: Tensor  # (C, M)
     gram: Tensor  # (C, P, P)
     cross: Tensor  # (C, M, P)
     square: Tensor  # (C, M)
-    rounding: Tensor  # (C,)  what of the scaled gram is rounding
+    rounding: Tensor  # (C,) relative rounding error of the scaled gram
 
     def inverse_root(self, penalty: Tensor) -> Tensor:
-        """R (C, P, P) with R^T R the inverse of gram + penalty, the shortest solution's where there are several.
+        """Return R (C, P, P) with R^T R the pseudo-inverse of gram + penalty.
 
-        Of covariates scaled to one, so that their units do not decide what is taken for rounding.
+        Covariates are scaled to one first, so that their units do not decide which eigenvalues are
+        taken for rounding.
         """
         gram = self.gram + penalty.unsqueeze(-1).expand(self.x.shape).diag_embed()
         size = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         unit = torch.where(size > 0, 1 / size, 0.0)
         values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * gram * unit.unsqueeze(-2))
-        kept = values > self.rounding.unsqueeze(-1) * values[:, -1:]
-        root = torch.where(kept, values.clamp_min(0).rsqrt(), 0.0)
+        nonzero = values > self.rounding.unsqueeze(-1) * values[:, -1:]
+        root = torch.where(nonzero, values.clamp_min(0).rsqrt(), 0.0)
         return root.unsqueeze(-1) * vectors.mT * unit.unsqueeze(-2)
 
     def least(self, root: Tensor) -> Tensor:
-        """Minimal (penalised) sums of squares (C, M), ``root`` that of :meth:`inverse_root`."""
+        """Return minimal (penalized) sums of squares (C, M); see :meth:`inverse_root`."""
         return (self.square - (self.cross @ root.mT).square().sum(-1)).clamp_min(0)
 
     def loss(self, weight: Tensor, penalty: Tensor) -> Tensor:
-        """Penalised sums of squares (C, M) under the coefficients ``weight`` (C, M, P) and the best bias."""
+        """Return penalized sums of squares (C, M) at ``weight`` (C, M, P) and the best bias."""
         explained = ((2 * self.cross - weight @ self.gram) * weight).sum(-1)
         return self.square - explained + penalty.unsqueeze(-1) * weight.square().sum(-1)
 
 
-def center(s: RegressionStatistics) -> Centered:
-    """Sums about the means. Covariates that do not vary, but for rounding, are taken out: the bias has their part."""
-    count = _positive(s.count).unsqueeze(-1)
-    x, y = s.gram[:, -1, :-1] / count, s.cross[..., -1] / count
-    gram = s.gram[:, :-1, :-1] - count.unsqueeze(-1) * x.unsqueeze(-1) * x.unsqueeze(-2)
-    cross = s.cross[..., :-1] - count.unsqueeze(-1) * y.unsqueeze(-1) * x.unsqueeze(-2)
-    raw, own = (g.diagonal(dim1=-2, dim2=-1) for g in (s.gram[:, :-1, :-1], gram))
-    vary = own > _CONSTANT * raw
-    lost = torch.where(vary, raw / _positive(own), 1.0).amax(-1)
-    gram = gram * (vary.unsqueeze(-1) & vary.unsqueeze(-2))
-    square = (s.square - count * y.square()).clamp_min(0)
-    rounding = 8 * gram.shape[-1] * torch.finfo(gram.dtype).eps * lost
-    return Centered(x, y, gram, cross * vary.unsqueeze(-2), square, rounding)
+def center(statistics: RegressionStatistics) -> Centered:
+    """Compute sums about the means of each component's rows.
+
+    Covariates that are constant up to rounding are left out: the bias absorbs their effect.
+    """
+    raw_gram, raw_cross = statistics.gram[:, :-1, :-1], statistics.cross[..., :-1]
+    count = _positive(statistics.count).unsqueeze(-1)
+    x, y = statistics.gram[:, -1, :-1] / count, statistics.cross[..., -1] / count
+    gram = raw_gram - count.unsqueeze(-1) * x.unsqueeze(-1) * x.unsqueeze(-2)
+    cross = raw_cross - count.unsqueeze(-1) * y.unsqueeze(-1) * x.unsqueeze(-2)
+    raw_squares, squares = (g.diagonal(dim1=-2, dim2=-1) for g in (raw_gram, gram))
+    varies = squares > _CONSTANT * raw_squares
+    cancellation = torch.where(varies, raw_squares / _positive(squares), 1.0).amax(-1)
+    gram = gram * (varies.unsqueeze(-1) & varies.unsqueeze(-2))
+    square = (statistics.square - count * y.square()).clamp_min(0)
+    rounding = 8 * gram.shape[-1] * torch.finfo(gram.dtype).eps * cancellation
+    return Centered(x, y, gram, cross * varies.unsqueeze(-2), square, rounding)
 
 
 def _positive(count: Tensor) -> Tensor:
-    """Counts, or other sums of squares, to divide by: zero where nothing was summed."""
+    """Replace zero sums by the smallest positive number, to divide by them."""
     return count.clamp_min(torch.finfo(count.dtype).tiny)

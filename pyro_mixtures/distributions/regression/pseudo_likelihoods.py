@@ -1,4 +1,4 @@
-r"""Pseudo-likelihoods as components: :math:`\log p(y \mid x, c) = -\ell(f_c(x), y)`, any modules and per-row loss."""
+"""Pseudo-likelihoods as components: the log density of an outcome is minus the loss of a module."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -17,47 +17,52 @@ from pyro_mixtures.distributions.regression.conditional import ConditionalCompon
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.options import check_number, check_whole
 
-Loss = Callable[
-    [Tensor, Tensor], Tensor
-]  # outputs (B, ...) and outcomes (B, ...) of B rows -> their losses (B,)
+# Maps outputs (B, ...) and outcomes (B, ...) of B rows to their losses (B,).
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class PartRows(NamedTuple):
-    """All rows of a partition: parts of modules have no sufficient statistics."""
+class PartitionRows(NamedTuple):
+    """All rows of a partition, since modules have no sufficient statistics."""
 
-    index: Tensor  # type: ignore[assignment]  # (B,) parts, -1 for rows outside; shadows tuple.index
+    # (B,) clusters, -1 for rows outside; shadows tuple.index
+    index: Tensor  # type: ignore[assignment]
     value: Tensor  # (B, ...)
     weight: Tensor  # (B,)
 
 
 class PseudoLikelihoods(ConditionalComponents):
-    r"""C modules as components of y (B, ...) given ``covariates`` (B, P), with log density minus a loss.
+    r"""C modules as components of y (B, ...): the log density is minus a loss.
+
+    .. math:: \log p(y \mid x, c) = -\ell(f_c(x), y)
 
     A hard partition over them has the objective :math:`\sum_c \min_\theta \sum_{i \in S_c}
-    \ell(f_c(x_i), y_i)`: Sangani et al., ICML 2023. ``exp(-loss)`` need not integrate to one over
-    y, so outcomes cannot be drawn. Asked for all components, every expert sees all rows once;
-    otherwise it sees only the rows that select it.
+    \ell(f_c(x_i), y_i)`: Sangani et al., "Expert Training in Mixture Models", ICML 2023. Since
+    ``exp(-loss)`` need not integrate to one over y, outcomes cannot be drawn. When all components
+    are evaluated, every expert sees all rows once; otherwise it sees only the rows that select it.
 
-    :param experts: C modules from rows (n, P) to outputs (n, ...), each row by itself.
-    :param loss: ``loss(output, y)`` with one number a row (n,), or a name of :data:`LOSSES`.
+    :param covariates: (B, P).
+    :param experts: C modules from rows (n, P) to outputs (n, ...), each row independently.
+    :param loss: ``loss(output, y)`` that returns one number per row (n,), or a name of
+        :data:`LOSSES`.
     :param event_shape: shape of one row's outcome.
-    :param leave_one_out_steps: steps of gradient descent of every part without each of its rows, by
-        which leave-one-out gains are estimated; see :func:`gains_by_steps`, also for their cost,
-        which is quadratic in the parts' sizes.
-    :param leave_one_out_rate: length of those steps down the mean loss of a part, or None: one over
-        its largest curvature.
+    :param leave_one_out_steps: number of gradient steps by which leave-one-out gains are estimated,
+        for every cluster without each of its rows; see :func:`gains_by_steps`. The cost is
+        quadratic in the sizes of the clusters.
+    :param leave_one_out_rate: step size on the mean loss of a cluster; None takes one over its
+        largest curvature.
     :raises OptionError: when the loss has an unknown name, or an option an impossible value.
 
     >>> double = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(double.weight, 2.0)
-    >>> family = PseudoLikelihoods(torch.tensor([[1.0], [3.0]]), [torch.nn.Identity(), double], loss="squared")
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> family = PseudoLikelihoods(x, [torch.nn.Identity(), double], loss="squared")
     >>> family[torch.tensor([1, 0])].log_prob(torch.tensor([0.0, 2.0])).tolist()
     [-4.0, -1.0]
     """
 
-    argument_names = ()  # they are the experts' own: see arguments
+    argument_names = ()  # see the property arguments
     arg_constraints = {}
-    pads = True  # rows without an expert are filled in
+    pads = True  # the log density of padding is filled in
     leaves_one_out = True
 
     def __init__(
@@ -73,12 +78,11 @@ class PseudoLikelihoods(ConditionalComponents):
     ):
         self.experts, self.loss = list(experts), loss_named(loss)
         self.descent = descent_of(leave_one_out_steps, leave_one_out_rate)
-        named = (
-            (f"{c}.{name}", p)
-            for c, expert in enumerate(self.experts)
-            for name, p in expert.named_parameters()
-        )
-        self._parameters: dict[str, Tensor] = dict(named)
+        self._parameters: dict[str, Tensor] = {
+            f"{component}.{name}": parameter
+            for component, expert in enumerate(self.experts)
+            for name, parameter in expert.named_parameters()
+        }
         super().__init__(
             covariates,
             torch.Size([len(self.experts)]),
@@ -92,12 +96,16 @@ class PseudoLikelihoods(ConditionalComponents):
         return self._parameters
 
     def with_arguments(self, arguments: Mapping[str, Tensor]) -> NoReturn:
+        """Raise an error: parameters cannot be replaced in modules.
+
+        :raises ClosedFormError: always.
+        """
         raise ClosedFormError(
             "the experts' parameters belong to their modules: train them by gradients"
         )
 
     @property
-    def support(self):
+    def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
     @property
@@ -108,67 +116,80 @@ class PseudoLikelihoods(ConditionalComponents):
         shape = (len(self.covariates), *self.event_shape)
         if value.shape != shape:
             raise DataError(
-                f"outcomes {tuple(value.shape)}: these components have outcomes {shape}; see event_shape"
+                f"outcomes are {tuple(value.shape)}, but these components have outcomes {shape}: "
+                "give that shape, or another event_shape="
             )
-        return self._evaluate(
-            index, lambda output, rows: -self._losses(output, value[rows]), -torch.inf
-        )
+
+        def log_density(output: Tensor, rows: Any) -> Tensor:
+            return -self._losses(output, value[rows])
+
+        return self._evaluate(index, log_density, -torch.inf)
 
     def mean_at(self, index: Tensor) -> Tensor:
-        """The experts' outputs (*index.shape, ...), those of one number like the outcomes, without its dimension.
+        """Return the experts' outputs (*index.shape, ...), such as logits for the cross-entropy.
 
-        Logits, say, where the loss is cross-entropy.
+        A last dimension of one number is left out if the outcomes do not have it.
         """
-        found = self._evaluate(index, lambda output, rows: output, 0.0)
-        return found.squeeze(-1) if found.shape == (*index.shape, *self.event_shape, 1) else found
+        outputs = self._evaluate(index, lambda output, rows: output, 0.0)
+        has_extra_dim = outputs.shape == (*index.shape, *self.event_shape, 1)
+        return outputs.squeeze(-1) if has_extra_dim else outputs
 
     def outputs(self) -> Tensor:
-        """Outputs (C, B, ...) of all experts for all rows."""
+        """Return the outputs (C, B, ...) of all experts for all rows."""
         return torch.stack([expert(self._inputs()) for expert in self.experts])
 
     def _evaluate(
         self, index: Tensor, finish: Callable[[Tensor, Any], Tensor], fill: float
     ) -> Tensor:
-        """``finish(output, rows)`` of every row with its expert, (*index.shape, ...); ``fill`` at padding."""
+        """Evaluate every row with its expert, and apply ``finish(output, rows)``.
+
+        :returns: (*index.shape, ...), with ``fill`` at padding.
+        """
         pairs, x = self.pairs(index), self._inputs()
         if pairs.all_pairs:
-            found = torch.stack([finish(expert(x), slice(None)) for expert in self.experts])
-            return found.reshape(*index.shape, *found.shape[2:])
+            values = torch.stack([finish(expert(x), slice(None)) for expert in self.experts])
+            return values.reshape(*index.shape, *values.shape[2:])
         rows, order, starts = pairs.sorted
-        parts = []
-        for expert, (a, b) in zip(self.experts, pairwise(starts.tolist()), strict=True):
-            if a < b:  # no module has to know what to do with no rows
-                parts.append(finish(expert(x[rows[a:b]]), rows[a:b]))
-        if not parts:
+        blocks = []
+        for expert, (begin, end) in zip(self.experts, pairwise(starts.tolist()), strict=True):
+            if begin < end:  # modules need not support zero rows
+                expert_rows = rows[begin:end]
+                blocks.append(finish(expert(x[expert_rows]), expert_rows))
+        if not blocks:
             return torch.full(index.shape, fill, dtype=self._dtype(), device=index.device)
-        found = torch.cat(parts)
-        out = found.new_full((index.numel(), *found.shape[1:]), fill).index_put((order,), found)
-        return out.reshape(*index.shape, *found.shape[1:])
+        values = torch.cat(blocks)
+        result = values.new_full((index.numel(), *values.shape[1:]), fill)
+        return result.index_put((order,), values).reshape(*index.shape, *values.shape[1:])
 
     def _losses(self, output: Tensor, y: Tensor) -> Tensor:
         loss = self.loss(output, y)
         if loss.shape != y.shape[:1]:
             raise DataError(
-                f"the loss of {len(y)} rows has shape {tuple(loss.shape)}: give one number a row, ({len(y)},), for "
-                "example by reduction='none'"
+                f"the loss of {len(y)} rows has shape {tuple(loss.shape)}: return one number per "
+                f"row, ({len(y)},), for example by reduction='none'"
             )
         return loss
 
     def _inputs(self) -> Tensor:
-        """Covariates as the experts take them; integers, for embeddings say, as they are."""
+        """Return the covariates in the experts' dtype; integers, for embeddings, are unchanged."""
         x = self.covariates
         return match_dtype(x, x.new_empty(0, dtype=self._dtype())) if x.is_floating_point() else x
 
     def _dtype(self) -> torch.dtype:
-        """That of the experts' first parameter; without any, of the covariates."""
-        floating = [
-            t.dtype for t in (*self._parameters.values(), self.covariates) if t.is_floating_point()
-        ]
-        return floating[0] if floating else torch.get_default_dtype()
+        """Return the dtype of the experts' first floating-point parameter, or of the covariates."""
+        for tensor in (*self._parameters.values(), self.covariates):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.get_default_dtype()
 
-    def sample_at(self, index: Tensor) -> Tensor:
+    def sample_at(self, index: Tensor) -> NoReturn:
+        """Raise an error: a pseudo-likelihood is not a distribution.
+
+        :raises ModelError: always.
+        """
         raise ModelError(
-            "exp(-loss) is no distribution to draw outcomes from: pass y=, or take the experts' outputs"
+            "exp(-loss) is not a distribution, so outcomes cannot be drawn: pass y=, or use the "
+            "experts' outputs"
         )
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> NoReturn:
@@ -177,36 +198,38 @@ class PseudoLikelihoods(ConditionalComponents):
     def maximizers(self, statistics: Any, free: frozenset[str], floor: Tensor | None) -> NoReturn:
         raise _no_closed_form()
 
-    def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> PartRows:
-        """The rows themselves."""
-        return PartRows(index, value, weight)
+    def partition_statistics_at(
+        self, index: Tensor, value: Tensor, weight: Tensor
+    ) -> PartitionRows:
+        """Return the rows themselves."""
+        return PartitionRows(index, value, weight)
 
     def leave_one_out_at(
-        self, statistics: PartRows, index: Tensor, value: Tensor, weight: Tensor | None = None
+        self, statistics: PartitionRows, index: Tensor, value: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """An estimate of what each row (B,) adds to the minimal loss of its part, zero outside; see the class.
+        """Estimate what each row (B,) adds to the minimal loss of its cluster, zero outside.
 
         :param statistics: of these rows themselves.
         """
-        out = torch.zeros(
-            len(statistics.index), dtype=torch.float64, device=statistics.index.device
-        )
-        rows, _, starts = self.pairs(statistics.index).sorted
-        for expert, (a, b) in zip(self.experts, pairwise(starts.tolist()), strict=True):
-            if a < b:
-                out[rows[a:b]] = self._gains(expert, rows[a:b], statistics)
-        return out.to(self._dtype())
+        labels = statistics.index
+        gains = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+        rows, _, starts = self.pairs(labels).sorted
+        for expert, (begin, end) in zip(self.experts, pairwise(starts.tolist()), strict=True):
+            if begin < end:
+                expert_rows = rows[begin:end]
+                gains[expert_rows] = self._gains(expert, expert_rows, statistics)
+        return gains.to(self._dtype())
 
-    def _gains(self, expert: Module, rows: Tensor, part: PartRows) -> Tensor:
-        x, y = self._inputs()[rows], part.value[rows]
+    def _gains(self, expert: Module, rows: Tensor, partition: PartitionRows) -> Tensor:
+        x, y = self._inputs()[rows], partition.value[rows]
         params: dict[str, Tensor] = {
             name: p for name, p in expert.named_parameters() if p.requires_grad
         }
 
-        def losses(at: dict[str, Tensor]) -> Tensor:
-            return self._losses(functional_call(expert, at, (x,)), y)
+        def losses(params: dict[str, Tensor]) -> Tensor:
+            return self._losses(functional_call(expert, params, (x,)), y)
 
-        return gains_by_steps(losses, params, part.weight[rows], self.descent)
+        return gains_by_steps(losses, params, partition.weight[rows], self.descent)
 
 
 def _no_closed_form() -> ClosedFormError:
@@ -216,9 +239,9 @@ def _no_closed_form() -> ClosedFormError:
 
 
 def descent_of(steps: int, rate: float | None) -> Descent:
-    """The descent of these options.
+    """Return the descent with these options.
 
-    :raises OptionError: when one of them is impossible.
+    :raises OptionError: when one of them has an impossible value.
     """
     check_whole(minimum=0, leave_one_out_steps=steps)
     if rate is not None:
@@ -227,29 +250,31 @@ def descent_of(steps: int, rate: float | None) -> Descent:
 
 
 def squared(output: Tensor, y: Tensor) -> Tensor:
-    """Squared error (n,) of outputs (n, ...) or, for y (n,), (n, 1); summed over the outcome's dimensions.
+    """Compute the squared errors (n,), summed over the dimensions of an outcome.
 
-    :raises DataError: when outputs and outcomes differ in shape, where broadcasting would compare
-        wrong rows.
+    :param output: of the shape of ``y``, or (n, 1) for y (n,).
+    :raises DataError: when outputs and outcomes have other shapes, which broadcasting would compare
+        wrongly.
     """
     if output.shape not in (y.shape, (*y.shape, 1)):
         raise DataError(
-            f"outputs {tuple(output.shape)} for outcomes {tuple(y.shape)}: their shapes must agree"
+            f"outputs are {tuple(output.shape)}, but outcomes {tuple(y.shape)}: "
+            "their shapes must agree"
         )
     return (output.reshape(y.shape) - match_dtype(y, output)).square().reshape(len(y), -1).sum(-1)
 
 
 def cross_entropy_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Minus the log probability (n,) of classes y (n,), integers in [0, L), under logits (n, L).
+    """Compute the cross-entropies (n,) of classes y (n,), integers in [0, L), under logits (n, L).
 
-    :raises DataError: when shapes, dtype or range are others.
+    :raises DataError: when shapes, dtype or range are different.
     """
     if output.dim() != 2 or y.shape != output.shape[:1] or y.is_floating_point():
         raise DataError(
-            f"cross-entropy of outputs {tuple(output.shape)} and outcomes {tuple(y.shape)} of {y.dtype}: give logits "
-            "(N, L) and integer classes (N,)"
+            f"cross-entropy of outputs {tuple(output.shape)} and outcomes {tuple(y.shape)} of "
+            f"{y.dtype}: give logits (N, L) and integer classes (N,)"
         )
-    # torch would give class -100 no loss at all.
+    # torch ignores rows of class -100.
     if int(y.min()) < 0 or int(y.max()) >= output.shape[-1]:
         raise DataError(
             f"classes lie in [{int(y.min())}, {int(y.max())}], not in [0, {output.shape[-1]})"
@@ -261,17 +286,18 @@ LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy_lo
 
 
 def loss_named(loss: str | Loss) -> Loss:
-    """The loss of that name, or the callable itself.
+    """Return the loss of that name, or the callable itself.
 
     >>> loss_named("squared")(torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([4.])
 
-    :raises OptionError: when there is none of that name.
+    :raises OptionError: when the name is unknown.
     """
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:
         raise OptionError(
-            f"unknown loss {loss!r}; choose one of {sorted(LOSSES)}, or give a function of output and y"
+            f"unknown loss {loss!r}; choose one of {sorted(LOSSES)}, "
+            "or give a function of output and y"
         )
     return LOSSES[loss]

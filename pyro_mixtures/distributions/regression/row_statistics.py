@@ -1,4 +1,4 @@
-"""Components without sufficient statistics: they keep the rows themselves, and each is fitted to its own."""
+"""Base class of components without sufficient statistics, which are fitted to all their rows."""
 
 from abc import abstractmethod
 from functools import cached_property
@@ -23,12 +23,12 @@ from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, expand
 from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
-# A row that its part could not do without: 1 - leverage below this.
-_HELD = 1e-9
+# Rows with 1 - leverage below this determine a coefficient of their cluster alone.
+_LEVERAGE_ONE = 1e-9
 
 
 class RowBatch(NamedTuple):
-    """Rows of one call, and the pairs of them with components that have positive weight."""
+    """Rows of one batch, and their pairs with components that have positive weight."""
 
     design: Tensor  # (N, Q)
     targets: Tensor  # (N, M)
@@ -38,7 +38,7 @@ class RowBatch(NamedTuple):
 
 
 class RowStatistics(KeptRows):
-    """The rows of all batches under their responsibilities; batches are joined once, where they are needed."""
+    """The rows of all batches with their responsibilities; batches are joined when needed."""
 
     fitted = "these components are"
 
@@ -50,50 +50,54 @@ class RowStatistics(KeptRows):
 
     @cached_property
     def whole(self) -> PairedRows:
-        """All rows and all pairs."""
+        """The rows and pairs of all batches."""
         design, targets, rows, components, weight = (
-            list(parts) for parts in zip(*self.batches, strict=True)
+            list(tensors) for tensors in zip(*self.batches, strict=True)
         )
-        before = 0
+        first_row = 0
         for i, batch in enumerate(self.batches):
-            rows[i] = rows[i] + before
-            before += len(batch.design)
+            rows[i] = rows[i] + first_row
+            first_row += len(batch.design)
         pairs = Pairs(torch.cat(components).unsqueeze(0), self.components, torch.cat(rows))
         return PairedRows(torch.cat(design), torch.cat(targets), pairs, torch.cat(weight))
 
     def of(self, component: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (n, Q) of one component, their targets (n, M) and weights (n,), in float64."""
+        """Return one component's rows (n, Q), targets (n, M) and weights (n,), in float64."""
         whole = self.whole
         order = whole.pairs.sorted
-        some = slice(*order.starts[component : component + 2].tolist())
-        rows = order.rows[some]
-        return (
-            whole.design[rows].double(),
-            whole.targets[rows].double(),
-            whole.weight[order.order[some]].double(),
-        )
+        pairs = slice(*order.starts[component : component + 2].tolist())
+        rows = order.rows[pairs]
+        weight = whole.weight[order.order[pairs]]
+        return whole.design[rows].double(), whole.targets[rows].double(), weight.double()
 
 
 class RowFittedComponents(ConditionalComponents):
-    r"""C linear predictors of an outcome (B,), each fitted to its own rows by minimising a convex loss.
+    r"""C linear predictors of an outcome (B,), each fitted to its rows by a convex loss.
 
-    The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`: n rows of
-    a component bear the penalty :math:`n \lambda |w|^2` between them, so that what E-steps compare,
-    the objective, and what the M-step minimises are the same numbers. A family states its
-    ``row_loss``, its ``targets``, which coefficients are penalised, and how it solves.
+    The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`. The n
+    rows of a component share the penalty :math:`n \lambda |w|^2`, so the E-step, the objective and
+    the M-step agree. A family states its ``row_loss``, its ``targets``, whether the bias is
+    penalized, and how it solves.
 
-    Leave-one-out gains are one Newton step from the part's own minimum. With g, h slope and
-    curvature of row i, of weight w, and A the part's Hessian H less the row's share of the penalty,
-    the part without it has at the minimum the gradient :math:`-w u, u = g x + 2 d \beta`, and the
-    Hessian :math:`A - w h x x^T`, so that by Sherman-Morrison
+    Leave-one-out gains are one Newton step from the minimum of the cluster. Let g and h be the
+    slope and the curvature of row i of weight w, and A the Hessian H of the cluster minus the row's
+    share of the penalty. At this minimum, the cluster without the row has the gradient
+    :math:`-w u, u = g x + 2 d \beta`, and the Hessian :math:`A - w h x x^T`, so by
+    Sherman-Morrison
 
     .. math:: f(S) - f(S \setminus i) \approx w (\ell_i + d^T \beta^2)
         + \tfrac12 w^2 [u^T A^{-1} u + w h (x^T A^{-1} u)^2 / (1 - w h x^T A^{-1} x)].
 
     In the basis Q in which :math:`Q H Q^T = 1` and :math:`2 Q \mathrm{diag}(d) Q^T = \mu` is
-    diagonal, A is
-    :math:`1 - w \mu`: rows of all weights share it. The gain lies between the row's own loss and
-    f(S), as the exact one does where losses are not negative.
+    diagonal, A is :math:`1 - w \mu`, so rows of all weights share the basis. The gain is limited to
+    the interval from the row's own loss to f(S), where the exact gain lies if losses are not
+    negative.
+
+    :param covariates: (B, P).
+    :param weight: (C, P), or (C, M, P) for M predictors.
+    :param bias: (C,) or (C, M).
+    :param ridge: lambda, not negative.
+    :raises OptionError: when shapes do not fit.
     """
 
     argument_names = ("weight", "bias")
@@ -101,15 +105,22 @@ class RowFittedComponents(ConditionalComponents):
     maximizes_in_blocks = False
     has_rsample = False
     row_loss: RowLoss
-    penalises_bias = False
+    penalizes_bias = False
 
     def __init__(
-        self, covariates: Tensor, weight: Tensor, bias: Tensor, *, ridge: float, validate_args=None
+        self,
+        covariates: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        ridge: float,
+        validate_args: bool | None = None,
     ):
         check_floating(type(self).__name__, weight, bias)
         if weight.dim() not in (2, 3) or bias.shape != weight.shape[:-1]:
             raise OptionError(
-                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: give (C, P) and (C,), or (C, M, P) and (C, M)"
+                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: "
+                "give (C, P) and (C,), or (C, M, P) and (C, M)"
             )
         if weight.shape[-1] != covariates.shape[-1]:
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
@@ -121,39 +132,39 @@ class RowFittedComponents(ConditionalComponents):
 
     @abstractmethod
     def targets(self, value: Tensor) -> Tensor:
-        """What the loss compares predictors with, (B, M), of outcomes (B,)."""
+        """Return what the loss compares predictors with, (B, M), for outcomes (B,)."""
 
     @abstractmethod
     def _solve(self, rows: PairedRows, start: Tensor) -> Tensor:
-        """Coefficients (C, M, Q) of the minima in float64; nowhere worse than ``start``."""
+        """Return coefficients (C, M, Q) of the minima in float64, none worse than ``start``."""
 
     @property
     def arg_constraints(self) -> dict[str, Any]:
-        """One dimension more for several outputs."""
-        own = self.weight.dim() - 2
+        """Constraints of the arguments, with one more dimension for several outputs."""
+        output_dims = self.weight.dim() - 2
         return {
-            "weight": constraints.independent(constraints.real, 1 + own),
-            "bias": constraints.independent(constraints.real, own),
+            "weight": constraints.independent(constraints.real, 1 + output_dims),
+            "bias": constraints.independent(constraints.real, output_dims),
         }
 
     @property
     def outputs(self) -> int:
-        """M."""
+        """M, the number of predictors."""
         return self.weight.shape[1:-1].numel()
 
     @property
     def coefficients(self) -> Tensor:
-        """(C, M, P + 1), the bias last."""
+        """Coefficients (C, M, P + 1), the bias last."""
         return augmented(self.weight, self.bias, self.outputs)
 
     @property
     def penalty(self) -> Tensor:
-        """Of each coefficient (P + 1,), in float64."""
-        out = torch.full(
+        """Penalty of each coefficient (P + 1,), in float64."""
+        penalty = torch.full(
             (self.weight.shape[-1] + 1,), self.ridge, dtype=torch.float64, device=self.weight.device
         )
-        out[-1] = self.ridge if self.penalises_bias else 0.0
-        return out
+        penalty[-1] = self.ridge if self.penalizes_bias else 0.0
+        return penalty
 
     @property
     def min_rows(self) -> int:
@@ -178,10 +189,13 @@ class RowFittedComponents(ConditionalComponents):
         )
 
     def _check_finite(self, rows: Tensor) -> None:
-        """A hinge is satisfied by an infinite margin: E-steps see nothing wrong with covariates that have no M-step."""
-        wrong = ~self.covariates.isfinite().all(-1)
-        if bool(wrong[rows].any()):
-            row = int(rows[wrong[rows]].min())
+        """Check that covariates are finite.
+
+        The E-step need not notice: an infinite margin has no hinge loss.
+        """
+        invalid = ~self.covariates.isfinite().all(-1)
+        if bool(invalid[rows].any()):
+            row = int(rows[invalid[rows]].min())
             raise DataError(
                 f"row {row} of the covariates holds NaN or infinity: remove such rows first"
             )
@@ -189,87 +203,90 @@ class RowFittedComponents(ConditionalComponents):
     def maximizers(
         self, statistics: RowStatistics, free: frozenset[str], floor: Tensor | None
     ) -> dict[str, Tensor]:
-        """Each component's minimum over its rows, from its present coefficients; no component gets worse."""
+        """Return each component's minimum over its rows, starting at its current coefficients.
+
+        No component gets worse.
+        """
         if free != {"weight", "bias"}:
             raise ClosedFormError(
                 "weight and bias are fitted together only: free or freeze both, or use SVI"
             )
-        found = self._solve(statistics.whole, self.coefficients.detach().double())
-        weight, bias = (
-            found[..., :-1].reshape(self.weight.shape),
-            found[..., -1].reshape(self.bias.shape),
-        )
+        coefficients = self._solve(statistics.whole, self.coefficients.detach().double())
+        weight = coefficients[..., :-1].reshape(self.weight.shape)
+        bias = coefficients[..., -1].reshape(self.bias.shape)
         return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
 
     def split(self, component: int, row: Any, statistics: RowStatistics) -> dict[str, Tensor]:
-        """Coefficients changed at random, the predictors of the component's rows by about one deviation.
+        """Return coefficients changed at random, by about one deviation of the predictors.
 
-        That is one over the root of the loss' curvature in the predictor, but at most one, where
-        losses bend no more.
+        The deviation is one over the square root of the loss's curvature in the predictor, and at
+        most one where the curvature vanishes.
         """
         design, targets, weight = statistics.of(component)
         share = (weight / weight.sum()).unsqueeze(-1)
         coefficients = self.coefficients[component].detach().double()
         curvature = self.row_loss.derivatives(design @ coefficients.mT, targets)[1]
         deviation = (1 + (share * curvature).sum(0)).rsqrt()
-        found = coefficients + nudge((share * design).mT @ design + self.penalty.diag(), deviation)
-        own, bias = self.weight[component], self.bias[component]
+        gram = (share * design).mT @ design + self.penalty.diag()
+        coefficients = coefficients + nudge(gram, deviation)
+        weight, bias = self.weight[component], self.bias[component]
         return {
-            "weight": found[:, :-1].reshape(own.shape).to(own),
-            "bias": found[:, -1].reshape(bias.shape).to(bias),
+            "weight": coefficients[:, :-1].reshape(weight.shape).to(weight),
+            "bias": coefficients[:, -1].reshape(bias.shape).to(bias),
         }
 
     def leave_one_out_at(
         self, statistics: RowStatistics, index: Tensor, value: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """What each row adds to the minimal loss of its part ``index`` (B,), by one Newton step; see the class."""
+        """Return what each row adds to the minimal loss of its cluster, by one Newton step."""
         with torch.no_grad():
             coefficients = self.coefficients.double()
-            part = expand(self.row_loss, statistics.whole, coefficients, self.penalty)
-            basis, shared = _shared_basis(part.hessian, 2 * self.penalty)
-            row = leaving(part.count.squeeze(-1), index, weight)
+            clusters = expand(self.row_loss, statistics.whole, coefficients, self.penalty)
+            basis, mu = _shared_basis(clusters.hessian, 2 * self.penalty)
+            row = leaving(clusters.count.squeeze(-1), index, weight)
             x, targets = self.design(self.weight), self.targets(value)
-            out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-            wide = x.shape[1] * (1 + 3 * self.outputs)
-            for tile in component_tiles(self.pairs(index).sorted, wide):
-                c, rows, some = tile.components, tile.rows, tile.valid
-                leaver = _Leaver(
+            result = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            numbers_per_row = x.shape[1] * (1 + 3 * self.outputs)
+            for tile in component_tiles(self.pairs(index).sorted, numbers_per_row):
+                c, rows, valid = tile.components, tile.rows, tile.valid
+                held_out = _HeldOutRows(
                     x[rows].double(), targets[rows], row.weight[rows], row.others[rows]
                 )
-                gains = self._gains(leaver, coefficients[c], basis[c], shared[c], part.value[c])
-                out.index_add_(0, tile.slots[some], gains[some])
-        return out.to(self.weight)
+                gains = self._gains(held_out, coefficients[c], basis[c], mu[c], clusters.value[c])
+                result.index_add_(0, tile.slots[valid], gains[valid])
+        return result.to(self.weight)
 
     def _gains(
-        self, row: "_Leaver", beta: Tensor, basis: Tensor, shared: Tensor, whole: Tensor
+        self, row: "_HeldOutRows", beta: Tensor, basis: Tensor, mu: Tensor, whole: Tensor
     ) -> Tensor:
-        """Gains (T, R) of rows of components with ``beta`` (T, M, Q), ``basis`` (T, M, Q, Q), minimum (T, M)."""
+        """Return the gains (T, R) of rows of T components.
+
+        :param beta: (T, M, Q) coefficients.
+        :param basis: (T, M, Q, Q), Q.
+        :param mu: (T, M, Q).
+        :param whole: (T, M) minimal losses of the clusters.
+        """
         eta = row.x @ beta.mT
         slope, curvature = (d.mT for d in self.row_loss.derivatives(eta, row.target))  # (T, M, R)
-        x, pull = (
-            row.x.unsqueeze(1),
-            2 * self.penalty * beta.unsqueeze(2),
-        )  # (T, 1, R, Q), (T, M, 1, Q)
+        x = row.x.unsqueeze(1)  # (T, 1, R, Q)
+        penalty_slope = 2 * self.penalty * beta.unsqueeze(2)  # (T, M, 1, Q)
         weight, others = row.weight.unsqueeze(1), row.others.unsqueeze(1)  # (T, 1, R)
-        # 1 - w mu, in the basis that the parts' rows share; nothing of it is left where nothing is.
-        left = 1 - weight.unsqueeze(-1) * shared.unsqueeze(2)
-        metric = 1 / torch.where(others.unsqueeze(-1), left, 1.0)
-        gradient, along = (slope.unsqueeze(-1) * x + pull) @ basis.mT, x @ basis.mT
+        # A = 1 - w mu in the shared basis; it may vanish for the last row of a cluster.
+        hessian = 1 - weight.unsqueeze(-1) * mu.unsqueeze(2)
+        metric = 1 / torch.where(others.unsqueeze(-1), hessian, 1.0)
+        gradient, along = (slope.unsqueeze(-1) * x + penalty_slope) @ basis.mT, x @ basis.mT
         leverage = weight * curvature * (along.square() * metric).sum(-1)
         cross = (along * metric * gradient).sum(-1).square() * weight * curvature / (1 - leverage)
         quadratic = weight.square() * ((gradient.square() * metric).sum(-1) + cross)
-        own = self.row_loss.value(eta, row.target).mT + (self.penalty * beta.square()).sum(
-            -1
-        ).unsqueeze(-1)
-        gain = weight * own + 0.5 * quadratic
+        penalty = (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
+        gain = weight * (self.row_loss.value(eta, row.target).mT + penalty) + 0.5 * quadratic
         whole = whole.unsqueeze(-1).expand_as(gain)
-        return torch.where(others & (1 - leverage > _HELD), torch.minimum(gain, whole), whole).sum(
-            1
-        )
+        can_refit = others & (1 - leverage > _LEVERAGE_ONE)
+        return torch.where(can_refit, torch.minimum(gain, whole), whole).sum(1)
 
 
-class _Leaver(NamedTuple):
-    """Rows (T, R) that leave their parts, T parts at a time."""
+class _HeldOutRows(NamedTuple):
+    """Rows (T, R) that are left out of T clusters, one at a time."""
 
     x: Tensor  # (T, R, Q)
     target: Tensor  # (T, R, M)
@@ -278,17 +295,22 @@ class _Leaver(NamedTuple):
 
 
 def _shared_basis(hessian: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (C, M, Q, Q) in which the ``hessian`` is one, its null space left out, and ``penalty`` (Q,) is diagonal."""
+    """Return the basis in which the Hessian is one and the penalty (Q,) is diagonal.
+
+    :returns: the basis (C, M, Q, Q), without the null space of the Hessian, and the diagonal
+        (C, M, Q).
+    """
     values, vectors = torch.linalg.eigh(hessian)
-    kept = values > torch.finfo(values.dtype).eps * values.shape[-1] * values[..., -1:]
-    root = torch.where(kept, values, 1.0).rsqrt().mul(kept).unsqueeze(-1) * vectors.mT
-    shared, turn = torch.linalg.eigh((root * penalty) @ root.mT)
-    return turn.mT @ root, shared.clamp(min=0)
+    nonzero = values > torch.finfo(values.dtype).eps * values.shape[-1] * values[..., -1:]
+    root = torch.where(nonzero, values, 1.0).rsqrt().mul(nonzero).unsqueeze(-1) * vectors.mT
+    diagonal, rotation = torch.linalg.eigh((root * penalty) @ root.mT)
+    return rotation.mT @ root, diagonal.clamp(min=0)
 
 
 def check_outcomes(value: Tensor, covariates: Tensor) -> None:
-    """Refuse outcomes that are not one number a row."""
+    """Check that there is one number per row."""
     if value.shape != covariates.shape[:1]:
         raise DataError(
-            f"outcomes must be ({len(covariates)},), one a row of covariates, not {tuple(value.shape)}"
+            f"outcomes must be ({len(covariates)},), one per row of covariates, "
+            f"not {tuple(value.shape)}"
         )

@@ -295,7 +295,7 @@ def test_impossible_arguments_are_refused():
     x, a = torch.zeros(2, 1, 3, 4), torch.ones(2, 1, 3, dtype=torch.bool)
     with pytest.raises(DataError, match=r"\(B, T, J, L\)"):
         ChoiceLogits(x[:, 0], a, torch.zeros(1, 4))
-    with pytest.raises(DataError, match="bool for each alternative"):
+    with pytest.raises(DataError, match="bool per alternative"):
         ChoiceLogits(x, a.float(), torch.zeros(1, 4))
     with pytest.raises(OptionError, match="4 attributes"):
         ChoiceLogits(x, a, torch.zeros(1, 3))

@@ -283,7 +283,7 @@ def test_arguments_that_do_not_fit_are_refused():
         SoftmaxComponents(theta.double(), x)
     with pytest.raises(OptionError, match="floating-point"):
         SoftmaxComponents(theta, x.long())
-    with pytest.raises(ClosedFormError, match="features are constants"):
+    with pytest.raises(ClosedFormError, match="features must be constants"):
         SoftmaxComponents(theta, x.requires_grad_())
     with pytest.raises(ValueError, match="theta"):
         SoftmaxComponents(torch.full((2, 3), torch.nan), x.detach(), validate_args=True)
@@ -304,7 +304,7 @@ def test_options_are_checked(options, said):
 
 @pytest.mark.parametrize("draws", [torch.tensor([0.0]), torch.tensor([True])])
 def test_outcomes_are_integers(draws):
-    with pytest.raises(DataError, match="by integers"):
+    with pytest.raises(DataError, match="items must be integers"):
         SoftmaxComponents(torch.zeros(2, 3), features(dtype=torch.float32))[
             torch.tensor([0])
         ].log_prob(draws)

@@ -329,7 +329,7 @@ def test_outcomes_that_cannot_be_are_refused(kind):
     wrong = torch.full((ROWS,), 0.5).double()
     with pytest.raises(DataError, match=r"0\.5"):
         kind(x, weight, bias)[torch.zeros(ROWS).long()].log_prob(wrong)
-    with pytest.raises(DataError, match="one a row"):
+    with pytest.raises(DataError, match="one per row"):
         kind(x, weight, bias).log_prob_at(torch.zeros(ROWS).long(), wrong[:3])
 
 

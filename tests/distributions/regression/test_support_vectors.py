@@ -332,9 +332,9 @@ def test_several_classes_are_learned():
 
 def test_there_are_no_samples():
     x, _, weight, bias = problem()
-    with pytest.raises(ModelError, match="no samples"):
+    with pytest.raises(ModelError, match="cannot be sampled"):
         SupportVectorMachines(x, weight, bias, ridge=0.1)[torch.zeros(ROWS).long()].sample()
-    with pytest.raises(ModelError, match="no samples"):
+    with pytest.raises(ModelError, match="cannot be sampled"):
         MixtureOfSVMs(components=2, features=P)(x.float())
 
 
