@@ -9,9 +9,8 @@ import torch
 
 from pyro_mixtures.errors import DataError, MomentWarning, OptionError
 from pyro_mixtures.init.latent_moments import latent_moments
-from pyro_mixtures.init.moment_atoms import _standard_errors, moment_atoms
+from pyro_mixtures.init.moment_atoms import moment_atoms
 from pyro_mixtures.init.softmax_starts import METHODS, SoftmaxStart, start_softmax, starts_softmax
-from pyro_mixtures.init.tensor_decomposition import simultaneous_diagonalization
 from pyro_mixtures.models import SoftmaxMixture
 from pyro_mixtures.partition.matching import matched_errors
 
@@ -125,19 +124,6 @@ def test_opposite_classes_have_no_third_moment():
         start_softmax(features, counts, 2, method="moments")
 
 
-def test_directions_below_the_noise_yield_no_unbounded_atoms():
-    """Five atoms of one class: some eigenvalues are negative. Nothing is clipped here."""
-    features, _, _, counts = problem(5, 1, 2000, 20_000)
-    moments = latent_moments(features, counts)
-    assert float(torch.linalg.eigvalsh(moments.second)[0]) < 0
-    for diagonalize in (False, True):
-        found = moment_atoms(
-            moments, 5, max_norm=1e9, diagonalize=diagonalize, generator=generator()
-        )
-        assert float(found.theta.norm(dim=-1).max()) < 6.0
-        assert any("of the 5 leading eigenvalues" in doubt for doubt in found.doubts)
-
-
 def test_long_atoms_are_clipped_with_a_warning():
     features, _, _, counts = separate()
     with pytest.warns(MomentWarning, match=r"2 atoms were clipped to length 1"):
@@ -146,23 +132,6 @@ def test_long_atoms_are_clipped_with_a_warning():
         )
     root = torch.linalg.cholesky(latent_moments(features, counts).covariance)
     torch.testing.assert_close((start.theta @ root).norm(dim=-1), torch.ones(2).double())
-
-
-def test_standard_errors_are_those_of_repeated_samples():
-    """Tensor eigenvalues of new items and draws vary that much, noise of the whitening included."""
-    theta, values, errors = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double(), [], []
-    for seed in range(30):
-        draw = generator(seed)
-        features = torch.randn(5000, 2, generator=draw, dtype=torch.float64)
-        probability = torch.softmax(features @ theta.mT, 0) @ torch.tensor([0.2, 0.8]).double()
-        counts = torch.poisson(50_000 * probability, generator=draw)
-        moments = latent_moments(features, counts, covariance=torch.eye(2), mean=torch.zeros(2))
-        e, v = torch.linalg.eigh(moments.standard_second)
-        parts = simultaneous_diagonalization(moments.project_standard(v / e.sqrt()), generator=draw)
-        values.append(parts.values)
-        errors.append(_standard_errors(moments, parts.values, parts.vectors @ (v / e.sqrt()).mT))
-    ratio = torch.stack(errors).mean(0) / torch.stack(values).std(0)
-    assert ((ratio > 0.6) & (ratio < 1.7)).all()
 
 
 def test_weights_of_another_density_of_features_are_those_of_the_classes():
