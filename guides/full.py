@@ -10,10 +10,15 @@ from pyro_mixtures.poutine import Posterior, exact_posterior
 
 
 class FullPartition(PartitionGuide):
-    """q(z) = p(z | x) over all components: the exact E-step, in one (C, B) array a batch of B rows.
+    """q(z) = p(z | x) over all components: the exact E-step.
 
-    For small C, and as the reference of every approximation. Under ``TraceEnum_ELBO`` the loss is
-    minus the evidence.
+    It evaluates one (C, B) array per batch of B rows. It is meant for small C, and as the reference
+    for every approximation. Under ``TraceEnum_ELBO`` the loss is minus the log evidence.
+
+    :param model: the Pyro program; its arguments are the guide's.
+    :param components: C, the number of the model's components.
+    :param site: name of the discrete site.
+    :param global_guide: a guide over the model's other latent sites.
 
     >>> import pyro, torch
     >>> from pyro_mixtures.models import GaussianMixture
@@ -25,7 +30,11 @@ class FullPartition(PartitionGuide):
     """
 
     def _e_step(
-        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
     ) -> Posterior:
         posterior = exact_posterior(model, self._known_structure(), args, kwargs, given)
         if self.training:
@@ -34,12 +43,12 @@ class FullPartition(PartitionGuide):
 
     def posterior_of_new_rows(
         self,
-        *args,
-        model: Callable | None = None,
+        *args: Any,
+        model: Callable[..., Any] | None = None,
         given: Mapping[str, Tensor] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Posterior:
-        """q(z) of any rows: the exact posterior needs no state."""
+        """Return q(z) of any rows: the exact posterior needs no state."""
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
         return exact_posterior(model or self.model, self._known_structure(), args, kwargs, values)

@@ -254,7 +254,7 @@ class HardPartition(LabelledGuide):
     def _assign(
         self, joint: Joint, gains: LeaveOneOutGains | None, before: Tensor, fixed: Tensor | None
     ) -> Tensor:
-        """Return the best labels (B,), on the CPU; rows that are ``fixed`` keep those ``before``."""
+        """Return the best labels (B,) on the CPU; rows that are ``fixed`` keep those ``before``."""
         known = before.to(joint.log_joint.device)
         costs = assignment_costs(joint, self._components_of(known), gains, self.alpha)
         if not self.needs_all_rows:
@@ -289,7 +289,7 @@ class HardPartition(LabelledGuide):
         return joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
 
     def _counted(self, joint: Joint, places: Tensor) -> tuple[Posterior, Tensor]:
-        """Return q at the candidates in ``places`` (1, B) and its log evidence (1, B); count them."""
+        """Return q at the candidates in ``places`` (1, B), and the log evidence; count the losses."""
         posterior, log_evidence = hard_posterior(joint, places)
         if self.training:
             log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, places)
@@ -329,7 +329,7 @@ class HardPartition(LabelledGuide):
         self._worst_rows.clear()
 
     def _rows_for_empty(self, labels: Tensor, worst_rows: Tensor) -> Tensor | None:
-        """Return the empty cluster (N,) that each row moves to, -1 for none; None if no row does."""
+        """Return the empty cluster (N,) that each row moves to, -1 for none; None if none moves."""
         return moves_to_empty_clusters(
             labels, worst_rows, self.clusters, min_rows=self._min_rows, capacity=self.capacity
         )

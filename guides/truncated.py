@@ -1,4 +1,4 @@
-"""Truncated q(z): every row keeps a few candidate components, found through the components' neighbour graph."""
+"""Truncated q(z): every row keeps a few candidates, found along a graph of components."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,26 +13,31 @@ from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
 from pyro_mixtures.partition import CandidateSets, NeighborGraph
 from pyro_mixtures.poutine import Joint, Posterior, ReuseMessenger, log_joint, posterior_of
 
+# A search for candidates of new rows stops when fewer than this share of the sets changes.
+_FEW_CHANGES = 1e-2
+
 
 class TruncatedPartition(SearchingGuide):
-    """Truncated variational q(z): each row's probability lies on C' candidates out of C components.
+    """Truncated variational q(z): each row has C' candidates out of C components.
 
-    One call searches, for each of its rows, the neighbourhoods of the row's candidates and
-    ``explore`` random components, keeps the ``candidates`` best, and updates the neighbour graph
-    from the densities it has evaluated: at most C' G + E evaluations a row, whatever C is. Salwig,
+    For each of its rows, a call searches the neighborhoods of the row's candidates and ``explore``
+    random components. It keeps the ``candidates`` best, and updates the neighbor graph from the
+    densities that it evaluated. These are at most C' G + E per row, independently of C. Salwig,
     Kahlke, Hirschberger, Forster, Luecke, "Sublinear Variational Optimization of Gaussian Mixture
     Models with Millions to Billions of Parameters", arXiv 2501.12299.
 
-    :param components: C.
-    :param candidates: C', components a row keeps.
-    :param neighbors: G, size of a component's neighbourhood, itself included.
-    :param explore: E, random components tried in addition.
-    :param seed: of the guide's own random numbers; by default drawn from torch's global generator
+    :param model: the Pyro program; its arguments are the guide's.
+    :param components: C, the number of the model's components.
+    :param candidates: C', the number of components that a row keeps.
+    :param neighbors: G, the size of a component's neighborhood, which includes the component.
+    :param explore: E, the number of random components that are evaluated in addition.
+    :param site: name of the discrete site.
+    :param global_guide: a guide over the model's other latent sites.
+    :param seed: seed of the guide's own random numbers; None draws it from torch's global generator
         at the first call.
     :raises OptionError: when C' > C, G > C or a number is out of range.
 
-    The state is allocated at the first call: it belongs to that data set of N rows. ``state_dict``
-    holds it.
+    The first call allocates the state for its data set of N rows. It is part of ``state_dict``.
 
     >>> import pyro, torch
     >>> from pyro_mixtures.models import GaussianMixture
@@ -45,14 +50,14 @@ class TruncatedPartition(SearchingGuide):
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         *,
         components: int,
         candidates: int = 3,
         neighbors: int = 15,
         explore: int = 1,
         site: str = "z",
-        global_guide: Callable | None = None,
+        global_guide: Callable[..., Any] | None = None,
         seed: int | None = None,
     ):
         super().__init__(model, components=components, site=site, global_guide=global_guide)
@@ -62,18 +67,20 @@ class TruncatedPartition(SearchingGuide):
             raise OptionError(f"neighbors={neighbors} must lie in [1, components={components}]")
         if explore < 0:
             raise OptionError(f"explore={explore} must not be negative")
-        self.candidates, self.neighbors, self.explore, self.seed = (
-            candidates,
-            neighbors,
-            explore,
-            seed,
-        )
+        self.candidates = candidates
+        self.neighbors = neighbors
+        self.explore = explore
+        self.seed = seed
         self.sets: CandidateSets | None = None
         self.graph: NeighborGraph | None = None
         self._generator: torch.Generator | None = None
 
     def _e_step(
-        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
     ) -> Posterior:
         searching = self.training and self.search
 
@@ -94,18 +101,19 @@ class TruncatedPartition(SearchingGuide):
 
     def posterior_of_new_rows(
         self,
-        *args,
-        model: Callable | None = None,
+        *args: Any,
+        model: Callable[..., Any] | None = None,
         given: Mapping[str, Tensor] | None = None,
         rounds: int = 10,
-        **kwargs,
+        **kwargs: Any,
     ) -> Posterior:
-        """q(z) of rows without state: a survey of landmark components, then searches around the best.
+        """Return q(z) of rows without state.
 
-        Stops when fewer than one set in a hundred changes. The evidence is that of the candidates
-        found, a lower bound.
+        The first round evaluates landmark components of the graph, later ones search around the
+        best candidates. The search stops when fewer than one set in a hundred changes. The log
+        evidence is truncated to the candidates, which is a lower bound.
 
-        :param rounds: at most so many searches.
+        :param rounds: maximum number of searches.
         """
         self._read(args, kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
@@ -113,7 +121,7 @@ class TruncatedPartition(SearchingGuide):
         posterior: Posterior | None = None
         evaluations = 0
         handled = ReuseMessenger()(model or self.model)
-        # Its own random numbers: scoring rows must not change the fit that goes on afterwards.
+        # A generator of its own: scoring rows must not change a fit that continues afterwards.
         generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
         graph = self.graph if self.graph is not None else self._new_graph(generator)
 
@@ -134,71 +142,85 @@ class TruncatedPartition(SearchingGuide):
             posterior = self._best(joint)
             evaluations += posterior.evaluations
             assert sets is not None
-            before, now = sets.read(posterior.index), posterior.candidates.T.to("cpu", torch.int32)
-            changed = (before.sort(-1).values != now.sort(-1).values).any(-1)
-            sets.write(posterior.index, now)
-            if changed.float().mean() < 1e-2:
+            before = sets.read(posterior.index)
+            after = posterior.candidates.T.to("cpu", torch.int32)
+            changed = (before.sort(-1).values != after.sort(-1).values).any(-1)
+            sets.write(posterior.index, after)
+            if changed.float().mean() < _FEW_CHANGES:
                 break
         assert posterior is not None
         return posterior._replace(evaluations=evaluations)
 
     @property
     def evaluations_per_row(self) -> int:
+        """Largest number of components that an E-step evaluates for a row."""
         return self.candidates * self.neighbors + self.explore
 
     def row_order(self) -> Tensor | None:
-        """Rows by their winning component, components so that neighbours in the graph follow each other."""
+        """Return row numbers (N,) sorted by component, neighboring components in succession."""
         if self.sets is None or self.graph is None:
             return None
-        place = self.graph.component_order()
-        return Pairs(place[self.sets.table[:, 0].long()].unsqueeze(0), self.components).sorted.order
+        rank = self.graph.component_order()
+        winners = self.sets.table[:, 0].long()
+        return Pairs(rank[winners].unsqueeze(0), self.components).sorted.order
 
     def add_candidates(self, index: Tensor, components: Tensor, *, size: int) -> None:
-        """Tell the rows ``index`` (K,) of ``size`` that ``components`` (K,) are among their candidates (seeds, say)."""
+        """Add ``components`` (K,) to the candidates of the rows ``index`` (K,), for seeds say.
+
+        :param size: N, the number of rows of the data set.
+        :raises PartitionError: for numbers out of range.
+        """
         sets = self._sets_for(size)
         for name, numbers, bound in (
             ("index", index, size),
             ("components", components, self.components),
         ):
             if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= bound):
-                raise PartitionError(f"{name} holds numbers outside [0, {bound})")
+                raise PartitionError(f"{name} contains numbers outside [0, {bound})")
         known = sets.read(index)
-        planted = components.to(known).unsqueeze(-1)
-        missing = (known != planted).all(-1)
-        known[missing, -1:] = planted[missing]
+        added = components.to(known).unsqueeze(-1)
+        missing = (known != added).all(-1)
+        known[missing, -1:] = added[missing]
         sets.write(index, known)
 
     def drop_components(self, components: Tensor) -> None:
-        """Give rows that have lost all their candidates a live one."""
+        """Give rows whose candidates were all dropped another one, at random."""
         if self.sets is None:
             return
-        gone = components.to("cpu")
-        lost = gone[self.sets.table.long()].all(-1).nonzero()[:, 0]
-        live = (~gone).nonzero()[:, 0]
-        pick = torch.randint(
-            len(live), (len(lost),), generator=self._random_numbers(), device="cpu"
-        )
-        self.sets.table[lost, 0] = live[pick].to(self.sets.table.dtype)
+        dropped = components.to("cpu")
+        rows = dropped[self.sets.table.long()].all(-1).nonzero()[:, 0]
+        left = (~dropped).nonzero()[:, 0]
+        generator = self._random_numbers()
+        picked = torch.randint(len(left), (len(rows),), generator=generator, device="cpu")
+        self.sets.table[rows, 0] = left[picked].to(self.sets.table.dtype)
 
     def reseed_component(self, component: int, like: int) -> None:
-        """Give a component that EM split off ``like`` its neighbourhood."""
+        """Give ``component``, which was re-seeded as a copy of ``like``, its neighborhood."""
         if self.graph is not None:
             self.graph.replace(component, like)
 
-    def get_extra_state(self):
+    def get_extra_state(self) -> dict[str, Tensor] | None:
+        """Return the state that ``state_dict`` stores."""
         if self.sets is None or self.graph is None:
             return None
         return {"candidates": self.sets.table, "neighbors": self.graph.neighbors}
 
-    def set_extra_state(self, state) -> None:
+    def set_extra_state(self, state: Any) -> None:
+        """Restore the state of ``state_dict``.
+
+        :raises PartitionError: for a state of other numbers of components, candidates or neighbors.
+        """
         if state is None:
             self.sets = self.graph = None
             return
         table, neighbors = state["candidates"], state["neighbors"]
         expected = (self.candidates, self.components, self.neighbors)
-        found = (table.shape[1], len(neighbors), neighbors.shape[1])
-        if found != expected:
-            raise PartitionError(f"saved state has (C', C, G) = {found}, this guide {expected}")
+        saved = (table.shape[1], len(neighbors), neighbors.shape[1])
+        if saved != expected:
+            raise PartitionError(
+                f"the saved state has (C', C, G) = {saved}, but this guide has {expected}: make "
+                "the guide with the numbers of the saved state"
+            )
         sets, graph = self._random_sets(len(table), self._random_numbers()), self._graph()
         sets.table, graph.neighbors = table.clone(), neighbors.clone()
         sets.check()
@@ -212,8 +234,9 @@ class TruncatedPartition(SearchingGuide):
         assert self.sets is not None
         if self.sets.rows != size:
             raise PartitionError(
-                f"this guide holds the state of {self.sets.rows} rows, but the data now have {size}: make a new guide, "
-                "pass index= and size= for minibatches, or score new rows with pyro_mixtures.infer"
+                f"this guide holds the state of {self.sets.rows} rows, but the data now have "
+                f"{size}: make a new guide, pass index= and size= for minibatches, or score new "
+                "rows with pyro_mixtures.infer"
             )
         return self.sets
 
@@ -233,11 +256,10 @@ class TruncatedPartition(SearchingGuide):
         return self._generator
 
     def _survey(self, known: Tensor, graph: NeighborGraph) -> Tensor:
-        """What to evaluate for rows of which nothing is known: landmarks of the graph beside the random ``known``."""
-        marks = graph.landmarks(4 * self.candidates * self.neighbors).to(known.device)
-        return search_space(
-            known, graph.neighbors[:, :1].to(known.device), marks.expand(len(known), -1)
-        )
+        """Return the search space of new rows: landmarks of the graph, and ``known`` ones."""
+        landmarks = graph.landmarks(4 * self.candidates * self.neighbors).to(known.device)
+        themselves = graph.neighbors[:, :1].to(known.device)
+        return search_space(known, themselves, landmarks.expand(len(known), -1))
 
     def _search(
         self, known: Tensor, graph: NeighborGraph, explore: int, generator: torch.Generator
@@ -267,6 +289,7 @@ class TruncatedPartition(SearchingGuide):
         return posterior_of(joint, *best, best_first=True)
 
     def _observe(self, joint: Joint, winner: Tensor) -> None:
+        """Update the graph from the densities that were evaluated."""
         assert self.graph is not None
         density = joint.log_density.expand(joint.log_joint.shape)
         sums = divergence_sums(winner, joint.candidates, density, self.components)

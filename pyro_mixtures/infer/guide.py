@@ -1,4 +1,4 @@
-"""What all guides of a mixture's z share: reading the model, E-step, and the site in the data plate."""
+"""Base class of guides for the discrete site of a mixture: E-step, and sampling of the site."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -22,35 +22,38 @@ from pyro_mixtures.poutine import (
 
 
 class PartitionGuide(PyroModule):
-    """Guide of the discrete site of a mixture, with its optimal q(z) in closed form given the model's parameters.
+    """Guide of the discrete site z of a mixture, with the optimal q(z) given the params.
+
+    A subclass states the E-step in ``_e_step`` and :meth:`posterior_of_new_rows`. Guides that can
+    do more subclass :class:`~pyro_mixtures.guides.LabelledGuide` or
+    :class:`~pyro_mixtures.guides.SearchingGuide`.
 
     :param model: the Pyro program; its arguments are the guide's.
-    :param components: C, as the model has it.
+    :param components: C, the number of the model's components.
     :param site: name of the discrete site.
-    :param global_guide: a guide over the model's other latent sites, run first; its values are what
-        z is conditioned on. For example ``AutoNormal(poutine.block(model, hide=["z"]))``.
+    :param global_guide: a guide over the model's other latent sites. It runs first, and z is
+        conditioned on its values. For example ``AutoNormal(poutine.block(model, hide=["z"]))``.
+    :raises OptionError: when ``components`` is not positive.
 
-    ``train()`` and ``eval()`` decide whether a call may change the guide's own state (candidate
-    sets, graph). ``evaluations`` counts joint densities over the guide's life, ``rows_won`` (C,)
-    the rows that each component won since
-    :meth:`reset_counts`.
+    ``train()`` and ``eval()`` set whether a call may change the guide's state (candidate sets,
+    graph, labels). ``evaluations`` counts the joint densities evaluated so far. ``rows_won`` (C,)
+    counts the rows of which each component was the most probable, since :meth:`reset_counts`.
     """
 
-    reuse: ReuseMessenger | None = (
-        None  # set by EM while params stay as they are: E-steps share factorisations
-    )
+    # Set by EM while params do not change: E-steps then share factorizations.
+    reuse: ReuseMessenger | None = None
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         *,
         components: int,
         site: str = "z",
-        global_guide: Callable | None = None,
+        global_guide: Callable[..., Any] | None = None,
     ):
         super().__init__()
         if components < 1:
-            raise OptionError(f"components={components}: a mixture has at least one")
+            raise OptionError(f"components={components}: a mixture has at least one component")
         self._model = (model,)  # in a tuple: the model's parameters are not the guide's
         self.components, self.site = components, site
         self.global_guide = global_guide
@@ -59,30 +62,44 @@ class PartitionGuide(PyroModule):
         self.reset_counts()
 
     @property
-    def model(self) -> Callable:
+    def model(self) -> Callable[..., Any]:
         """The program that this guide belongs to."""
         return self._model[0]
 
     @abstractmethod
     def _e_step(
-        self, model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Tensor],
     ) -> Posterior:
-        """q(z) of the rows in ``args``; may change the guide's state when in training mode."""
+        """Return q(z) of the rows in ``args``; in training mode, update the guide's state.
+
+        :param given: values of the model's other latent sites.
+        """
 
     @abstractmethod
     def posterior_of_new_rows(
         self,
-        *args,
-        model: Callable | None = None,
+        *args: Any,
+        model: Callable[..., Any] | None = None,
         given: Mapping[str, Tensor] | None = None,
-        **kwargs,
-    ):
-        """q(z) of rows that the guide has no state for; changes nothing. ``model`` may be a handled version of it."""
+        **kwargs: Any,
+    ) -> Posterior:
+        """Return q(z) of rows that the guide has no state for; change nothing.
 
-    def posterior(self, *args, given: Mapping[str, Tensor] | None = None, **kwargs) -> Posterior:
-        """The E-step: responsibilities of the rows in ``args`` over their candidates.
+        :param model: the guide's program under effect handlers; None for the program itself.
+        :param given: values of the model's other latent sites; None draws them from
+            ``global_guide``.
+        """
 
-        :param given: values of the model's other latent sites; by default a draw from the guide
+    def posterior(
+        self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> Posterior:
+        """Run the E-step: return the responsibilities of the rows in ``args``.
+
+        :param given: values of the model's other latent sites; None draws them from
             ``global_guide``.
         """
         self._read(args, kwargs)
@@ -97,75 +114,82 @@ class PartitionGuide(PyroModule):
             self._weight += float(posterior.row_weight.sum(dtype=torch.float64))
         return posterior
 
-    def latent_values(self, *args, **kwargs) -> dict[str, Tensor]:
-        """A draw of the model's other latent sites from the guide beside (empty without one)."""
+    def latent_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw the model's other latent sites from ``global_guide``; empty without one."""
         if self.global_guide is None:
             return {}
         values = self.global_guide(*args, **kwargs)
         if not isinstance(values, dict):
             raise ModelError(
-                "the guide beside must return a dict of its sites' values, as Pyro's autoguides do"
+                f"global_guide returned {type(values).__name__}: it must return a dict of its "
+                "sites' values, as Pyro's autoguides do"
             )
         return values
 
-    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
-        """Sample the latent sites, z enumerated over its candidates under ``TraceEnum_ELBO``."""
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the latent sites; ``TraceEnum_ELBO`` enumerates z over its candidates.
+
+        :returns: the sampled values by site.
+        """
         self._read(args, kwargs)
         with VisibilityMessenger(self._known_structure().site):
             return self._sample(args, kwargs)
 
-    def _sample(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        d = self._known_structure()
-        with PlateMessenger(d.plate) as opened:
+    def _sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        structure = self._known_structure()
+        with PlateMessenger(structure.plate) as opened:
             values = self.latent_values(*args, **kwargs)
         detached = {name: value.detach() for name, value in values.items()}
         posterior = self.posterior(*args, given=detached, **kwargs)
         q, per_row = self._distribution(posterior)
         infer: Any = {"enumerate": "parallel", "expand": per_row}
-        scale = (
-            self._in_plate(posterior.scale)
-            if isinstance(posterior.scale, Tensor)
-            else posterior.scale
-        )
+        scale = posterior.scale
+        if isinstance(scale, Tensor):
+            scale = self._in_plate(scale)
         with self._plate(posterior, opened.index), pyro.poutine.scale(scale=scale):
-            # A mask of True leaves everything as it is.
+            # A mask of True changes nothing.
             mask: Any = True if posterior.mask is None else self._in_plate(posterior.mask)
             with pyro.poutine.mask(mask=mask):
-                z = pyro.sample(d.site, q, infer=infer)
-        return {**values, d.site: z}
+                z = pyro.sample(structure.site, q, infer=infer)
+        return {**values, structure.site: z}
 
     def _plate(self, posterior: Posterior, opened: Tensor | None) -> pyro.plate:
-        """The data plate with the rows of the E-step; ``opened`` are its rows if the guide beside has opened it."""
-        d = self._known_structure()
+        """Return the data plate with the rows of the E-step.
+
+        :param opened: rows of the plate if ``global_guide`` has opened it.
+        """
+        structure = self._known_structure()
         if opened is not None and not torch.equal(opened, posterior.index):
             raise ModelError(
-                f"the guide beside draws its own rows of plate {d.plate!r}: give it create_plates=, a function that "
-                "returns the model's plate"
+                f"global_guide draws its own rows of plate {structure.plate!r}: give it "
+                "create_plates=, a function that returns the model's plate"
             )
         # A second statement of the same plate would be a second site of its name.
-        with pyro.poutine.block(hide=[] if opened is None else [d.plate]):
-            return pyro.plate(d.plate, posterior.size, subsample=posterior.index, dim=d.dim)
+        with pyro.poutine.block(hide=[] if opened is None else [structure.plate]):
+            return pyro.plate(
+                structure.plate, posterior.size, subsample=posterior.index, dim=structure.dim
+            )
 
     def _distribution(self, posterior: Posterior) -> tuple[CandidateCategorical, bool]:
-        """q(z) in the shape of the data plate, and whether every row has candidates of its own."""
+        """Return q(z) in the shape of the data plate, and whether each row has its own candidates."""
         logits = self._in_plate(posterior.log_prob.T)
         if posterior.candidates.shape[1] == 1 and posterior.log_prob.shape[1] != 1:
             return CandidateCategorical(posterior.candidates[:, 0], logits), False
         return CandidateCategorical(self._in_plate(posterior.candidates.T), logits), True
 
     def _in_plate(self, rows: Tensor) -> Tensor:
-        """(B, ...) -> (B, 1, ..., 1, ...) with B at the data plate's dimension."""
-        d = self._known_structure()
-        return rows.reshape(rows.shape[:1] + (1,) * (-1 - d.dim) + rows.shape[1:])
+        """Reshape (B, ...) to (B, 1, ..., 1, ...), with B at the dimension of the data plate."""
+        dim = self._known_structure().dim
+        return rows.reshape(rows.shape[:1] + (1,) * (-1 - dim) + rows.shape[1:])
 
     def reset_counts(self) -> None:
-        """Start counting anew which components win rows."""
+        """Start counting anew, at the beginning of an epoch."""
         self.rows_won = torch.zeros(self.components, dtype=torch.int64, device="cpu")
         self._weight = 0.0
 
     @property
     def mean_weight(self) -> float:
-        """Weight of a row, on average over those seen since :meth:`reset_counts`; 1 where none has any."""
+        """Mean weight of the rows seen since :meth:`reset_counts`; 1 if none has any."""
         return self._weight / int(self.rows_won.sum()) if self._weight else 1.0
 
     @property
@@ -174,30 +198,38 @@ class PartitionGuide(PyroModule):
         return False
 
     def epoch_details(self) -> Mapping[str, Any]:
-        """Plain numbers, strings or tuples by name, that a fit's history stores for each epoch."""
+        """Return what a fit's history stores of an epoch besides the fields of ``Epoch``.
+
+        :returns: plain numbers, strings or tuples by name, with the same names in every epoch.
+        """
         return {}
 
+    # EM calls the following methods after an update. Subclasses override those that they need.
+
     def drop_components(self, components: Tensor) -> None:
-        """Told by EM that the components marked True (C,) have weight zero for good."""
+        """Note that the components marked True (C,) have weight zero from now on."""
 
     def reseed_component(self, component: int, like: int) -> None:
-        """Told by EM that ``component`` was split off ``like``: nothing to do without a neighbour graph."""
+        """Note that ``component`` was re-seeded as a copy of ``like``."""
 
     def record_statistics(self, statistics: Mapping[str, Any], *, learned_weights: bool) -> None:
-        """Told by EM, site by site, the statistics that the params now fit: only hard partitions make use of them."""
+        """Note the sufficient statistics, by site, that the params now fit.
 
-    def read(self, *args, **kwargs) -> ProgramStructure:
-        """What kind of mixture the model is, found at the first call with its arguments."""
+        :param learned_weights: whether the weights of the components are params.
+        """
+
+    def read(self, *args: Any, **kwargs: Any) -> ProgramStructure:
+        """Return the structure of the program, which the first call reads with its arguments."""
         self._read(args, kwargs)
         return self._known_structure()
 
-    def _read(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.structure is None:
             structure = read_structure(self.model, self.site, args, dict(kwargs))
             if structure.components != self.components:
                 raise OptionError(
-                    f"the model's site {self.site!r} has {structure.components} components, but the guide was given "
-                    f"components={self.components}"
+                    f"the model's site {self.site!r} has {structure.components} components, but "
+                    f"the guide was given components={self.components}"
                 )
             self.structure = structure
 

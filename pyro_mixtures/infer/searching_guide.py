@@ -28,11 +28,11 @@ class SearchingGuide(PartitionGuide):
         """Largest number of components that an E-step evaluates for a row."""
 
     def row_order(self) -> Tensor | None:
-        """Row numbers (N,), ordered so that consecutive rows share components; None if unknown."""
+        """Return row numbers (N,) such that consecutive rows share components; None if unknown."""
         return None
 
     def _sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise ModelError(
                 "this guide searches and keeps candidate sets, which a Jit loss would freeze: use "
                 "TraceEnum_ELBO, or pass candidates to truncate() as a tensor argument"

@@ -178,7 +178,7 @@ def test_saved_state_of_another_shape_is_refused(options):
         TruncatedPartition, gaussian(components=options.get("components", C)), **options
     )
     with pytest.raises(
-        PartitionError, match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), this guide \("
+        PartitionError, match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), but this guide has \("
     ):
         guide.load_state_dict(state)
     # A refused state leaves the guide as it was.

@@ -153,7 +153,7 @@ def em(**options):
         ),
         (
             lambda: em(gradient="adam"),
-            r"gradient='adam' must be a Pyro optimiser, pyro\.optim\.Adam",
+            r"gradient='adam' must be a Pyro optimizer, for example pyro\.optim\.Adam",
         ),
         (lambda: em(step_size=0.5), "step_size=0.5 must be a function of the step number"),
         (lambda: em().maximize(), "nothing accumulated: call accumulate"),

@@ -139,7 +139,7 @@ def test_em_refuses_latent_sites_and_points_to_svi(strategy, global_guide):
 
 def test_guide_beside_must_return_its_values():
     guide = FullPartition(with_prior, components=C, global_guide=lambda x: None)
-    with pytest.raises(ModelError, match="guide beside must return a dict"):
+    with pytest.raises(ModelError, match="global_guide returned NoneType: it must return a dict"):
         guide.posterior(draw_rows())
 
 

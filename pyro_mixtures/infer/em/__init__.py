@@ -1,1 +1,1 @@
-"""Expectation maximization: one step, the fit loop, batching, re-seeding and the history of a fit."""
+"""Expectation maximization: steps, fit loop, batching, re-seeding, convergence, history."""

@@ -1,7 +1,8 @@
-"""How many rows a fit gives its program at a time, and in which order."""
+"""Batch size: how many rows per call a fit gives its program, and in which order."""
 
 import inspect
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import SVI
@@ -12,63 +13,75 @@ from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 
-# Working memory of one call of the model, and how much of it each component takes that is evaluated
-# for a row.
+# Working memory of one call of the model.
 _BATCH_BYTES = 64 << 20
-_SLOT_BYTES = 24
-# Parameters that stay in a cache are met by rows in any order alike. Larger ones want rows that
-# share components, which are put in such an order by a copy in every epoch.
+# Share of it that each evaluation of a component for a row takes.
+_BYTES_PER_EVALUATION = 24
+# Parameters of at most this size stay in a cache, whatever the order of the rows is. For larger
+# ones it pays to copy the rows in every epoch into an order in which neighbors share components.
 _CACHED_BYTES = 8 << 20
+# Large models are given larger batches, because every batch reads all parameters.
+_BATCHES_PER_PARAMETERS = 32
+_MIN_ROWS = 1024
 
 
 class Plan(NamedTuple):
-    """Batches of a fit, and whether their rows are to be put in the order of their winning components."""
+    """Batches of a fit, and whether rows are to be sorted by their most probable component."""
 
     batches: Batches
     ordered: bool
 
 
 def plan(inference: EM | SVI, rows: tuple[Tensor, ...], batch_size: int | None) -> Plan:
-    """Batches of ``batch_size`` rows. None: all rows, or as many as bounds the memory where that changes nothing."""
+    """Return the batches of a fit.
+
+    :param batch_size: rows per batch. None stands for all rows, or, where the result is the same,
+        for as many as the working memory allows.
+    """
     batches = Batches(rows, batch_size)
-    if batch_size is not None or inference.guide.needs_all_rows or not _takes_batches(inference):
-        return Plan(batches, False)
     guide: PartitionGuide = inference.guide
-    size = guide.read(*spaced_rows(batches.tensors, guide.components)).parameter_bytes
-    searches = isinstance(guide, SearchingGuide)
-    evaluations_per_row = (
-        guide.evaluations_per_row if isinstance(guide, SearchingGuide) else guide.components
-    )
-    # Every batch passes over all parameters: of a large model that is worth some more rows.
-    room, slots = max(_BATCH_BYTES, size // 32), _SLOT_BYTES * evaluations_per_row
-    ordered = searches and size > _CACHED_BYTES
-    return Plan(
-        Batches(batches.tensors, max(1024, room // (_bytes_a_row(batches, ordered) + slots))),
-        ordered,
-    )
+    if batch_size is not None or guide.needs_all_rows or not _allows_batches(inference):
+        return Plan(batches, ordered=False)
+    first_rows = spaced_rows(batches.tensors, guide.components)
+    parameter_bytes = guide.read(*first_rows).parameter_bytes
+    evaluations = guide.components
+    if isinstance(guide, SearchingGuide):
+        evaluations = guide.evaluations_per_row
+    ordered = isinstance(guide, SearchingGuide) and parameter_bytes > _CACHED_BYTES
+    memory = max(_BATCH_BYTES, parameter_bytes // _BATCHES_PER_PARAMETERS)
+    row_bytes = _bytes_per_row(batches, ordered) + _BYTES_PER_EVALUATION * evaluations
+    return Plan(Batches(batches.tensors, max(_MIN_ROWS, memory // row_bytes)), ordered)
 
 
-def _takes_batches(inference: EM | SVI) -> bool:
-    """Whether rows may be given some at a time, in any order, with nothing changed: exact EM, and a program for it."""
-    if (
-        not isinstance(inference, EM)
-        or inference.step_size is not None
-        or inference.gradient is not None
-    ):
+def _allows_batches(inference: EM | SVI) -> bool:
+    """Whether batches in any order give the same result as all rows in one call.
+
+    They do for exact EM, if the program takes ``index`` and ``size``.
+    """
+    if not isinstance(inference, EM):
         return False
+    if inference.step_size is not None or inference.gradient is not None:
+        return False
+    return {"index", "size"} <= parameter_names(inference.model)
+
+
+def parameter_names(model: Callable[..., Any]) -> set[str]:
+    """Return the names of the arguments of a program; none if it does not tell them."""
+    program = model.forward if isinstance(model, torch.nn.Module) else model
     try:
-        taken = inspect.signature(getattr(inference.model, "forward", inference.model)).parameters
+        return set(inspect.signature(program).parameters)
     except (TypeError, ValueError):
-        return False
-    return {"index", "size"} <= taken.keys()
+        return set()
 
 
-def _bytes_a_row(batches: Batches, ordered: bool) -> int:
-    """Memory of the copies of a row: in the order of its batch, and widened to the parameters' dtype."""
-    widened = torch.finfo(torch.get_default_dtype()).bits // 8
+def _bytes_per_row(batches: Batches, ordered: bool) -> int:
+    """Return the memory of the copies of a row: sorted, and converted to the parameters' dtype."""
+    parameter_bytes = torch.finfo(torch.get_default_dtype()).bits // 8
     total = 0
     for tensor in batches.tensors:
-        as_it_is = tensor.dtype == torch.uint8 or tensor.element_size() >= widened
-        item = (tensor.element_size() if ordered else 0) + (0 if as_it_is else widened)
-        total += tensor[0].numel() * item
+        converted = tensor.dtype != torch.uint8 and tensor.element_size() < parameter_bytes
+        bytes_per_number = tensor.element_size() if ordered else 0
+        if converted:
+            bytes_per_number += parameter_bytes
+        total += tensor[0].numel() * bytes_per_number
     return total

@@ -1,4 +1,4 @@
-"""The fit loop of both strategies: epochs over rows in memory, warm-up, convergence, progress, interruption."""
+"""The fit loop of EM and SVI: warm-up, epochs over the rows, progress bar, interruption."""
 
 import math
 import time
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
+from pyro_mixtures.infer.em.convergence import Convergence
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.history import Epoch, History
 from pyro_mixtures.infer.em.schedule import SearchSchedule
@@ -23,15 +24,15 @@ from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ReuseMessenger
 
-# Epochs for which rows keep their order: winners change little from one to the next.
-_EPOCHS_AN_ORDER = 8
+# Epochs for which sorted rows keep their order: winners change little from one to the next.
+_EPOCHS_PER_ORDER = 8
 
 Callback = Callable[["Fit"], Any]
 
 
 @dataclass
 class Fit:
-    """The outcome of :func:`fit`: the strategy with its model and guide, and how it went."""
+    """The outcome of :func:`fit`: the strategy with its model and guide, and the history."""
 
     inference: EM | SVI
     history: History
@@ -39,18 +40,20 @@ class Fit:
     interrupted: bool = False
 
     @property
-    def model(self) -> Callable:
+    def model(self) -> Callable[..., Any]:
         """The fitted program."""
-        return self.inference.model
+        model: Callable[..., Any] = self.inference.model
+        return model
 
     @property
     def guide(self) -> PartitionGuide:
         """The guide with its row state."""
-        return self.inference.guide
+        guide: PartitionGuide = self.inference.guide
+        return guide
 
     @property
     def elbo(self) -> float:
-        """The last epoch's ELBO in nats per row; a row of weight two is two."""
+        """ELBO of the last epoch in nats per row; a row of weight two counts as two rows."""
         return self.history.epochs[-1].elbo if self.history.epochs else math.nan
 
 
@@ -66,59 +69,73 @@ def fit(
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
 ) -> Fit:
-    """Run epochs of ``inference`` over ``rows`` until the ELBO settles.
+    """Run epochs of ``inference`` over ``rows`` until the ELBO converges.
 
-    :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``; the guide
-        must be one of
-        :mod:`pyro_mixtures.guides`.
+    :param inference: an :class:`EM` (exact or stepwise) or a stock ``pyro.infer.SVI``, whose guide
+        is a guide of :mod:`pyro_mixtures.guides`.
     :param rows: the model's tensor arguments, each with N rows.
-    :param batch_size: rows a call. Minibatches call ``model(*batch, index=..., size=N)``: exact EM
-        adds their statistics up before it updates, stepwise EM and SVI update after each, in random
-        order. None calls ``model(*rows)`` once an epoch; but where exact EM has a program that
-        takes ``index`` and ``size`` it gives it as many rows at a time as bounds the working
-        memory, and for large models in the order of their winning components.
-    :param epochs: at most so many passes over the data after warm-up.
-    :param warmup: at most so many E-step passes before the first update, which find candidate sets
-        and neighbours of the initial components (only guides that search need them).
+    :param batch_size: rows per call. Minibatches call ``model(*batch, index=..., size=N)``. Exact
+        EM adds up their statistics before it updates; stepwise EM and SVI update after each, in
+        random order. None calls ``model(*rows)`` once per epoch. But if the program takes ``index``
+        and ``size``, exact EM is given as many rows per call as the working memory allows, and for
+        large models in the order of their most probable components.
+    :param epochs: maximum number of passes over the data after the warm-up.
+    :param warmup: maximum number of E-step passes before the first update. They find candidate sets
+        and neighbors of the initial components; only guides that search need them.
     :param tolerance: converged when the ELBO gains less than this over its best so far, in nats per
-        row *and feature*, in ``patience`` epochs running. Absolute, so shifting or scaling the data
-        does not change when a fit stops.
-    :param search_every: search for better candidates in every so many EM epochs (1: in all of
-        them), and only re-weigh those that rows have in the others. None leaves the choice to the
-        fit, by what either gains for its cost.
-    :param progress: show a progress bar with the ELBO and the number of evaluations.
+        row *and feature*, in ``patience`` epochs in succession. It is absolute: shifting or scaling
+        the data does not change when a fit stops.
+    :param patience: see ``tolerance``.
+    :param search_every: search for better candidates in every ``search_every``-th EM epoch, and
+        only re-weigh those that rows have in the others. None chooses the epochs by the gain and
+        the cost of either.
+    :param progress: whether to show a progress bar with the ELBO and the number of evaluations.
     :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops
         the fit.
+    :returns: the fit. After Ctrl-C, which abandons the pass in progress, it is the state that was
+        reached, with ``interrupted=True``.
+    :raises OptionError: when an option has an impossible value.
+    :raises ModelError: when the guide of ``inference`` is of another kind.
 
-    Ctrl-C stops after the pass in progress is abandoned and returns what was reached,
-    ``interrupted=True``.
+    >>> import torch
+    >>> from pyro_mixtures.guides import FullPartition
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
+    >>> model = GaussianMixture(components=2, features=2)
+    >>> em = EM(model, FullPartition(model, components=2))
+    >>> fit(em, x, progress=False).converged
+    True
     """
     check_whole(minimum=0, epochs=epochs, warmup=warmup)
     check_whole(patience=patience)
     if search_every is not None:
         check_whole(search_every=search_every)
-    # Without end, of either sign, is a tolerance: fits that never converge, or at once.
+    # An infinite tolerance is allowed: such fits never converge, or converge at once.
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or math.isnan(tolerance):
-        raise OptionError(f"tolerance={tolerance!r} must be a number of nats a row and feature")
-    if not isinstance(inference.guide, PartitionGuide):
-        raise ModelError("fit needs a guide of pyro_mixtures.guides for the mixture's z")
-    result = Fit(inference, History())
+        raise OptionError(f"tolerance={tolerance!r} must be a number, in nats per row and feature")
+    guide = inference.guide
+    if not isinstance(guide, PartitionGuide):
+        raise ModelError(
+            f"fit needs a guide of pyro_mixtures.guides for the mixture's z, not {guide!r}"
+        )
     batches, ordered = plan(inference, rows, batch_size)
-    schedule = SearchSchedule(search_every)
-    loop = _Loop(
-        result, batches, tuple(callbacks), tolerance, patience, progress, schedule, ordered
-    )
+    result = Fit(inference, History())
+    loop = _Loop(result, batches, ordered, tuple(callbacks), progress)
     try:
-        if isinstance(inference, EM) and isinstance(inference.guide, SearchingGuide) and warmup:
-            loop.run("warm-up", warmup, loop.search)
+        if isinstance(inference, EM) and isinstance(guide, SearchingGuide) and warmup:
+            convergence = Convergence(tolerance * batches.features, patience)
+            loop.run("warm-up", warmup, loop.search_pass, convergence)
         phase = "EM" if isinstance(inference, EM) else "SVI"
-        result.converged = not loop.stopped and loop.run(phase, epochs, loop.update_pass())
+        loop.schedule = SearchSchedule(search_every) if phase == "EM" else None
+        if not loop.stopped:
+            convergence = Convergence(tolerance * batches.features, patience)
+            result.converged = loop.run(phase, epochs, loop.update_pass(), convergence)
     except KeyboardInterrupt:
         result.interrupted = True
     finally:
-        if isinstance(inference.guide, SearchingGuide):
-            inference.guide.search = True
-        # Statistics of a pass that was not finished must not reach the next one.
+        if isinstance(guide, SearchingGuide):
+            guide.search = True
+        # Statistics of a pass that was not finished must not enter the next fit.
         if isinstance(inference, EM):
             inference.forget()
     return result
@@ -131,124 +148,119 @@ class _Loop:
         self,
         result: Fit,
         batches: Batches,
-        callbacks: tuple[Callback, ...],
-        tolerance: float,
-        patience: int,
-        progress: bool,
-        schedule: SearchSchedule,
         ordered: bool,
+        callbacks: tuple[Callback, ...],
+        progress: bool,
     ):
         self.result, self.batches, self.callbacks = result, batches, callbacks
-        self.tolerance, self.patience, self.progress = (
-            tolerance * batches.features,
-            patience,
-            progress,
-        )
-        self.schedule, self.ordered = schedule, ordered
-        self.order: Tensor | None = None  # of the rows, where the loop may choose it
-        self.reorder = 1  # epochs after which it does so next
-        self.stopped = False  # by a callback
+        self.progress = progress
         self.inference, self.guide = result.inference, result.guide
         self.searching = self.guide if isinstance(self.guide, SearchingGuide) else None
+        self.schedule: SearchSchedule | None = None  # of EM epochs
+        self.ordered = ordered  # whether the loop may choose the order of the rows
+        self.order: Tensor | None = None
+        self.next_reorder = 1  # epoch after which rows are sorted next
+        self.stopped = False  # by a callback
         self.started = time.perf_counter()
-        self.evaluations = self.guide.evaluations
+        self.initial_evaluations = self.guide.evaluations
 
-    def run(self, phase: str, epochs: int, one_pass: Callable[[], float]) -> bool:
-        """Up to ``epochs`` passes under a progress bar; True when the ELBO has settled."""
+    def run(
+        self, phase: str, epochs: int, one_pass: Callable[[], float], convergence: Convergence
+    ) -> bool:
+        """Run at most ``epochs`` passes under a progress bar; return whether the ELBO converged."""
         with tqdm(
             total=epochs, desc=phase, disable=not self.progress, unit="epoch", dynamic_ncols=True
         ) as bar:
-            return self._passes(phase, epochs, one_pass, bar)
+            for _ in range(epochs):
+                self._epoch(phase, one_pass, convergence, bar)
+                # Every callback is called, also after one that stops the fit.
+                answers = [callback(self.result) for callback in self.callbacks]
+                self.stopped = any(answer is True for answer in answers)
+                if self.stopped or convergence.reached:
+                    break
+        return convergence.reached
 
-    def _passes(self, phase: str, epochs: int, one_pass: Callable[[], float], bar: Any) -> bool:
-        """True when the gain stayed below the tolerance for ``patience`` passes."""
-        settled, best = 0, -math.inf
-        for _ in range(epochs):
-            elbo = self._epoch(phase, one_pass, bar)
-            gain, searched = elbo - best, self._searches
-            if phase == "EM":
-                spent = self.result.history.epochs[-1].evaluations - self.spent
-                self.schedule.record(searched, gain, spent / self.batches.rows, self.tolerance)
-            if gain > self.tolerance:  # with a tolerance of zero a fit may still come to rest
-                settled = 0
-            elif searched:  # what only re-weighs must not end a fit
-                settled += 1
-            best = max(best, elbo)
-            answers = [
-                callback(self.result) for callback in self.callbacks
-            ]  # every callback is called
-            self.stopped = any(answer is True for answer in answers)
-            if self.stopped or settled >= self.patience:
-                return settled >= self.patience
-        return False
-
-    def _epoch(self, phase: str, one_pass: Callable[[], float], bar: Any) -> float:
-        """One pass over the data; returns its ELBO."""
-        self.spent = self.guide.evaluations - self.evaluations
-        update = getattr(self.inference, "last_update", None)
-        # Components that were just split off are in no row's candidates yet: without a search they
-        # would win none.
-        just_reseeded = update is not None and update.reseeded > 0
+    def _epoch(
+        self, phase: str, one_pass: Callable[[], float], convergence: Convergence, bar: Any
+    ) -> None:
+        """Run one pass over the data and record it."""
+        evaluations = self.guide.evaluations
         if self.searching is not None:
-            self.searching.search = phase != "EM" or just_reseeded or self.schedule.next()
+            self.searching.search = self._next_searches()
         self.guide.reset_counts()
         elbo = -one_pass() / (self.batches.rows * self.guide.mean_weight)
         self._record(phase, elbo, bar)
-        due = self.ordered and len(self.result.history) >= self.reorder
-        if due and self.searching is not None and self.searching.search:
+        searched = self.searching is None or self.searching.search
+        gain = convergence.record(elbo, searched=searched)
+        if self.schedule is not None:
+            spent = (self.guide.evaluations - evaluations) / self.batches.rows
+            self.schedule.record(searched, gain, spent, convergence.tolerance)
+        self._sort_rows()
+
+    def _next_searches(self) -> bool:
+        if self.schedule is None:
+            return True
+        # Components that were just split off are candidates of no row yet: without a search they
+        # would win none.
+        update = self.inference.last_update if isinstance(self.inference, EM) else None
+        just_reseeded = update is not None and update.reseeded > 0
+        return just_reseeded or self.schedule.next()
+
+    def _sort_rows(self) -> None:
+        """Sort rows by component from time to time, after an epoch that searched."""
+        epochs = len(self.result.history)
+        if not self.ordered or epochs < self.next_reorder:
+            return
+        if self.searching is not None and self.searching.search:
             self.order = self.searching.row_order()
-            self.reorder = len(self.result.history) + _EPOCHS_AN_ORDER
-        return elbo
+            self.next_reorder = epochs + _EPOCHS_PER_ORDER
 
-    @property
-    def _searches(self) -> bool:
-        """Whether E-steps of this epoch do all that they can, rather than only re-weigh candidates."""
-        return self.searching is None or self.searching.search
-
-    def search(self) -> float:
-        """E-steps alone."""
+    def search_pass(self) -> float:
+        """Run E-steps without an update; return the loss."""
         self.guide.reuse = ReuseMessenger()
         loss = sum(
             -float(self.guide.posterior(*batch.args, **batch.kwargs).free_energy())
             for batch in self.batches.in_order(self.order)
         )
         self.guide.reuse = None
-        return self._whole(loss)
+        return self._scaled_to_all_rows(loss)
 
     def update_pass(self) -> Callable[[], float]:
-        """How this strategy passes over the data once and updates."""
+        """Return the function that passes over the data once, updates, and returns the loss."""
         if isinstance(self.inference, EM) and self.inference.step_size is None:
-            return self._exact_em
-        return self._stochastic
+            return self._exact_em_pass
+        return self._stochastic_pass
 
-    def _exact_em(self) -> float:
+    def _exact_em_pass(self) -> float:
         assert isinstance(self.inference, EM)
         loss = sum(
             self.inference.accumulate(*batch.args, **batch.kwargs)
             for batch in self.batches.in_order(self.order)
         )
         self.inference.maximize()
-        return self._whole(loss)
+        return self._scaled_to_all_rows(loss)
 
-    def _whole(self, loss: float) -> float:
-        """The loss of the rows that were evaluated, scaled up to all rows if the model itself draws a subsample."""
+    def _scaled_to_all_rows(self, loss: float) -> float:
+        """Scale the loss up to all rows: a model may draw a subsample of them itself."""
         return loss * self.batches.rows / max(1, int(self.guide.rows_won.sum()))
 
-    def _stochastic(self) -> float:
+    def _stochastic_pass(self) -> float:
         losses = [
             (self.inference.step(*batch.args, **batch.kwargs), batch.rows)
             for batch in self.batches.shuffled()
         ]
-        # Each loss is scaled up to the data set.
+        # Each loss is scaled to the data set.
         return sum(loss * rows for loss, rows in losses) / self.batches.rows
 
     def _record(self, phase: str, elbo: float, bar: Any) -> None:
-        update = getattr(self.inference, "last_update", None) if phase == "EM" else None
+        update = None
+        if phase == "EM" and isinstance(self.inference, EM):
+            update = self.inference.last_update
         reseeded_by_guide = self.guide.reseeded if isinstance(self.guide, LabelledGuide) else 0
         epoch = Epoch(
             phase=phase,
             elbo=elbo,
-            evaluations=self.guide.evaluations - self.evaluations,
+            evaluations=self.guide.evaluations - self.initial_evaluations,
             live=int((self.guide.rows_won > 0).sum()),
             reseeded=(update.reseeded if update else 0) + reseeded_by_guide,
             dropped=update.dropped if update else 0,

@@ -43,7 +43,7 @@ class History:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns: those of :class:`Epoch`, then those that all epochs' guides report."""
+        """Names of the columns: fields of :class:`Epoch`, then what the guide reports."""
         fields = [name for name in Epoch._fields if name != "details"]
         if not self.epochs:
             return fields

@@ -1,11 +1,12 @@
-r"""Dead components: re-seeded by splitting a large component at one of its rows.
+r"""Re-seeding of empty components: a large component is split at one of its rows.
 
-A split may cost the step its gain. With responsibilities q at the parameters that the step would
-have had without it, a row is left at least :math:`1 - q(empty) - q(like) / 2` of its evidence: the
-half that stays, and all other components. So the loss is at most :math:`-\sum_n \log(1 - q_n(empty)
-- q_n(like) / 2)` above that of the step without a split: at most log 2 for each expected row of the
-component that is split, where the dead one has no rows. What a split gains comes with the steps
-after it. Components that die again after a split wait longer and longer for the next.
+A split may cost the step its gain. Take responsibilities q at the parameters that the step would
+have had without it. A row keeps at least the fraction :math:`1 - q(empty) - q(like) / 2` of its
+evidence: the half of the split component that stays, and all other components. So the loss is at
+most :math:`-\sum_n \log(1 - q_n(empty) - q_n(like) / 2)` above that of the step without a split: at
+most log 2 per expected row of the split component, if the empty one has no rows. The gain of a
+split comes with the later steps. Components that become empty again after a split wait longer and
+longer for the next one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 from pyro_mixtures.poutine import Posterior
 from pyro_mixtures.poutine.statistics import SiteStatistics
 
-_ROWS_A_BATCH = 256
+_ROWS_PER_BATCH = 256
 
 
 class Split(NamedTuple):
@@ -29,90 +30,101 @@ class Split(NamedTuple):
 
 
 class Reservoir:
-    """A few rows of every batch with their winning components: where dead components may start again."""
+    """A few rows of every batch with their most probable components.
+
+    Empty components are re-seeded at these rows.
+    """
 
     def __init__(self) -> None:
         self.winners: list[Tensor] = []
-        self.rows: dict[str, list[Tensor]] = {}
+        self.rows: dict[str, list[Tensor]] = {}  # observed values, by site
 
     def add(self, posterior: Posterior, rows: Mapping[str, Tensor | None]) -> None:
-        """Keep evenly spaced rows of the batch (of those that are not masked)."""
-        step = max(1, len(posterior.index) // _ROWS_A_BATCH)
+        """Keep evenly spaced rows of a batch, without masked rows and rows with missing values.
+
+        :param rows: the observed rows of each site, None at the discrete site.
+        """
+        batch_size = len(posterior.index)
+        observed = {
+            site: value
+            for site, value in rows.items()
+            if value is not None and len(value) == batch_size
+        }
+        step = max(1, batch_size // _ROWS_PER_BATCH)
         weight = posterior.row_weight[::step]
-        pick = torch.arange(0, len(posterior.index), step, device=weight.device)[weight > 0]
-        for value in rows.values():
-            if (
-                value is not None
-                and len(value) == len(posterior.index)
-                and value.is_floating_point()
-            ):
-                pick = pick[
-                    value[pick].reshape(len(pick), value.shape[1:].numel()).isfinite().all(-1)
-                ]
-        self.winners.append(posterior.winner[pick])
-        for name, value in rows.items():
-            if value is not None and len(value) == len(posterior.index):
-                self.rows.setdefault(name, []).append(value[pick])
+        picked = torch.arange(0, batch_size, step, device=weight.device)[weight > 0]
+        for value in observed.values():
+            if value.is_floating_point():
+                numbers = value[picked].reshape(len(picked), value.shape[1:].numel())
+                picked = picked[numbers.isfinite().all(-1)]
+        self.winners.append(posterior.winner[picked])
+        for site, value in observed.items():
+            self.rows.setdefault(site, []).append(value[picked])
 
     def row(self, site: str, number: int) -> Tensor | None:
-        """Row ``number`` as ``site`` observed it."""
+        """Return row ``number`` as ``site`` observed it; None for a site without rows."""
         return torch.cat(self.rows[site])[number] if site in self.rows else None
 
 
 class Pauses:
-    """How long components wait that have died again after a split: twice as many steps from one such death to the next.
+    """How many steps components wait that became empty again after a split.
 
-    Where a mixture has more components than its data tell apart, a split brings one to life and
-    starves another in turn; so they all share one pause. A component that dies for the first time
-    does not wait.
+    In a mixture with more components than the data distinguish, every split fills one component
+    and empties another. Components that become empty again therefore share one pause, which
+    doubles each time. A component that becomes empty for the first time does not wait.
     """
 
     def __init__(self) -> None:
-        self._alive: set[int] = (
-            set()
-        )  # components that were split off, and have had rows enough since
-        self._again: set[int] = set()  # those of them that have died since
+        self._recovered: set[int] = set()  # split off, and with enough rows since then
+        self._empty_again: set[int] = set()  # recovered, and empty since then
         self._pause, self._until = 1, 0
 
     def ready(self, empty: list[int], step: int) -> list[int]:
-        """The components among the ``empty`` that may be split off another at ``step``, of all steps in turn."""
-        died = self._alive.intersection(empty)
-        if died:
-            self._alive -= died
-            self._again |= died
+        """Return the components among ``empty`` that may be re-seeded at ``step``.
+
+        It is to be called at every step.
+        """
+        emptied = self._recovered.intersection(empty)
+        if emptied:
+            self._recovered -= emptied
+            self._empty_again |= emptied
             self._pause *= 2
             self._until = step + self._pause
-        return [c for c in empty if c not in self._again or step >= self._until]
+        return [c for c in empty if c not in self._empty_again or step >= self._until]
 
     def record(self, splits: Iterable[Split]) -> None:
-        """Remember what was split off."""
+        """Note which components were split off."""
         for split in splits:
-            self._again.discard(split.component)
-            self._alive.add(split.component)
+            self._empty_again.discard(split.component)
+            self._recovered.add(split.component)
 
 
 def choose_splits(
     reservoir: Reservoir,
-    count: Tensor,
-    least: int,
+    counts: Tensor,
+    min_rows: int,
     empty: list[int],
     generator: torch.Generator | None = None,
 ) -> list[Split]:
-    """Pair ``empty`` components with rows of components that can spare half of theirs, of ``least`` rows or more.
+    """Pair ``empty`` components with rows of the largest components, each of which is split once.
 
-    Of each the first row in the reservoir, or a random one of the ``generator``.
+    A component is split if half of its rows are at least ``min_rows``.
+
+    :param counts: expected rows (C,) of the components.
+    :param generator: picks the row of each component at random; None takes the first row in the
+        reservoir.
     """
     if not empty or not reservoir.winners:
         return []
     winners = torch.cat(reservoir.winners)
-    can_split = count.to(winners.device)[winners] >= 2 * max(1, least)
+    sizes = counts.to(winners.device)[winners]
+    can_split = sizes >= 2 * max(1, min_rows)
     splits: list[Split] = []
     used: set[int] = set()
     # Rows of the largest components first.
     shuffled = _order(len(winners), generator).to(winners.device)
-    size = torch.where(can_split, count.to(winners.device)[winners], -1.0)[shuffled]
-    order = shuffled[torch.argsort(size, descending=True, stable=True)]
-    for row in order[: int(can_split.sum())].tolist():
+    order = torch.where(can_split, sizes, -1.0)[shuffled].argsort(descending=True, stable=True)
+    for row in shuffled[order][: int(can_split.sum())].tolist():
         like = int(winners[row])
         if len(splits) == len(empty):
             break
@@ -128,11 +140,18 @@ def _order(count: int, generator: torch.Generator | None) -> Tensor:
     return torch.randperm(count, generator=generator, device="cpu")
 
 
-def copy_component(site: str, found: SiteStatistics, split: Split, reservoir: Reservoir) -> None:
-    """Make the component's own params at ``site`` those of a half split off another, as the family has it."""
-    new = found.family.split(split.like, reservoir.row(site, split.row), found.sums)
-    for argument, handle in found.params.items():
+def copy_component(
+    site: str, statistics: SiteStatistics, split: Split, reservoir: Reservoir
+) -> None:
+    """Set the component's own params at ``site`` to those of the half that is split off.
+
+    The family states which params differ from those of the split component; the others are copied.
+    """
+    family = statistics.family
+    new = family.split(split.like, reservoir.row(site, split.row), statistics.sums)
+    for argument, handle in statistics.params.items():
         if argument in new:
-            handle.write(new[argument].unsqueeze(0), slice(split.component, split.component + 1))
-        elif found.family.is_per_component(argument):
+            component = slice(split.component, split.component + 1)
+            handle.write(new[argument].unsqueeze(0), component)
+        elif family.is_per_component(argument):
             handle.copy_row(split.component, split.like)

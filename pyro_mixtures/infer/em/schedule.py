@@ -1,41 +1,44 @@
-"""When an E-step of a fit searches for better candidates, and when it only re-weighs those it has."""
+"""Which epochs of a fit search for candidates, and which only re-weigh those that rows have."""
 
 import math
 
-# What a row costs besides its density evaluations (statistics, sums, bookkeeping), in evaluations.
+# Cost of a row in addition to its density evaluations (statistics, sums, bookkeeping), in
+# evaluations.
 _OVERHEAD = 6.0
-_MOST_BETWEEN = 4
+_MAX_EPOCHS_BETWEEN = 4
 
 
 class SearchSchedule:
-    """Chooses the kind of the next epoch: the one that has gained more ELBO for its cost, the last time each was run.
+    """Chooses the kind of the next epoch: the one that gained more ELBO per cost when it last ran.
 
-    A search costs C' G + E evaluations a row and re-weighing C'. An epoch that only re-weighs
-    raises the ELBO by its M-step alone; a search adds what better candidates bring, which is the
-    more the longer ago the last one was. So no more than four epochs lie between searches, and
-    where re-weighing has stopped paying the next epoch searches.
+    A search costs C' G + E evaluations per row, and re-weighing costs C'. An epoch that only
+    re-weighs raises the ELBO by its M-step. A search adds what better candidates bring, which is
+    more the longer ago the last search was. So at most four epochs lie between searches, and the
+    next epoch searches when re-weighing gains less than the tolerance.
 
-    :param every: search every so many epochs instead, from the first.
+    :param every: search in every ``every``-th epoch instead, beginning with the first.
     """
 
     def __init__(self, every: int | None = None):
         self.every = every
-        self._since = math.inf  # epochs since the last search
-        self._rates: dict[bool, float] = {}
-        self._must = True
+        self._epochs_since_search = math.inf
+        self._rates: dict[bool, float] = {}  # gain per cost, by whether the epoch searched
+        self._must_search = True
 
     def next(self) -> bool:
-        """Whether the next epoch is to search."""
+        """Return whether the next epoch is to search."""
         if self.every is not None:
-            return self._since + 1 >= self.every
-        if self._must or self._since >= _MOST_BETWEEN or False not in self._rates:
-            return self._must or self._since >= 1
+            return self._epochs_since_search + 1 >= self.every
+        if self._must_search:
+            return True
+        if self._epochs_since_search >= _MAX_EPOCHS_BETWEEN or False not in self._rates:
+            return self._epochs_since_search >= 1
         return self._rates[True] > self._rates[False]
 
     def record(
-        self, searched: bool, gain: float, evaluations_a_row: float, tolerance: float
+        self, searched: bool, gain: float, evaluations_per_row: float, tolerance: float
     ) -> None:
-        """An epoch raised the ELBO by ``gain`` nats a row; below ``tolerance`` it does not pay to go on like it."""
-        self._since = 0 if searched else self._since + 1
-        self._rates[searched] = gain / (evaluations_a_row + _OVERHEAD)
-        self._must = gain < tolerance
+        """Note that an epoch raised the ELBO by ``gain``, in nats per row."""
+        self._epochs_since_search = 0 if searched else self._epochs_since_search + 1
+        self._rates[searched] = gain / (evaluations_per_row + _OVERHEAD)
+        self._must_search = gain < tolerance

@@ -1,1 +1,1 @@
-"""Scores and predictions of rows: log evidence, responsibilities, assignments, draws, reconstructions."""
+"""Scores and predictions of rows: log evidence, responsibilities, draws, reconstructions."""

@@ -1,4 +1,4 @@
-"""Scores of any rows, seen or not: evidence, responsibilities, assignments; in chunks, never N x C."""
+"""Scores of rows: log evidence, responsibilities, assignments; in chunks, never N x C."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_structure
 
-# (row, component) pairs of a chunk of an exact computation; rows of a chunk of a truncated one.
+# (row, component) pairs per chunk of an exact computation, and rows per chunk of a truncated one.
 _EXACT_PAIRS = 1 << 21
 _TRUNCATED_ROWS = 1 << 16
 
@@ -24,45 +24,55 @@ class Responsibilities(NamedTuple):
     probs: Tensor  # (N, S)
 
     def dense(self, components: int) -> Tensor:
-        """The same as a table (N, C), zero where a component is not among those kept: for a small C.
+        """Return a table (N, C) of all responsibilities, zero where none was stored; for small C.
+
+        :param components: C, at least the largest component number plus one.
+        :raises OptionError: when it is less.
 
         >>> Responsibilities(torch.tensor([[2, 0]]), torch.tensor([[0.75, 0.25]])).dense(3)
         tensor([[0.2500, 0.0000, 0.7500]])
         """
         check_whole(components=components)
-        most = int(self.components.max()) + 1
-        if components < most:
+        needed = int(self.components.max()) + 1
+        if components < needed:
             raise OptionError(
-                f"components={components}: the rows have components up to number {most - 1}"
+                f"components={components}, but rows have components up to number {needed - 1}: "
+                f"give components={needed} or more"
             )
         table = self.probs.new_zeros(len(self.probs), components)
         return table.scatter_(1, self.components.long(), self.probs)
 
 
 def log_evidence(
-    model: Callable,
+    model: Callable[..., Any],
     *rows: Tensor,
     guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Log evidence (N,) of each row: log sum_c p(c, x).
+    """Compute the log evidence of each row, log sum_c p(c, x).
 
+    :param model: the Pyro program.
     :param rows: the model's tensor arguments, N rows each; they need not be those of the fit.
     :param guide: None sums over all C components, exactly. A truncated guide searches each row's
-        candidates and gives the truncated evidence, a lower bound, without touching the guide's
-        state.
+        candidates and gives the truncated log evidence, a lower bound; its state does not change.
+    :param site: name of the discrete site, if there is no guide.
     :param given: values of the model's other latent sites, if it has any.
-    :param chunk: rows evaluated at once.
+    :param chunk: rows evaluated at once; None chooses by the memory that they need.
+    :returns: (N,), in nats.
+    :raises ModelError: when the program cannot be scored, or ``given`` names other sites.
+
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> log_evidence(GaussianMixture(components=3, features=2), torch.randn(5, 2)).shape
+    torch.Size([5])
     """
-    return torch.cat(
-        [p.log_evidence for p, _ in posteriors(model, rows, guide, site, given, chunk)]
-    )
+    chunks = posteriors(model, rows, guide, site, given, chunk)
+    return torch.cat([posterior.log_evidence for posterior, _ in chunks])
 
 
 def responsibilities(
-    model: Callable,
+    model: Callable[..., Any],
     *rows: Tensor,
     top: int = 3,
     guide: PartitionGuide | None = None,
@@ -70,37 +80,63 @@ def responsibilities(
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Responsibilities:
-    """The ``top`` most probable components of each row with their probabilities; arguments as in :func:`log_evidence`."""
+    """Compute the most probable components of each row, with their probabilities.
+
+    :param top: S, the number of components per row.
+    :param rows, guide, site, given, chunk: as in :func:`log_evidence`.
+    :returns: components and probabilities (N, S), best first.
+    :raises OptionError: when ``top`` is not a positive integer.
+
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> model = GaussianMixture(components=3, features=2)
+    >>> responsibilities(model, torch.randn(5, 2), top=2).probs.shape
+    torch.Size([5, 2])
+    """
     check_whole(top=top)
-    found = [p.top(top) for p, _ in posteriors(model, rows, guide, site, given, chunk)]
+    chunks = posteriors(model, rows, guide, site, given, chunk)
+    best = [posterior.top(top) for posterior, _ in chunks]
     return Responsibilities(
-        torch.cat([p.candidates.T for p in found]), torch.cat([p.probs.T for p in found])
+        components=torch.cat([posterior.candidates.T for posterior in best]),
+        probs=torch.cat([posterior.probs.T for posterior in best]),
     )
 
 
 def assign(
-    model: Callable,
+    model: Callable[..., Any],
     *rows: Tensor,
     guide: PartitionGuide | None = None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """The most probable component (N,) of each row; arguments as in :func:`log_evidence`."""
-    return torch.cat([p.winner for p, _ in posteriors(model, rows, guide, site, given, chunk)])
+    """Compute the most probable component of each row.
+
+    :param rows, guide, site, given, chunk: as in :func:`log_evidence`.
+    :returns: (N,) component numbers.
+
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> assign(GaussianMixture(components=3, features=2), torch.randn(5, 2)).shape
+    torch.Size([5])
+    """
+    chunks = posteriors(model, rows, guide, site, given, chunk)
+    return torch.cat([posterior.winner for posterior, _ in chunks])
 
 
 def posteriors(
-    model: Callable,
+    model: Callable[..., Any],
     rows: tuple[Tensor, ...],
     guide: PartitionGuide | None,
     site: str = "z",
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
-    most: int = _TRUNCATED_ROWS,
+    *,
+    max_rows: int = _TRUNCATED_ROWS,
 ) -> Iterator[tuple[Posterior, tuple[Tensor, ...]]]:
-    """q(z) chunk by chunk, with the chunk's rows; exact without a guide. At most ``most`` rows by default."""
-    if guide is not None and not callable(getattr(guide, "posterior_of_new_rows", None)):
+    """Yield q(z) of each chunk of rows, with these rows; exact without a guide.
+
+    :param max_rows: largest number of rows per chunk, if ``chunk`` is None.
+    """
+    if guide is not None and not isinstance(guide, PartitionGuide):
         raise ModelError(
             f"guide={guide!r} is no guide: pass one of pyro_mixtures.guides, or None for exact sums"
         )
@@ -115,24 +151,19 @@ def posteriors(
             f"given={unknown}: the model has no such latent sites; it has {list(structure.latent)}"
         )
     model = ReuseMessenger()(model)
-    size = chunk or (
-        most if guide is not None else max(1, min(most, _EXACT_PAIRS // structure.components))
-    )
-    for start in range(0, len(tensors[0]), size):
-        part = tuple(tensor[start : start + size] for tensor in tensors)
-        with structure.threads():
-            posterior = _posterior(model, part, guide, structure, given)
-        if len(posterior.index) != len(part[0]):
-            raise ModelError(
-                f"the model took {len(posterior.index)} of {len(part[0])} rows: with subsample_size its rows cannot be "
-                "scored; open its plate without subsample_size"
-            )
-        yield posterior, part
-
-
-def _posterior(
-    model: Callable, part: tuple, guide: PartitionGuide | None, d: Any, given: Any
-) -> Posterior:
     if guide is None:
-        return exact_posterior(model, d, part, {}, given)
-    return guide.posterior_of_new_rows(*part, model=model, given=given)
+        max_rows = max(1, min(max_rows, _EXACT_PAIRS // structure.components))
+    size = chunk or max_rows
+    for start in range(0, len(tensors[0]), size):
+        row_chunk = tuple(tensor[start : start + size] for tensor in tensors)
+        with structure.threads():
+            if guide is None:
+                posterior = exact_posterior(model, structure, row_chunk, {}, given)
+            else:
+                posterior = guide.posterior_of_new_rows(*row_chunk, model=model, given=given)
+        if len(posterior.index) != len(row_chunk[0]):
+            raise ModelError(
+                f"the model took {len(posterior.index)} of {len(row_chunk[0])} rows: with "
+                "subsample_size its rows cannot be scored; open its plate without subsample_size"
+            )
+        yield posterior, row_chunk

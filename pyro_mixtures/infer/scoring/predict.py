@@ -1,14 +1,14 @@
-"""What a fitted mixture says of rows: draws, noise-free signals, missing features."""
+"""Predictions of a fitted mixture: draws, noise-free signals, missing features."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mixtures.data.rows import as_arguments, as_rows
 from pyro_mixtures.distributions import Selected
@@ -18,16 +18,20 @@ from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import CandidateMessenger, Posterior, read_structure
 
+# Numbers in the gain matrices (D, D) of the rows that are evaluated at once.
 _GAIN_ELEMENTS = 1 << 25
+_MIN_ROWS = 64
 
 
-def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    """Draw from the program with its observations released: values of all sample sites by name.
+def sample(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    """Draw from the program without its observations.
 
-    ``sample(mixture, size=100)`` draws 100 rows of a mixture of :mod:`pyro_mixtures.models`; other
-    programs get arguments that fix the plate's size, mixtures of experts their covariates:
+    ``sample(mixture, size=100)`` draws 100 rows of a mixture of :mod:`pyro_mixtures.models`. Other
+    programs need arguments that fix the size of the plate; mixtures of experts need covariates,
     ``sample(experts, x)``.
 
+    :param args, kwargs: arguments of the program.
+    :returns: the values of all sample sites, by name.
     :raises ModelError: when the program cannot be called with these arguments.
 
     >>> from pyro_mixtures.models import GaussianMixture
@@ -49,7 +53,7 @@ def sample(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def reconstruct(
-    model: Callable,
+    model: Callable[..., Any],
     *rows: Tensor,
     noise: float | Tensor | None = None,
     observed: str = "x",
@@ -59,29 +63,40 @@ def reconstruct(
     chunk: int | None = None,
     top: int = 8,
 ) -> Tensor:
-    """Posterior mean (N, D) of each row's noise-free signal, under the mixture.
+    """Estimate the noise-free signal of each row: its posterior mean under the mixture.
 
+    :param rows: the model's tensor arguments, N rows each.
     :param noise: standard deviation of the measurement noise, one number or (D,). None takes the
-        family's own noise part: the ``noise`` of factor analyzers. Families without one need the
-        number.
-    :param observed: the site whose rows are wanted.
+        noise of the family itself, as factor analyzers have it; other families need a number.
+    :param observed: the site of the rows that are reconstructed.
     :param guide: None evaluates all components; a truncated guide searches each row's candidates.
-    :param top: how many of a row's most probable components are averaged, their responsibilities
-        renormalised.
+    :param site: name of the discrete site, if there is no guide.
+    :param given: values of the model's other latent sites, if it has any.
+    :param chunk: rows evaluated at once; None chooses by the memory that they need.
+    :param top: the number of most probable components that are averaged for each row, with
+        renormalized responsibilities.
+    :returns: (N, D).
+    :raises ClosedFormError: when the components are not of a normal family.
+    :raises OptionError: when ``noise`` or ``top`` has an impossible value.
+
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.randn(5, 2)
+    >>> reconstruct(GaussianMixture(components=3, features=2), x, noise=0.1).shape
+    torch.Size([5, 2])
     """
     check_whole(top=top)
-    parts = []
-    for posterior, part in posteriors(model, rows, guide, site, given, chunk, _gain_rows(rows)):
-        selected, value = _selected(model, part, posterior, guide, observed, site, given)
+    query = _Query(model, observed, guide, site, given, chunk)
+    chunks = []
+    for posterior, value, family in query.posteriors(model, rows):
         variance = None if noise is None else _variance(noise, value)
-        posterior = posterior.top(top)
-        parts.append(_mix(posterior, lambda z: selected.family.signal_at(z, value, variance)))  # noqa: B023
-    return torch.cat(parts)
+        best = posterior.top(top)
+        chunks.append(_mean(best, lambda z: family.signal_at(z, value, variance)))  # noqa: B023
+    return torch.cat(chunks)
 
 
 @torch.no_grad()
 def conditional(
-    model: Callable,
+    model: Callable[..., Any],
     *rows: Tensor,
     observed: str = "x",
     guide: PartitionGuide | None = None,
@@ -89,49 +104,150 @@ def conditional(
     given: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """The rows of site ``observed`` with their missing (NaN) entries replaced by their conditional means.
+    """Replace missing (NaN) entries of rows by their conditional means under the mixture.
 
-    Responsibilities, too, are those given the features that are present. Rows are treated together
-    that miss the same features; a row that misses all of them gets the mixture's mean.
+    Responsibilities are conditioned on the features that are present, too. A row without any
+    features gets the mean of the mixture. Rows that miss the same features are evaluated together.
+
+    :param rows: the model's tensor arguments, N rows each.
+    :param observed: the site of the rows whose entries are missing.
+    :param guide, site, given, chunk: as in :func:`reconstruct`.
+    :returns: (N, D), the rows of site ``observed`` without missing entries.
+    :raises ClosedFormError: when the components are not of a normal family.
+    :raises DataError: when the site does not observe one of the arguments.
+
+    >>> from pyro_mixtures.models import GaussianMixture
+    >>> x = torch.tensor([[0.5, torch.nan], [0.1, 0.2]])
+    >>> bool(conditional(GaussianMixture(components=3, features=2), x).isfinite().all())
+    True
     """
     tensors = tuple(as_rows(tensor) for tensor in rows)
-    place = _argument_of(model, tensors, observed)
-    filled = tensors[place].clone()
-    patterns, member = torch.unique(filled.isnan(), dim=0, return_inverse=True)
+    query = _Query(model, observed, guide, site, given, chunk)
+    filled = tensors[_argument_of(model, tensors, observed)].clone()
+    patterns, pattern_of_row = torch.unique(filled.isnan(), dim=0, return_inverse=True)
     for number, missing in enumerate(patterns):
-        if not bool(missing.any()):
-            continue
-        who = (member == number).nonzero()[:, 0]
-        part = tuple(tensor[who] for tensor in tensors)
-        filled[who] = _fill(model, part, missing, observed, guide, site, given, chunk).to(
-            filled.dtype
-        )
+        if bool(missing.any()):
+            index = (pattern_of_row == number).nonzero()[:, 0]
+            same_pattern = tuple(tensor[index] for tensor in tensors)
+            filled[index] = _fill(query, same_pattern, missing).to(filled.dtype)
     return filled
 
 
-def _check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    try:
-        signature = inspect.signature(getattr(model, "forward", model))
-    except ValueError:  # a handled program does not tell its arguments
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ModelError(
-            f"the program cannot be called with these arguments ({error}): programs that need rows, as covariates of "
-            "experts, are given them, sample(model, x)"
-        ) from error
+class _Query(NamedTuple):
+    """Which site of which program is predicted, and how rows are scored."""
+
+    model: Callable[..., Any]
+    observed: str
+    guide: PartitionGuide | None
+    site: str
+    given: Mapping[str, Tensor] | None
+    chunk: int | None
+
+    def posteriors(
+        self, model: Callable[..., Any], rows: tuple[Tensor, ...]
+    ) -> Iterator[tuple[Posterior, Tensor, Any]]:
+        """Yield q(z), the observed values (B, D) and the family of each chunk of ``rows``.
+
+        :param model: the program, or the program under effect handlers, that gives q(z).
+        """
+        features = max(as_rows(tensor)[0].numel() for tensor in rows)
+        max_rows = max(_MIN_ROWS, _GAIN_ELEMENTS // features**2)
+        chunks = posteriors(
+            model, rows, self.guide, self.site, self.given, self.chunk, max_rows=max_rows
+        )
+        for posterior, row_chunk in chunks:
+            yield (posterior, *self._observed_site(posterior, row_chunk))
+
+    def _observed_site(self, posterior: Posterior, rows: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        """Return the values (B, D) and the family of the observed site."""
+        if self.guide is None:
+            structure = read_structure(self.model, self.site, rows, {})
+        else:
+            structure = self.guide.read(*rows)
+
+        def propose(*_: Any) -> Tensor:
+            return posterior.candidates
+
+        messenger = CandidateMessenger(structure, propose, self.given, posterior.index)
+        with pyro.poutine.block(), torch.no_grad():
+            nodes: Any = pyro.poutine.trace(messenger(self.model)).get_trace(*rows).nodes
+        if self.observed not in structure.observed:
+            raise ModelError(
+                f"the model has no observed site {self.observed!r}; it has "
+                f"{list(structure.observed)}"
+            )
+        fn, value = nodes[self.observed]["fn"], nodes[self.observed]["value"]
+        if structure.dim != -1 or value.dim() != 2:
+            raise ModelError(
+                f"site {self.observed!r} must observe rows (N, D) in a data plate of dim=-1"
+            )
+        if not isinstance(fn, Selected):
+            raise ClosedFormError(
+                f"site {self.observed!r} is {type(fn).__name__}: use a normal family of "
+                "pyro_mixtures.distributions, selected by [z]"
+            )
+        return value, fn.family
+
+
+def _fill(query: _Query, rows: tuple[Tensor, ...], missing: Tensor) -> Tensor:
+    """Return the observed rows with the features marked True (D,) filled in."""
+    features = (~missing).nonzero()[:, 0]
+    marginal = MarginalMessenger(query.observed, features)(query.model)
+    chunks = []
+    for posterior, value, family in query.posteriors(marginal, rows):
+        present = value[:, features]
+        mean = _mean(
+            posterior,
+            lambda z: family.conditional_mean_at(z, present, features),  # noqa: B023
+        )
+        chunks.append(torch.where(missing, mean, value))
+    return torch.cat(chunks)
+
+
+class MarginalMessenger(Messenger):
+    """Restricts the components and the rows at ``site`` to some ``features``."""
+
+    def __init__(self, site: str, features: Tensor):
+        super().__init__()
+        self.site, self.features = site, features
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] != self.site:
+            return
+        fn = msg["fn"]
+        if not isinstance(fn, Selected):
+            raise ClosedFormError(
+                f"site {self.site!r} is {type(fn).__name__}, whose marginal distributions are not "
+                "known: use a normal family of pyro_mixtures.distributions, selected by [z]"
+            )
+        msg["fn"] = Selected(fn.family.marginal(self.features), fn.z, batch_shape=fn.batch_shape)
+        msg["value"] = msg["value"][..., self.features]
+
+
+def _mean(posterior: Posterior, value_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mean (B, D) of ``value_at`` over the candidates, by responsibilities.
+
+    Candidates are evaluated one by one, since (S, B, D) would be large.
+    """
+    probs = posterior.probs / posterior.probs.sum(0)
+    total: Tensor | None = None
+    for z, q in zip(posterior.candidates, probs, strict=True):
+        term = q.unsqueeze(-1) * value_at(z.expand(q.shape))
+        total = term if total is None else total + term
+    assert total is not None
+    return total
 
 
 def _variance(noise: float | Tensor, value: Tensor) -> Tensor:
-    """Squares (D,) of the noise's standard deviations, for rows ``value`` (N, D)."""
+    """Return the squares (D,) of the noise's standard deviations, for rows ``value`` (N, D)."""
     try:
         deviation = torch.as_tensor(noise, dtype=value.dtype, device=value.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"noise={noise!r} must be one number, or one for each feature") from error
+        raise OptionError(f"noise={noise!r} must be one number, or one per feature") from error
     if deviation.shape not in ((), value.shape[-1:]):
         raise OptionError(
-            f"noise is {tuple(deviation.shape)}: give one number, or one for each of {value.shape[-1]}"
+            f"noise has shape {tuple(deviation.shape)}: give one number, or one for each of "
+            f"{value.shape[-1]} features"
         )
     if not bool((deviation.isfinite() & (deviation >= 0)).all()):
         raise OptionError(
@@ -140,86 +256,32 @@ def _variance(noise: float | Tensor, value: Tensor) -> Tensor:
     return deviation.square().expand(value.shape[-1])
 
 
-def _fill(model, part, missing: Tensor, observed: str, guide, site, given, chunk) -> Tensor:
-    features = (~missing).nonzero()[:, 0]
-    handled = MarginalMessenger(observed, features)(model)
-    parts = []
-    for posterior, rows in posteriors(handled, part, guide, site, given, chunk, _gain_rows(part)):
-        selected, value = _selected(model, rows, posterior, guide, observed, site, given)
-        seen = value[:, features]
-        mean = _mix(posterior, lambda z: selected.family.conditional_mean_at(z, seen, features))  # noqa: B023
-        parts.append(torch.where(missing, mean, value))
-    return torch.cat(parts)
-
-
-class MarginalMessenger(Messenger):
-    """Observes only some ``features`` of the rows at ``site``: the components' marginal distributions."""
-
-    def __init__(self, site: str, features: Tensor):
-        super().__init__()
-        self.site, self.features = site, features
-
-    def _pyro_sample(self, msg) -> None:
-        if msg["name"] != self.site:
-            return
-        fn = msg["fn"]
-        if not isinstance(fn, Selected):
-            raise ClosedFormError(
-                f"site {self.site!r} is {type(fn).__name__}, whose marginal distributions are not known: use a normal "
-                "family of pyro_mixtures.distributions, selected by [z]"
-            )
-        msg["fn"] = Selected(fn.family.marginal(self.features), fn.z, batch_shape=fn.batch_shape)
-        msg["value"] = msg["value"][..., self.features]
-
-
-def _mix(posterior: Posterior, value_at: Callable[[Tensor], Tensor]) -> Tensor:
-    """Responsibility-weighted mean over the candidates, one candidate at a time: no (S, B, D) array."""
-    total: Tensor | None = None
-    probs = posterior.probs / posterior.probs.sum(0)
-    for z, q in zip(posterior.candidates, probs, strict=True):
-        term = q.unsqueeze(-1) * value_at(z.expand(q.shape))
-        total = term if total is None else total + term
-    assert total is not None
-    return total
-
-
-def _gain_rows(rows: tuple[Tensor, ...]) -> int:
-    """Rows whose gain matrices (D, D) may be alive at once."""
-    features = max(as_rows(tensor)[0].numel() for tensor in rows)
-    return max(64, _GAIN_ELEMENTS // features**2)
-
-
-def _selected(
-    model, part, posterior: Posterior, guide, observed: str, site: str, given
-) -> tuple[Selected, Tensor]:
-    structure = guide.read(*part) if guide is not None else read_structure(model, site, part, {})
-    messenger = CandidateMessenger(
-        structure, lambda *_: posterior.candidates, given, posterior.index
-    )
-    with pyro.poutine.block(), torch.no_grad():
-        nodes: Any = pyro.poutine.trace(messenger(model)).get_trace(*part).nodes
-    if observed not in structure.observed:
+def _check_call(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    program = model.forward if isinstance(model, nn.Module) else model
+    try:
+        signature = inspect.signature(program)
+    except ValueError:  # a program under handlers does not tell its arguments
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
         raise ModelError(
-            f"the model has no observed site {observed!r}; it has {list(structure.observed)}"
-        )
-    fn, value = nodes[observed]["fn"], nodes[observed]["value"]
-    if structure.dim != -1 or value.dim() != 2:
-        raise ModelError(f"site {observed!r} must observe rows (N, D) in a data plate of dim=-1")
-    if not isinstance(fn, Selected):
-        raise ClosedFormError(
-            f"site {observed!r} is {type(fn).__name__}: use a normal family of pyro_mixtures.distributions, selected by [z]"
-        )
-    return fn, value
+            f"the program cannot be called with these arguments ({error}): pass the rows that it "
+            "needs, for example covariates, sample(model, x)"
+        ) from error
 
 
-def _argument_of(model: Callable, tensors: tuple[Tensor, ...], observed: str) -> int:
-    """Which of the model's arguments is observed at the site."""
+def _argument_of(model: Callable[..., Any], tensors: tuple[Tensor, ...], observed: str) -> int:
+    """Return the number of the argument that is observed at the site."""
     with pyro.poutine.block(), torch.no_grad():
         trace = pyro.poutine.trace(model).get_trace(*tensors)
     if observed not in trace.nodes:
-        raise ModelError(f"the model has no site {observed!r}")
+        raise ModelError(f"the model has no site {observed!r}; it has {list(trace.nodes)}")
     value = trace.nodes[observed]["value"]
-    for place, tensor in enumerate(tensors):
+    for number, tensor in enumerate(tensors):
         if value is tensor:
-            return place
-    raise DataError(f"site {observed!r} does not observe one of the arguments as it was given")
+            return number
+    raise DataError(
+        f"site {observed!r} does not observe one of the arguments unchanged: pass the rows as the "
+        "site observes them"
+    )
