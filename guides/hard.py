@@ -289,7 +289,7 @@ class HardPartition(LabelledGuide):
         return joint._replace(log_joint=joint.log_joint.index_fill(0, empty, -torch.inf))
 
     def _counted(self, joint: Joint, places: Tensor) -> tuple[Posterior, Tensor]:
-        """Return q at the candidates in ``places`` (1, B), and the log evidence; count the losses."""
+        """Return q at the candidates in ``places`` (1, B), and its log evidence; count losses."""
         posterior, log_evidence = hard_posterior(joint, places)
         if self.training:
             log_density = joint.log_density.expand(joint.log_joint.shape).gather(0, places)
