@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyro
@@ -34,7 +34,8 @@ class Chains:
     structure: ProgramStructure
     rows: Rows
     draws: list[list[Draw]]
-    labels_of: str | None = None  # each "chain" or each "draw" numbers components in its own way
+    # What numbers components independently; None if all draws share their numbering.
+    labels_of: Literal["chain", "draw"] | None = None
     reference: Draw | None = None  # the draw with which labels are aligned, if the source has one
     draw_numbers: np.ndarray | None = None  # (draws,), if only some draws of a source were taken
     stats: dict[str, np.ndarray] = field(default_factory=dict)  # (chain, draw), or (chain,)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_mixtures.diagnostics.arviz_io.chains import Chains, Model
 from pyro_mixtures.diagnostics.arviz_io.container import SAMPLE_DIMS, Variable
-from pyro_mixtures.diagnostics.arviz_io.dimensions import ROW, default_dims
+from pyro_mixtures.diagnostics.arviz_io.dimensions import COMPONENT, ROW, default_dims
 from pyro_mixtures.diagnostics.arviz_io.log_likelihood import LogLikelihood
 from pyro_mixtures.diagnostics.arviz_io.posterior import Group, Groups, Source, named_draws
 from pyro_mixtures.diagnostics.arviz_io.predictive import (
@@ -19,8 +19,6 @@ from pyro_mixtures.diagnostics.arviz_io.predictive import (
 from pyro_mixtures.diagnostics.arviz_io.program import to_numpy
 from pyro_mixtures.infer import History
 from pyro_mixtures.infer.restarts.stored_fits import StoredModel
-
-_HISTORY_DIMS = ("epoch", "component")
 
 
 def log_likelihood_group(source: Source, likelihood: LogLikelihood) -> Groups:
@@ -91,22 +89,33 @@ def _argument_names(model: Model) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def history_group(histories: list[History]) -> Group:
+def history_group(histories: list[History], components: int) -> Group:
     """Return the epochs of one fit, or of several fits as chains."""
     tables = [
         {name: np.array(column) for name, column in history.to_dict().items() if column}
         for history in histories
     ]
-    if len(tables) == 1:
-        return {
-            name: Variable(values, _HISTORY_DIMS[: values.ndim])
-            for name, values in tables[0].items()
-        }
-    all_names = tables[0] if tables else {}
-    common_names = [name for name in all_names if all(name in table for table in tables)]
-    dims = (SAMPLE_DIMS[0], *_HISTORY_DIMS)
-    padded = {name: _pad([table[name] for table in tables]) for name in common_names}
-    return {name: Variable(values, dims[: values.ndim]) for name, values in padded.items()}
+    if not tables:
+        return {}
+    lead_dims: tuple[str, ...] = ("epoch",)
+    columns = tables[0]
+    if len(tables) > 1:
+        lead_dims = (SAMPLE_DIMS[0], "epoch")
+        common_names = [name for name in columns if all(name in table for table in tables)]
+        columns = {name: _pad([table[name] for table in tables]) for name in common_names}
+    return {
+        name: Variable(values, _history_dims(name, values, lead_dims, components))
+        for name, values in columns.items()
+    }
+
+
+def _history_dims(
+    name: str, values: np.ndarray, lead_dims: tuple[str, ...], components: int
+) -> tuple[str, ...]:
+    """Chains and epochs, then components or ArviZ's default names."""
+    shape = values.shape[len(lead_dims) :]
+    is_by_component = shape == (components,)
+    return (*lead_dims, *((COMPONENT,) if is_by_component else default_dims(name, shape)))
 
 
 def _pad(columns: list[np.ndarray]) -> np.ndarray:

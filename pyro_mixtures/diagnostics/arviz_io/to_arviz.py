@@ -187,7 +187,7 @@ def to_arviz(
         {} if posterior_predictive is None else predictive_group(source, posterior_predictive),
         {} if prior is None else prior_group(source, prior),
         data_groups(source) if observed_data else {},
-        {"fit_history": history_group(chains.histories)},
+        {"fit_history": history_group(chains.histories, chains.structure.components)},
     )
     all_counted = likelihood is None or bool(likelihood.counted.all())
     return to_container(

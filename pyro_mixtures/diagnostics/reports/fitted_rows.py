@@ -12,6 +12,7 @@ from pyro_mixtures.diagnostics.reports.latent_point import LatentPoint, latent_p
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.batching import plan
 from pyro_mixtures.infer.em.fit import Fit
+from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.parallel_guide import ParallelGuide
 from pyro_mixtures.poutine import Posterior, ReuseMessenger
 
@@ -75,7 +76,7 @@ def params_of(fit: Fit) -> Iterator[None]:
     has no other params than those of the store.
     """
     store = pyro.get_param_store()
-    state = store.get_state()
+    state: Any = store.get_state()
     module_params: dict[str, Tensor] = {}
     for program in (fit.model, fit.guide):
         if isinstance(program, nn.Module):
@@ -89,15 +90,15 @@ def params_of(fit: Fit) -> Iterator[None]:
         if name in module_params and module_params[name] is not leaf
     }
     own_state: Any = {
-        kind: {name: value for name, value in state[kind].items() if name not in foreign}  # type: ignore[literal-required]
-        for kind in state
+        kind: {name: value for name, value in entries.items() if name not in foreign}
+        for kind, entries in state.items()
     }
     with store.scope(own_state):
         yield
 
 
 @contextmanager
-def _unchanged(guide: Any) -> Iterator[None]:
+def _unchanged(guide: PartitionGuide) -> Iterator[None]:
     """Put the guide into evaluation mode, with shared factorizations, and restore its state."""
     training, evaluations = guide.training, guide.evaluations
     guide.eval()

@@ -14,7 +14,8 @@ from pyro_mixtures.distributions import (
     MixtureWeights,
 )
 from pyro_mixtures.errors import DataError, ModelError, OptionError
-from pyro_mixtures.guides import FullPartition, TruncatedPartition
+from pyro_mixtures.guides import FullPartition, HardPartition, TruncatedPartition
+from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
 from tests.diagnostics.arviz_io.two_clusters import (
@@ -74,6 +75,13 @@ class TestPointEstimate:
         assert data.fit_history["elbo"].dims == ("epoch",)
         np.testing.assert_array_equal(data.fit_history["elbo"].values, result.history["elbo"])
         assert data.fit_history["phase"].values.tolist() == ["EM"] * len(result.history)
+
+    def test_history_of_a_hard_partition(self):
+        x, model = two_clusters(), GaussianMixture(components=2, features=2)
+        result = fit(EM(model, HardPartition(model, components=2)), x, epochs=3, progress=False)
+        sizes = to_arviz(result, x).fit_history["sizes"]
+        assert sizes.dims == ("epoch", "component")
+        np.testing.assert_array_equal(sizes.values, result.history["sizes"])
 
     def test_groups_can_be_left_out(self):
         model = GaussianMixture(components=2, features=2)
