@@ -91,7 +91,7 @@ def relabel(
     [[0.0], [5.0], [9.0]]
     """
     _check_permutation(permutation)
-    order, relabelled = permutation.long(), {}
+    order, relabeled = permutation.long(), {}
     for name, value in params.items():
         component_dim = _component_dim(dim, name)
         if not isinstance(value, Tensor):
@@ -102,8 +102,8 @@ def relabel(
                 f"param {name!r} {tuple(value.shape)} does not have {len(order)} components in "
                 f"dimension {component_dim}"
             )
-        relabelled[name] = value.index_select(component_dim, order.to(value.device))
-    return relabelled
+        relabeled[name] = value.index_select(component_dim, order.to(value.device))
+    return relabeled
 
 
 def overlap(fit: Responsibilities, reference: Responsibilities, components: int) -> csr_matrix:

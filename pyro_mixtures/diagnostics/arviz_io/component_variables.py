@@ -31,16 +31,16 @@ class ComponentVariables(NamedTuple):
         """Return those of ``values`` that have entries per component, in the ``order`` (C,)."""
         axes = {name: dim for name, dim in self.axes.items() if name in values}
         contrasts = {name: dim for name, dim in self.contrasts.items() if name in values}
-        relabelled = relabel({name: values[name] for name in axes}, order, dim=axes)
+        relabeled = relabel({name: values[name] for name in axes}, order, dim=axes)
         for names in self.numbered:
             if names[0] in values:
                 sources = zip(names, order.tolist(), strict=True)
-                relabelled |= {name: values[names[component]] for name, component in sources}
-        relabelled |= {
+                relabeled |= {name: values[names[component]] for name, component in sources}
+        relabeled |= {
             name: _change_reference(name, values[name], dim, order)
             for name, dim in contrasts.items()
         }
-        return relabelled
+        return relabeled
 
 
 def _change_reference(name: str, value: Tensor, dim: int, order: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def _params(source: Source, draw: Draw) -> LatentValues:
 
 
 def _relabel(draws: list[LatentValues], relabeling: Relabeling | None) -> list[LatentValues]:
-    """All draws, chain after chain, relabelled."""
+    """All draws, chain after chain, relabeled."""
     if relabeling is None:
         return draws
     permutations = relabeling.permutations.flatten(0, 1)

@@ -25,13 +25,13 @@ from pyro_mixtures.infer.scoring.posteriors import posteriors
 from pyro_mixtures.poutine import log_joint
 
 _TOP = 8  # components per row that are used for an alignment
-_PROBE_ROWS = 32  # in which a relabelled model is compared with the original
+_PROBE_ROWS = 32  # in which a relabeled model is compared with the original
 _MAX_UNKNOWN = 6  # variables of unknown dimensions of which all subsets are tried
 _TOLERANCE = 1e-4  # relative, of log joints and log priors
 
 
 class _Fingerprint(NamedTuple):
-    """Values by which a relabelled model is recognized."""
+    """Values by which a relabeled model is recognized."""
 
     log_joint: np.ndarray  # (C, B) of the probe rows
     log_prior: float
@@ -49,9 +49,9 @@ def align_draws(chains: Chains, reference: Draw, *, truncated: bool, chunk: int 
         responsibilities = _responsibilities(chains, draw, truncated, chunk)
         return permutation_of(overlap(responsibilities, pivot, components))
 
-    labelled_draws = [chain if chains.labels_of == "draw" else chain[:1] for chain in chains.draws]
+    labeled_draws = [chain if chains.labels_of == "draw" else chain[:1] for chain in chains.draws]
     permutations = torch.stack(
-        [torch.stack([permutation(draw) for draw in chain]) for chain in labelled_draws]
+        [torch.stack([permutation(draw) for draw in chain]) for chain in labeled_draws]
     )
     return permutations.expand(*chains.shape, components)
 
@@ -69,7 +69,7 @@ def find_component_variables(
     :raises ModelError: if no choice is complete.
     """
     params = read_params(draw.model, chains.structure, chains.rows, draw.latents)
-    # Params are relabelled too, unless the draws of a chain share them but not their labels.
+    # Params are relabeled too, unless the draws of a chain share them but not their labels.
     params_are_shared = chains.labels_of == "draw" and bool(draw.latents)
     variables = {**({} if params_are_shared else params), **draw.latents}
     original = _fingerprint(chains, draw.model, draw.latents)

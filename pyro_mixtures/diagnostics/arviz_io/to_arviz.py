@@ -112,7 +112,7 @@ def to_arviz(
     :param align: give the labels of several fits, of bootstrap refits and of MCMC draws a common
         order: that of the draw with the largest ``lp`` (of the fit, for a bootstrap), by the rows'
         responsibilities (:func:`~pyro_mixtures.diagnostics.alignment.align`). Restarts have one
-        order per chain. Relabelled are variables with a dimension "component", differences from a
+        order per chain. Relabeled are variables with a dimension "component", differences from a
         reference ("contrast"), for which the reference changes, and variables numbered from 0 to
         C - 1 (``experts.0.weight``). Dimensions without a name are tried, and the model is checked
         to be unchanged. The other groups do not depend on labels.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mixtures.diagnostics.partition_information.labelled_rows import LabelledRows, read_rows
+from pyro_mixtures.diagnostics.partition_information.labeled_rows import LabeledRows, read_rows
 from pyro_mixtures.diagnostics.partition_information.report import (
     ClusterDependence,
     PartitionInformation,
@@ -108,7 +108,7 @@ def _entropy(labels: Tensor) -> float:
 
 
 def _variables(
-    sample: LabelledRows, neighbors: int, permutations: int, generator: Generator
+    sample: LabeledRows, neighbors: int, permutations: int, generator: Generator
 ) -> list[VariableInformation]:
     variables = _read_variables(sample)
     estimate = partial(
@@ -129,7 +129,7 @@ def _variables(
     return sorted(lines, key=lambda line: -line.nats)
 
 
-def _read_variables(sample: LabelledRows) -> list[tuple[str, str, Tensor]]:
+def _read_variables(sample: LabeledRows) -> list[tuple[str, str, Tensor]]:
     """Name, kind and values of each variable of the first table, checked not to be constant."""
     context = f", among the {len(sample.x)} rows drawn,"
     if bool((sample.labels == sample.labels[0]).all()):
@@ -159,7 +159,7 @@ def _equalize_spread(values: Tensor) -> Tensor:
 
 
 def _dependences(
-    data: LabelledRows, cluster_rows: int, clusters: int, permutations: int, generator: Generator
+    data: LabeledRows, cluster_rows: int, clusters: int, permutations: int, generator: Generator
 ) -> list[ClusterDependence]:
     overall = _overall_coefficients(data, cluster_rows, generator)
     lines = []
@@ -175,7 +175,7 @@ def _dependences(
 
 
 def _overall_coefficients(
-    data: LabelledRows, cluster_rows: int, generator: Generator
+    data: LabeledRows, cluster_rows: int, generator: Generator
 ) -> list[float]:
     """The mean coefficient of each feature, over disjoint sets of ``cluster_rows`` random rows."""
     order = torch.randperm(len(data.x), generator=generator, device="cpu")
@@ -202,7 +202,7 @@ def _largest_clusters(labels: Tensor, cluster_rows: int, clusters: int) -> list[
 
 
 def _coefficient(
-    rows: LabelledRows, feature: int, permutations: int, generator: Generator
+    rows: LabeledRows, feature: int, permutations: int, generator: Generator
 ) -> tuple[float, float | None]:
     """Coefficient of a feature and the outcome, and its p-value; NaN if either is constant."""
     assert rows.y is not None

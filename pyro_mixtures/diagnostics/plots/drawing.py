@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GRAY = "#555555"
 LIGHT_GRAY = "#AAAAAA"
 MAX_DRAWN_ROWS = 3000
-MAX_NUMBERED = 40  # components up to which each is labelled with its number
+MAX_NUMBERED = 40  # components up to which each is labeled with its number
 _MAX_ASPECT = 5  # ratio of the sides of a picture up to which both axes have the same scale
 _COMPACT: dict[str, float] = {
     "borderaxespad": 0.2,
@@ -100,7 +100,7 @@ def evenly_spaced(rows: int) -> slice:
     return slice(None, None, max(1, -(-rows // MAX_DRAWN_ROWS)))
 
 
-def draw_labelled_rows(ax: Axes, positions: np.ndarray, labels: np.ndarray) -> None:
+def draw_labeled_rows(ax: Axes, positions: np.ndarray, labels: np.ndarray) -> None:
     """Draw rows at ``positions`` (N, 2) in the colors of their components; gray without one."""
     for component in np.unique(labels).tolist():
         selected = positions[labels == component]

@@ -9,7 +9,7 @@ from pyro_mixtures.diagnostics.plots.drawing import (
     MAX_NUMBERED,
     Array,
     color_of,
-    draw_labelled_rows,
+    draw_labeled_rows,
     evenly_spaced,
     figure,
     label,
@@ -93,4 +93,4 @@ def _draw_rows(ax: Axes, plane: Plane, rows: np.ndarray, labels: Array | None) -
         ax.scatter(positions[:, 0], positions[:, 1], s=4, color=LIGHT_GRAY, linewidths=0, zorder=0)
         return
     row_labels = to_numbers("labels", labels, "rows", len(rows))
-    draw_labelled_rows(ax, positions, row_labels[selected])
+    draw_labeled_rows(ax, positions, row_labels[selected])

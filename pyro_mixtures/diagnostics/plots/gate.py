@@ -13,7 +13,7 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.diagnostics.plots.drawing import (
     Array,
     color_of,
-    draw_labelled_rows,
+    draw_labeled_rows,
     evenly_spaced,
     figure,
     label,
@@ -72,7 +72,7 @@ def plot_gate(
         selected_labels = gate.assign(x[selected]).cpu().numpy()
     else:
         selected_labels = row_labels[selected]
-    draw_labelled_rows(ax, to_finite("rows", x[selected]), selected_labels)
+    draw_labeled_rows(ax, to_finite("rows", x[selected]), selected_labels)
     ax.set_xlim(low[0], high[0])
     ax.set_ylim(low[1], high[1])
     title = f"Regions of {len(np.unique(grid))} of {gate.components} components of the gate"

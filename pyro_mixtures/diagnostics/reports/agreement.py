@@ -54,10 +54,10 @@ def _common_rows(a: Labels, b: Labels) -> tuple[np.ndarray, np.ndarray]:
             f"a has labels of {len(a_labels)} rows, b of {len(b_labels)}: "
             "both partitions must be of the same rows"
         )
-    labelled = (a_labels >= 0) & (b_labels >= 0)
-    if not labelled.any():
+    labeled = (a_labels >= 0) & (b_labels >= 0)
+    if not labeled.any():
         raise DataError("no row has a label in both partitions: there is nothing to compare")
-    return a_labels[labelled], b_labels[labelled]
+    return a_labels[labeled], b_labels[labeled]
 
 
 def _read_labels(values: Labels, name: str) -> np.ndarray:

@@ -57,11 +57,11 @@ class TestForms:
             values = data.posterior[name].values
             np.testing.assert_allclose(values, np.broadcast_to(values[0], values.shape), atol=1e-6)
         pyro.clear_param_store()
-        relabelled = chosen(theta, gate)
+        relabeled = chosen(theta, gate)
         for name in ("theta", "gate_weight", "gate_bias"):
-            setattr(relabelled, name, torch.from_numpy(data.posterior[name].values[2, 0]))
+            setattr(relabeled, name, torch.from_numpy(data.posterior[name].values[2, 0]))
         np.testing.assert_allclose(
-            log_evidence(relabelled, *rows), data.log_likelihood["y"].values[2, 0], rtol=1e-5
+            log_evidence(relabeled, *rows), data.log_likelihood["y"].values[2, 0], rtol=1e-5
         )
 
     def test_a_penalty_on_differences_from_the_reference_is_refused(self):

@@ -171,7 +171,7 @@ class TestRestarts:
         with pytest.raises(OptionError, match="not a source of draws"):
             to_arviz([entry], three_clusters())
 
-    def test_shared_params_are_not_relabelled(self):
+    def test_shared_params_are_not_relabeled(self):
         """With as many features as components only the model tells them apart."""
         x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor(
             [[4.0, 0.0]]
@@ -202,7 +202,7 @@ class TestRestarts:
         np.testing.assert_allclose(loc[0], loc[1], atol=1e-3)
         np.testing.assert_allclose(scale[0], scale[1], atol=1e-3)
 
-    def test_components_with_different_constants_cannot_be_relabelled(self):
+    def test_components_with_different_constants_cannot_be_relabeled(self):
         def constant(x, index=None, size=None):
             loc = pyro.param("loc", CENTERS.clone())
             with data_plate(x, index, size):
@@ -224,7 +224,7 @@ class TestRestarts:
         )
 
     def test_draws_of_several_guides(self):
-        """Latent sites and params of a chain are relabelled together."""
+        """Latent sites and params of a chain are relabeled together."""
 
         def half(x, index=None, size=None):
             weights = pyro.param("weights", torch.full((3,), 1 / 3), constraint=constraints.simplex)

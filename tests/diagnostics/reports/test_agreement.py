@@ -23,10 +23,10 @@ def dense_matching(a: np.ndarray, b: np.ndarray) -> float:
 @given(pairs)
 def test_equals_references(rows):
     a, b = (torch.tensor(column, device="cpu") for column in zip(*rows, strict=True))
-    labelled = (a >= 0) & (b >= 0)
-    if not bool(labelled.any()):
+    labeled = (a >= 0) & (b >= 0)
+    if not bool(labeled.any()):
         return
-    result, both = agreement(a, b), (a[labelled].numpy(), b[labelled].numpy())
+    result, both = agreement(a, b), (a[labeled].numpy(), b[labeled].numpy())
     assert result.rand == pytest.approx(adjusted_rand_score(*both), abs=1e-12)
     assert result.matched == pytest.approx(dense_matching(*both), abs=1e-12)
 

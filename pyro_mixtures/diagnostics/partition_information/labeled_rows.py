@@ -14,7 +14,7 @@ from pyro_mixtures.information.permutation import Generator
 from pyro_mixtures.information.variables import Array, as_columns
 
 
-class LabelledRows(NamedTuple):
+class LabeledRows(NamedTuple):
     """N rows, each of which belongs to a cluster."""
 
     labels: Tensor  # (N,)
@@ -22,7 +22,7 @@ class LabelledRows(NamedTuple):
     y: Tensor | None  # (N, m)
     names: Sequence[str]
 
-    def take(self, rows: Tensor) -> "LabelledRows":
+    def take(self, rows: Tensor) -> "LabeledRows":
         """Select rows by number."""
         rows = rows.to(self.x.device)
         outcome = None if self.y is None else self.y[rows]
@@ -35,7 +35,7 @@ def read_rows(
     y: Array | None,
     names: Sequence[str] | None,
     generator: Generator,
-) -> LabelledRows:
+) -> LabeledRows:
     """Return the rows that belong to a cluster.
 
     :raises DataError: for shapes that do not match, values that are not finite, labels that are not
@@ -60,7 +60,7 @@ def read_rows(
     clustered = (labels >= 0).nonzero()[:, 0]
     if not len(clustered):
         raise DataError("no row belongs to a cluster: all labels are negative")
-    all_rows = LabelledRows(labels, features, outcome, _names(names, features.shape[1]))
+    all_rows = LabeledRows(labels, features, outcome, _names(names, features.shape[1]))
     return all_rows.take(clustered)
 
 
