@@ -1,4 +1,4 @@
-r"""The base class of exponential families given by their means."""
+"""The base class of exponential families given by their means."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class BregmanComponents(Components):
 
     argument_names: tuple[str, ...] = ("mean",)
     location = "mean"
-    pads = True  # take() does
+    pads = True  # take() returns -inf for padding
     leaves_one_out = True
 
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):

@@ -80,7 +80,7 @@ class SoftmaxComponents(Components):
     has_rsample = False
     # Every block would read all features again.
     maximizes_in_blocks = False
-    pads = True  # take() does
+    pads = True  # take() returns -inf for padding
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ class QuadraticComponents(Components):
 
     has_rsample = True
     location = "loc"
-    pads = True  # the kernels do
+    pads = True  # the kernels return -inf for padding
     on_kernels = True
     loc: Tensor
     _kernel: Quadratic | None = None

@@ -258,7 +258,7 @@ class DirectionalNormals(UnitVarianceNormals):
         return _kernel(self.flat(self.loc, 1), self.constant())
 
     def sample_at(self, index: Tensor) -> Tensor:
-        """Draw by rejection from the uniform distribution; one proposal in eight is accepted."""
+        """Draw by rejection from the uniform distribution: over 1 in 8 proposals are accepted."""
         mean = self.mean_at(index.reshape(-1))
         draws, pending = torch.empty_like(mean), torch.arange(len(mean), device=mean.device)
         while len(pending):

@@ -16,7 +16,7 @@ _NUMBERS_PER_BLOCK = 1 << 19
 
 
 class MStep(NamedTuple):
-    """Update the params of sites."""
+    """Options of the M-step, and the update of each site's params."""
 
     freeze: frozenset[str]  # names of params that stay as they are
     variance_floor: float  # as a fraction of the variances of the data
@@ -57,9 +57,8 @@ class MStep(NamedTuple):
             for name, value in family.arguments.items()
             if family.is_per_component(name)
         )
-        step = max(
-            1, min(_NUMBERS_PER_BLOCK // max(1, numbers), -(-family.components // thread_count()))
-        )
+        per_thread = -(-family.components // thread_count())
+        step = max(1, min(_NUMBERS_PER_BLOCK // max(1, numbers), per_thread))
 
         @torch.no_grad()  # a setting of the thread
         def update_block(i: int) -> None:
