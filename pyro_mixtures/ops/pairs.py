@@ -12,16 +12,14 @@ from pyro_mixtures.ops.kernels import numba_pairs
 
 
 class SortedPairs(NamedTuple):
-    """``P`` pairs in the order of their component.
+    """P pairs sorted by component: those of component c are ``starts[c] : starts[c + 1]``.
 
-    ``rows`` (P,) is each pair's row; ``order`` (P,) its position in the flat array of all slots;
-    pairs of component c are ``starts[c] : starts[c + 1]``, ``starts`` (C + 1,). Padding slots
-    (component -1) have no pair.
+    Padding slots (component -1) have no pair.
     """
 
-    rows: Tensor
-    order: Tensor
-    starts: Tensor
+    rows: Tensor  # (P,) row of each pair
+    order: Tensor  # (P,) position of each pair in the flat array of all slots
+    starts: Tensor  # (C + 1,)
 
 
 class Pairs:

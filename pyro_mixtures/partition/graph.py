@@ -23,6 +23,11 @@ class NeighborGraph:
     :param components: C.
     :param neighbors: G.
     :param generator: source of randomness, on the CPU.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> graph = NeighborGraph(components=10, neighbors=3, generator=generator)
+    >>> graph.neighbors.shape, graph.neighbors[:4, 0].tolist()
+    (torch.Size([10, 3]), [0, 1, 2, 3])
     """
 
     def __init__(self, *, components: int, neighbors: int, generator: torch.Generator):

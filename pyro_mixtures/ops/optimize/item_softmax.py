@@ -117,9 +117,8 @@ def _ascent_step(
     if not bool(flat.any()):
         return step, slope
     spread_step, spread_slope = _spread_step(problem, theta, total, mean, gradient, table)
-    return torch.where(flat.unsqueeze(-1), spread_step, step), torch.where(
-        flat, spread_slope, slope
-    )
+    step = torch.where(flat.unsqueeze(-1), spread_step, step)
+    return step, torch.where(flat, spread_slope, slope)
 
 
 def _spread_step(

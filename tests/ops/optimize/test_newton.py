@@ -13,7 +13,7 @@ F64 = torch.float64
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, F64])
 
 
-def labelled(rows: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+def labeled(rows: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(rows, 2, dtype=F64)
     return x, (x @ torch.tensor([1.0, -2.0], dtype=F64) + 0.5).sigmoid().bernoulli()
 
@@ -41,7 +41,7 @@ def sklearn_loss(x, y) -> float:
 @pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-7])
 def test_nearly_collinear_covariates_have_their_optimum(apart, scale):
     """The optimum is that of scikit-learn with the difference of the covariates instead."""
-    x, y = labelled()
+    x, y = labeled()
     difference = torch.randn(len(x), 1, dtype=F64)
     near = torch.cat([x, scale * (x[:, :1] + apart * difference)], -1)
     expected = sklearn_loss(torch.cat([x, difference], -1), y)
@@ -52,7 +52,7 @@ def test_nearly_collinear_covariates_have_their_optimum(apart, scale):
 @pytest.mark.parametrize("scale", [1.0, 2.0**-13, 2.0**20])
 @BOTH
 def test_a_repeated_covariate_changes_nothing(scale, start, dtype):
-    x, y = labelled()
+    x, y = labeled()
     x = x.to(dtype)
     repeated = torch.cat([x, scale * x[:, :1]], -1)
     found = least_loss(repeated, y, torch.full((3,), start, dtype=dtype))
@@ -61,7 +61,7 @@ def test_a_repeated_covariate_changes_nothing(scale, start, dtype):
 
 @pytest.mark.parametrize("apart", [1e-8, 1e-10, 1e-12])
 def test_covariates_equal_up_to_rounding_take_few_steps(apart, monkeypatch):
-    x, y = labelled()
+    x, y = labeled()
     near = torch.cat([x, x[:, :1] + apart * torch.randn(len(x), 1, dtype=F64)], -1)
     seen = []
     loss = LogisticRegressions.row_loss
@@ -74,7 +74,7 @@ def test_covariates_equal_up_to_rounding_take_few_steps(apart, monkeypatch):
 @pytest.mark.parametrize("size", [50.0, 1e3, 1e6])
 @BOTH
 def test_a_start_that_saturates_leads_to_the_optimum(size, dtype):
-    x, y = labelled()
+    x, y = labeled()
     x = x.to(dtype)
     far = least_loss(x, y, torch.full((2,), size, dtype=dtype))
     assert far == pytest.approx(least_loss(x, y, torch.zeros(2, dtype=dtype)), rel=1e-6)
