@@ -1,4 +1,4 @@
-"""What tests of bad input are given: models, guides, rows, and all that reads rows."""
+"""Models, guides, rows and consumers of rows for the tests of bad input."""
 
 import numpy as np
 import pyro
@@ -38,7 +38,7 @@ def svi(model, guide):
 
 
 def uses(strategy):
-    """Everything that reads rows through a guide: each takes a model and rows."""
+    """All functions that read rows through a guide; each takes a model and rows."""
     return {
         "e-step": lambda model, x: guide_of(strategy, model).posterior(x),
         "em": lambda model, x: EM(model, guide_of(strategy, model)).step(x),
@@ -124,7 +124,7 @@ ROWS = {
 
 
 def assert_fits(build, x, strategy, components=3, empty="reseed", epochs=4, **options):
-    """A few epochs of EM, in which everything stays finite."""
+    """A few epochs of EM, in which all values stay finite."""
     model = build(components, x.shape[1])
     guide = guide_of(strategy, model, components=components, **options)
     seeds = seed_rows(x, components)
@@ -141,7 +141,7 @@ def assert_fits(build, x, strategy, components=3, empty="reseed", epochs=4, **op
 
 
 def built(model, **options):
-    """A model with the options that it cannot do without."""
+    """A model with the options that it requires."""
     needed = {
         MixtureOfFactorAnalyzers: {"factors": 1},
         BregmanMixture: {"divergence": "multinomial"},

@@ -1,4 +1,4 @@
-"""Arguments of strategies and programs, minibatches, saved state: what does not fit is named with the remedy."""
+"""Arguments of programs and strategies, minibatches and saved state: errors name the remedy."""
 
 import math
 
@@ -136,7 +136,10 @@ def test_truncated_guide_keeps_to_its_rows():
     model = gaussian()
     guide = guide_of(TruncatedPartition, model)
     guide.posterior(draw_rows())
-    message = rf"holds the state of {N} rows, but the data now have {N + 1}: make a new guide, pass index= and size="
+    message = (
+        rf"holds the state of {N} rows, but the data now have {N + 1}: "
+        "make a new guide, pass index= and size="
+    )
     for use in (guide.posterior, EM(model, guide).step, svi(model, guide).step):
         with pytest.raises(PartitionError, match=message):
             use(draw_rows(N + 1))
@@ -219,7 +222,7 @@ def test_saved_state_with_a_broken_graph_is_refused():
 @pytest.mark.parametrize(
     ("index", "component"), [(N, 0), (0, C), (0, -1)], ids=["row", "component", "negative"]
 )
-def test_planting_out_of_range_is_refused(index, component):
+def test_candidates_out_of_range_are_refused(index, component):
     guide = guide_of(TruncatedPartition, gaussian())
     with pytest.raises(PartitionError, match=rf"outside \[0, {N if index else C}\)"):
         guide.add_candidates(torch.tensor([index]), torch.tensor([component]), size=N)

@@ -1,4 +1,4 @@
-"""Awkward but possible rows are fitted without NaN; numbers beyond that are named with the remedy."""
+"""Degenerate rows are fitted without NaN; errors on vanishing densities name the remedy."""
 
 import math
 
@@ -33,7 +33,7 @@ from tests.bad_input.inputs import (
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_params_that_diverged_are_named_with_the_remedy(strategy):
-    """Where validation is on, torch refuses them first."""
+    """With validation enabled, torch refuses them first."""
     model = gaussian()
     with torch.no_grad():
         model.loc[1, 0] = math.nan
@@ -67,7 +67,7 @@ def test_all_errors_are_one_family_and_values_errors():
     assert all(issubclass(error, MixtureError) and issubclass(error, ValueError) for error in typed)
 
 
-# ---------------------------------------------------------------- awkward but possible: no NaN
+# ---------------------------------------------------------------- degenerate rows
 
 
 @pytest.mark.meta

@@ -1,4 +1,4 @@
-"""Dead components are re-seeded, dropped or kept, and counted."""
+"""Empty components are re-seeded, dropped or kept, and counted."""
 
 import math
 
@@ -11,14 +11,14 @@ from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, assign, fit
 from tests.bad_input.inputs import MODELS, STRATEGIES, clusters, gaussian, guide_of
 
-DEAD_CASES = [
+CASES = [
     (TruncatedPartition, "diagonal"),
     (TruncatedPartition, "full"),
     *((FullPartition, family) for family in ("diagonal", "tied full", "H=0", "H=1")),
 ]
 
 
-def with_a_dead_component(strategy, empty, family="diagonal", epochs=4):
+def fit_with_an_empty_component(strategy, empty, family="diagonal", epochs=4):
     """A fit that starts with component 2 of four far from all rows."""
     x = clusters(60)
     model = MODELS[family](4, x.shape[1])
@@ -26,7 +26,7 @@ def with_a_dead_component(strategy, empty, family="diagonal", epochs=4):
         model.loc.copy_(torch.stack([x[0], x[1], x[0] + 1e4, x[2]]))
     options = {"candidates": 3, "neighbors": 4} if strategy is TruncatedPartition else {}
     guide = guide_of(strategy, model, components=4, **options)
-    # Without tolerance no fit of so few epochs counts as converged before its time.
+    # Without tolerance, the fit cannot converge before the last epoch.
     found = fit(
         EM(model, guide, empty=empty),
         x,
@@ -41,9 +41,9 @@ def with_a_dead_component(strategy, empty, family="diagonal", epochs=4):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize(("strategy", "family"), DEAD_CASES)
-def test_dead_component_is_reseeded_and_counted(strategy, family):
-    model, _, found = with_a_dead_component(strategy, "reseed", family)
+@pytest.mark.parametrize(("strategy", "family"), CASES)
+def test_empty_component_is_reseeded_and_counted(strategy, family):
+    model, _, found = fit_with_an_empty_component(strategy, "reseed", family)
     em_epochs = found.history["phase"] == "EM"
     assert found.history["reseeded"][em_epochs][0] == 1
     assert found.history["dropped"].sum() == 0
@@ -53,9 +53,9 @@ def test_dead_component_is_reseeded_and_counted(strategy, family):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize(("strategy", "family"), DEAD_CASES)
-def test_dead_component_is_dropped_for_good_and_counted(strategy, family):
-    model, x, found = with_a_dead_component(strategy, "drop", family)
+@pytest.mark.parametrize(("strategy", "family"), CASES)
+def test_empty_component_is_dropped_and_counted(strategy, family):
+    model, x, found = fit_with_an_empty_component(strategy, "drop", family)
     em_epochs = found.history["phase"] == "EM"
     assert found.history["reseeded"].sum() == 0
     assert found.history["dropped"][em_epochs].tolist() == [1] * 4
@@ -66,9 +66,9 @@ def test_dead_component_is_dropped_for_good_and_counted(strategy, family):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize(("strategy", "family"), DEAD_CASES)
-def test_dead_component_is_kept_as_it_was(strategy, family):
-    model, x, found = with_a_dead_component(strategy, "keep", family)
+@pytest.mark.parametrize(("strategy", "family"), CASES)
+def test_empty_component_is_kept_as_it_was(strategy, family):
+    model, x, found = fit_with_an_empty_component(strategy, "keep", family)
     assert found.history["reseeded"].sum() == 0
     assert found.history["dropped"].sum() == 0
     torch.testing.assert_close(model.loc.detach()[2], x[0] + 1e4)
@@ -77,7 +77,7 @@ def test_dead_component_is_kept_as_it_was(strategy, family):
 
 @pytest.mark.parametrize("empty", ["reseed", "drop", "keep"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_all_components_but_one_dead_is_survived(strategy, empty):
+def test_fit_with_all_components_but_one_empty_stays_finite(strategy, empty):
     x = clusters(30)
     model = gaussian(5, 3)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_all_components_but_one_dead_is_survived(strategy, empty):
 
 
 @pytest.mark.parametrize("empty", ["reseed", "drop", "keep"])
-def test_dead_components_under_stepwise_em_are_survived(empty):
+def test_stepwise_em_with_an_empty_component_stays_finite(empty):
     x = clusters(60)
     model = gaussian(4, 3)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Impossible options: a typed error names the value and what is possible."""
+"""Impossible options: typed errors name the value and the possible ones."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Programs that are no mixture, or have no closed form: a typed error gives the reason and the way out."""
+"""Programs that are not mixtures, or have no closed form: typed errors name reason and remedy."""
 
 import pyro
 import pytest
@@ -17,7 +17,7 @@ from tests.bad_input.inputs import STRATEGIES, C, D, N, draw_rows, gaussian, gui
 
 
 def program(*, site="z", observed=None, plate=True, fn=None, twice=False, outer=None):
-    """Mixtures that are none, each in its own way."""
+    """Programs that are not mixtures, for different reasons."""
     fn = MixtureWeights(torch.full((C,), 1 / C)) if fn is None else fn
 
     def body(x):
@@ -60,12 +60,12 @@ def program(*, site="z", observed=None, plate=True, fn=None, twice=False, outer=
     ],
     ids=["no site", "two sites", "observed", "no plate", "continuous", "two plates"],
 )
-def test_programs_that_are_no_mixture_are_refused_with_the_reason(strategy, model, message):
+def test_programs_that_are_not_mixtures_are_refused_with_the_reason(strategy, model, message):
     with pytest.raises(ModelError, match=f"(?s){message}"):
         guide_of(strategy, model).posterior(draw_rows())
 
 
-def test_scoring_refuses_programs_that_are_no_mixture():
+def test_scoring_refuses_programs_that_are_not_mixtures():
     for use in (log_evidence, responsibilities, assign):
         with pytest.raises(ModelError, match="no sample site 'z'"):
             use(program(site="k"), draw_rows())
@@ -115,8 +115,11 @@ def with_prior(x, index=None, size=None):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_guide_names_latent_sites_that_nobody_gives_a_value(strategy):
-    message = r"latent site 'loc' is not 'z' and has no value: give the guide global_guide=.*AutoNormal\(poutine\.block"
+def test_guide_names_latent_sites_without_a_value(strategy):
+    message = (
+        r"latent site 'loc' is not 'z' and has no value: "
+        r"give the guide global_guide=.*AutoNormal\(poutine\.block"
+    )
     with pytest.raises(ModelError, match=message):
         guide_of(strategy, with_prior).posterior(draw_rows())
     with pytest.raises(ModelError, match=message):
@@ -137,7 +140,7 @@ def test_em_refuses_latent_sites_and_points_to_svi(strategy, global_guide):
         EM(with_prior, guide).step(draw_rows())
 
 
-def test_guide_beside_must_return_its_values():
+def test_global_guide_must_return_its_values():
     guide = FullPartition(with_prior, components=C, global_guide=lambda x: None)
     with pytest.raises(ModelError, match="global_guide returned NoneType: it must return a dict"):
         guide.posterior(draw_rows())
@@ -189,7 +192,7 @@ def log_scale_param():
     ],
     ids=["log_scale.exp()", "stock log_scale.exp()", "StudentT", "Laplace"],
 )
-def test_em_names_what_has_no_closed_form_and_the_ways_out(strategy, build, message):
+def test_em_names_what_has_no_closed_form_and_the_remedies(strategy, build, message):
     model = in_params(build)
     with pytest.raises(ClosedFormError, match=message) as found:
         EM(model, guide_of(strategy, model)).step(draw_rows())

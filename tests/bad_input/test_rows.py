@@ -1,4 +1,4 @@
-"""Rows that cannot be used: a typed error names the value and the remedy."""
+"""Rows that cannot be used: typed errors name the value and the remedy."""
 
 import math
 
@@ -31,7 +31,7 @@ from tests.bad_input.inputs import STRATEGIES, USES, C, D, N, draw_rows, gaussia
 def test_nan_rows_are_named_with_their_place_and_the_remedy(use):
     x = draw_rows()
     x[4, 1] = math.nan
-    # Minibatches of 7 rows, in order or not, say where in the batch.
+    # In minibatches of 7 rows, the position is that in the batch.
     with pytest.raises(
         DataError, match=r"'x' holds nan at \[\d+, 1\]: remove such rows, or fill them in"
     ):
@@ -129,7 +129,7 @@ def test_families_name_the_right_shape_of_rows_in_plain_programs(strategy, shape
     ],
     ids=["number", "scalar", "strings", "sparse", "objects", "ragged"],
 )
-def test_things_that_are_no_rows_are_refused(data, message):
+def test_objects_that_are_not_rows_are_refused(data, message):
     with pytest.raises(DataError, match=message):
         as_rows(data)
 
@@ -145,7 +145,7 @@ def test_no_rows_at_all_are_refused():
             use()
 
 
-def test_seeding_refuses_rows_that_are_no_matrix():
+def test_seeding_refuses_rows_that_are_not_a_matrix():
     with pytest.raises(DataError, match=r"rows must be \(N, D\), not \(20,\)"):
         seed_rows(torch.zeros(N), 2)
 
@@ -220,7 +220,10 @@ def test_integer_parameters_are_refused(family):
 @pytest.mark.meta
 @pytest.mark.parametrize("use", USES)
 def test_float64_rows_with_float32_parameters_are_refused_with_both_remedies(use):
-    message = r"rows are torch\.float64 but the parameters torch\.float32: .*model\.double\(\) or x\.float\(\)"
+    message = (
+        r"rows are torch\.float64 but the parameters torch\.float32: "
+        r".*model\.double\(\) or x\.float\(\)"
+    )
     with pytest.raises(DataError, match=message):
         use(gaussian(), draw_rows().double())
 

@@ -1,4 +1,4 @@
-"""Models that take each other's params from Pyro's store say so."""
+"""Models that take each other's params from Pyro's store give a warning."""
 
 import pyro
 import pytest
@@ -13,7 +13,7 @@ from tests.bad_input.inputs import C, draw_rows, gaussian
 @pytest.mark.meta
 @pytest.mark.parametrize("components", [C, C + 1])
 def test_second_model_of_a_session_warns_that_it_takes_the_first_ones_params(components):
-    """Both modules call their params alike, and Pyro silently gives the second those of the first."""
+    """Both have params of the same names, so Pyro gives the second those of the first."""
     x, first = draw_rows(), gaussian()
     EM(first, FullPartition(first, components=C)).step(x)
     second = gaussian(components=components)
@@ -24,7 +24,7 @@ def test_second_model_of_a_session_warns_that_it_takes_the_first_ones_params(com
 
 
 def test_first_model_warns_that_it_takes_the_second_ones_params():
-    """It has run before, and a second fit has followed in a store that was cleared: its own values would be lost."""
+    """It ran before a second fit in a cleared store, and would lose its own values."""
     x, first = draw_rows(), gaussian()
     log_evidence(first, x)
     pyro.clear_param_store()

@@ -1,4 +1,4 @@
-"""GatedWeights: a softmax gate in every place where a mixture's weights may stand."""
+"""GatedWeights: a softmax gate as mixture weights, under all strategies."""
 
 import itertools
 
@@ -29,7 +29,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def draw(rows=N, dtype=torch.float64, seed=1):
-    """Covariates (N, Q), and rows (N, D) of three groups that the first covariate tells apart, but not quite."""
+    """Covariates (N, Q), and rows (N, D) of three groups that depend on the first covariate."""
     g = torch.Generator("cpu").manual_seed(seed)
     u = torch.randn(rows, Q, generator=g, dtype=torch.float64, device="cpu")
     z = (
@@ -42,7 +42,7 @@ def draw(rows=N, dtype=torch.float64, seed=1):
 
 
 def gated_mixture(*, dtype=torch.float64, reference=True, ridge=0.0, components=C, weights=None):
-    """z ~ GatedWeights(u, W, b), x ~ Normal(loc[z], scale[z]); starts are told apart."""
+    """z ~ GatedWeights(u, W, b), x ~ Normal(loc[z], scale[z]), from distinct starts."""
     g, own = torch.Generator("cpu").manual_seed(3), components - reference
 
     def start(*shape):
@@ -92,10 +92,10 @@ def dense_log_joint(u, x, p, *, reference=True, ridge=0.0):
 @pytest.mark.parametrize("reference", [True, False])
 @pytest.mark.parametrize("chunk", [1 << 22, 7 * C])
 def test_log_prob_and_gradient_are_those_of_the_softmax(dtype, reference, chunk, monkeypatch):
-    """For every row all components, for every row its own, with padding; in one piece, and some rows at a time."""
+    """For shared and for individual candidates with padding, in one and in several blocks."""
     monkeypatch.setattr(gated_weights, "_NUMBERS", chunk)
     u, _ = draw(20, dtype)
-    u.requires_grad_(reference)  # covariates may be features that are learned, too
+    u.requires_grad_(reference)  # covariates may be learned features
     own = C - reference
     w, b = (
         torch.randn(*s, dtype=dtype, device="cpu", requires_grad=True) for s in ((own, Q), (own,))
@@ -169,7 +169,7 @@ def test_wrong_shapes_are_refused():
 
 
 def test_rows_in_another_dimension_are_refused():
-    """Their covariates would be matched with other rows."""
+    """Their covariates would be matched with the wrong rows."""
     gate = GatedWeights(torch.zeros(4, Q), torch.zeros(C, Q), torch.zeros(C))
     for shape in ((4, 4), (5,), (4, 1)):
         with pytest.raises(DataError, match="last dimension"):
@@ -189,7 +189,7 @@ def test_rows_in_another_dimension_are_refused():
 
 @pytest.mark.meta
 @pytest.mark.parametrize("reference", [True, False])
-def test_evidence_and_responsibilities_are_brute_force(reference):
+def test_log_evidence_and_responsibilities_are_brute_force(reference):
     u, x = draw()
     model = gated_mixture(reference=reference, ridge=0.1)
     found = log_evidence(model, u, x)
@@ -258,7 +258,7 @@ def test_em_is_monotone_and_ends_where_gradients_vanish(dtype, reference, ridge)
 
 
 def test_gate_finds_what_generated_the_rows():
-    """Groups far apart: their gate is the multinomial regression of the known labels."""
+    """With well-separated groups, the gate is the multinomial regression of the labels."""
     g = torch.Generator().manual_seed(0)
     u = torch.randn(4000, Q, generator=g, dtype=torch.float64)
     weight, bias = (
@@ -393,7 +393,7 @@ def test_new_rows_are_drawn_given_their_covariates():
 
 @pytest.mark.parametrize("chunk", [1 << 22, 5 * C])
 def test_statistics_of_all_components_are_those_of_pairs(chunk, monkeypatch):
-    """Rows of weight zero may hold anything."""
+    """Rows of weight zero may hold NaN."""
     monkeypatch.setattr(gated_weights, "_NUMBERS", chunk)
     u, _ = draw(20)
     u[3] = torch.nan
@@ -414,11 +414,11 @@ def test_statistics_of_all_components_are_those_of_pairs(chunk, monkeypatch):
     torch.testing.assert_close(two.counts, 2 * q.sum(-1))
 
 
-# Dead components
+# Empty components
 
 
-def starve(model, u, x, component):
-    """No row is anywhere near the component."""
+def move_away(model, u, x, component):
+    """Move the component far away from all rows."""
     model(u, x)
     with torch.no_grad():
         pyro.param("loc")[component] = 1e4
@@ -426,10 +426,12 @@ def starve(model, u, x, component):
 
 @pytest.mark.parametrize("reference", [True, False])
 @pytest.mark.parametrize("component", [0, 1])
-def test_dead_components_are_reseeded_with_half_of_the_probability_of_another(reference, component):
+def test_empty_components_are_reseeded_with_half_of_the_probability_of_another(
+    reference, component
+):
     u, x = draw()
     model = gated_mixture(reference=reference)
-    starve(model, u, x, component)
+    move_away(model, u, x, component)
     em = EM(model, FullPartition(model, components=C))
     em.step(u, x)
     assert em.last_update.reseeded == 1
@@ -448,7 +450,7 @@ def test_dead_components_are_reseeded_with_half_of_the_probability_of_another(re
 def test_dropped_components_have_no_probability_and_stay_dropped():
     u, x = draw()
     model = gated_mixture()
-    starve(model, u, x, 2)
+    move_away(model, u, x, 2)
     em = EM(model, FullPartition(model, components=C), empty="drop")
     losses = [em.step(u, x) for _ in range(6)]
     assert em.last_update.dropped == 1
@@ -457,7 +459,7 @@ def test_dropped_components_have_no_probability_and_stay_dropped():
     assert float(probs[:, 2].abs().max()) == 0.0
     torch.testing.assert_close(probs.sum(-1), torch.ones(N).double())
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(losses))
-    # Gradients leave it alone, and others finite.
+    # Gradients leave it unchanged, and all other values finite.
     loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
         config_enumerate(model), lambda *_: None, u, x
     )
@@ -486,12 +488,12 @@ def test_some_rows_of_a_dropped_component_go_to_the_others():
 def test_the_reference_cannot_be_dropped():
     u, x = draw()
     model = gated_mixture()
-    starve(model, u, x, 0)
+    move_away(model, u, x, 0)
     with pytest.raises(ClosedFormError, match="reference and cannot be dropped"):
         EM(model, FullPartition(model, components=C), empty="drop").step(u, x)
     pyro.clear_param_store()
     model = gated_mixture(reference=False)
-    starve(model, u, x, 0)
+    move_away(model, u, x, 0)
     EM(model, FullPartition(model, components=C), empty="drop").step(u, x)
     assert pyro.param("bias")[0].item() == -torch.inf
 
@@ -500,7 +502,7 @@ def test_the_reference_cannot_be_dropped():
 def test_kept_components_without_rows_do_not_disturb_the_others(component):
     u, x = draw()
     model = gated_mixture()
-    starve(model, u, x, component)
+    move_away(model, u, x, component)
     em = EM(model, FullPartition(model, components=C), empty="keep")
     losses = [em.step(u, x) for _ in range(6)]
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(losses))
@@ -637,7 +639,7 @@ def test_without_covariates_that_matter_the_gate_is_the_weights():
 @pytest.mark.parametrize("numbers", [1 << 22, 3 * C])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_rows_that_are_not_finite_stay_out_of_gradients(value, numbers, monkeypatch):
-    """With the table kept, and with the table made again."""
+    """With the table kept, and with the table recomputed."""
     monkeypatch.setattr(gated_weights, "_NUMBERS", numbers)
     u, _x = draw(7)
     z = torch.arange(7) % C

@@ -1,4 +1,4 @@
-"""The Bayesian story end to end: a prior on the means, an AutoNormal for it, truncated z, and LOO in ArviZ."""
+"""SVI with a prior on the means, an AutoNormal global guide, truncated z, and LOO in ArviZ."""
 
 import arviz as az
 import pyro
@@ -28,7 +28,7 @@ def model(x, index=None, size=None):
 
 @pytest.fixture
 def data():
-    """Ten components of unit spread on a ring, six standard deviations or more apart."""
+    """Ten components on a ring, at least six standard deviations apart."""
     angle = torch.arange(C) * (2 * torch.pi / C)
     truth = 12 * torch.stack([angle.cos(), angle.sin()], -1)
     z = torch.arange(N) % C
@@ -39,7 +39,7 @@ def data():
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_ten_components_are_recovered_under_a_prior_and_loo_runs(data):
     x, truth = data
-    # Seeding may hit one component twice: take the tightest of twenty.
+    # Seeding may hit one component twice: take the best of twenty.
     starts = [seed_rows(x, C).loc for _ in range(10)]
     start = min(starts, key=lambda loc: float(torch.cdist(x, loc).amin(-1).square().sum()))
     global_guide = AutoNormal(

@@ -1,4 +1,4 @@
-"""Bregman clustering and k-means as EM over a program: against brute force, scikit-learn and stock Pyro."""
+"""Bregman clustering and k-means by EM, against brute force, scikit-learn and stock Pyro."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from pyro_mixtures.testing import assert_near, exact_loss
 
 FEATURES = 4
 PRECISION = torch.tensor([[2.0, 0.5, 0, 0], [0.5, 1.0, 0, 0], [0, 0, 3.0, 0], [0, 0, 0, 0.7]])
-# Means that are well apart under each divergence, in the units of `make`.
+# Well-separated means for each divergence.
 MEANS = torch.tensor([[1.0, 1, 8, 8], [8.0, 8, 1, 1], [8.0, 1, 8, 1]])
 
 
@@ -52,7 +52,7 @@ def truth(divergence: str) -> Tensor:
 
 
 def draw(divergence: str, rows: int = 300) -> Tensor:
-    """Rows of the true model."""
+    """Rows drawn from the true model."""
     model = make(divergence)
     model.weights, model.mean = torch.tensor([0.5, 0.3, 0.2]).double(), truth(divergence)
     with torch.no_grad(), pyro.poutine.block(), pyro.poutine.seed(rng_seed=1):
@@ -110,7 +110,7 @@ def test_hard_objective_falls_until_no_row_moves(divergence, score):
     assert len(elbo) < 60
     if score == "loss":
         assert (elbo.diff() > -1e-9).all()
-    # With equal weights the ELBO of a row is its log density, less log C.
+    # With equal weights the ELBO of a row is its log density minus log C.
     own = model.component_distributions()[guide.labels.long()].log_prob(x)
     assert result.elbo == pytest.approx(float(own.mean().detach()) - math.log(5), rel=1e-9)
 
@@ -120,7 +120,7 @@ def nothing_moves(result) -> bool:
 
 
 def test_leave_one_out_finds_no_worse_partition_than_lloyd():
-    """Where Lloyd has stopped, the pull of rows on their own means is what is left to gain."""
+    """Where Lloyd's algorithm stops, leave-one-out scores can still improve the partition."""
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).double()
     final = []
     for scores in (["loss"], ["loss", "leave_one_out"]):
@@ -166,8 +166,7 @@ def test_k_means_equals_scikit_learn(components, dtype):
 
     x = digits()
     start, index = kmeans_plusplus(x.numpy(), components, random_state=0)
-    # Rows of integers are equally far from two others now and then, and ties are nobody's to
-    # decide.
+    # Rows of integers may be equally far from two means, and either choice is right.
     start = start + 0.01 * np.random.default_rng(0).standard_normal(start.shape)
     peer = Peer(components, init=start, n_init=1, algorithm="lloyd", tol=0, max_iter=500).fit(
         x.numpy()
@@ -223,7 +222,7 @@ def test_spherical_k_means_refuses_rows_without_a_direction():
 
 
 def test_far_rows_are_clustered_as_near_ones():
-    """Squares of 10^9 have no digits left for the distances; the rows are exact at either place."""
+    """The squares of 10^9 leave no digits for the distances, but the rows are exact."""
     x = (
         512 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     ).round().double() / 64
@@ -258,7 +257,7 @@ def test_soft_clustering_never_lowers_the_free_energy(divergence, kind):
 def test_recovers_the_parameters_of_its_own_draws(divergence):
     x, model = draw(divergence, 3000), make(divergence)
     model.start_at(seeds(x, 3))
-    if divergence == "logistic":  # four bits a row: from near the truth
+    if divergence == "logistic":  # rows have four bits each, so start close to the truth
         model.mean = 0.9 * truth(divergence) + 0.05
     em = EM(model, FullPartition(model, components=3))
     for _ in range(20):
@@ -274,7 +273,7 @@ def test_recovers_the_parameters_of_its_own_draws(divergence):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_untruncated_loss_is_minus_the_evidence(divergence, dtype):
+def test_untruncated_loss_is_minus_the_log_evidence(divergence, dtype):
     x, model = draw(divergence, 60), make(divergence).to(dtype)
     model.start_at(seeds(x, 3))
     x = x.to(dtype)
@@ -398,7 +397,7 @@ def test_the_state_of_a_model_holds_its_precision():
 
 
 @pytest.mark.parametrize("divergence", ["squared", "kl"])
-def test_a_dead_component_is_split_off_another_and_parts_from_it(divergence):
+def test_an_empty_component_is_split_off_another_and_separates_from_it(divergence):
     x = torch.cat([torch.poisson(torch.full((60, 2), rate)) for rate in (3.0, 30.0)])
     model = BregmanMixture(components=3, features=2, divergence=divergence)
     with torch.no_grad():
@@ -412,7 +411,7 @@ def test_a_dead_component_is_split_off_another_and_parts_from_it(divergence):
 @pytest.mark.parametrize("kind", ["full", "truncated"])
 @pytest.mark.parametrize("divergence", ["squared", "kl", "itakura_saito"])
 def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypatch):
-    """Against the step that keeps all components: what rows lose of the dead one, and of half of the split one."""
+    """Compared with the step that keeps all components, the rise is bounded."""
     splits = spied_splits(monkeypatch)
     torch.manual_seed(0)
     rates = 0.2 + 20 * torch.rand(6, 3).double()
@@ -428,7 +427,7 @@ def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypat
         if kind == "truncated":
             guide = TruncatedPartition(model, components=16, candidates=3, neighbors=5, seed=0)
         mean = model.mean.detach().clone()
-        mean[3] = 300.0  # dead from the start
+        mean[3] = 300.0  # empty from the start
         model.mean = mean
         em = EM(model, guide)
         for _ in range(25):
@@ -453,15 +452,15 @@ def test_a_split_costs_a_step_no_more_than_its_bound(divergence, kind, monkeypat
             after = em.evaluate_loss(x)
             seen, rises = seen + 1, rises + (after > before)
             assert after <= bound + 1e-9 * abs(bound)
-            # The step itself has lowered the loss, so all of a rise is the split's.
+            # The step itself lowers the loss, so the split causes any rise.
             assert float(-joint.logsumexp(-1).sum()) <= before + 1e-9 * abs(before)
     assert seen
     if (divergence, kind) == ("kl", "truncated"):
-        assert rises  # a split can cost a step, indeed
+        assert rises  # a split can indeed raise the loss
 
 
 def spied_splits(monkeypatch) -> list:
-    """The splits of every M-step from now on."""
+    """A list that collects the splits of all later M-steps."""
     found, choose = [], em_module.choose_splits
 
     def spy(*args):

@@ -1,4 +1,4 @@
-"""Mixtures of torch modules: pseudo-likelihoods against loops over rows, training by every strategy, Pyro's params."""
+"""Mixtures of torch modules: densities by loops over rows, training, and Pyro's params."""
 
 import copy
 
@@ -97,7 +97,7 @@ def rows(kind="squared", dtype=torch.float32, size=N):
 
 
 def row_loss(kind, output, y):
-    """The loss of one row, output (L,), by its formula."""
+    """The loss of one row with output (L,), by its formula."""
     if kind == "cross_entropy":
         return output.logsumexp(0) - output[y]
     away = (output.reshape(y.shape) - y).abs()
@@ -107,7 +107,7 @@ def row_loss(kind, output, y):
 
 
 def brute(model, kind, x, y):
-    """Log densities (C, B) in float64, one row and one expert at a time; the experts' copies with their gradients."""
+    """Log densities (C, B) in float64 by loops over rows, and copies of the experts."""
     experts = [copy.deepcopy(expert).double() for expert in model.experts]
     y = y.double() if y.is_floating_point() else y
     table = [
@@ -130,7 +130,9 @@ def adam(lr=0.02):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded", "all padded row"])
+@pytest.mark.parametrize(
+    "shape", ["rows", "candidates", "all components", "padded", "all padded row"]
+)
 def test_log_prob_and_gradients_equal_loops(dtype, kind, shape):
     model, (x, y) = mixture(kind, dtype), rows(kind, dtype)
     generator = torch.Generator("cpu").manual_seed(2)
@@ -139,7 +141,7 @@ def test_log_prob_and_gradients_equal_loops(dtype, kind, shape):
         z[1, ::3], z[2] = -1, -1
     if shape.startswith("all"):
         z[:, 4] = -1
-    z = {"rows": z[0], "everyone": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
+    z = {"rows": z[0], "all components": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
     full = z.expand(*z.shape[:-1], N)
 
     table, experts = brute(model, kind, x, y)
@@ -205,7 +207,7 @@ def test_means_of_one_number_have_the_shape_of_the_outcomes():
 
 
 class Counting(torch.nn.Module):
-    """A linear expert that notes how many rows it is given."""
+    """A linear expert that records the numbers of rows of its calls."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +222,7 @@ def test_experts_see_the_rows_that_select_them_and_all_rows_once_for_all_compone
     x, y = rows()
     model = MixtureOfExperts(Counting, components=C, features=P, loss="squared", equal_weights=True)
     guide = HardPartition(model, components=C)
-    labels = torch.arange(N) % (C - 1)  # one part is empty
+    labels = torch.arange(N) % (C - 1)  # one cluster is empty
     guide.set_labels(labels)
     em = EM(model, guide, gradient=adam(), gradient_steps=2)
     em._collect((x, y), {})
@@ -266,7 +268,7 @@ def test_recurrent_experts_are_trained():
     assert losses[-1] < losses[0] - 1
 
 
-# What the losses and the family refuse.
+# Errors of the losses and of the family.
 
 
 def test_unknown_loss_is_refused():
@@ -342,7 +344,7 @@ def test_hard_partitions_score_rows_by_what_they_add(kind):
     em.step(x, y)
     family, one = model.component_distributions(x), torch.ones(N).double()
     statistics = family.partition_statistics_at(labels, y, one)
-    # In their own parts rows pay their gains, elsewhere their losses.
+    # The cost of a row is its gain in its own cluster, and its loss in the others.
     cost = -family[torch.arange(C).unsqueeze(-1)].log_prob(y).detach()
     own = family.leave_one_out_at(statistics, labels, y, one)
     cost = cost.scatter(0, labels.unsqueeze(0), own.unsqueeze(0)) - model.weights.log().unsqueeze(
@@ -383,7 +385,7 @@ def test_make_has_to_make_plain_modules(bad):
 
 
 @pytest.mark.meta
-def test_full_loss_is_minus_the_evidence_by_stock_enumeration(dtype, kind):
+def test_full_loss_is_minus_the_log_evidence_by_stock_enumeration(dtype, kind):
     model, (x, y) = mixture(kind, dtype), rows(kind, dtype)
     expected = -float(brute_evidence(model, kind, x, y).sum())
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -400,7 +402,7 @@ def test_full_loss_is_minus_the_evidence_by_stock_enumeration(dtype, kind):
 
 
 @pytest.mark.meta
-def test_candidates_truncate_the_evidence_and_padding_adds_nothing(dtype):
+def test_candidates_truncate_the_log_evidence_and_padding_adds_nothing(dtype):
     model, (x, y) = mixture(dtype=dtype), rows(dtype=dtype)
     candidates = torch.tensor([[0, 2], [3, -1]], device="cpu")[torch.arange(N, device="cpu") % 2]
     joint = (
@@ -487,7 +489,7 @@ def test_minibatches_add_up_to_all_rows(guided):
 
 
 class Wave(torch.nn.Module):
-    """``height * sin(x + phase)``: small enough for the two waves of a data set to be the only good fit."""
+    """``height * sin(x + phase)``, so simple that two waves have only one good fit."""
 
     def __init__(self):
         super().__init__()
@@ -510,7 +512,7 @@ def test_hard_training_recovers_the_split_between_a_sine_and_its_mirror_image():
     em = EM(model, guide, gradient=adam(0.1), gradient_steps=5)
     losses = [em.step(x, y) / 120 - torch.tensor(2.0).log().item() for _ in range(20)]
     assert losses[-1] < 2e-3 < 0.1 < losses[0]
-    apart = x[:, 0].sin().abs() > 0.15  # where the waves meet, a row may belong to either
+    apart = x[:, 0].sin().abs() > 0.15  # rows where the waves meet may belong to either
     agree = (guide.labels == truth)[apart].float().mean()
     assert max(agree, 1 - agree) == 1
 
@@ -549,7 +551,7 @@ def test_frozen_params_stay(by):
 # Params and state.
 
 
-def test_params_have_the_names_of_the_parameters_and_are_stated_in_every_run():
+def test_params_have_the_names_of_the_parameters_and_are_registered_in_every_run():
     model, (x, y) = mixture(), rows()
     expected = {name.removesuffix("_unconstrained") for name, _ in model.named_parameters()}
     assert "experts.3.2.bias" in expected
@@ -645,7 +647,7 @@ def test_saved_and_loaded_state_gives_the_same_loss(tmp_path):
     model.load_state_dict(state["model"])
     guide.load_state_dict(state["guide"])
     assert EM(model, guide).evaluate_loss(x, y) == before
-    network().load_state_dict(  # the names of an expert are its own
+    network().load_state_dict(  # names are those of the expert's parameters
         {
             name.removeprefix("experts.0."): v
             for name, v in model.state_dict().items()
@@ -684,7 +686,7 @@ def test_cuda_gives_the_losses_of_the_cpu(kind):
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
 
 
-def test_a_fit_reaches_arviz_whatever_its_modules_call_their_params():
+def test_fits_are_converted_to_arviz_with_any_names_of_params():
     model, (x, y) = mixture(), rows()
     em = EM(model, FullPartition(model, components=C), gradient=adam())
     found = to_arviz(fit(em, x, y, epochs=2, progress=False), x, y)

@@ -1,4 +1,4 @@
-"""The latent-class logit as a program: every strategy over it, planted classes, panels, membership from covariates."""
+"""The latent-class logit under all strategies: recovered classes, panels, covariates."""
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,7 @@ def guides(model):
 
 @pytest.mark.parametrize("options", [{}, {"covariates": 2}], ids=["weights", "gate"])
 @pytest.mark.parametrize("kind", ["full", "truncated"])
-def test_evidence_loss_and_gradients_equal_brute_force(options, kind):
+def test_log_evidence_loss_and_gradients_equal_brute_force(options, kind):
     model, rows, _ = planted(**options)
     expected = brute_log_joint(model, *rows)
     assert_near(log_evidence(model, *rows), expected.logsumexp(-1), 1e-10)
@@ -128,7 +128,7 @@ def test_em_is_monotone(dtype, options, guide_class):
 
 
 def test_one_class_is_the_conditional_logit():
-    """One step from anywhere is at the maximum that scipy finds."""
+    """One step from any start reaches the maximum that scipy finds."""
     _, rows, _ = planted()
     pyro.clear_param_store()
     model = build(1)
@@ -146,8 +146,8 @@ def test_one_class_is_the_conditional_logit():
     assert -log_evidence(model, *rows).sum().item() == pytest.approx(peer.fun, rel=1e-9)
 
 
-def test_mode_choices_of_travellers_have_the_coefficients_that_statsmodels_finds():
-    """210 Australian travellers (Greene); the data come with the package."""
+def test_mode_choices_of_travelers_have_the_coefficients_that_statsmodels_finds():
+    """210 Australian travelers (Greene); statsmodels ships the data."""
     modechoice = pytest.importorskip("statsmodels.datasets.modechoice")
     conditional = pytest.importorskip("statsmodels.discrete.conditional_models")
     lines = modechoice.load_pandas().data
@@ -170,7 +170,7 @@ def test_mode_choices_of_travellers_have_the_coefficients_that_statsmodels_finds
 
 
 def best_fit(rows, starts=4, steps=60, **options):
-    """The best of some starts."""
+    """The best of several starts."""
     found = []
     for seed in range(starts):
         pyro.clear_param_store()
@@ -313,8 +313,8 @@ def masked_covariates(value):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_covariates_of_nobody_may_hold_anything(value):
-    """In EM and in gradients."""
+def test_covariates_of_rows_without_weight_may_hold_nan(value):
+    """Covariates of rows of weight zero enter neither EM nor gradients."""
     found = []
     for rows in (masked_covariates(value), masked_covariates(0.0)):
         pyro.clear_param_store()
@@ -367,7 +367,7 @@ def test_weights_that_cannot_be_are_refused(weight, message):
         EM(model, FullPartition(model, components=C)).step(*rows, None, weight)
 
 
-def test_batches_of_nobody_are_no_error():
+def test_batches_without_weight_are_allowed():
     _, rows, _ = planted()
     weight = (torch.arange(N) >= 50).double()
     pyro.clear_param_store()
@@ -375,7 +375,7 @@ def test_batches_of_nobody_are_no_error():
     em = EM(model, FullPartition(model, components=C), empty="keep")
     found = fit(em, *rows, rows[0].new_zeros(N, 0), weight, batch_size=25, epochs=2, progress=False)
     assert np.isfinite(found.elbo)
-    # Scores call the program with some of the rows.
+    # Scores call the program with batches of rows.
     parts = log_evidence(model, *rows, rows[0].new_zeros(N, 0), weight, chunk=25)
     assert parts[50:].isfinite().all()
 

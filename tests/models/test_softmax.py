@@ -1,4 +1,4 @@
-"""Mixtures of softmax distributions: planted parameters, counts, truncation, and what is refused."""
+"""Mixtures of softmax distributions: recovered parameters, counts, truncation, and errors."""
 
 import pyro
 import pytest
@@ -47,7 +47,7 @@ def worst_atom(model: SoftmaxMixture, truth: SoftmaxMixture) -> float:
 
 @pytest.mark.parametrize("solver", ["newton", "gradient"])
 def test_em_recovers_planted_parameters(solver):
-    """As near as EM from the truth itself comes."""
+    """EM from a warm start comes as close as EM from the truth."""
     truth, x = planted()
     items, counts = count_items(x)
     errors, elbos = [], []
@@ -105,7 +105,7 @@ def test_truncated_em_is_monotone_and_near_exact_em(dtype, solver):
         losses = torch.tensor([em.step(items, counts) for _ in range(12)], dtype=F64)
         assert (losses.diff() <= 1e-6 * losses[0]).all(), losses
         final.append(EM(model, FullPartition(model, components=20)).evaluate_loss(items, counts))
-    # Softmax components overlap: a few candidates a row cost some nats in a thousand.
+    # Softmax components overlap, so few candidates lower the ELBO by some thousandths of a nat.
     assert final[1] == pytest.approx(final[0], rel=5e-3)
 
 
@@ -127,11 +127,11 @@ def test_fits_in_batches_give_the_fit_of_all_rows():
     torch.testing.assert_close(*found)
 
 
-def test_dead_components_are_split_off_others_and_win_draws():
+def test_empty_components_are_split_off_others_and_win_draws():
     truth, x = planted(items=300)
     items, counts = count_items(x)
     model = like(truth)
-    # The third component is one corner's, which the draws leave out.
+    # The third component draws one corner, which does not occur in the data.
     corner = int(truth.item_features[:, 0].argmax())
     items, counts = items[items != corner], counts[items != corner]
     theta = torch.stack([truth.theta[0], truth.theta[1], 200 * torch.eye(5, dtype=F64)[0]]).detach()

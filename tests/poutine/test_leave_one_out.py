@@ -1,4 +1,4 @@
-"""The handler that collects leave-one-out gains: row weights, masks, several sites, sites without statistics."""
+"""The handler of leave-one-out gains: row weights, masks, several sites, no statistics."""
 
 import math
 
@@ -44,7 +44,7 @@ def program(x, y, weight, of_y):
 
 
 def least(x, y, w, of_y) -> float:
-    """Minimal loss of a part of weighted rows, both sites; by normal equations."""
+    """Minimal loss of a cluster of weighted rows at both sites, by normal equations."""
     u = w * of_y
     mean = (w.unsqueeze(-1) * x).sum(0) / w.sum()
     first = (w * (0.5 * (x - mean).square().sum(-1) + 2 * HALF_LOG)).sum()
@@ -138,8 +138,8 @@ def test_weights_that_all_rows_share_change_nothing():
     )
 
 
-def test_sites_trained_by_gradients_take_the_parts_of_the_run():
-    """Of sites without statistics those of the rows at hand are made, which are all rows."""
+def test_sites_trained_by_gradients_take_the_clusters_of_the_run():
+    """Statistics of such sites are computed from the rows of the run, which are all rows."""
     x, y, labels, w = rows_of()
     args = (x, y, w, 0.4)
     guide, em = planted(labels)
@@ -167,8 +167,8 @@ def test_some_rows_without_statistics_are_refused():
         pyro.poutine.condition(some_rows, data={"z": labels[:9]})(*args)
 
 
-def test_frozen_sites_beside_gradients_run():
-    """A site that EM leaves to gradients, of a family with closed-form gains."""
+def test_frozen_sites_with_gradients_run():
+    """The family of a site that EM leaves to gradients still has closed-form gains."""
     x, y, labels, w = rows_of()
 
     def halved(x, y, weight):

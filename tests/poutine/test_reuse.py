@@ -1,4 +1,4 @@
-"""Runs between which params stay as they are share constrained values and families, and no others do."""
+"""Reuse of constrained values and families by runs with unchanged params, and only by those."""
 
 import pyro
 import pytest
@@ -29,7 +29,7 @@ def x():
 
 
 def program(x, loc=None):
-    """Weights and scales are params; so is ``loc``, unless it is given."""
+    """Weights and scales are params, and so is ``loc`` unless it is passed."""
     weights = pyro.param(
         "weights", torch.full((C,), 1 / C, device="cpu"), constraint=constraints.simplex
     )
@@ -84,7 +84,7 @@ def test_a_change_in_place_is_seen(x, name):
         assert again[same] is values[same]
     if name != "weights":
         assert torch.equal(getattr(other, name), again[name])
-    # And what was made then is handed on in turn.
+    # The new family is reused as well.
     assert run(reuse, x)[1] is other
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_handed_on_while_gradients_are_recorded(x):
     assert with_grad["scale"].requires_grad
     other.scale.sum().backward()
     assert unconstrained("scale").grad.abs().min() > 0
-    # Nor is anything of that run kept: a graph must not live on in later ones.
+    # Nothing of that run is stored: its graph must not reach later runs.
     again, last = run(reuse, x)
     assert last is family
     assert not any(value.requires_grad for name, value in again.items() if name != "loc")
@@ -159,8 +159,8 @@ def test_another_kind_of_family_of_the_same_arguments_is_not_mixed_up(x):
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
-def test_families_of_the_library_are_handed_on(x, build):
-    """Else nothing would be shared, and nobody notice."""
+def test_families_of_the_library_are_reused(x, build):
+    """All families of the library are reused."""
     model, reuse = build(), ReuseMessenger()
     assert run_family(reuse, model, x) is run_family(reuse, model, x[:7])
 
@@ -179,8 +179,8 @@ def regression(u, y, weight, bias, ridge=0.0, family=LogisticRegressions):
 
 
 @pytest.mark.meta
-def test_covariates_are_a_part_of_what_a_family_is(x):
-    """The same arguments, other rows: of the same number, and changed in place."""
+def test_covariates_identify_a_family(x):
+    """Other rows of the same number, and rows changed in place, make another family."""
     y, weight, bias = (
         torch.ones(N, device="cpu"),
         torch.randn(C, D, device="cpu"),
@@ -204,8 +204,8 @@ def test_options_are_a_part_of_what_a_family_is(x):
         assert run_family(reuse, regression, x, y, weight, bias, ridge).ridge == ridge
 
 
-def test_families_that_hold_what_may_change_are_made_anew(x):
-    """A list may have another entry by now; its identity says nothing."""
+def test_families_that_hold_what_may_change_are_built_again(x):
+    """A list may have changed in place, so its identity proves nothing."""
 
     class Shifted(DiagonalNormals):
         def __init__(self, loc, scale, shifts=(), *, validate_args=None):
@@ -225,7 +225,7 @@ def test_families_that_hold_what_may_change_are_made_anew(x):
 
 
 def test_conditional_families_keep_what_they_computed(x):
-    """Within a batch: E-step and statistics see the same rows."""
+    """Within a batch, the E-step and the statistics see the same rows."""
     model = MixtureOfRegressions(components=C, features=D)
     reuse, y = ReuseMessenger(), torch.randn(N)
     first = run_family(reuse, model, x, y)
@@ -236,7 +236,7 @@ def test_conditional_families_keep_what_they_computed(x):
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_log_joints_are_those_without_it(x, build):
-    """Over runs, batches and updates in between."""
+    """Over runs, batches and updates."""
     model = build()
     guide, reuse = FullPartition(model, components=C), ReuseMessenger()
     structure = guide.read(x)
@@ -250,7 +250,7 @@ def test_log_joints_are_those_without_it(x, build):
                 assert torch.equal(actual.free_energy(), expected.free_energy())
             before = expected.log_prob
             for number, leaf in enumerate(model.parameters()):
-                if number <= update:  # one of them, then others, too
+                if number <= update:  # first one of them, then others as well
                     leaf += 0.3 * torch.randn_like(leaf)
             assert not torch.equal(
                 exact_posterior(handled, structure, (x[:5],), {}, {}).log_prob, before

@@ -1,4 +1,4 @@
-"""The M-step's effect: which responsibilities reach the sums."""
+"""Sufficient statistics: which responsibilities enter the sums."""
 
 import math
 
@@ -11,8 +11,8 @@ from pyro_mixtures.poutine import collect_statistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shares_lost_in_rounding_are_left_out_and_change_no_sum(dtype):
-    """Two groups far apart and a component between: most shares are far below the dtype's precision."""
+def test_responsibilities_lost_in_rounding_are_left_out_and_change_no_sum(dtype):
+    """Most responsibilities of the middle component are below the dtype's precision."""
     model = GaussianMixture(components=3, features=2).to(dtype)
     with torch.no_grad():
         model.loc = torch.tensor([[-9.0, 0.0], [0.0, 0.0], [9.0, 0.0]], dtype=dtype)
@@ -20,7 +20,7 @@ def test_shares_lost_in_rounding_are_left_out_and_change_no_sum(dtype):
     guide = FullPartition(model, components=3)
     posterior = guide.posterior(x)
     far = posterior.log_prob < math.log(1e-2 * torch.finfo(dtype).eps)
-    # No such component exists: whatever pairs of these were not left out would be an error.
+    # Component 99 does not exist, so pairs that were not left out would raise an error.
     candidates = posterior.candidates.expand(far.shape).masked_fill(far, 99)
     posterior = posterior._replace(candidates=candidates)
     sites = collect_statistics(model, guide.read(x), posterior, (x,), {}).sites

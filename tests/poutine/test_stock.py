@@ -1,4 +1,4 @@
-"""Closed-form M-steps of stock distributions: against autograd of the expected log density."""
+"""Closed-form M-steps of stock distributions, against autograd of the expected log density."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -297,7 +297,7 @@ def _refused(distribution, message, x, freeze=(), **shapes):
         EM(model, FullPartition(model, components=C), freeze=freeze).step(x)
 
 
-def test_what_has_no_closed_form_is_named_with_the_ways_out():
+def test_what_has_no_closed_form_is_named_with_the_remedies():
     x = positive(N)()
     _refused(lambda z, rate: dist.Exponential(2 * rate[z]), "computed from params", x, rate=(C,))
     _refused(

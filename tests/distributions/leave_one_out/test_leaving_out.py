@@ -1,4 +1,4 @@
-"""Leave-one-out gains of weighted rows: every closed form against refits of the part without the row."""
+"""Leave-one-out gains of weighted rows: closed forms against refits without the row."""
 
 import math
 
@@ -45,7 +45,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def weights(rows: int, seed: int = 0) -> Tensor:
-    """From a hundredth to some, one of them zero."""
+    """Weights from 0.01 to above one, one of them zero."""
     out = (1.5 * draw(rows, seed=seed + 50)).exp()
     return out.index_fill(0, torch.tensor([rows // 2], device="cpu"), 0.0) if rows > 4 else out
 
@@ -63,8 +63,7 @@ def mean_of(x: Tensor, w: Tensor) -> Tensor:
     return (w.unsqueeze(-1) * x).sum(0) / w.sum()
 
 
-# By family: a batch of components, rows from normal ones, and the mean of least loss of weighted
-# rows.
+# By family: components, a map from normal draws to rows, and the best mean of weighted rows.
 MEANS = {
     "euclidean": (UnitNormals, lambda x: 5 + x, mean_of),
     "mahalanobis": (lambda m: KnownPrecisionNormals(m, SPREAD), lambda x: x, mean_of),
@@ -77,7 +76,7 @@ MEANS = {
 
 
 def without_each(least, index: Tensor) -> Tensor:
-    """f(S) - f(S without i) by ``least(rows, part)``, minimal losses of parts of these rows."""
+    """f(S) - f(S without i), by minimal losses ``least(rows, part)`` of clusters."""
     gains = []
     for i, c in enumerate(index.tolist()):
         part = index == c
@@ -124,7 +123,7 @@ def test_gains_of_weighted_regressions(outputs, ridge):
 @few
 @given(rows=st.integers(1, 14), ridge=st.sampled_from([0.0, 0.1]), seed=st.integers(0, 99))
 def test_gains_of_few_weighted_rows(rows, ridge, seed):
-    """Fewer rows than coefficients, parts of one row, parts without rows."""
+    """Fewer rows than coefficients, clusters of one row, clusters without rows."""
     check_regressions(rows, None, ridge, seed, 1e-6)
 
 
@@ -160,7 +159,7 @@ def check_regressions(
 
 
 def test_rows_of_any_weight_share_one_basis_of_float32():
-    """In single precision a row of small weight still has a gain near its loss."""
+    """In float32, the gain of a row of small weight is close to its loss."""
     x, y = draw(40, D).float(), draw(40, seed=1).float()
     index, weight = (
         torch.zeros(40, dtype=torch.int64),
@@ -177,7 +176,7 @@ def test_rows_of_any_weight_share_one_basis_of_float32():
 
 
 def linear(kind: str, rows: int = 40):
-    """A family of two components, outcomes, parts, weights; by kind."""
+    """A family of two components, outcomes, clusters and weights, by kind."""
     x, signal = (
         draw(rows, D, seed=3),
         draw(rows, D, seed=3) @ draw(D, seed=4) + 0.5 * draw(rows, seed=5),
@@ -202,7 +201,7 @@ def fitted(build, y: Tensor, index: Tensor, weight: Tensor, rows):
 
 
 def gains_and_refits(kind: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gains, those by refits, and the losses of rows by weight."""
+    """Gains, gains by refits, and the weighted losses of rows."""
     build, y, index = linear(kind, len(weight))
     family, statistics = fitted(build, y, index, weight, slice(None))
 
@@ -225,7 +224,7 @@ def test_newton_gains_of_weighted_rows_are_near_those_of_refits(kind):
 
 @pytest.mark.parametrize("kind", ["logistic", "squared_hinge"])
 def test_newton_gains_of_light_rows_are_exact(kind):
-    """To third order in the weight."""
+    """Exact to third order in the weight."""
     weight = torch.ones(40).double().index_fill(0, torch.arange(0, 40, 4), 1e-3)
     gains, exact, own = gains_and_refits(kind, weight)
     light = (weight < 1) & (own > 1e-5)
@@ -245,12 +244,12 @@ def test_hinge_gains_are_those_of_refits(given):
     }[given].double()
     gains, exact, own = gains_and_refits("hinge", weight)
     assert (own - exact).abs().max() > 0.3
-    torch.testing.assert_close(gains, exact, rtol=0, atol=5e-4)  # what rounding the kink costs
+    torch.testing.assert_close(gains, exact, rtol=0, atol=5e-4)  # error of rounding the kink
     assert (gains >= own).all()
 
 
-def test_light_parts_of_float32_count_have_no_rest():
-    """Three times a tenth is not three tenths in single precision: nothing of a part of one row stays behind."""
+def test_clusters_of_one_light_row_have_no_other_rows_in_float32():
+    """In float32, 3 * 0.1 != 0.3, but a cluster of one row has no other rows."""
     weight = torch.tensor([0.1, 0.7])
     gone = leaving(torch.tensor([0.1 + 1e-8, 1.4]), torch.tensor([0, 1]), weight)
     assert gone.others.tolist() == [False, True]

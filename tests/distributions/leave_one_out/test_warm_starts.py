@@ -1,4 +1,4 @@
-"""Leave-one-out gains of torch modules, by a few steps: bounds, limits, memory, what is refused."""
+"""Leave-one-out gains of torch modules by a few steps: bounds, limits, memory and errors."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TYPES = [torch.float32, torch.float64]
 
 
 def rows_of(dtype=torch.float64, rows: int = N):
-    """Covariates, outcomes, parts (one row outside), weights."""
+    """Covariates, outcomes, clusters (one row outside) and weights."""
     generator = torch.Generator("cpu").manual_seed(0)
     x, noise, w = (
         torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -59,7 +59,7 @@ def exact_gains(x, y, index, w) -> Tensor:
 
 
 def gains_of(experts, x, y, index, w, loss="squared", **options) -> tuple[Tensor, Tensor]:
-    """Gains, and the rows' losses by weight."""
+    """Gains, and the weighted losses of the rows."""
     family = PseudoLikelihoods(x, experts, loss=loss, event_shape=y.shape[1:], **options)
     with torch.no_grad():
         found = family.leave_one_out_at(family.partition_statistics_at(index, y, w), index, y, w)
@@ -99,7 +99,7 @@ def test_a_few_steps_find_most_of_the_pull():
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
 def test_gains_of_networks_are_bounded_whether_fitted_or_not(loss):
-    """At least the loss after the part's own steps; at most what the part has above the others' least loss found."""
+    """Between the row's loss after the steps, and the loss above that of the others."""
     x, y, index, w = rows_of()
     y = (y > 0).long() + (y > 1).long() if loss == "cross_entropy" else y
     experts = [network(3 if loss == "cross_entropy" else 1, seed) for seed in (0, 1)]
@@ -110,8 +110,8 @@ def test_gains_of_networks_are_bounded_whether_fitted_or_not(loss):
         assert (found <= whole[index]).all()  # losses are not negative
 
 
-def test_what_a_part_gains_by_training_alone_is_no_rows_doing():
-    """Unfitted experts lose ten times what a row costs in one step; the sum over rows must not count that n times."""
+def test_gains_exclude_what_training_alone_gains():
+    """One step lowers the loss of unfitted experts by far more than one row's share of it."""
     x, y, index, w = rows_of()
     experts = [network(seed=seed) for seed in (0, 1)]
     found, own = gains_of(experts, x, y, index, w, leave_one_out_steps=5)
@@ -135,7 +135,7 @@ def test_what_a_part_gains_by_training_alone_is_no_rows_doing():
 
 
 def test_steps_that_are_too_long_are_not_taken():
-    """Lengths far beyond what the loss allows are halved row by row, until they find the minimum."""
+    """Steps that are far too long are halved for each row until they reach the minimum."""
     given = rows_of()
     exact, experts = exact_gains(*given), fitted_lines(*given)
     found, own = gains_of(experts, *given, leave_one_out_steps=5, leave_one_out_rate=1e3)
@@ -178,9 +178,7 @@ def test_frozen_parameters_are_constants():
     found, own = gains_of(experts, *given, leave_one_out_steps=60)
     _, _, index, w = given
     total = torch.zeros(2).double().index_add(0, index, w)[index]
-    torch.testing.assert_close(
-        found, own * total / (total - w)
-    )  # means of residuals, as one knows them
+    torch.testing.assert_close(found, own * total / (total - w))  # exact means of residuals
 
 
 def test_experts_without_parameters_have_their_losses():

@@ -1,4 +1,4 @@
-"""Multinomial logits as components: densities by brute force, Newton's M-step against scipy, what is refused."""
+"""Multinomial logits: densities by brute force, Newton's M-step against scipy, errors."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def dtype(request) -> torch.dtype:
 
 
 def problem(rows=B, situations=T, components=C, dtype=torch.float64, seed=0):
-    """Attributes, NaN where not available; availability; choices, some padded; coefficients."""
+    """Attributes (NaN where not available), availability, choices (some padded), coefficients."""
     with torch.device("cpu"):
         g = torch.Generator().manual_seed(seed)
         design = torch.randn(rows, situations, J, L, generator=g, dtype=torch.float64)
@@ -40,7 +40,7 @@ def problem(rows=B, situations=T, components=C, dtype=torch.float64, seed=0):
 
 
 def brute(design, available, chosen, theta, ridge=0.0):
-    """Log probabilities (C, B), one number at a time."""
+    """Log probabilities (C, B) by loops."""
     rows = []
     for coefficients in theta:
         for x, a, y in zip(design, available, chosen, strict=True):
@@ -62,7 +62,7 @@ def several_blocks(request, monkeypatch):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded"])
+@pytest.mark.parametrize("shape", ["rows", "candidates", "all components", "padded"])
 def test_log_prob_and_gradients_equal_brute_force(dtype, shape, several_blocks):
     design, available, chosen, theta = problem(dtype=dtype)
     mine = [design.clone().requires_grad_(), theta.clone().requires_grad_()]
@@ -70,7 +70,7 @@ def test_log_prob_and_gradients_equal_brute_force(dtype, shape, several_blocks):
     z = torch.randint(C, (4, B), generator=torch.Generator("cpu").manual_seed(2), device="cpu")
     if shape == "padded":
         z[1, ::3], z[3] = -1, -1
-    z = {"rows": z[0], "everyone": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
+    z = {"rows": z[0], "all components": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
     full = z.expand(*z.shape[:-1], B)
     expected = brute(theirs[0], available, chosen, theirs[1], 0.1).gather(
         0, full.clamp_min(0).reshape(-1, B)
@@ -201,7 +201,7 @@ def test_maximum_of_each_component_is_that_of_scipy(dtype, all_components, sever
     twin=st.booleans(),
 )
 def test_maximum_is_never_worse_and_stays_finite(seed, rows, start, ridge, twin):
-    """Few choosers, certain choices, collinear attributes, starts without curvature."""
+    """Few choosers, certain choices, collinear attributes, and starts without curvature."""
     design, available, chosen, theta = problem(rows, seed=seed)
     if twin:
         design = torch.cat([design, design[..., :1]], -1)

@@ -1,4 +1,4 @@
-"""Softmax components: the battery of discrete families, invariances, borders, splits and refusals."""
+"""Softmax components: conformance, invariances, boundary cases, splits and errors."""
 
 import pyro
 import pytest
@@ -36,7 +36,7 @@ def brute(theta: Tensor, x: Tensor, ridge: float = 0.0) -> Tensor:
 
 
 def best_theta(counts: Tensor, x: Tensor, ridge: float) -> Tensor:
-    """By L-BFGS on the expected log density, all items at once."""
+    """The maximizer of the expected log density, by L-BFGS over all items."""
     theta = torch.zeros(len(counts), x.shape[1], dtype=F64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [theta],
@@ -78,7 +78,7 @@ class _Softmax(DiscreteConformance):
     def best(self, counts):
         return best_theta(counts, features(), RIDGE)
 
-    # A ridge makes the log density one of a pseudo-likelihood.
+    # With a ridge, the log density is that of a pseudo-likelihood.
 
     def test_probabilities_sum_to_one(self, dtype):
         family = self.build(dtype=dtype)
@@ -106,7 +106,7 @@ class TestSoftmaxByNewton(_Softmax):
 
 
 class TestSoftmaxByGradientWithoutTable(_Softmax):
-    """Too many items times components to keep all log probabilities."""
+    """Too many items and components to keep all log probabilities."""
 
     solver = "gradient"
 
@@ -147,7 +147,7 @@ class TestCategoricals(DiscreteConformance):
         return counts / counts.sum(-1, keepdim=True)
 
 
-# What theta means.
+# Identification of theta.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -179,7 +179,7 @@ def test_theta_does_not_move_where_items_do_not_differ(solver):
     torch.testing.assert_close(brute(new, x), best, rtol=0, atol=1e-4)
 
 
-# Where there is no maximum.
+# Data without a finite maximum.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -242,7 +242,7 @@ def test_no_step_lowers_the_objective(items, width, components, solver, data):
     assert (after >= before - 1e-9 * before.abs()).all()
 
 
-# Splits, and what components say of themselves.
+# Splits and summaries of components.
 
 
 def test_a_split_makes_the_item_likelier():

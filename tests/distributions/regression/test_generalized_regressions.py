@@ -1,4 +1,4 @@
-"""Logistic and Poisson regressions as components: densities, Newton's M-step, EM and leave-one-out gains."""
+"""Logistic and Poisson regressions: densities, Newton's M-step, EM, leave-one-out gains."""
 
 import pyro
 import pytest
@@ -41,7 +41,7 @@ def stock(kind, eta):
 
 
 def problem(kind, rows=ROWS, components=C, dtype=torch.float64, seed=0):
-    """Covariates, outcomes of random coefficients, and other coefficients to start from."""
+    """Covariates, outcomes under random coefficients, and coefficients to start from."""
     torch.manual_seed(seed)
     with torch.device("cpu"):
         x = torch.randn(rows, P, dtype=torch.float64)
@@ -54,7 +54,7 @@ def problem(kind, rows=ROWS, components=C, dtype=torch.float64, seed=0):
 
 
 def loss_of(kind, x, y, q, ridge, weight, bias):
-    """f of one part, by stock distributions."""
+    """Loss of one cluster, by stock distributions."""
     rows = ridge * weight.square().sum() - stock(kind, x @ weight + bias).log_prob(y)
     return (q * rows).sum().item()
 
@@ -67,7 +67,7 @@ def fitted(family, index, y, q=None):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded"])
+@pytest.mark.parametrize("shape", ["rows", "candidates", "all components", "padded"])
 def test_log_prob_and_gradients_equal_stock_distributions(kind, dtype, shape):
     x, y, *given = problem(kind, dtype=dtype)
     mine = [value.clone().requires_grad_() for value in given]
@@ -75,7 +75,7 @@ def test_log_prob_and_gradients_equal_stock_distributions(kind, dtype, shape):
     z = torch.randint(C, (3, ROWS), generator=torch.Generator("cpu").manual_seed(2), device="cpu")
     if shape == "padded":
         z[1, ::3], z[2] = -1, -1
-    z = {"rows": z[0], "everyone": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
+    z = {"rows": z[0], "all components": torch.arange(C, device="cpu").unsqueeze(-1)}.get(shape, z)
     full = z.expand(*z.shape[:-1], ROWS)
 
     table = stock(kind, x.double() @ theirs[0].T + theirs[1]).log_prob(y.double().unsqueeze(-1))
@@ -105,7 +105,7 @@ def test_means_and_draws_are_those_of_stock_distributions(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_maximum_of_each_component_is_that_of_sklearn(kind, dtype):
-    """Every component has the rows of its own slots, weighted; scikit-learn fits them one by one."""
+    """scikit-learn fits the weighted rows of each component separately."""
     x, y, weight, bias = problem(kind, 200, dtype=dtype)
     ridge = 0.02
     index = torch.arange(2 * 200).reshape(2, 200) * 7 % C
@@ -249,7 +249,7 @@ def test_batches_make_the_step_of_all_rows(model_class):
 @pytest.mark.parametrize("model_class", MODELS)
 @pytest.mark.parametrize("guide_class", [FullPartition, HardPartition])
 def test_masked_rows_may_hold_anything(model_class, guide_class):
-    """A step with NaN in masked rows is that of the other rows alone."""
+    """With NaN in masked rows, the step is that of the other rows."""
     found = []
     for hidden in (0, 30):
         pyro.clear_param_store()
@@ -300,8 +300,8 @@ def test_leave_one_out_gains_are_near_those_of_refits(kind, ridge):
     )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01
-    # A row that pulls hard is where one step says less: its error is small beside what the
-    # correction is worth.
+    # One step is less exact for influential rows, but its error is small compared with the
+    # correction.
     assert (gains - exact).abs().sum() < 0.25 * (own - exact).abs().sum()
     assert (gains >= own - 1e-12).all()
 

@@ -1,4 +1,4 @@
-"""Linear regressions as components: densities, sums, M-steps, leave-one-out gains, against stock Pyro and refits."""
+"""Linear regressions: densities, statistics, M-steps, and leave-one-out gains against refits."""
 
 import math
 
@@ -53,7 +53,7 @@ def rows_of(outputs: int | None, rows: int = ROWS, dtype=torch.float64) -> tuple
 def build(
     x: Tensor, outputs: int | None = None, ridge: float = 0.0, components: int = COMPONENTS
 ) -> LinearRegressions:
-    """Components with leaf arguments of the covariates' dtype."""
+    """Components whose arguments are leaves of the covariates' dtype."""
     own = () if outputs is None else (outputs,)
     weight, bias, scale = (
         normal(components, *own, x.shape[1], seed=3),
@@ -78,7 +78,7 @@ def mixture(
 
 
 def brute_table(family: LinearRegressions, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Log densities (B, C) by stock Normals in float64 with the ridge shares, and the leaves they depend on."""
+    """Log densities (B, C) with ridge shares by stock Normals in float64, and their leaves."""
     leaves = [t.detach().double().requires_grad_() for t in family.arguments.values()]
     weight, bias, scale = leaves
     wide = weight.reshape(len(weight), -1, weight.shape[-1])
@@ -94,7 +94,7 @@ def brute_table(family: LinearRegressions, x: Tensor, y: Tensor) -> tuple[Tensor
 @pytest.mark.meta
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
 @pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("shape", ["rows", "candidates", "everyone", "padded"])
+@pytest.mark.parametrize("shape", ["rows", "candidates", "all components", "padded"])
 def test_log_prob_and_gradients_are_those_of_stock_normals(outputs, ridge, shape, dtype):
     x, y = rows_of(outputs, dtype=dtype)
     family = build(x, outputs, ridge)
@@ -103,7 +103,7 @@ def test_log_prob_and_gradients_are_those_of_stock_normals(outputs, ridge, shape
     if shape == "padded":
         z[1, ::3], z[2] = -1, -1
     all_components = torch.arange(COMPONENTS, device="cpu").unsqueeze(-1)
-    z = {"rows": z[0], "everyone": all_components}.get(shape, z)
+    z = {"rows": z[0], "all components": all_components}.get(shape, z)
     full = z.expand(*z.shape[:-1], ROWS)
     table, leaves = brute_table(family, x, y)
     expected = table.gather(-1, full.clamp_min(0).reshape(-1, ROWS).T).T.reshape(full.shape)
@@ -180,7 +180,7 @@ def test_arguments_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("call", ["log_prob", "sample", "rsample", "mean"])
 def test_components_that_no_rows_were_selected_of_are_refused(call):
-    """As many rows as components would otherwise be matched one to one, silently."""
+    """As many rows as components would otherwise be matched one to one."""
     x, y = rows_of(None, rows=COMPONENTS)
     family = build(x)
     with pytest.raises(DataError, match=r"family\[z\]"):
@@ -212,7 +212,7 @@ def test_weight_without_bias_has_no_closed_form():
 def ridge_of(
     x: Tensor, y: Tensor, q: Tensor, ridge: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weighted ridge regression by scikit-learn, and the standard deviation of its penalised residuals."""
+    """Weighted ridge regression by scikit-learn, and the scale of its penalized residuals."""
     x, y, q = (t.detach().double().numpy() for t in (x, y, q))
     known = Ridge(alpha=ridge * q.sum() + 1e-12, solver="cholesky", tol=1e-12).fit(
         x, y, sample_weight=q
@@ -262,8 +262,8 @@ def test_scale_alone_is_that_of_the_residuals_under_frozen_coefficients():
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
-def test_dead_components_are_split_off_live_ones(outputs):
-    """The default of EM, for outcomes (N,) as for (N, M)."""
+def test_empty_components_are_split_off_live_ones(outputs):
+    """The default of EM, for outcomes (N,) and (N, M)."""
     x, y = rows_of(outputs)
     model = mixture(outputs)
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_em_recovers_the_regressions_that_the_data_were_drawn_from():
 
 @pytest.mark.meta
 @pytest.mark.parametrize("outputs", OUTPUTS)
-def test_untruncated_loss_is_minus_the_evidence_by_stock_enumeration(outputs, dtype):
+def test_untruncated_loss_is_minus_the_log_evidence_by_stock_enumeration(outputs, dtype):
     model, (x, y) = mixture(outputs, dtype, ridge=0.2), rows_of(outputs, dtype=dtype)
     table, _ = brute_table(model.component_distributions(x), x, y)
     expected = -(table + model.weights.double().log()).logsumexp(-1).sum().item()
@@ -369,12 +369,12 @@ def test_saved_and_loaded_model_gives_the_same_loss(tmp_path):
     assert exact_loss(other, x, y) == before
 
 
-# Digits.
+# Precision.
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4])
 def test_float32_keeps_its_digits_far_from_zero(offset):
-    """Soft statistics of rows far from zero: the fit in float32 is that in float64 of the same (rounded) rows."""
+    """The fit in float32 is that in float64 of the same rounded rows."""
     x = (offset + normal(2000, FEATURES, seed=1)).float()
     q = torch.rand(2, 2000, generator=torch.Generator().manual_seed(0))
     y = (
@@ -438,7 +438,7 @@ def test_constant_and_repeated_covariates_leave_the_fit_alone(offset):
 
 
 def least(family: LinearRegressions, x: Tensor, y: Tensor, c: int) -> float:
-    """Minimal loss of a part by scikit-learn, scales as they are."""
+    """Minimal loss of a cluster at fixed scales, by scikit-learn."""
     if not len(y):
         return 0.0
     y = y.reshape(len(y), -1)
@@ -490,16 +490,16 @@ def test_leave_one_out_gains_are_those_of_refits(outputs, ridge):
 
 @few
 @given(rows=st.integers(1, 14), ridge=st.sampled_from([0.0, 0.1]), seed=st.integers(0, 99))
-def test_gains_of_parts_with_few_rows(rows, ridge, seed):
-    """Fewer rows than coefficients, parts of one row, parts without rows."""
+def test_gains_of_clusters_with_few_rows(rows, ridge, seed):
+    """Fewer rows than coefficients, clusters of one row, clusters without rows."""
     x, y = normal(rows, FEATURES, seed=seed), normal(rows, seed=seed + 1)
     labels = torch.randint(COMPONENTS, (rows,), generator=torch.Generator().manual_seed(seed))
     check_gains(x, y, labels, ridge, None, 1e-6)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_gains_of_rows_that_a_part_follows_wherever_they_go(ridge):
-    """Leverage one: the row's own residual is nothing, and the others lose nothing by it."""
+def test_gains_of_rows_of_leverage_one(ridge):
+    """A row of leverage one has no residual, and does not change those of the others."""
     x = torch.zeros(12, FEATURES, dtype=torch.float64)
     x[:, 0], x[3, 1] = normal(12, seed=3), 1.0
     check_gains(x, normal(12, seed=4), torch.zeros(12, dtype=torch.int64), ridge, None)

@@ -1,4 +1,4 @@
-"""Support vector machines as components: densities by brute force, M-steps against scikit-learn, hard EM."""
+"""Support vector machines: densities by brute force, M-steps against scikit-learn, hard EM."""
 
 import builtins
 
@@ -48,7 +48,7 @@ def problem(classes=2, rows=ROWS, components=C, dtype=torch.float64, seed=0):
 
 
 def row_losses(x, y, weight, bias, ridge, loss):
-    """Of rows (B, P) under one component, outputs and penalties summed; by the definition."""
+    """Losses of rows (B, P) under one component, by the definition; outputs are summed."""
     weight, bias = weight.reshape(-1, P), bias.reshape(-1)
     total = ridge * (weight.square().sum() + bias.square().sum())
     for k in range(len(weight)):
@@ -146,7 +146,7 @@ def test_classes_one_against_the_rest_are_those_of_sklearn(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_maximum_never_raises_a_loss(loss, solver, seed, rows, ridge):
-    """Parts of no row, of one, of one class alone."""
+    """Clusters without rows, of one row, and of one class."""
     x, y, weight, bias = problem(3, rows, seed=seed)
     family = SupportVectorMachines(x, weight, bias, ridge=ridge, loss=loss, solver=solver)
     index = torch.randint(C, (rows,))
@@ -159,8 +159,8 @@ def test_maximum_never_raises_a_loss(loss, solver, seed, rows, ridge):
     assert torch.equal(new.weight[empty], weight[empty])
 
 
-def test_part_of_one_class_alone_is_the_minimum_by_both_solvers(loss):
-    """Strongly convex with one class, too; LinearSVC itself refuses it."""
+def test_cluster_of_one_class_is_the_minimum_by_both_solvers(loss):
+    """One class has a unique minimum as well, which LinearSVC itself refuses to find."""
     x, _, weight, bias = problem(2, 20, 1)
     index, y = torch.zeros(20).long(), torch.ones(20).long()
     losses = []
@@ -169,7 +169,7 @@ def test_part_of_one_class_alone_is_the_minimum_by_both_solvers(loss):
             SupportVectorMachines(x, weight, bias, ridge=0.05, loss=loss, solver=solver), index, y
         )
         losses.append(-float(new[index].log_prob(y).sum()))
-    # By its bias alone, at any size of it, a part pays at least this.
+    # The loss of a cluster that is fitted by its bias alone.
     flat = min(
         20 * (max(0.0, 1 - b) ** (1 if loss == "hinge" else 2) + 0.05 * b**2)
         for b in (i / 100 for i in range(200))
@@ -215,7 +215,7 @@ def test_leave_one_out_gains_are_near_those_of_refits(ridge):
 
 
 def separated(rows=160):
-    """Exclusive or: no line tells the classes apart, two lines do."""
+    """Exclusive or: no line separates the classes, but two lines do."""
     torch.manual_seed(1)
     x = torch.randn(rows, 2).double()
     return x, (x[:, 0] * x[:, 1] > 0).long()
@@ -301,8 +301,8 @@ def test_hinge_gain_of_a_row_by_itself_is_its_part():
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
-def test_covariates_that_no_part_can_be_fitted_to_are_refused(loss, solver, bad):
-    """An infinite margin satisfies the hinge: planted rows meet no error before the M-step."""
+def test_covariates_that_are_not_finite_are_refused(loss, solver, bad):
+    """An infinite margin has no hinge loss, so the error comes from the M-step."""
     x, y = separated(30)
     x[7, 1] = x[20, 1] = bad
     model = MixtureOfSVMs(components=2, features=2, loss=loss, solver=solver).double()
@@ -316,7 +316,7 @@ def test_covariates_that_no_part_can_be_fitted_to_are_refused(loss, solver, bad)
 
 
 def test_several_classes_are_learned():
-    """Three classes in a row are told apart by one machine against the rest only if rows are split."""
+    """One-against-the-rest machines separate three collinear classes only in two clusters."""
     torch.manual_seed(0)
     x = torch.linspace(-3, 3, 150).unsqueeze(-1).double()
     y = (x[:, 0] + 3).div(2).floor().clamp(0, 2).long()
@@ -330,7 +330,7 @@ def test_several_classes_are_learned():
     assert (decided == y).double().mean() > 0.95
 
 
-def test_there_are_no_samples():
+def test_labels_cannot_be_drawn():
     x, _, weight, bias = problem()
     with pytest.raises(ModelError, match="cannot be sampled"):
         SupportVectorMachines(x, weight, bias, ridge=0.1)[torch.zeros(ROWS).long()].sample()
