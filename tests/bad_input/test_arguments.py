@@ -153,7 +153,7 @@ def test_truncated_guide_keeps_to_its_rows():
 def test_candidate_sets_must_be_distinct_and_sorted_where_rows_share_them():
     with pytest.raises(PartitionError, match=r"lists a component twice: \[3, 3\]; pad with -1"):
         CandidateCategorical(torch.tensor([[0, 1], [3, 3]]), torch.zeros(2, 2))
-    with pytest.raises(PartitionError, match="2 candidates a row but 3 logits"):
+    with pytest.raises(PartitionError, match="2 candidates per row but 3 logits"):
         CandidateCategorical(torch.tensor([[0, 1]]), torch.zeros(1, 3))
     logits = torch.tensor([0.1, 0.2, 0.7]).log()
     try:
@@ -181,7 +181,8 @@ def test_saved_state_of_another_shape_is_refused(options):
         TruncatedPartition, gaussian(components=options.get("components", C)), **options
     )
     with pytest.raises(
-        PartitionError, match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), but this guide has \("
+        PartitionError,
+        match=rf"saved state has \(C', C, G\) = \(2, {C}, 3\), but this guide has \(",
     ):
         guide.load_state_dict(state)
     # A refused state leaves the guide as it was.

@@ -100,15 +100,18 @@ def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(componen
             r"unknown method 'kmeans\+\+'; choose one of .*'afkmc2'",
         ),
         (lambda: seed_rows(draw_rows(), 2, chain=0), "chain=0"),
-        (lambda: MixtureWeights(), "exactly one of probs and logits"),
-        (lambda: MixtureWeights(torch.ones(1), torch.ones(1)), "exactly one of probs and logits"),
+        (lambda: MixtureWeights(), "neither of probs and logits: give one"),
+        (
+            lambda: MixtureWeights(torch.ones(1), torch.ones(1)),
+            "both of probs and logits: give one",
+        ),
         (
             lambda: FullNormals(torch.zeros(C, D), torch.eye(D + 1)),
             r"scale_tril \(3, 3\) must end in \(D, D\) with D = 2",
         ),
         (
             lambda: DiagonalNormals(torch.zeros(C, D), torch.ones(C, 3)),
-            r"scale \(4, 3\) must end in one feature dimension",
+            r"scale \(4, 3\) must end in the same number of features",
         ),
         (
             lambda: FactorAnalyzers(torch.zeros(C, D), torch.zeros(C, 3, 1), torch.ones(D)),
