@@ -84,7 +84,7 @@ def loo(data):
 
 
 def check(found, exact: np.ndarray, *, each: float) -> None:
-    """The total lies within a tenth of its standard error; every row's term within ``each`` nats."""
+    """The total is within a tenth of its standard error, and each term within ``each`` nats."""
     pointwise, total = np.asarray(getattr(found, POINTWISE)), exact.sum()
     elpd, error = (found.elpd_loo, found.se) if POINTWISE == "loo_i" else (found.elpd, found.se)
     assert error == pytest.approx(np.sqrt(ROWS * exact.var()), rel=0.1)
