@@ -325,7 +325,7 @@ def _factor(covariance: Tensor, constant: Tensor) -> Tensor:
     unit = covariance.diagonal().clamp_min(0).rsqrt().masked_fill(constant, 0.0)
     values, vectors = torch.linalg.eigh(covariance * unit * unit.unsqueeze(-1))
     if not bool(values[-1] > 0):
-        raise DataError("features have no variance: the items cannot be told apart")
+        raise DataError("features have no variance: the items cannot be distinguished")
     if bool(values[0] < -1e-6 * values[-1]) or bool(covariance.diagonal().min() < 0):
         raise DataError("covariance must be positive semidefinite")
     positive = values > _RANK * values[-1]

@@ -20,7 +20,7 @@ _COMPONENTS, _NUMBERS = 1024, 1 << 18
 _COLUMNS, _SCALED = 2048, 1 << 19
 # Smallest chunk of items.
 _ITEMS = 64
-# Variances below this number of roundings of second moments cannot be told from zero.
+# Variances below this number of roundings of second moments are indistinguishable from zero.
 _SINGULAR = 30
 
 
@@ -152,7 +152,7 @@ class Curvature(NamedTuple):
     def inverse(self, ridge: float = 0.0) -> Tensor:
         """Invert the covariances plus 2 ``ridge`` (C, L, L).
 
-        The inverse is zero in directions whose variance cannot be told from rounding errors.
+        The inverse is zero in directions whose variance may be a rounding error.
         """
         variance = self.covariance.diagonal(dim1=-1, dim2=-2) + 2 * ridge
         scale = torch.where(variance > self.noise, variance.clamp_min(0).rsqrt(), 0.0)

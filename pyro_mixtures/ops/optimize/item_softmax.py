@@ -142,7 +142,7 @@ def _spread_step(
 
 
 def _tolerance(theta: Tensor, total: Tensor) -> Tensor:
-    """Return gains (C,) that are negligible, or that cannot be told from rounding errors."""
+    """Return gains (C,) that are negligible or may be rounding errors."""
     return (_ROUNDINGS * torch.finfo(theta.dtype).eps * total.abs()).clamp_min(_TOLERANCE)
 
 
