@@ -58,20 +58,23 @@ class GatheredComponents(Components):
     # Arguments that best_arguments() accepts as keywords, and holds fixed, when they are frozen.
     freezable: tuple[str, ...] = ()
 
+    # Signatures that end in (*args: Any, **kwargs: Any) let type checkers accept formulas with
+    # named arguments, such as log_density(self, value, rate).
+
     @abstractmethod
-    def log_density(self, value: Tensor, *arguments: Tensor) -> Tensor:
+    def log_density(self, value: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return the log density (...) of each row."""
 
     @abstractmethod
-    def draw(self, *arguments: Tensor) -> Tensor:
+    def draw(self, *arguments: Any, **options: Any) -> Tensor:
         """Draw one row (..., *event) for each entry of the arguments."""
 
     @abstractmethod
-    def expectation(self, *arguments: Tensor) -> Tensor:
+    def expectation(self, *arguments: Any, **options: Any) -> Tensor:
         """Return the means (..., *event)."""
 
     @abstractmethod
-    def row_statistics(self, value: Tensor, *arguments: Tensor) -> Any:
+    def row_statistics(self, value: Tensor, *arguments: Any, **options: Any) -> Any:
         """Return each row's contributions to the sufficient statistics, a NamedTuple of (n, ...).
 
         EM multiplies contributions by responsibilities and sums them, in float64. They may
@@ -79,7 +82,7 @@ class GatheredComponents(Components):
         """
 
     @abstractmethod
-    def best_arguments(self, statistics: Any, **frozen: Tensor) -> dict[str, Tensor]:
+    def best_arguments(self, statistics: Any, *options: Any, **frozen: Any) -> dict[str, Tensor]:
         """Return all arguments (C, ...) that maximize the expected log density, by name.
 
         :param statistics: the NamedTuple of :meth:`row_statistics`, summed over each component's
