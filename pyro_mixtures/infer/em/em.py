@@ -42,8 +42,9 @@ class EM:
 
     The interface is that of ``pyro.infer.SVI``. EM works on any program whose weights and observed
     sites have a closed form: the families of :mod:`pyro_mixtures.distributions` selected by
-    ``[z]``, or stock Normal, MultivariateNormal, LowRankMultivariateNormal and Categorical with
-    arguments indexed by z. Arguments that are not params stay fixed.
+    ``[z]``, or stock Normal, MultivariateNormal, LowRankMultivariateNormal, Categorical,
+    OneHotCategorical, Multinomial, Bernoulli, Poisson, Exponential and Gamma (of known
+    concentration) with arguments indexed by z. Arguments that are not params stay fixed.
 
     :param model: the Pyro program; its unknowns are params (``pyro.param``, ``PyroParam``).
     :param guide: a guide of z for the same program, such as ``TruncatedPartition`` or
