@@ -73,10 +73,12 @@ class MixtureProgram(PyroModule):
         The store identifies params by name alone. The check is made in every run, because models
         may be used in turn: one is fitted, then another, then the first is evaluated.
         """
-        own = {name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()}
+        leaves = {
+            name.removesuffix("_unconstrained"): leaf for name, leaf in self.named_parameters()
+        }
         stored = dict(pyro.get_param_store().named_parameters())
         shared = sorted(
-            name for name, leaf in own.items() if name in stored and stored[name] is not leaf
+            name for name, leaf in leaves.items() if name in stored and stored[name] is not leaf
         )
         if shared and not pyro.settings.get("module_local_params"):
             warnings.warn(

@@ -67,15 +67,15 @@ class SoftmaxMixture(MixtureProgram):
             components=components, features=features.shape[1], equal_weights=equal_weights
         )
         self._options: Any = {"ridge": ridge, "solver": solver, "steps": steps}
-        wide = features.double()
-        deviation = wide.std(0, correction=0)
+        features_float64 = features.double()
+        deviation = features_float64.std(0, correction=0)
         start = (
             _INITIAL_DEVIATION
             * torch.randn(components, self.features, device=features.device)
             / deviation
         )
         self.theta = PyroParam(start / self.features**0.5)
-        self.register_buffer("item_features", wide - wide.mean(0))
+        self.register_buffer("item_features", features_float64 - features_float64.mean(0))
         self.to(features)
         self.component_distributions()  # checks the options
 

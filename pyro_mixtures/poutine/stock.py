@@ -72,8 +72,9 @@ def stock_weights(
         except ClosedFormError as error:
             errors.append(error)
             continue
-        given: dict[str, Any] = {argument: values.detach() if name is None else params[name]}
-        weights = MixtureWeights(**given, validate_args=False)
+        value = values.detach() if name is None else params[name]
+        arguments: dict[str, Any] = {argument: value}
+        weights = MixtureWeights(**arguments, validate_args=False)
         return weights, {} if name is None else {argument: StockParam(name)}
     raise errors[0]
 

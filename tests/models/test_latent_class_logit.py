@@ -252,9 +252,10 @@ def test_batches_make_the_step_of_all_rows(options):
         model = build(**options)
         em = EM(model, FullPartition(model, components=C), empty="keep")
         for _ in range(2):
-            parts = torch.arange(N).split(size)
+            batches = torch.arange(N).split(size)
             loss = sum(
-                em.accumulate(*(row[part] for row in rows), index=part, size=N) for part in parts
+                em.accumulate(*(row[batch] for row in rows), index=batch, size=N)
+                for batch in batches
             )
             em.maximize()
         found.append(

@@ -146,7 +146,7 @@ def test_empty_components_are_split_off_others_and_win_draws():
     assert model.theta.norm(dim=-1).max() < 10
 
 
-def test_features_are_centred_and_dtypes_follow_them():
+def test_features_are_centered_and_dtypes_follow_them():
     x = torch.randn(20, 3, dtype=F64) + 1e4
     model = SoftmaxMixture(components=2, features=x)
     assert {t.dtype for t in model.state_dict().values()} == {F64}

@@ -20,10 +20,10 @@ def test_four_lines_solve_exclusive_or():
     found = mixture(split, 0, input_density=0.5)
     assert linear(split, 1e-3) < 0.6
     assert found["softmax mixed"] > 0.9
-    assert found["centre"] > 0.9
+    assert found["center"] > 0.9
 
 
-def test_partition_with_centres_lowers_the_joint_objective():
+def test_partition_with_locations_lowers_the_joint_objective():
     """The objective has two observed sites, the labels' loss and the covariates' distance."""
     x, y = make_moons(200, noise=0.2, random_state=0)
     rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)

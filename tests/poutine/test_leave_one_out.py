@@ -60,11 +60,11 @@ def least(x, y, w, of_y) -> float:
 def exact_gains(x, y, labels, w, of_y) -> torch.Tensor:
     gains = []
     for i in range(N):
-        part = labels == labels[i]
-        rest = part.clone()
+        cluster = labels == labels[i]
+        rest = cluster.clone()
         rest[i] = False
         gains.append(
-            least(x[part], y[part], w[part], of_y) - least(x[rest], y[rest], w[rest], of_y)
+            least(x[cluster], y[cluster], w[cluster], of_y) - least(x[rest], y[rest], w[rest], of_y)
         )
     return torch.tensor(gains, dtype=torch.float64)
 

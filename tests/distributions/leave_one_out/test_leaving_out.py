@@ -76,13 +76,13 @@ MEANS = {
 
 
 def without_each(least, index: Tensor) -> Tensor:
-    """f(S) - f(S without i), by minimal losses ``least(rows, part)`` of clusters."""
+    """f(S) - f(S without i), by minimal losses ``least(rows, cluster)`` of clusters."""
     gains = []
     for i, c in enumerate(index.tolist()):
-        part = index == c
-        rest = part.clone()
+        cluster = index == c
+        rest = cluster.clone()
         rest[i] = False
-        gains.append(least(part, c) - least(rest, c))
+        gains.append(least(cluster, c) - least(rest, c))
     return torch.tensor(gains, dtype=torch.float64, device="cpu")
 
 
@@ -101,13 +101,13 @@ def test_gains_of_weighted_rows_about_means(name, rows):
         support(draw(C, D, seed=1)) if name != "multinomial" else support(draw(C, D)).softmax(-1)
     )
 
-    def least(part: Tensor, c: int) -> float:
-        part = part & (weight > 0)
-        if not part.any():
+    def least(cluster: Tensor, c: int) -> float:
+        cluster = cluster & (weight > 0)
+        if not cluster.any():
             return 0.0
-        fitted = build(best(x[part], weight[part]).unsqueeze(0))
-        one = torch.zeros(int(part.sum()), dtype=torch.int64, device="cpu")
-        return -float((weight[part] * fitted[one].log_prob(x[part])).sum())
+        fitted = build(best(x[cluster], weight[cluster]).unsqueeze(0))
+        one = torch.zeros(int(cluster.sum()), dtype=torch.int64, device="cpu")
+        return -float((weight[cluster] * fitted[one].log_prob(x[cluster])).sum())
 
     statistics = family.partition_statistics_at(index, x, weight)
     check(family.leave_one_out_at(statistics, index, x, weight), without_each(least, index), weight)
@@ -136,14 +136,17 @@ def check_regressions(
     scale = (0.3 * draw(C, *event, seed=2)).exp()
     family = LinearRegressions(x, draw(C, *event, D), draw(C, *event), scale, ridge=ridge)
 
-    def least(part: Tensor, c: int) -> float:
-        part = part & (weight > 0)
-        n, sd = float(weight[part].sum()), scale[c].reshape(-1)
+    def least(cluster: Tensor, c: int) -> float:
+        cluster = cluster & (weight > 0)
+        n, sd = float(weight[cluster].sum()), scale[c].reshape(-1)
         constant = n * float((sd.log() + 0.5 * math.log(2 * math.pi)).sum())
-        if not part.any():
+        if not cluster.any():
             return 0.0
-        a, b = x[part] - mean_of(x[part], weight[part]), y[part].reshape(int(part.sum()), -1)
-        b, root = b - mean_of(b, weight[part]), weight[part].sqrt().unsqueeze(-1)
+        a, b = (
+            x[cluster] - mean_of(x[cluster], weight[cluster]),
+            y[cluster].reshape(int(cluster.sum()), -1),
+        )
+        b, root = b - mean_of(b, weight[cluster]), weight[cluster].sqrt().unsqueeze(-1)
         a = torch.cat([root * a, math.sqrt(n * ridge) * torch.eye(D, dtype=x.dtype, device="cpu")])
         b = torch.cat([root * b, torch.zeros(D, b.shape[1], dtype=x.dtype, device="cpu")])
         left = b - a @ (torch.linalg.pinv(a, rtol=1e-11) @ b)
@@ -205,9 +208,9 @@ def gains_and_refits(kind: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]
     build, y, index = linear(kind, len(weight))
     family, statistics = fitted(build, y, index, weight, slice(None))
 
-    def least(part: Tensor, c: int) -> float:
-        new = fitted(build, y, index, weight, part)[0]
-        return -float((weight[part] * new[index[part]].log_prob(y[part])).sum())
+    def least(cluster: Tensor, c: int) -> float:
+        new = fitted(build, y, index, weight, cluster)[0]
+        return -float((weight[cluster] * new[index[cluster]].log_prob(y[cluster])).sum())
 
     gains = family.leave_one_out_at(statistics, index, y, weight)
     return gains, without_each(least, index), -weight * family[index].log_prob(y)

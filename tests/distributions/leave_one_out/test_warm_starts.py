@@ -48,11 +48,11 @@ def fitted_lines(x, y, index, w) -> list[Linear]:
 def exact_gains(x, y, index, w) -> Tensor:
     gains = []
     for i in range(len(x)):
-        part = index == index[i]
-        rest = part.clone()
+        cluster = index == index[i]
+        rest = cluster.clone()
         rest[i] = False
         gains.append(
-            least_squares(x[part], y[part], w[part])[1]
+            least_squares(x[cluster], y[cluster], w[cluster])[1]
             - least_squares(x[rest], y[rest], w[rest])[1]
         )
     return torch.tensor(gains, dtype=torch.float64, device="cpu")

@@ -320,7 +320,7 @@ def test_shapes_are_those_of_a_pyro_distribution():
     assert not selected.support.check(chosen + J).any()
 
 
-def test_coefficients_need_rows_enough_unless_they_are_penalised():
+def test_coefficients_need_rows_enough_unless_they_are_penalized():
     x, a = torch.zeros(9, 1, 3, 5), torch.ones(9, 1, 3, dtype=torch.bool)
     assert ChoiceLogits(x, a, torch.zeros(2, 5)).min_rows == 3
     assert ChoiceLogits(x, a, torch.zeros(2, 5), ridge=0.1).min_rows == 1

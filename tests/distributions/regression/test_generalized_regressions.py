@@ -292,11 +292,11 @@ def test_leave_one_out_gains_are_near_those_of_refits(kind, ridge):
             kind, x[rows], y[rows], one, ridge, new.weight[index[rows[0]]], new.bias[index[rows[0]]]
         )
 
-    parts = [(index == c).nonzero()[:, 0] for c in (0, 1)]
-    whole = [least(part) for part in parts]
+    clusters = [(index == c).nonzero()[:, 0] for c in (0, 1)]
+    whole = [least(cluster) for cluster in clusters]
     some = range(0, ROWS, 3)
     exact = torch.tensor(
-        [whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some]
+        [whole[index[i]] - least(clusters[index[i]][clusters[index[i]] != i]) for i in some]
     )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01

@@ -169,9 +169,9 @@ def test_minibatches_add_up_to_the_full_batch(outputs, dtype):
         model = mixture(outputs, dtype, ridge=0.1)
         em, losses = EM(model, FullPartition(model, components=COMPONENTS), empty="keep"), []
         for _ in range(3):
-            parts = torch.arange(90).split(size)
+            batches = torch.arange(90).split(size)
             losses.append(
-                sum(em.accumulate(x[part], y[part], index=part, size=90) for part in parts)
+                sum(em.accumulate(x[batch], y[batch], index=batch, size=90) for batch in batches)
             )
             em.maximize()
         found.append((torch.tensor(losses, dtype=dtype), *model.state_dict().values()))

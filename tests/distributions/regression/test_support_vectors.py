@@ -200,14 +200,14 @@ def test_leave_one_out_gains_are_near_those_of_refits(ridge):
     gains = family.leave_one_out_at(statistics, index, y)
 
     def least(rows):
-        part = SupportVectorMachines(x[rows], weight, bias, ridge=ridge)
-        return -float(fitted(part, index[rows], y[rows])[0][index[rows]].log_prob(y[rows]).sum())
+        cluster = SupportVectorMachines(x[rows], weight, bias, ridge=ridge)
+        return -float(fitted(cluster, index[rows], y[rows])[0][index[rows]].log_prob(y[rows]).sum())
 
-    parts = [(index == c).nonzero()[:, 0] for c in (0, 1)]
-    whole = [least(part) for part in parts]
+    clusters = [(index == c).nonzero()[:, 0] for c in (0, 1)]
+    whole = [least(cluster) for cluster in clusters]
     some = range(0, ROWS, 3)
     exact = torch.tensor(
-        [whole[index[i]] - least(parts[index[i]][parts[index[i]] != i]) for i in some]
+        [whole[index[i]] - least(clusters[index[i]][clusters[index[i]] != i]) for i in some]
     )
     gains, own = gains[::3], -family[index].log_prob(y)[::3]
     assert ((gains - exact).abs() / exact).median() < 0.01
