@@ -160,7 +160,7 @@ class Components(TorchDistribution):
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
         """Return sums over the rows ``value`` under responsibilities ``weight`` (*index.shape).
 
-        Pairs of index -1 contribute nothing, whatever their rows hold.
+        Pairs of index -1 contribute nothing, even if their rows hold NaN.
         """
 
     def add_statistics_at(self, sums: Any, index: Tensor, value: Tensor, weight: Tensor) -> Any:

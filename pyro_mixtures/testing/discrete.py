@@ -94,7 +94,7 @@ class DiscreteConformance(FamilyConformance):
         return Table(self.table(*arguments))
 
     def rows(self, count: int = ROWS, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-        """Return item numbers, whatever the ``dtype``."""
+        """Return item numbers; ``dtype`` does not matter."""
         return outcomes(count, seed)
 
     def maximizer(self, x: Tensor, q: Tensor, *old: Tensor) -> tuple[Tensor, ...]:
