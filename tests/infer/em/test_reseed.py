@@ -1,4 +1,4 @@
-"""Re-seeding: split components part and the ELBO recovers, and those that die again and again wait."""
+"""Re-seeding: split components separate, the ELBO recovers, and repeatedly empty ones wait."""
 
 from itertools import pairwise
 
@@ -105,8 +105,8 @@ def trained(model, rows, steps: int = 30, **options) -> tuple[EM, float]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reseeded_experts_part_and_the_elbo_recovers(name):
-    """From one component for rows of two sorts, to about the ELBO of a fit that starts at the truth."""
+def test_reseeded_experts_separate_and_the_elbo_recovers(name):
+    """From one component for two kinds of rows to about the ELBO of a fit from the truth."""
     model, rows, truth = CASES[name]()
     model = model.double()
     put(model, truth, [0.5, 0.5])
@@ -179,18 +179,18 @@ def test_a_nudge_of_rows_without_covariates_is_none():
     assert nudge(torch.zeros(2, 2, dtype=F64), torch.ones(1, dtype=F64)).tolist() == [[0.0, 0.0]]
 
 
-def split_steps(dead_at, steps: int) -> list[int]:
-    """The steps at which component 0 is split off, when it is dead wherever ``dead_at(step, last split)``."""
+def split_steps(empty_at, steps: int) -> list[int]:
+    """Steps at which component 0 is re-seeded, if ``empty_at(step, last split)`` says when."""
     pauses, found = Pauses(), []
     for step in range(1, steps + 1):
-        empty = [0] if dead_at(step, found[-1] if found else None) else []
+        empty = [0] if empty_at(step, found[-1] if found else None) else []
         splits = [Split(c, 1, 0) for c in pauses.ready(empty, step)]
         pauses.record(splits)
         found += [step] * len(splits)
     return found
 
 
-def test_components_that_die_at_once_wait_twice_as_long_each_time():
+def test_components_that_become_empty_at_once_wait_twice_as_long_each_time():
     found = split_steps(lambda step, last: True, 1000)
     gaps = [b - a for a, b in pairwise(found)]
     assert gaps == [3, 5, 9, 17, 33, 65, 129, 257]
@@ -201,7 +201,7 @@ def test_components_that_live_wait_little():
     assert found == [1, 53, 107, 165]
 
 
-def test_components_that_die_in_turn_share_a_pause_and_first_deaths_do_not_wait():
+def test_components_that_become_empty_in_turn_share_a_pause_and_do_not_wait_the_first_time():
     pauses = Pauses()
     pauses.record([Split(0, 2, 0), Split(1, 2, 0)])
     assert pauses.ready([0], 5) == []

@@ -6,7 +6,7 @@ from pyro_mixtures.infer.em.schedule import SearchSchedule
 
 
 def run(schedule, gains, tolerance=0.1):
-    """Kinds of the epochs when a search gains ``gains[True]`` and re-weighing ``gains[False]``, each for its cost."""
+    """Which epochs search, if searching and re-weighing gain ``gains`` for their costs."""
     kinds = []
     for _ in range(12):
         kinds.append(schedule.next())

@@ -1,4 +1,4 @@
-"""Restarts side by side end as one by one do: objectives, labels, params, histories; what couples them is refused."""
+"""Parallel restarts end as sequential ones do; what would couple them is refused."""
 
 import math
 
@@ -70,7 +70,7 @@ def regressions(
 def both(
     build, *rows: Tensor, starts=3, seed=1, **options
 ) -> tuple[RestartsResult, RestartsResult]:
-    """One by one, and all at once."""
+    """The restarts in sequence, and in parallel."""
     options = {"progress": False, "epochs": 8, **options}
     found = [
         fit_restarts(
@@ -127,8 +127,8 @@ def test_batches_end_as_one_by_one():
     assert_same(*both(regressions(equal=False), *rows_of(), batch_size=32))
 
 
-def test_empty_parts_are_revived_in_every_block():
-    """Params of parts that were planted empty win no rows."""
+def test_empty_components_are_reseeded_in_every_restart():
+    """Params of components without labels win no rows."""
     x, y = rows_of()
 
     def build(restarts=1):
@@ -149,7 +149,7 @@ def test_empty_parts_are_revived_in_every_block():
     assert together.best.history["reseeded"].tolist() == alone.best.history["reseeded"].tolist()
 
 
-def test_masked_rows_have_no_part_in_any_block():
+def test_masked_rows_have_no_label_in_any_restart():
     x, y = rows_of()
     seen = torch.arange(N) % 5 != 0
 
@@ -168,8 +168,8 @@ def test_masked_rows_have_no_part_in_any_block():
     assert_same(alone, together)
 
 
-def test_gradient_steps_train_every_start_for_itself():
-    """Initial params are those that the start would have by itself."""
+def test_gradient_steps_train_each_start_separately():
+    """Each start has the initial params that it would have alone."""
     x, y = rows_of()
 
     def build(restarts=1):
@@ -196,7 +196,7 @@ def test_gradient_steps_train_every_start_for_itself():
 # The winner.
 
 
-def test_the_best_belongs_to_a_model_of_one_block():
+def test_the_best_fit_has_the_model_of_one_restart():
     x, y = rows_of()
     alone, together = both(regressions(equal=False, scale=None), x, y)
     one, best = alone.best, together.best
@@ -226,8 +226,8 @@ def test_its_history_is_that_of_its_start():
         )
 
 
-def test_starts_that_have_settled_stay_as_they_are():
-    """The first start is at rest when the second one begins to move."""
+def test_starts_that_have_converged_keep_their_labels():
+    """The first start has converged before rows of the second one move."""
     x, y = rows_of()
     rest = fit_restarts(
         regressions(), x, y, starts=6, progress=False, generator=generator(), tolerance=0
@@ -235,9 +235,16 @@ def test_starts_that_have_settled_stay_as_they_are():
     moved = []
     build = regressions()
     found = fit_restarts(
-        build, x, y, starts=[rest.labels, torch.arange(N) % K], parallel=True, progress=False, tolerance=0, patience=1,
+        build,
+        x,
+        y,
+        starts=[rest.labels, torch.arange(N) % K],
+        parallel=True,
+        progress=False,
+        tolerance=0,
+        patience=1,
         callbacks=[lambda fit: moved.append(fit.guide.restart_counts.moved.tolist())],
-    )  # fmt: skip
+    )
     assert found.objectives[0] == pytest.approx(rest.objectives.min())
     assert len(moved) > 3
     assert sum(first for first, _ in moved) == 0
@@ -290,12 +297,12 @@ def test_params_may_be_local_to_modules(local):
 # The guide by itself.
 
 
-def test_a_step_of_blocks_is_a_step_of_each():
+def test_a_step_is_a_step_of_each_restart():
     x, y = rows_of()
     labels = torch.randint(K, (4, N), generator=generator(), device="cpu")
     whole, loss = regressions(equal=False)(4), 0.0
     whole.guide.set_labels(labels)
-    whole.step(x, y)  # fits the planted parts; its loss is that of the params before
+    whole.step(x, y)  # fits the clusters that were set; its loss is that of the params before
     whole.guide.reset_counts()
     losses = [whole.step(x, y) for _ in range(3)]
     sizes, objective = whole.guide.sizes, whole.guide.objective
@@ -318,7 +325,7 @@ def test_a_step_of_blocks_is_a_step_of_each():
     assert objective == pytest.approx(0, abs=1e-8)
 
 
-def test_stock_svi_has_the_mean_of_the_blocks():
+def test_stock_svi_averages_over_restarts():
     x, y = rows_of()
     em = regressions(equal=False)(3)
     em.guide.set_labels(torch.randint(K, (3, N), generator=generator(), device="cpu"))
@@ -328,7 +335,7 @@ def test_stock_svi_has_the_mean_of_the_blocks():
     assert loss == pytest.approx(float(em.guide.losses(x, y).mean()), rel=1e-10)
 
 
-def test_a_saved_fit_of_blocks_goes_on():
+def test_a_saved_fit_continues():
     x, y = rows_of()
     em = regressions()(2)
     em.guide.set_labels(torch.randint(K, (2, N), generator=generator(), device="cpu"))
@@ -342,7 +349,7 @@ def test_a_saved_fit_of_blocks_goes_on():
         hard_partition(em.model, components=2 * K, restarts=3).load_state_dict(state)
 
 
-def test_blocks_that_are_impossible_are_refused():
+def test_impossible_numbers_of_restarts_are_refused():
     model = KMeans(components=6, features=P)
     for restarts in (0, -1, 4):
         with pytest.raises(OptionError, match=f"restarts={restarts} does not divide"):
@@ -358,12 +365,12 @@ def test_blocks_that_are_impossible_are_refused():
 # What would couple the starts.
 
 
-def test_a_build_without_blocks_is_refused():
+def test_a_build_without_restarts_is_refused():
     with pytest.raises(OptionError, match="has no argument restarts"):
         fit_restarts(lambda: kmeans()(), torch.zeros(5, P), starts=2, parallel=True)
 
 
-def test_blocks_that_do_not_arrive_are_refused():
+def test_a_build_that_ignores_restarts_is_refused():
     def few(restarts=1):
         model = KMeans(components=K, features=P)
         return EM(model, HardPartition(model, components=K))
@@ -421,7 +428,7 @@ def test_dropped_components_would_couple_the_starts():
 
 
 @pytest.mark.parametrize("mask", [None, torch.arange(N) > 3])
-def test_weights_that_would_couple_the_blocks_are_refused(mask):
+def test_weights_that_would_couple_the_restarts_are_refused(mask):
     def model(x):
         with data_plate(x), pyro.poutine.mask(mask=True if mask is None else mask):
             z = pyro.sample("z", MixtureWeights(torch.tensor([0.1, 0.2, 0.3, 0.4])))

@@ -1,6 +1,4 @@
-"""Evidence, responsibilities and assignments of rows that no fit has seen, against torch.distributions."""
-
-import copy
+"""Exact scores against brute force, other programs, and memory."""
 
 import pyro
 import pytest
@@ -9,87 +7,25 @@ from pyro import distributions as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_mixtures.distributions import Categoricals, DiagonalNormals, MixtureWeights
+from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Responsibilities, assign, fit, log_evidence, responsibilities
-from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
-
-C, D, N = 6, 3, 50
-F64 = torch.float64
-FAMILIES = ["isotropic", "diagonal", "full", "factor"]
-
+from tests.infer.scoring.mixtures import (
+    F64,
+    FAMILIES,
+    C,
+    D,
+    N,
+    brute,
+    mixture,
+    rows,
+    trained,
+    two_observations,
+)
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-
-def mixture(family="diagonal", components=C, spread=2.0, dtype=F64):
-    """A mixture with parameters that all differ."""
-    if family == "factor":
-        model = MixtureOfFactorAnalyzers(components=components, features=D, factors=2)
-    else:
-        model = GaussianMixture(components=components, features=D, covariance=family)
-    model.to(dtype)
-    with torch.no_grad():
-        model.loc = spread * torch.randn(components, D, dtype=dtype)
-        model.weights = torch.arange(2.0, components + 2, dtype=dtype) / (
-            torch.arange(2.0, components + 2).sum()
-        )
-        if family == "factor":
-            model.factor, model.noise = (
-                torch.randn_like(model.factor),
-                0.5 + torch.rand_like(model.noise),
-            )
-        elif family == "full":
-            tril = 0.5 * torch.randn_like(model.scale_tril).tril(-1)
-            model.scale_tril = tril + (0.5 + torch.rand(components, D, dtype=dtype)).diag_embed()
-        else:
-            model.scale = 0.5 + torch.rand_like(model.scale)
-    return model
-
-
-def covariances(model):
-    """(C, D, D)."""
-    if hasattr(model, "factor"):
-        return model.factor @ model.factor.mT + model.noise.diag_embed()
-    if model.covariance == "full":
-        return model.scale_tril @ model.scale_tril.mT
-    return model.scale.square().reshape(model.components, -1).expand(-1, D).diag_embed()
-
-
-def brute(model, x):
-    """log p(c, x) (N, C)."""
-    normals = torch.distributions.MultivariateNormal(model.loc, covariances(model))
-    return (model.weights.log() + normals.log_prob(x.unsqueeze(1))).detach()
-
-
-def rows(count=N):
-    return 2 * torch.randn(count, D, dtype=F64)
-
-
-def separated(components=30, count=300):
-    """A mixture on a line, its components ten standard deviations apart, and rows of it."""
-    model = mixture(components=components)
-    with torch.no_grad():
-        model.loc = 15.0 * torch.arange(components, dtype=F64).unsqueeze(-1).repeat(1, D) / D**0.5
-    truth = torch.arange(count) % components
-    return model, (model.loc[truth] + torch.randn(count, D, dtype=F64)).detach(), truth
-
-
-def trained(model, x, **options):
-    """A truncated guide that has searched ``x``."""
-    settings = {
-        "components": model.components,
-        "candidates": 3,
-        "neighbors": 5,
-        "seed": 0,
-        **options,
-    }
-    guide = TruncatedPartition(model, **settings)
-    for _ in range(8):
-        guide.posterior(x)
-    return guide
 
 
 # Exact.
@@ -97,7 +33,7 @@ def trained(model, x, **options):
 
 @pytest.mark.parametrize("chunk", [None, 1, 7, N, 10 * N])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_evidence_is_the_brute_force_sum(family, chunk):
+def test_log_evidence_is_the_brute_force_sum(family, chunk):
     model, x = mixture(family), rows()
     torch.testing.assert_close(log_evidence(model, x, chunk=chunk), brute(model, x).logsumexp(-1))
 
@@ -167,117 +103,6 @@ def test_scoring_inside_other_handlers_leaves_no_trace():
         log_evidence(model, x)
         assign(model, x, guide=trained(model, x))
     assert not tracer.trace.nodes
-
-
-# Truncated.
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_truncated_evidence_is_a_lower_bound(family):
-    model, x = mixture(family, 12), rows()
-    guide = trained(model, x, candidates=2)
-    exact = brute(model, x).logsumexp(-1)
-    found = log_evidence(model, rows(3), guide=guide)
-    assert found.shape == (3,)
-    found = log_evidence(model, x, guide=guide)
-    assert (found <= exact + 1e-10).all()
-    assert (found < exact - 1e-6).any()
-    assert (exact - found).mean() < 1
-
-
-def test_truncated_evidence_with_all_components_is_exact():
-    model, x = mixture(), rows()
-    guide = trained(model, x, candidates=C, neighbors=C)
-    torch.testing.assert_close(log_evidence(model, rows(1), guide=guide).shape, torch.Size([1]))
-    torch.testing.assert_close(log_evidence(model, x, guide=guide), brute(model, x).logsumexp(-1))
-
-
-@pytest.mark.parametrize("count", [1, 10, 300, 900])
-@pytest.mark.parametrize("chunk", [None, 64])
-def test_truncated_scores_are_close_on_separated_data_of_any_size(count, chunk):
-    model, x, _ = separated()
-    guide = trained(model, x)
-    truth = torch.arange(count) % model.components
-    new = (model.loc[truth] + torch.randn(count, D, dtype=F64)).detach()
-    exact = brute(model, new)
-    found = log_evidence(model, new, guide=guide, chunk=chunk)
-    right = assign(model, new, guide=guide, chunk=chunk) == exact.argmax(-1)
-    assert right.double().mean() >= 0.9
-    torch.testing.assert_close(found[right], exact.logsumexp(-1)[right], rtol=0, atol=1e-3)
-    best = responsibilities(model, new, top=2, guide=guide, chunk=chunk)
-    assert best.components.shape == (count, 2)
-    torch.testing.assert_close(best.probs.sum(-1), torch.ones(count, dtype=F64), rtol=0, atol=1e-3)
-
-
-def state(guide):
-    return copy.deepcopy(
-        {
-            "table": guide.sets.table,
-            "graph": guide.graph.neighbors,
-            "wins": guide.rows_won,
-            "evaluations": guide.evaluations,
-            "training": guide.training,
-        }
-    )
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("use", [log_evidence, responsibilities, assign])
-def test_scoring_leaves_the_guide_alone_bit_for_bit(use, training):
-    model, x, _ = separated()
-    guide = trained(model, x).train(training)
-    before = state(guide)
-    for count in (len(x), 7):
-        use(model, x[:count], guide=guide, chunk=50)
-    after = state(guide)
-    for name, value in before.items():
-        assert torch.equal(after[name], value) if torch.is_tensor(value) else after[name] == value
-
-
-def test_scoring_between_steps_does_not_change_the_fit():
-    """``unseen`` "changes nothing": neither the random numbers that the guide's next searches draw."""
-    model = mixture(components=20)
-    x, found = rows(200), []
-    start = copy.deepcopy(model.state_dict())
-    for scores in (False, True):
-        pyro.clear_param_store()
-        model.load_state_dict(start)
-        guide = TruncatedPartition(model, components=20, candidates=2, neighbors=3, seed=0)
-        em = EM(model, guide)
-        for _ in range(4):
-            em.step(x)
-            if scores:
-                log_evidence(model, x[:9], guide=guide)
-        found.append(guide.sets.table.clone())
-    assert torch.equal(*found)
-
-
-def test_scoring_with_a_guide_that_was_never_fitted_leaves_it_so():
-    model, x, _ = separated()
-    guide = TruncatedPartition(model, components=30, candidates=3, neighbors=5, seed=0)
-    assert log_evidence(model, x, guide=guide).isfinite().all()
-    assert guide.sets is None
-    assert guide.graph is None
-    guide.posterior(x[:100])  # not bound to the rows that were scored
-
-
-# Other programs.
-
-
-def two_observations(x, label, index=None, size=None):
-    weights = pyro.param(
-        "weights", torch.tensor([0.5, 0.3, 0.2], dtype=F64), constraint=dist.constraints.simplex
-    )
-    loc = pyro.param("loc", lambda: torch.randn(3, D, dtype=F64))
-    table = pyro.param(
-        "table",
-        lambda: torch.rand(3, 4, dtype=F64).softmax(-1),
-        constraint=dist.constraints.simplex,
-    )
-    with data_plate(x, index, size):
-        z = pyro.sample("z", MixtureWeights(weights))
-        pyro.sample("x", DiagonalNormals(loc, torch.ones(D, dtype=F64))[z], obs=x)
-        pyro.sample("label", Categoricals(table)[z], obs=label)
 
 
 @pytest.mark.parametrize("chunk", [None, 11])
@@ -352,9 +177,6 @@ def test_given_values_of_latent_sites_are_conditioned_on(guided, chunk):
 def test_latent_sites_without_a_value_are_named():
     with pytest.raises(ModelError, match="latent site 'loc'"):
         log_evidence(with_prior, rows())
-
-
-# Memory.
 
 
 class LargestTensor(TorchDispatchMode):

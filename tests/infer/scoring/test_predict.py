@@ -12,7 +12,14 @@ from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct, sample
 from pyro_mixtures.models import GaussianMixture
 from pyro_mixtures.poutine import data_plate
-from tests.infer.test_scoring import FAMILIES, brute, covariances, mixture, rows, two_observations
+from tests.infer.scoring.mixtures import (
+    FAMILIES,
+    brute,
+    covariances,
+    mixture,
+    rows,
+    two_observations,
+)
 
 C, D, N = 6, 3, 40
 F64 = torch.float64

@@ -128,7 +128,7 @@ def rows():
 
 @pytest.mark.parametrize("guided", ["full", "truncated", "minibatches"])
 @pytest.mark.parametrize("kind", ["diagonal", "factor"])
-def test_em_takes_the_steps_of_the_loops(kind, guided):
+def test_em_steps_equal_those_of_plain_loops(kind, guided):
     x, label = rows()
     expected = initial(kind)
     model = program(kind, expected)
@@ -170,7 +170,7 @@ def test_evaluate_loss_is_that_of_svi(kind):
     assert em.evaluate_loss(x[part], label[part], **minibatch) == pytest.approx(expected, rel=1e-10)
 
 
-def test_evaluate_loss_leaves_training_mode_sets_and_params_alone():
+def test_evaluate_loss_changes_nothing():
     x, label = (torch.from_numpy(value) for value in rows())
     model = program("diagonal", initial("diagonal"))
     guide = TruncatedPartition(model, components=C, candidates=2, neighbors=2)

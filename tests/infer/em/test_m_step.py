@@ -1,4 +1,4 @@
-"""Closed-form M-steps against scikit-learn, textbook formulas, and each other."""
+"""M-steps against scikit-learn, stationarity, variance floors, and stepwise EM."""
 
 import warnings
 
@@ -21,6 +21,7 @@ from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 
 C, D, N = 3, 4, 120
 F64 = torch.float64
+
 PEERS = {
     "spherical": ("isotropic", False),
     "diag": ("diagonal", False),
@@ -126,7 +127,7 @@ def test_tied_covariance_pools_the_components(x, covariance):
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full", "factor"])
 def test_a_component_without_rows_does_not_change_a_tied_covariance(x, family):
-    """The pooled variance is a sum over rows divided by the number of rows: nobody's rows add nothing to either."""
+    """The pooled variance is a mean over rows: an empty component adds nothing to it."""
     found = []
     for components in (C, C + 1):
         pyro.clear_param_store()
@@ -151,8 +152,8 @@ def test_a_component_without_rows_does_not_change_a_tied_covariance(x, family):
 
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full", "factor"])
-def test_free_energy_never_falls_when_a_starved_component_is_kept_beside_a_tied_covariance(family):
-    """``empty="keep"`` holds its mean: the covariance that all share must be the best one *for that mean*."""
+def test_elbo_never_falls_when_an_empty_component_is_kept_under_a_tied_covariance(family):
+    """``empty="keep"`` holds its mean: the shared covariance must be best *given that mean*."""
     x = torch.cat([torch.randn(40, 2, dtype=F64), torch.tensor([[9.0, 9.0]], dtype=F64)])
     if family == "factor":
         model = MixtureOfFactorAnalyzers(components=2, features=2, factors=1, tied=True).double()
@@ -179,7 +180,10 @@ def test_no_factors_is_the_diagonal_mixture(x):
 
 
 def expected_log_density(x, q, old, new):
-    """What the M-step of factor analyzers maximises: E log N(x | loc + A f, psi), f given x under the ``old`` ones."""
+    """E log N(x | loc + A f, psi) with f given x under the ``old`` params.
+
+    The M-step of factor analyzers maximizes it.
+    """
     total = 0.0
     for c in range(C):
         loc, factor, noise = (
@@ -255,7 +259,7 @@ def test_frozen_params_stay_and_the_others_are_best_given_them(x, frozen):
 
 
 @pytest.mark.parametrize("family", [IsotropicNormals, DiagonalNormals, FullNormals])
-def test_constant_arguments_stay_and_params_beside_them_are_best(x, family):
+def test_constant_arguments_stay_and_the_params_are_best_given_them(x, family):
     """Arguments that are plain tensors are given, not unknown."""
     fixed = x[:C].clone()
     shape = {IsotropicNormals: (C,), DiagonalNormals: (C, D), FullNormals: (C, D, D)}[family]
@@ -291,7 +295,7 @@ def test_constant_arguments_stay_and_params_beside_them_are_best(x, family):
 
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
 def test_variances_stop_at_the_floor(covariance):
-    """Two points, twenty rows each: the floor is a fraction of each feature's variance over the data."""
+    """Two points of twenty rows: the floor is a fraction of each feature's variance."""
     x = torch.tensor([[0.0, 0.0], [8.0, 4.0]], dtype=F64).repeat_interleave(20, 0)
     floor = 0.01 * x.var(0, unbiased=False)
     model = GaussianMixture(components=2, features=2, covariance=covariance).double()
@@ -343,113 +347,3 @@ def test_stepwise_em_on_minibatches_comes_near_the_exact_optimum(family):
                 em.step(x[index], index=index, size=300)
         log_evidence.append(-em.evaluate_loss(x) / 300)
     assert log_evidence[1] == pytest.approx(log_evidence[0], abs=0.03)
-
-
-# Stock distributions with plain torch indexing.
-
-
-def _stock_program(kind, x, labels):
-    """The same mixture twice: stock distributions indexed by z, and this package's families."""
-    loc0, generator = x[:C].clone(), torch.Generator().manual_seed(5)
-    rand = lambda *shape: torch.rand(*shape, dtype=F64, generator=generator)  # noqa: E731
-    weights0 = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
-    scale0, factor0, noise0 = 1 + rand(C, D), rand(C, D, 2), 1 + rand(C, D)
-    tril0 = 0.1 * rand(C, D, D).tril(-1) + scale0.diag_embed()
-    probs0 = rand(C, 3) / 2 + 0.1
-    probs0 = probs0 / probs0.sum(-1, keepdim=True)
-    positive = dist.constraints.positive
-
-    def stock(z, loc):
-        if kind == "Normal":
-            return dist.Normal(
-                loc[z], pyro.param("scale", scale0, constraint=positive)[z]
-            ).to_event(1)
-        if kind == "MultivariateNormal":
-            tril = pyro.param("tril", tril0, constraint=dist.constraints.lower_cholesky)
-            return dist.MultivariateNormal(loc[z], scale_tril=tril[z])
-        factor, noise = (
-            pyro.param("factor", factor0.clone()),
-            pyro.param("noise", noise0, constraint=positive),
-        )
-        return dist.LowRankMultivariateNormal(loc[z], factor[z], noise[z])
-
-    def own(z, loc):
-        if kind == "Normal":
-            return DiagonalNormals(loc, pyro.param("scale", scale0, constraint=positive))[z]
-        if kind == "MultivariateNormal":
-            return FullNormals(
-                loc, pyro.param("tril", tril0, constraint=dist.constraints.lower_cholesky)
-            )[z]
-        factor, noise = (
-            pyro.param("factor", factor0.clone()),
-            pyro.param("noise", noise0, constraint=positive),
-        )
-        return FactorAnalyzers(loc, factor, noise)[z]
-
-    def program(component):
-        def model(x, labels, index=None, size=None):
-            weights = pyro.param("weights", weights0, constraint=dist.constraints.simplex)
-            loc = pyro.param(
-                "loc", loc0.clone()
-            )  # an unconstrained param is its initial tensor, written in place
-            probs = pyro.param("probs", probs0, constraint=dist.constraints.simplex)
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Categorical(weights))
-                pyro.sample("x", component(z, loc), obs=x)
-                pyro.sample("label", dist.Categorical(probs[z]), obs=labels)
-
-        return model
-
-    return program(stock), program(own)
-
-
-@pytest.mark.parametrize("truncated", [False, True], ids=["full", "truncated"])
-@pytest.mark.parametrize("kind", ["Normal", "MultivariateNormal", "LowRankMultivariateNormal"])
-def test_stock_distributions_with_plain_indexing_get_the_same_steps(x, kind, truncated):
-    labels, found = torch.randint(3, (N,)), []
-    for model in _stock_program(kind, x, labels):
-        pyro.clear_param_store()
-        guide = FullPartition(model, components=C)
-        if truncated:
-            guide = TruncatedPartition(
-                model, components=C, candidates=2, neighbors=2, explore=1, seed=0
-            )
-        em = EM(model, guide)
-        losses = torch.tensor([em.step(x, labels) for _ in range(4)])
-        found.append(
-            {
-                "losses": losses,
-                **{name: value.detach() for name, value in pyro.get_param_store().items()},
-            }
-        )
-    assert found[0].keys() == found[1].keys()
-    for name in found[0]:
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-9, atol=1e-11)
-
-
-def test_scalar_normals_with_plain_indexing_are_fitted():
-    """``dist.Normal(loc[z], scale)`` over numbers, one scale for all."""
-    x = torch.cat([torch.randn(60, dtype=F64) - 4, torch.randn(40, dtype=F64) + 4])
-
-    def model(x):
-        weights = pyro.param(
-            "weights", torch.tensor([0.5, 0.5], dtype=F64), constraint=dist.constraints.simplex
-        )
-        loc = pyro.param("loc", torch.tensor([-1.0, 1.0], dtype=F64))
-        scale = pyro.param(
-            "scale", torch.tensor([1.5, 2.5], dtype=F64), constraint=dist.constraints.positive
-        )
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(weights))
-            pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
-
-    em = EM(model, FullPartition(model, components=2))
-    for _ in range(10):
-        em.step(x)
-    torch.testing.assert_close(
-        pyro.param("weights").detach(), torch.tensor([0.6, 0.4], dtype=F64), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(pyro.param("loc")[0].detach(), x[:60].mean(), atol=0.01, rtol=0)
-    torch.testing.assert_close(
-        pyro.param("scale")[1].detach(), x[60:].std(unbiased=False), atol=0.01, rtol=0
-    )

@@ -1,4 +1,4 @@
-"""Generalised EM: closed-form sites by their M-step, the others by a gradient step."""
+"""Generalized EM: closed-form sites by their M-step, other sites by gradient steps."""
 
 import pyro
 import pytest
@@ -29,7 +29,7 @@ def data():
 
 
 def closed_form(x):
-    """Weights and a normal site: the part that has a closed form."""
+    """Weights and a normal site, which have a closed form."""
     weights = pyro.param(
         "weights", torch.full((C,), 1 / C, dtype=F64), constraint=dist.constraints.simplex
     )
@@ -190,8 +190,8 @@ def test_gradient_step_is_that_of_the_expected_log_density(data, head):
         torch.testing.assert_close(leaf.detach(), start[name] + 1e-3 * gradient)
 
 
-def test_gradients_do_not_pile_up(data, head):
-    """Each step starts from no gradient, on the params of either kind."""
+def test_gradients_do_not_accumulate(data, head):
+    """Each step begins without gradients, on the params of both kinds."""
     model = program(head)
     em = EM(model, FullPartition(model, components=C), gradient=adam())
     for _ in range(2):
@@ -318,7 +318,7 @@ def test_masked_observations_give_no_gradient(data):
 
 
 def test_a_param_of_both_kinds_of_sites_is_refused_or_left_to_the_gradient(data):
-    """The closed form of one site alone is no maximiser for both: the ELBO must not fall."""
+    """The closed form of one site alone does not maximize both: the ELBO must not fall."""
     x, _ = data
     y = torch.full((N,), 50.0, dtype=F64)
 
@@ -403,7 +403,7 @@ def test_more_gradient_steps_gain_more_in_an_epoch_and_the_elbo_rises(data, head
     assert elbos[10][-1] > elbos[1][-1] + 0.05
 
 
-def test_frozen_params_stay_and_gradients_do_not_pile_up_over_several_steps(data, head):
+def test_frozen_params_stay_and_gradients_do_not_accumulate_over_several_steps(data, head):
     model = program(head)
     em = EM(
         model,
