@@ -50,7 +50,7 @@ def winners(em):
 @pytest.mark.parametrize("partition", ["exact", "truncated"])
 def test_fits_are_the_same_bits_on_any_number_of_threads(family, partition, dtype, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["pyro_mixtures.infer.em.m_step"], "_NUMBERS_A_PART", 64
+        sys.modules["pyro_mixtures.infer.em.m_step"], "_NUMBERS_PER_BLOCK", 64
     )  # several blocks of components
     x, found = clusters(1500, 5, components=40).to(dtype), []
     for threads in (1, 2):
