@@ -5,14 +5,14 @@ from pyro_mixtures.guides.hard import HardPartition
 from pyro_mixtures.guides.parallel_hard import ParallelHardPartition, hard_partition
 from pyro_mixtures.guides.truncated import TruncatedPartition
 from pyro_mixtures.infer.guide import PartitionGuide
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.parallel_guide import ParallelGuide, RestartCounts
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 
 __all__ = [
     "FullPartition",
     "HardPartition",
-    "LabelledGuide",
+    "LabeledGuide",
     "ParallelGuide",
     "ParallelHardPartition",
     "PartitionGuide",

@@ -14,14 +14,14 @@ from pyro_mixtures.guides.assignment_costs import (
     assignment_costs,
     cheapest_clusters,
 )
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.partition.assignment import METHODS, assign
 from pyro_mixtures.partition.reseeding import WorstRows, moves_to_empty_clusters
 from pyro_mixtures.poutine import Joint, Posterior, log_joint
 from pyro_mixtures.poutine.joint import Propose
 
 
-class HardPartition(LabelledGuide):
+class HardPartition(LabeledGuide):
     r"""A partition of the rows: q(z) is one component per row.
 
     The ELBO is minus the objective of the partition. Over a program whose components are

@@ -25,7 +25,7 @@ class PartitionGuide(PyroModule):
     """Guide of the discrete site z of a mixture, with the optimal q(z) given the params.
 
     A subclass states the E-step in ``_e_step`` and :meth:`posterior_of_new_rows`. Guides that can
-    do more subclass :class:`~pyro_mixtures.guides.LabelledGuide` or
+    do more subclass :class:`~pyro_mixtures.guides.LabeledGuide` or
     :class:`~pyro_mixtures.guides.SearchingGuide`.
 
     :param model: the Pyro program; its arguments are the guide's.

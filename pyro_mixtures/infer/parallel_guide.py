@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 
 
 @dataclass
@@ -34,7 +34,7 @@ class RestartCounts:
         )
 
 
-class ParallelGuide(LabelledGuide):
+class ParallelGuide(LabeledGuide):
     """Guide of the hard partitions of R restarts, which run as one mixture of R K components.
 
     ``labels`` are (R, N) in [0, K), and ``sizes`` are (R, K).

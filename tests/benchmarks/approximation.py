@@ -40,7 +40,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, Partiti
 from pyro_mixtures.guides import HardPartition
 from pyro_mixtures.infer import EM, fit_restarts
 from pyro_mixtures.infer.experts.labels import labels_of
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.models import MixtureOfRegressions
 from pyro_mixtures.options import check_finite, check_whole
 from pyro_mixtures.poutine import ProgramStructure, log_joint, read_structure
@@ -142,7 +142,7 @@ class ApproximationReport(NamedTuple):
 
 def approximation_report(
     model: Callable[..., Any],
-    guide: LabelledGuide,
+    guide: LabeledGuide,
     x: Tensor,
     y: Tensor,
     *,
@@ -317,7 +317,7 @@ def _without_constants(name: str, fn: Any) -> Any:
     return BareLoss(name, fn)
 
 
-def _checked_labels(guide: LabelledGuide, rows: int) -> Tensor:
+def _checked_labels(guide: LabeledGuide, rows: int) -> Tensor:
     labels = labels_of(guide, rows)
     if int(labels.min()) < 0:
         raise PartitionError(

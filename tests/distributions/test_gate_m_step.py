@@ -47,7 +47,7 @@ def test_soft_labels_are_weighted_duplicates_in_scikit_learn(seed, classes, feat
     )
 
 
-def labelled(rows=80, classes=4, seed=0):
+def labeled(rows=80, classes=4, seed=0):
     """A problem with a finite minimum."""
     g = torch.Generator().manual_seed(seed)
     x = torch.cat(
@@ -66,7 +66,7 @@ def loss_of(rows, q, at):
 def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(
     fixed, ridge, monkeypatch
 ):
-    rows, _q = labelled()
+    rows, _q = labeled()
     start, penalty = torch.zeros(4, 4).double(), torch.tensor([ridge] * 3 + [0.0]).double()
     exact = minimize(rows, start, penalty, fixed=fixed)
     monkeypatch.setattr(softmax_regression, "_DENSE", 0)
@@ -82,7 +82,7 @@ def test_conjugate_gradients_for_many_coefficients_lead_where_newton_does(
 
 
 def test_units_of_covariates_and_repeated_ones_do_not_matter():
-    rows, _q = labelled()
+    rows, _q = labeled()
     penalty = torch.zeros(4).double()
     exact = rows.design @ minimize(rows, torch.zeros(4, 4).double(), penalty, fixed=1).T
     units = torch.tensor([1e-6, 1.0, 1e6, 1.0]).double()
@@ -101,7 +101,7 @@ def test_units_of_covariates_and_repeated_ones_do_not_matter():
 def test_no_step_is_ever_worse_wherever_it_starts(dense, monkeypatch):
     monkeypatch.setattr(softmax_regression, "_DENSE", dense)
     monkeypatch.setattr(softmax_regression, "_STEPS", 1)
-    rows, q = labelled()
+    rows, q = labeled()
     g = torch.Generator().manual_seed(5)
     for size in (0.1, 3.0, 30.0):
         at = size * torch.randn(4, 4, generator=g, dtype=torch.float64)

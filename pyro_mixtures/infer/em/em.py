@@ -13,7 +13,7 @@ from pyro_mixtures.infer.em.gradient_step import Call, gradient_step, sites_with
 from pyro_mixtures.infer.em.m_step import MStep
 from pyro_mixtures.infer.em.reseed import Pauses, Reservoir, Split, choose_splits, copy_component
 from pyro_mixtures.infer.guide import PartitionGuide
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_number, check_whole
 from pyro_mixtures.poutine import (
@@ -417,7 +417,7 @@ def _new_components_win_rows(guide: PartitionGuide) -> bool:
     """
     if isinstance(guide, SearchingGuide):
         return guide.search
-    return not isinstance(guide, LabelledGuide)
+    return not isinstance(guide, LabeledGuide)
 
 
 def _scaled_loss(posterior: Posterior) -> float:

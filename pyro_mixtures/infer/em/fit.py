@@ -19,7 +19,7 @@ from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.history import Epoch, History
 from pyro_mixtures.infer.em.schedule import SearchSchedule
 from pyro_mixtures.infer.guide import PartitionGuide
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import ReuseMessenger
@@ -256,7 +256,7 @@ class _Loop:
         update = None
         if phase == "EM" and isinstance(self.inference, EM):
             update = self.inference.last_update
-        reseeded_by_guide = self.guide.reseeded if isinstance(self.guide, LabelledGuide) else 0
+        reseeded_by_guide = self.guide.reseeded if isinstance(self.guide, LabeledGuide) else 0
         epoch = Epoch(
             phase=phase,
             elbo=elbo,

@@ -16,7 +16,7 @@ from pyro_mixtures.infer.experts.predictions import (
     mix_experts,
     select_experts,
 )
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 
 Rows = tuple[Tensor, Tensor]  # covariates (N, P) and outcomes (N, ...)
 Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
@@ -24,7 +24,7 @@ Metric = Callable[[Tensor, Tensor], Any]  # predictions and outcomes -> a number
 
 def compare_routing(
     model: Callable[..., Any],
-    guide: LabelledGuide,
+    guide: LabeledGuide,
     train: Rows,
     test: Rows,
     *,

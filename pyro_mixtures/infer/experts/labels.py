@@ -4,7 +4,7 @@ from torch import Tensor
 
 from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.infer.guide import PartitionGuide
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.parallel_guide import ParallelGuide
 
 
@@ -14,7 +14,7 @@ def labels_of(guide: PartitionGuide, rows: int) -> Tensor:
     :param rows: N, the number of rows that the labels must have.
     :raises PartitionError: when the guide has no labels, or those of another number of rows.
     """
-    if not isinstance(guide, LabelledGuide) or isinstance(guide, ParallelGuide):
+    if not isinstance(guide, LabeledGuide) or isinstance(guide, ParallelGuide):
         raise PartitionError(
             f"{type(guide).__name__} does not have one label per row: pass the HardPartition of "
             "the fit"

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_mixtures.errors import NumericalError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import fit
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.restarts.best_of import best_of
 from pyro_mixtures.infer.restarts.growth import inherit_values
 from pyro_mixtures.infer.restarts.pruning import component_weights, prune_values, pruning_losses
@@ -119,7 +119,7 @@ class ComponentPath:
         grown = self._grown(size, seed, smaller)
         # A guide that fills empty clusters itself does not split components: the grown fit would
         # only be the smaller one again.
-        if self.options.starts or isinstance(grown.fit.guide, LabelledGuide):
+        if self.options.starts or isinstance(grown.fit.guide, LabeledGuide):
             return _more_likely(grown, self._fresh(size, seed, max(1, self.options.starts)))
         return grown
 

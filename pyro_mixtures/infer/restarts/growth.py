@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.restarts.stored_fits import (
     Params,
     StoredFit,
@@ -193,7 +193,7 @@ def _check_reseeds(inference: EM) -> None:
 
 
 def _check_guide(inference: EM) -> None:
-    if isinstance(inference.guide, LabelledGuide):
+    if isinstance(inference.guide, LabeledGuide):
         raise OptionError(
             f"{type(inference.guide).__name__} fills empty clusters itself, so EM would never "
             "split a component and the new ones would stay empty: use fit_restarts for each "

@@ -21,7 +21,7 @@ from pyro_mixtures.infer.restarts.starts import (
     StartSampler,
     as_starts,
     check_new,
-    labelled_guide,
+    labeled_guide,
 )
 from pyro_mixtures.infer.restarts.stored_fits import (
     StoredFit,
@@ -110,7 +110,7 @@ def fit_restarts(
     ):
         best, objectives = fit_all(restarts, bar)
     best.use()
-    labels = labelled_guide(best.em).labels
+    labels = labeled_guide(best.em).labels
     assert labels is not None
     winner = objectives.index(min(objectives))
     return RestartsResult(best.fit, winner, np.array(objectives), labels.long())
@@ -140,7 +140,7 @@ def _fit_start(
     with fresh_store(seed) as state:
         inference = inference_of(restarts.build())
         check_new(inference, [] if best is None else [best.fit])
-        guide = labelled_guide(inference)
+        guide = labeled_guide(inference)
         guide.set_labels(restarts.sampler.labels(start, guide, seed))
         result = fit(inference, *restarts.rows, progress=False, **restarts.fit_options)
         objective = _objective(inference, restarts)

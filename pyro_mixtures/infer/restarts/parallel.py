@@ -22,7 +22,7 @@ from pyro_mixtures.infer.restarts.starts import (
     Rows,
     StartSampler,
     check_new,
-    labelled_guide,
+    labeled_guide,
 )
 from pyro_mixtures.infer.restarts.stored_fits import (
     Params,
@@ -86,7 +86,7 @@ def fit_together(restarts: Restarts, bar: Any) -> tuple[StoredFit, list[float]]:
     best = singles[winner]
     _copy_params_back(combined, best, winner)
     assert guide.labels is not None
-    labelled_guide(best.stored.em).set_labels(guide.labels[winner])
+    labeled_guide(best.stored.em).set_labels(guide.labels[winner])
     best_fit = Fit(
         best.stored.em,
         monitor.history(winner),
@@ -111,7 +111,7 @@ def _built(build: Build, rows: Rows, seed: int, restarts: int, earlier: Sequence
     with fresh_store(seed) as state:
         inference = inference_of(build(restarts=restarts))
         check_new(inference, [built.stored.fit for built in earlier])
-        labelled_guide(inference)
+        labeled_guide(inference)
         if inference.empty == "drop":
             raise OptionError(
                 "empty='drop' would share the weights of dropped components among all starts: "
@@ -125,7 +125,7 @@ def _start_labels(
     single: _Built, start: Tensor | str, seed: int, sampler: StartSampler, rows: int
 ) -> Tensor:
     """Return the labels (N,) of one start, as its guide accepts them."""
-    guide = labelled_guide(single.stored.em)
+    guide = labeled_guide(single.stored.em)
     guide.set_labels(sampler.labels(start, guide, seed))
     assert guide.labels is not None
     if guide.labels.shape != (rows,):

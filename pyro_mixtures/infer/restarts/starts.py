@@ -12,7 +12,7 @@ from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.init.labels import METHODS, start_labels
 
 Build = Callable[..., EM | tuple[Callable[..., Any], EM]]
@@ -36,7 +36,7 @@ class StartSampler:
                 "position of every row"
             )
 
-    def labels(self, start: Tensor | str, guide: LabelledGuide, seed: int) -> Tensor:
+    def labels(self, start: Tensor | str, guide: LabeledGuide, seed: int) -> Tensor:
         """Return labels (N,) for ``guide``: those of the start, or drawn by its method."""
         if isinstance(start, Tensor):
             return start
@@ -101,12 +101,12 @@ def _as_list(starts: Any) -> list[Any]:
     )
 
 
-def labelled_guide(inference: EM) -> LabelledGuide:
+def labeled_guide(inference: EM) -> LabeledGuide:
     """Return the guide of ``inference``.
 
     :raises ModelError: if it does not start from labels.
     """
-    if not isinstance(inference.guide, LabelledGuide):
+    if not isinstance(inference.guide, LabeledGuide):
         name = type(inference.guide).__name__
         raise ModelError(f"{name} does not start from labels: restarts need a HardPartition guide")
     return inference.guide

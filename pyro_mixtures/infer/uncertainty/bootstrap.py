@@ -15,7 +15,7 @@ from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
-from pyro_mixtures.infer.labelled_guide import LabelledGuide
+from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.restarts.stored_fits import (
     State,
     StoredFit,
@@ -157,7 +157,7 @@ def _refit(
 def _with_resampled_labels(em: EM, index: Tensor) -> EM:
     """Return a shallow copy of ``em`` whose guide holds the labels of the rows ``index``."""
     inference, guide = copy.copy(em), copy.copy(em.guide)
-    if isinstance(guide, LabelledGuide) and guide.labels is not None:
+    if isinstance(guide, LabeledGuide) and guide.labels is not None:
         guide.set_labels(guide.labels[..., index])
     inference.guide = guide
     inference.forget()

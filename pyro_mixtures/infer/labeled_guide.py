@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_mixtures.infer.guide import PartitionGuide
 
 
-class LabelledGuide(PartitionGuide):
+class LabeledGuide(PartitionGuide):
     """Guide of a hard partition: each row has a label, the component that it is assigned to.
 
     Strategies that work on labels accept any subclass: restarts, routing, reports, the bootstrap.
