@@ -17,8 +17,8 @@ from pyro_mixtures.infer.searching_guide import SearchingGuide
 _BATCH_BYTES = 64 << 20
 # Share of it that each evaluation of a component for a row takes.
 _BYTES_PER_EVALUATION = 24
-# Parameters of at most this size stay in a cache, whatever the order of the rows is. For larger
-# ones it pays to copy the rows in every epoch into an order in which neighbors share components.
+# Parameters of at most this size stay in a cache in any order of the rows. For larger ones it is
+# faster to sort the rows in every epoch, so that consecutive rows share components.
 _CACHED_BYTES = 8 << 20
 # Large models are given larger batches, because every batch reads all parameters.
 _BATCHES_PER_PARAMETERS = 32
