@@ -29,7 +29,7 @@ def test_substituted_parameters_of_experts_are_refused():
     )
     replaced = pyro.poutine.substitute(model, data={"experts.0.bias": torch.zeros(1)})
     with pytest.raises(
-        ModelError, match="replaces param 'experts.0.bias', which belongs to a module"
+        ModelError, match=r"replaces param 'experts\.0\.bias', which belongs to a module"
     ):
         replaced(torch.zeros(3, 2), torch.zeros(3))
 
