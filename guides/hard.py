@@ -456,7 +456,7 @@ class HardPartition(LabeledGuide):
                 f"this state holds {sorted(state)}: it is that of another guide, not of a "
                 "HardPartition"
             )
-        self._check_labels(state["labels"].clamp_min(0))
+        self.set_labels(state["labels"].clamp_min(0))  # which checks them
         self.labels = state["labels"].to("cpu", torch.int32, copy=True)
         self._labels_fixed = state["labels_fixed"]
 
