@@ -171,7 +171,7 @@ class PartitionGuide(PyroModule):
             )
 
     def _distribution(self, posterior: Posterior) -> tuple[CandidateCategorical, bool]:
-        """Return q(z) in the shape of the data plate, and whether rows have their own candidates."""
+        """Return q(z) in the shape of the data plate, and whether rows have own candidates."""
         logits = self._in_plate(posterior.log_prob.T)
         if posterior.candidates.shape[1] == 1 and posterior.log_prob.shape[1] != 1:
             return CandidateCategorical(posterior.candidates[:, 0], logits), False
