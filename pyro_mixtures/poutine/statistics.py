@@ -81,7 +81,7 @@ class StatisticsMessenger(Messenger):
             self.sites[name] = self._observed(msg)
 
     def _discrete(self, msg: Any) -> SiteStatistics:
-        fn, weight = self._unmasked(msg)
+        fn, weight, _ = self._unmasked(msg)
         fn = fn.unrestricted if isinstance(fn, RestrictedSupport) else fn
         if isinstance(fn, ComponentWeights):
             family, params = fn, self._bind(msg["name"], fn.arguments)
@@ -98,12 +98,10 @@ class StatisticsMessenger(Messenger):
         name, value = msg["name"], msg["value"]
         self._check_plates(msg)
         assert self._z is not None
-        fn, weight = self._unmasked(msg)
+        fn, weight, mask = self._unmasked(msg)
         weight = scaled_like(weight, own_scale(msg, self.structure), self._scale)
         # Masked rows may hold NaN, so they become padding rather than rows of weight zero.
-        z = self._z
-        if msg["mask"] is not None:
-            z = torch.where(torch.as_tensor(msg["mask"], device=z.device), z, -1)
+        z = self._z if mask is None else torch.where(mask, self._z, -1)
         if isinstance(fn, Selected):
             family, params = fn.family, self._bind(name, fn.family.arguments)
         else:
@@ -139,15 +137,26 @@ class StatisticsMessenger(Messenger):
     def _earlier_sums(self, site: str) -> Any:
         return self.before[site].sums if site in self.before else None
 
-    def _unmasked(self, msg: Any) -> tuple[Any, Tensor]:
-        """Return a site's distribution without masks, and weights (S, [1], B, [1]) with them."""
+    def _unmasked(self, msg: Any) -> tuple[Any, Tensor, Tensor | None]:
+        """Return a site's distribution without masks, masked weights (S, [1], B, [1]), the mask.
+
+        The mask is that of ``poutine.mask`` and of ``fn.mask(...)`` together; None without any.
+        """
         structure, fn = self.structure, msg["fn"]
         lead = (len(self.weight),) + (1,) * (structure.nesting + structure.dim)
         trail = (self.weight.shape[1],) + (1,) * (-1 - structure.dim)
         weight = self.weight.reshape(lead + trail)
+        masks = [] if msg["mask"] is None else [msg["mask"]]
         if isinstance(fn, MaskedDistribution):
-            weight, fn = weight * fn._mask, fn.base_dist
-        return fn, weight if msg["mask"] is None else weight * msg["mask"]
+            masks.append(fn._mask)
+            fn = fn.base_dist
+        if not masks:
+            return fn, weight, None
+        mask = torch.stack(torch.broadcast_tensors(*map(self._as_mask, masks))).all(0)
+        return fn, weight * mask, mask
+
+    def _as_mask(self, mask: Tensor | bool) -> Tensor:
+        return torch.as_tensor(mask, device=self.weight.device)
 
     def _bind(self, site: str, arguments: Mapping[str, Tensor]) -> dict[str, ParamHandle]:
         """Find the params behind a family's arguments by identity of the unconstrained tensors."""

@@ -123,3 +123,39 @@ def test_truncate_of_a_program_that_masks_z_and_x_counts_masked_rows_as_nothing(
     assert_close(
         loss, -float(log_joint(x).gather(-1, sets).logsumexp(-1)[mask].sum()), rtol=1e-6, atol=0
     )
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_masks_of_a_handler_and_of_a_distribution_are_the_same(stock):
+    """Masked rows hold NaN; the other site of the program sees all rows."""
+    x, mask, _ = masked_rows()
+    spoiled = torch.where(mask.unsqueeze(-1), x, torch.nan)
+    labels = torch.arange(N, device="cpu") % 4
+
+    def program(x, labels, by_handler):
+        _, loc, scale = mixture_params()
+        probs = pyro.param(
+            "probs",
+            torch.eye(C, 4, device="cpu") / 2 + 1 / 8,
+            constraint=pyro.distributions.constraints.simplex,
+        )
+        with pyro.plate("data", N, device="cpu"):
+            z = pyro.sample("z", MixtureWeights(torch.full((C,), 1 / C, device="cpu")))
+            if stock:
+                rows = pyro.distributions.Normal(loc[z], scale[z], validate_args=False).to_event(1)
+            else:
+                rows = DiagonalNormals(loc, scale)[z]
+            with poutine.mask(mask=mask if by_handler else torch.ones_like(mask)):
+                pyro.sample("x", rows if by_handler else rows.mask(mask), obs=x)
+            pyro.sample("labels", pyro.distributions.Categorical(probs[z]), obs=labels)
+
+    def after_step(by_handler):
+        pyro.clear_param_store()
+        EM(program, FullPartition(program, components=C), freeze=["weights"]).step(
+            spoiled, labels, by_handler
+        )
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    by_handler, by_distribution = after_step(True), after_step(False)
+    assert all(bool(value.isfinite().all()) for value in by_distribution.values())
+    assert_close(by_distribution, by_handler)
