@@ -1,17 +1,10 @@
 """Bounds on the sizes of hard clusters."""
 
 import pytest
-import torch
 
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.infer import fit
 from tests.guides.hard_regressions import N, losses, rows_of, started
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def dtype(request) -> torch.dtype:
-    return request.param
-
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 

@@ -23,12 +23,6 @@ from tests.guides.hard_regressions import (
     started,
 )
 
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def dtype(request) -> torch.dtype:
-    return request.param
-
-
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 

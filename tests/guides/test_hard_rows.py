@@ -16,12 +16,6 @@ from pyro_mixtures.models.linear_regressions import MixtureOfRegressions
 from pyro_mixtures.testing import TOLERANCE
 from tests.guides.hard_regressions import K, N, mixture, random_labels, rows_of, started
 
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def dtype(request) -> torch.dtype:
-    return request.param
-
-
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 

@@ -26,19 +26,6 @@ from tests.infer.em.clusters import (
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Fits take the fewest rows a batch, and believe that no parameters stay in a cache."""
-    fitting = sys.modules["pyro_mixtures.infer.em.batching"]
-    monkeypatch.setattr(fitting, "_BATCH_BYTES", 1)
-    monkeypatch.setattr(fitting, "_CACHED_BYTES", 0)
-
-
 def winners(em):
     return em.guide.sets.table[:, 0].long()
 

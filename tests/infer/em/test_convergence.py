@@ -8,22 +8,9 @@ import pytest
 import torch
 
 from pyro_mixtures.infer import fit
-from tests.infer.em.strategies import F64, STRATEGIES, C, D, N, assert_same, exact, params, quiet
+from tests.infer.em.strategies import D, assert_same, exact, params, quiet
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-
-@pytest.fixture
-def x():
-    """Overlapping clusters, so that EM takes its time."""
-    return 1.5 * torch.arange(N, dtype=F64).remainder(C).unsqueeze(-1) + torch.randn(
-        N, D, dtype=F64
-    )
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request):
-    return STRATEGIES[request.param]
 
 
 def affine_epochs(x, shift, scale, tolerance=1e-4):

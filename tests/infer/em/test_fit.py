@@ -32,19 +32,6 @@ from tests.infer.em.strategies import (
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
-@pytest.fixture
-def x():
-    """Overlapping clusters, so that EM takes its time."""
-    return 1.5 * torch.arange(N, dtype=F64).remainder(C).unsqueeze(-1) + torch.randn(
-        N, D, dtype=F64
-    )
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request):
-    return STRATEGIES[request.param]
-
-
 # What an epoch is.
 
 

@@ -14,8 +14,6 @@ from pyro_mixtures.infer import EM, fit, log_evidence
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models import GaussianMixture
 from tests.infer.em.strategies import (
-    F64,
-    STRATEGIES,
     C,
     D,
     N,
@@ -27,19 +25,6 @@ from tests.infer.em.strategies import (
 )
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-
-@pytest.fixture
-def x():
-    """Overlapping clusters, so that EM takes its time."""
-    return 1.5 * torch.arange(N, dtype=F64).remainder(C).unsqueeze(-1) + torch.randn(
-        N, D, dtype=F64
-    )
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request):
-    return STRATEGIES[request.param]
 
 
 # Callbacks.

@@ -9,22 +9,9 @@ import torch
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, SearchingGuide
 from pyro_mixtures.infer import Epoch, History, log_evidence
-from tests.infer.em.strategies import F64, STRATEGIES, C, D, N, exact, quiet, truncated
+from tests.infer.em.strategies import C, N, exact, quiet, truncated
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-
-@pytest.fixture
-def x():
-    """Overlapping clusters, so that EM takes its time."""
-    return 1.5 * torch.arange(N, dtype=F64).remainder(C).unsqueeze(-1) + torch.randn(
-        N, D, dtype=F64
-    )
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request):
-    return STRATEGIES[request.param]
 
 
 # History.

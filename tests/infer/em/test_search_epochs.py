@@ -1,7 +1,6 @@
 """Epochs that search for candidates and epochs that re-weigh them, and what a fit leaves behind."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -22,19 +21,6 @@ from tests.infer.em.clusters import (
 )
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Fits take the fewest rows a batch, and believe that no parameters stay in a cache."""
-    fitting = sys.modules["pyro_mixtures.infer.em.batching"]
-    monkeypatch.setattr(fitting, "_BATCH_BYTES", 1)
-    monkeypatch.setattr(fitting, "_CACHED_BYTES", 0)
 
 
 # Epochs that search, and epochs that re-weigh.
