@@ -99,7 +99,7 @@ class HardPartition(LabeledGuide):
             raise OptionError(f"alpha={alpha} must lie in (0, 1]")
         if min_size < 0 or (capacity is not None and capacity < max(1, min_size)):
             raise OptionError(
-                f"capacity={capacity} and min_size={min_size}: give 0 <= min_size <= capacity"
+                f"capacity={capacity} and min_size={min_size}: pass 0 <= min_size <= capacity"
             )
         self.score = score
         self.alpha = alpha
@@ -150,7 +150,7 @@ class HardPartition(LabeledGuide):
         return self._reseeded
 
     def reset_counts(self) -> None:
-        """Start counting anew, at the begin of an epoch."""
+        """Reset the counts at the start of an epoch."""
         super().reset_counts()
         self._objective = 0.0
         self._moved = self._reseeded = 0
@@ -423,17 +423,17 @@ class HardPartition(LabeledGuide):
         clusters = self.clusters
         if clusters > size:
             raise DataError(
-                f"{clusters} components for {size} rows: give more rows, or fewer components"
+                f"{clusters} components for {size} rows: pass more rows, or fewer components"
             )
         if self.capacity is not None and self.capacity * clusters < size:
             raise DataError(
                 f"{clusters} clusters of at most capacity={self.capacity} rows cannot hold {size} "
-                "rows: raise capacity=, or give more components"
+                "rows: raise capacity=, or pass more components"
             )
         if self.min_size * clusters > size:
             raise DataError(
                 f"{size} rows are too few for {clusters} clusters of at least "
-                f"min_size={self.min_size} rows: lower min_size=, or give fewer components"
+                f"min_size={self.min_size} rows: lower min_size=, or pass fewer components"
             )
 
     def get_extra_state(self) -> dict[str, Any] | None:

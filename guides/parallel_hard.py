@@ -88,7 +88,7 @@ class ParallelHardPartition(HardPartition, ParallelGuide):
         return int(self.restart_counts.reseeded.sum())
 
     def reset_counts(self) -> None:
-        """Start counting anew, at the begin of an epoch."""
+        """Reset the counts at the start of an epoch."""
         super().reset_counts()
         self.restart_counts = RestartCounts.zeros(self.restarts)
 
@@ -98,7 +98,7 @@ class ParallelHardPartition(HardPartition, ParallelGuide):
         self._held = torch.zeros_like(self._held)
 
     def hold(self, restarts: Tensor) -> None:
-        """Keep the labels of the restarts marked True (R,) until labels are set anew."""
+        """Keep the labels of the restarts marked True (R,) until new labels are set."""
         self._held = restarts.to("cpu", torch.bool)
         if self._moves is not None:
             self._moves[self._held] = -1
@@ -122,7 +122,7 @@ class ParallelHardPartition(HardPartition, ParallelGuide):
         given: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> Posterior:
-        """Refuse to score rows.
+        """Raise an error: new rows belong to no single mixture.
 
         :raises OptionError: always, since R restarts are R mixtures.
         """

@@ -110,8 +110,8 @@ class TruncatedPartition(SearchingGuide):
         """Return q(z) of rows without state.
 
         The first round evaluates landmark components of the graph, later ones search around the
-        best candidates. The search stops when fewer than one set in a hundred changes. The log
-        evidence is truncated to the candidates, which is a lower bound.
+        best candidates. The search stops when fewer than one set in a hundred changes. The
+        result has the truncated log evidence, a lower bound.
 
         :param rounds: maximum number of searches.
         """
@@ -121,7 +121,7 @@ class TruncatedPartition(SearchingGuide):
         posterior: Posterior | None = None
         evaluations = 0
         handled = ReuseMessenger()(model or self.model)
-        # A generator of its own: scoring rows must not change a fit that continues afterwards.
+        # A generator of its own: scoring rows must not change a fit that continues afterward.
         generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
         graph = self.graph if self.graph is not None else self._new_graph(generator)
 
@@ -165,7 +165,7 @@ class TruncatedPartition(SearchingGuide):
         return Pairs(rank[winners].unsqueeze(0), self.components).sorted.order
 
     def add_candidates(self, index: Tensor, components: Tensor, *, size: int) -> None:
-        """Add ``components`` (K,) to the candidates of the rows ``index`` (K,), for seeds say.
+        """Add ``components`` (K,) to the candidates of the rows ``index`` (K,), such as seeds.
 
         :param size: N, the number of rows of the data set.
         :raises PartitionError: for numbers out of range.

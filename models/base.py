@@ -93,7 +93,7 @@ class MixtureProgram(PyroModule):
 class Mixture(MixtureProgram):
     """The program of a mixture over rows: ``z ~ MixtureWeights(weights)``, ``x ~ component[z]``.
 
-    A family states its component distributions, and how to start them at seeds.
+    A subclass defines its component distributions, and how to start them at seeds.
     """
 
     @abstractmethod
@@ -183,7 +183,7 @@ class NormalMixture(Mixture):
 class ConditionalMixture(MixtureProgram):
     """The program of a mixture over outcomes: ``z ~ MixtureWeights(weights)``, ``y ~ expert_z(x)``.
 
-    A family adds the experts' params, and states the component distributions of a batch of
+    A family adds the experts' params, and defines the component distributions of a batch of
     covariates.
 
     :param input_density: None, or the weight of the distance between a row's covariates and the

@@ -35,7 +35,7 @@ DIVERGENCES: dict[str, Any] = {
 class MeanMixture(Mixture):
     """A mixture whose components have one param, ``mean`` (C, D).
 
-    :param family: class of the components; it states the constraint of the means in
+    :param family: class of the components; it defines the constraint of the means in
         ``arg_constraints`` and their starting values in ``start``.
     """
 
@@ -95,7 +95,7 @@ class BregmanMixture(MeanMixture):
             raise OptionError(f"unknown divergence {divergence!r}; choose one of {choices}")
         if (precision is None) == (divergence == "mahalanobis"):
             raise OptionError(
-                f"divergence={divergence!r}: give precision= with 'mahalanobis', and only then"
+                f"divergence={divergence!r}: pass precision= with 'mahalanobis', and only then"
             )
         check_whole(total=total)
         if total != 1 and divergence != "multinomial":
@@ -121,12 +121,12 @@ class BregmanMixture(MeanMixture):
 def _checked_precision(precision: Tensor, features: int) -> Tensor:
     """Return a copy of the symmetric, positive definite ``precision`` (D, D)."""
     if not isinstance(precision, Tensor):
-        raise OptionError(f"precision is a {type(precision).__name__}: give a tensor (D, D)")
+        raise OptionError(f"precision is a {type(precision).__name__}: pass a tensor (D, D)")
     expected = (features, features)
     if precision.shape != expected or not precision.is_floating_point():
         raise OptionError(
             f"precision is {precision.dtype} of shape {tuple(precision.shape)}: "
-            f"give floating-point numbers {expected}"
+            f"pass floating-point numbers {expected}"
         )
     if not bool(constraints.positive_definite.check(precision)):
         raise OptionError(

@@ -167,7 +167,7 @@ class LatentClassLogit(MixtureProgram):
         if bool(invalid.any()):
             row = int(invalid.nonzero()[0])
             raise DataError(
-                f"row {row} of the design holds NaN or infinity: set its weight to zero"
+                f"row {row} of the design contains NaN or infinity: set its weight to zero"
             )
         first_class = torch.zeros(1, len(chosen), dtype=torch.int64, device=chosen.device)
         statistics = common[first_class].statistics(chosen, weight.unsqueeze(0))
@@ -217,14 +217,14 @@ def _check_choices(design: Tensor, available: Tensor, chosen: Tensor) -> None:
     ):
         raise DataError(
             f"choices are {tuple(chosen.shape)}, the design {tuple(design.shape)}: "
-            "give (B, T) and (B, T, J, L), with at least one situation"
+            "pass (B, T) and (B, T, J, L), with at least one situation"
         )
 
 
 def _check_rows(design: Tensor, covariates: Tensor) -> None:
     if len(covariates) != len(design):
         raise DataError(
-            f"{len(covariates)} rows of covariates for {len(design)} choosers: give one per chooser"
+            f"{len(covariates)} rows of covariates for {len(design)} choosers: pass one per chooser"
         )
 
 
@@ -233,7 +233,7 @@ def _check_covariates(covariates: Tensor | None) -> None:
     if covariates is not None and not bool(covariates.isfinite().all()):
         row = int((~covariates.isfinite()).any(-1).nonzero()[0])
         raise DataError(
-            f"row {row} of the covariates holds NaN or infinity: its class cannot be drawn"
+            f"row {row} of the covariates contains NaN or infinity: its class cannot be drawn"
         )
 
 
@@ -245,5 +245,5 @@ def _names(option: str, number_or_names: Any) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     names = tuple(number_or_names)
     if isinstance(number_or_names, str) or not names or len(set(names)) < len(names):
-        raise OptionError(f"{option}={number_or_names!r}: give a number, or distinct names")
+        raise OptionError(f"{option}={number_or_names!r}: pass a number, or distinct names")
     return names

@@ -52,7 +52,7 @@ def check_row_weight(row_weight: Tensor, rows: int) -> None:
     check_tensor("row_weight", row_weight)
     if row_weight.shape != (rows,):
         raise DataError(
-            f"row_weight {tuple(row_weight.shape)} for {rows} rows: give one weight per row"
+            f"row_weight {tuple(row_weight.shape)} for {rows} rows: pass one weight per row"
         )
     invalid = ~(row_weight.isfinite() & (row_weight >= 0))
     if bool(invalid.any()):
@@ -73,4 +73,4 @@ def check_tensor(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and value.dim():
         return
     actual = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise DataError(f"{name} must be a tensor (N, ...), not {actual}: give torch.as_tensor({name})")
+    raise DataError(f"{name} must be a tensor (N, ...), not {actual}: pass torch.as_tensor({name})")

@@ -30,7 +30,7 @@ COMPONENTS, FACTORS = 200, 5
 
 
 def main(out: Path, epochs: int) -> dict[str, Any]:
-    """Run the tutorial and return the figures that it prints."""
+    """Run the tutorial and return the results that it prints."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     clean = data.camera() / 255
@@ -107,7 +107,7 @@ def write(
     heldout: Tensor,
     report: dict[str, Any],
 ) -> None:
-    """Write the pictures, the ArviZ file, the parameters and the figures."""
+    """Write the pictures, the ArviZ file, the parameters and the results."""
     out.mkdir(parents=True, exist_ok=True)
     panels = plot_denoised(noisy.numpy(), denoised.numpy(), clean)
     panels.flat[0].figure.savefig(out / "denoised.png", dpi=110)

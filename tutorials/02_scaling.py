@@ -7,7 +7,7 @@ with 1600 components as with 50. The tutorial fits the patches of one picture wi
 support the largest of these mixtures, as the log evidence of held-out patches shows.
 
 Run ``python tutorials/02_scaling.py``; it takes about two minutes on two cores and writes its
-picture and figures to ``runs/scaling/``.
+picture and results to ``runs/scaling/``.
 """
 
 import argparse
@@ -34,11 +34,11 @@ NOISE = 4 / 255
 PATCH, FACTORS = 8, 2
 SMALLEST = 50  # components of the first fit
 TIMED_EXACT = 200  # largest number of components for which a pass of exact EM is timed
-BLUE, GREY = "#0072B2", "#555555"
+BLUE, GRAY = "#0072B2", "#555555"
 
 
 def main(out: Path, rows: int, most: int) -> dict[str, Any]:
-    """Run the tutorial and return the figures that it prints."""
+    """Run the tutorial and return the results that it prints."""
     # 1. The data: 8 x 8 patches of a noisy picture, and 2,000 held-out patches.
     train, heldout = patches(rows, heldout=2000)
 
@@ -132,7 +132,7 @@ def exponent(fits: list[dict[str, Any]], quantity: str) -> float:
 
 
 def write(out: Path, report: dict[str, Any]) -> None:
-    """Write the picture and the figures."""
+    """Write the picture and the results."""
     out.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9.5, 4.2), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -154,7 +154,7 @@ def draw(ax: Axes, report: dict[str, Any], quantity: str, title: str) -> None:
         for figures in fits
         if figures[f"{quantity}_exact"] is not None
     ]
-    ax.plot(*zip(*exact, strict=True), "--s", color=GREY, ms=4, label="exact EM, same passes")
+    ax.plot(*zip(*exact, strict=True), "--s", color=GRAY, ms=4, label="exact EM, same passes")
     ax.plot(sizes, values, "o", color=BLUE, label="truncated EM")
     ax.plot(sizes, line, color=BLUE, lw=1.2, label=f"proportional to C^{slope:.2f}")
     ax.set(xscale="log", yscale="log", xlabel="Components C")
@@ -192,7 +192,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         f"seconds as C^{report['exponent_seconds']:.2f}; "
         "exact EM takes C^1 for a given number of passes"
     )
-    print(f"picture and figures in {out}/")
+    print(f"picture and results in {out}/")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ partition that no step improves, so it is restarted several times. The last pane
 the cost of assigning a row to a component.
 
 Run ``python tutorials/03_one_objective_many_mixtures.py``; it takes less than a minute on two cores
-and writes its picture and figures to ``runs/partitions/``.
+and writes its picture and results to ``runs/partitions/``.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from pyro_mixtures.models import BregmanMixture, KMeans, MixtureOfRegressions, M
 CLUSTERS, NOISE, RIDGE = 3, 0.3, 1e-2
 # The palette of Okabe & Ito, which color-blind readers can tell apart.
 COLORS = np.array(["#0072B2", "#D55E00", "#009E73"])
-BLUE, INK, GREY = "#0072B2", "#222222", "#999999"
+BLUE, INK, GRAY = "#0072B2", "#222222", "#999999"
 # The cost of assigning a row to a component: name, color, line style, line width.
 SCORES = {
     "loss": ("loss (Lloyd)", "#0072B2", "-", 4.5),
@@ -63,7 +63,7 @@ class Partition(NamedTuple):
 
 
 def main(out: Path, starts: int, rows: int) -> dict[str, Any]:
-    """Run the tutorial and return the figures that it prints."""
+    """Run the tutorial and return the results that it prints."""
     data = {
         "k-means": points(rows),
         "Poisson": counts(rows),
@@ -241,7 +241,7 @@ def write(
     curves: dict[str, np.ndarray],
     report: dict[str, Any],
 ) -> None:
-    """Write the picture and the figures."""
+    """Write the picture and the results."""
     out.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(12.5, 8.0), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -346,7 +346,7 @@ def draw_classes(ax: Axes, x: Tensor, y: Tensor, best: Partition) -> None:
     ax.set_adjustable("datalim")
     legend = ax.legend(frameon=False, loc="upper right", handletextpad=0.1, borderpad=0, fontsize=9)
     for handle in legend.legend_handles:
-        handle.set(facecolor=GREY if handle is legend.legend_handles[0] else "none", edgecolor=GREY)
+        handle.set(facecolor=GRAY if handle is legend.legend_handles[0] else "none", edgecolor=GRAY)
 
 
 def draw_restarts(ax: Axes, fits: dict[str, Partition]) -> None:
@@ -362,7 +362,7 @@ def draw_restarts(ax: Axes, fits: dict[str, Partition]) -> None:
         ax.scatter(
             above,
             line + rng.uniform(-0.22, 0.22, size=len(above)),
-            c=np.where(at_best, BLUE, GREY),
+            c=np.where(at_best, BLUE, GRAY),
             s=28,
             alpha=0.7,
         )
@@ -415,7 +415,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     print(
         "regressions end at", ", ".join(f"{value:.2f} ({score})" for score, value in ends.items())
     )
-    print(f"picture and figures in {out}/")
+    print(f"picture and results in {out}/")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ run:
     python tutorials/04_softmax_mixtures.py --swissmetro FOLDER
 
 Without the survey, the tutorial uses simulated choices and says so. It takes less than three
-minutes on two cores and writes its picture and figures to ``runs/softmax_mixtures/``.
+minutes on two cores and writes its picture and results to ``runs/softmax_mixtures/``.
 """
 
 import argparse
@@ -68,7 +68,7 @@ COLORS = np.array(["#0072B2", "#D55E00", "#009E73"])
 LETTERS = "ABC"
 SURVEY, SIMULATED = "Swissmetro survey", "simulated"
 TINTS = ["#BDBDBD", "#E8E8E8", "#8C8C8C"]  # of the modes
-BLUE, INK, GREY = "#0072B2", "#222222", "#999999"
+BLUE, INK, GRAY = "#0072B2", "#222222", "#999999"
 
 
 class Problem(NamedTuple):
@@ -110,7 +110,7 @@ class Classes(NamedTuple):
 
 
 def main(out: Path, swissmetro: Path | None, repeats: int) -> dict[str, Any]:
-    """Run the tutorial and return the figures that it prints."""
+    """Run the tutorial and return the results that it prints."""
     # 1. Plant atoms, draw from them, and recover them from several starts.
     problems = [plant(seed) for seed in range(repeats)]
     shown = problems[0]._replace(draws=problems[0].draws[:SHOWN])
@@ -396,7 +396,7 @@ def chosen_shares(q: Tensor, table: ChoiceTable) -> Tensor:
 
 
 def figures_of(fitted: Classes, table: ChoiceTable, lines: pd.DataFrame) -> dict[str, Any]:
-    """Return the figures of one fit."""
+    """Return the results of one fit."""
     return {
         "log_likelihood": fitted.criteria.log_likelihood,
         "parameters": fitted.criteria.parameters,
@@ -426,7 +426,7 @@ def write(
     fits: list[Classes],
     report: dict[str, Any],
 ) -> None:
-    """Write the picture and the figures."""
+    """Write the picture and the results."""
     out.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(13.5, 8.6), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14)
@@ -518,7 +518,7 @@ def draw_atoms(ax: Axes, truth: Tensor, recovered: dict[str, Recovery]) -> None:
     largest = [float(recovery.theta.abs().max()) for recovery in recovered.values()]
     reach = 1.1 * max(float(truth.abs().max()), *largest)
     ax.plot([-reach, reach], [-reach, reach], color="#CCCCCC", lw=1, zorder=0)
-    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.2}
+    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": GRAY, "linewidths": 1.2}
     styles = (hollow, {"color": BLUE, "linewidths": 0})
     for (name, recovery), style in zip(recovered.items(), styles, strict=True):
         label = f"{name}: errors up to {recovery.worst:.2f}"
@@ -529,7 +529,7 @@ def draw_atoms(ax: Axes, truth: Tensor, recovered: dict[str, Recovery]) -> None:
 
 def draw_rates(ax: Axes, errors: dict[str, list[list[float]]]) -> None:
     """Draw the error of the worst atom against the number of draws; medians in bold."""
-    for (name, curves), color in zip(errors.items(), (GREY, BLUE), strict=True):
+    for (name, curves), color in zip(errors.items(), (GRAY, BLUE), strict=True):
         for curve in curves:
             ax.plot(DRAWS, curve, color=color, lw=0.8, alpha=0.4)
         ax.plot(DRAWS, np.median(curves, 0), "o-", color=color, lw=2.2, label=name)
@@ -675,7 +675,7 @@ def print_report(report: dict[str, Any], table: ChoiceTable, out: Path) -> None:
         print(f"(planted coefficients: {PLANTED}; --help says how to get the Swissmetro survey)")
     for figures in report["classes"]:
         print_classes(figures, table)
-    print(f"\npicture and figures in {out}/")
+    print(f"\npicture and results in {out}/")
 
 
 def print_classes(figures: dict[str, Any], table: ChoiceTable) -> None:

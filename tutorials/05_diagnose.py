@@ -19,7 +19,7 @@ diagnosis", 1993; the data come with scikit-learn).
 5. ``report`` writes one self-contained HTML page.
 
 Run ``python tutorials/05_diagnose.py``; it takes less than three minutes on two cores and writes
-its picture, figures and ``report.html`` to ``runs/diagnose/``.
+its picture, results and ``report.html`` to ``runs/diagnose/``.
 """
 
 import argparse
@@ -68,7 +68,7 @@ MAX_COMPONENTS = 5
 DRAWS = 400  # of each posterior, over all of its chains
 # The palette of Okabe & Ito, in the order of the library's plots.
 COLORS = ("#0072B2", "#E69F00", "#009E73")
-INK, GREY = "#222222", "#999999"
+INK, GRAY = "#222222", "#999999"
 
 
 class Tumors(NamedTuple):
@@ -102,7 +102,7 @@ class LeaveOneOut(NamedTuple):
 
 
 def main(out: Path, restarts: int, steps: int, permutations: int) -> dict[str, Any]:
-    """Run the tutorial and return the figures that it prints."""
+    """Run the tutorial and return the results that it prints."""
     out.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(0)
     tumors = read()
@@ -394,7 +394,7 @@ def draw_chains(ax: Axes, data: Any, best: Fit) -> None:
             ax.plot(median[chain, component], y, "o", color=color, ms=3)
         name, x = f"component {component}", median[0, component, 0]
         ax.text(x, -0.45, name, color=color, ha="center", va="bottom", weight="bold")
-    ax.axvline(0, color=GREY, lw=0.8)
+    ax.axvline(0, color=GRAY, lw=0.8)
     ax.set_yticks(range(features), FEATURES)
     ax.set_ylim(features - 0.5, -0.85)
     ax.set_xlabel("mean of the component (standard deviations)")
@@ -414,7 +414,7 @@ def draw_leave_one_out(ax: Axes, loo: dict[int, LeaveOneOut]) -> None:
     for band, result in enumerate(loo.values()):
         bad = result.unreliable_rows
         y = band + rng.uniform(-0.25, 0.25, size=len(bad))
-        ax.scatter(result.k[~bad], y[~bad], s=7, color=GREY, alpha=0.5, linewidths=0)
+        ax.scatter(result.k[~bad], y[~bad], s=7, color=GRAY, alpha=0.5, linewidths=0)
         ax.scatter(result.k[bad], y[bad], s=40, color="#D55E00", marker="X", linewidths=0)
     reliable = next(iter(loo.values())).reliable
     ax.axvline(reliable, color=INK, ls="--", lw=1)
@@ -483,7 +483,7 @@ def print_report(figures: dict[str, Any], summary: PartitionReport, page: Path) 
         below = f"{difference:.0f} (standard error {error:.0f}) nats below the best"
         print(
             f"PSIS-LOO, {count} component{'s' * (count > 1)}: "
-            f"{'best' if difference == 0 else below}; {unreliable} rows with unreliable Pareto k"
+            f"{'best' if difference == 0 else below}; rows with unreliable Pareto k: {unreliable}"
         )
     shares = " and ".join(f"{share:.0%}" for share in figures["malignant"])
     print(
@@ -495,7 +495,7 @@ def print_report(figures: dict[str, Any], summary: PartitionReport, page: Path) 
             f"{line['feature']} is related to the diagnosis in cluster {line['cluster']} alone: "
             f"coefficient {line['within']:.2f} there, {line['overall']:.2f} over all rows"
         )
-    print(f"\n{summary}\n\npage, picture and figures in {page.parent}/")
+    print(f"\n{summary}\n\npage, picture and results in {page.parent}/")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Write a component family of your own in 25 lines, and fit it by every algorithm of the package.
 
-A family states formulas for one row and the arguments of its component: the log density, a draw,
-the mean, what a row contributes to the sufficient statistics, and the arguments that maximize the
-expected log density. ``GatheredComponents`` adds the rest: candidates and padding,
+A family consists of formulas for one row and the arguments of its component: the log density, a
+draw, the mean, what a row contributes to the sufficient statistics, and the arguments that maximize
+the expected log density. ``GatheredComponents`` adds the rest: candidates and padding,
 responsibilities and row weights, minibatches, frozen arguments, gradients. Here the family is the
 geometric distribution, and a row is the number of failed attempts before the first success of a
 learner. There are three kinds of learners.
 
-Before you publish a family, let it inherit the conformance suite, as this one does in
+Before you publish a family, test it with the conformance suite, as this one is in
 ``tests/tutorials/test_your_own_family.py``: say how to build it, give a stock distribution as the
 oracle and the textbook M-step, and more than 70 tests follow.
 
@@ -34,7 +34,7 @@ from pyro_mixtures.distributions import GatheredComponents
 from pyro_mixtures.guides import FullPartition, HardPartition
 
 PROBS, WEIGHTS = (0.6, 0.15, 0.02), (0.5, 0.3, 0.2)  # of the three kinds of learners
-BLUE, GREY, COLORS = "#0072B2", "#BBBBBB", ("#D55E00", "#009E73", "#CC79A7")
+BLUE, GRAY, COLORS = "#0072B2", "#BBBBBB", ("#D55E00", "#009E73", "#CC79A7")
 
 
 # 1. The family.
@@ -170,7 +170,7 @@ def draw_fit(path: Path, x: Tensor, result: dict[str, Any]) -> None:
     frequencies = torch.bincount(x.long(), minlength=largest + 1)[: largest + 1] / len(x)
     figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
-    axes.bar(values.numpy(), frequencies.numpy(), color=GREY, label="rows")
+    axes.bar(values.numpy(), frequencies.numpy(), color=GRAY, label="rows")
     for component, color in enumerate(COLORS):
         label = f"component of probability {probs[component]:.2f}"
         axes.plot(values.numpy(), shares[:, component].numpy(), color=color, lw=1.2, label=label)

@@ -70,7 +70,7 @@ def flags(frame: Any, name: str) -> Array:
     wrong = ~np.isin(values, (0, 1))
     if wrong.any():
         raise DataError(
-            f"column {name!r} is {values[wrong][0]!r} in line {frame.index[wrong][0]}: give 0 or 1"
+            f"column {name!r} is {values[wrong][0]!r} in line {frame.index[wrong][0]}: use 0 or 1"
         )
     return values.astype(bool)
 
@@ -168,7 +168,7 @@ def lines_of(
     alternative = pd.Index(labels, dtype=object).get_indexer(alternative_labels.astype(object))
     if (alternative < 0).any():
         unknown = _plain(alternative_labels[(alternative < 0).argmax()])
-        raise DataError(f"{unknown!r} is none of the alternatives {labels}")
+        raise DataError(f"{unknown!r} is not one of the alternatives {labels}")
     chooser, choosers = pd.factorize(chooser_labels)
     label_number, distinct_labels = pd.factorize(situation_labels)
     # Situations with the same label may belong to several choosers.
@@ -198,7 +198,7 @@ def _sorted(labels: Array) -> list[Any]:
         return sorted({_plain(label): None for label in labels})
     except TypeError as error:
         raise DataError(
-            "the alternatives' labels cannot be sorted: give alternatives=, in order"
+            "the alternatives' labels cannot be sorted: pass alternatives=, in order"
         ) from error
 
 
@@ -227,7 +227,7 @@ def design_of(
     labels = lines.alternatives
     indicators = np.eye(len(labels))[lines.alternative]  # (n, J)
     if reference is not None and reference not in labels:
-        raise OptionError(f"reference={reference!r} is none of the alternatives {labels}")
+        raise OptionError(f"reference={reference!r} is not one of the alternatives {labels}")
     base = 0 if reference is None else labels.index(reference)
     others = [j for j in range(len(labels)) if j != base]
     columns: list[Array] = []
@@ -249,7 +249,7 @@ def design_of(
         columns.append(indicators[:, others])
         names += [f"constant:{labels[j]}" for j in others]
     if not names:
-        raise OptionError("the design has no columns: give generic=, specific=, or constants=True")
+        raise OptionError("the design has no columns: pass generic=, specific=, or constants=True")
     values = np.zeros((*lines.shape, len(names)))
     values[lines.places] = np.concatenate(columns, 1)
     return Columns(values, tuple(names))

@@ -109,11 +109,11 @@ def choices_from_long(
     """
     if chooser is None and situation is None:
         raise OptionError(
-            "give chooser=, the column that identifies the choosers, or situation=, or both"
+            "pass chooser=, the column that identifies the choosers, or situation=, or both"
         )
     kind = dtype or torch.get_default_dtype()
     if not kind.is_floating_point:
-        raise OptionError(f"dtype={kind}: give a floating-point dtype")
+        raise OptionError(f"dtype={kind}: pass a floating-point dtype")
     names = (
         chooser,
         situation,
@@ -191,7 +191,11 @@ def choices_from_wide(
         not ``specific``.
     :param specific: attributes, or columns of the table, with one coefficient per alternative.
 
-    All other parameters, the result and the errors are those of :func:`choices_from_long`.
+    All other parameters are those of :func:`choices_from_long`.
+
+    :returns: the choices, as from :func:`choices_from_long`.
+    :raises DataError: for tables that do not describe choices, as :func:`choices_from_long`.
+    :raises OptionError: for options that contradict each other or the table.
 
     >>> lines = {"choice": ["bus", "car"], "bus_cost": [1.0, 2.0], "car_cost": [3.0, 3.0]}
     >>> modes = {"bus": {"cost": "bus_cost"}, "car": {"cost": "car_cost"}}
@@ -219,7 +223,7 @@ def choices_from_wide(
     unknown = [value for value in choice if value not in alternatives]
     if unknown:
         raise DataError(
-            f"column {chosen!r} contains {unknown[0]!r}, which is none of the alternatives "
+            f"column {chosen!r} contains {unknown[0]!r}, which is not one of the alternatives "
             f"{[*alternatives]}"
         )
     copied_columns = [*dict.fromkeys([*shared, *chooser_columns])]
@@ -291,7 +295,7 @@ def _check_wide(
         missing = [name for name in attributes if name not in values and name not in shared]
         if missing:
             raise OptionError(
-                f"alternative {label!r} has no {missing}: give a column, or a number such as 0, "
+                f"alternative {label!r} has no {missing}: pass a column, or a number such as 0, "
                 "for each of them"
             )
     ambiguous = [name for name in chooser_columns if name in attributes and name not in shared]

@@ -145,7 +145,7 @@ def as_rows(data: Any) -> Tensor:
             )
             tensor = torch.from_numpy(_as_array(data))
     if tensor.layout is not torch.strided:
-        raise DataError(f"rows must be dense, not {tensor.layout}: give x.to_dense()")
+        raise DataError(f"rows must be dense, not {tensor.layout}: pass x.to_dense()")
     if tensor.dim() == 0:
         raise DataError("rows must have at least one dimension, not a single number")
     return tensor

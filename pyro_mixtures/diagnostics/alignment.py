@@ -164,7 +164,7 @@ def _component_dim(dim: int | Mapping[str, int], name: str) -> int:
     if isinstance(dim, Mapping):
         if name not in dim:
             raise OptionError(
-                f"dim= has no entry for {name!r}: give the dimension that counts components for "
+                f"dim= has no entry for {name!r}: pass the dimension that counts components for "
                 "each param"
             )
         dim = dim[name]

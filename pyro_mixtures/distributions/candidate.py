@@ -40,7 +40,7 @@ class CandidateCategorical(TorchDistribution):
         if candidates.shape[-1] != logits.shape[-1]:
             raise PartitionError(
                 f"{candidates.shape[-1]} candidates per row but {logits.shape[-1]} logits: "
-                "give one logit for each candidate"
+                "pass one logit for each candidate"
             )
         self.shared = candidates.dim() == 1
         if self.shared:
@@ -96,9 +96,9 @@ class CandidateCategorical(TorchDistribution):
 class RestrictedSupport(TorchDistribution):
     """A discrete distribution whose enumeration is restricted to each row's candidates.
 
-    Log probabilities are those of ``base``, not renormalized: the sum over the support gives the
-    truncated evidence sum_{c in K_n} p(c, x_n), a lower bound of the evidence. Only rows where
-    ``mask`` is False are renormalized: nothing of them is observed, so they have to sum to one.
+    Log probabilities are those of ``base``, not renormalized: the sum over the support gives
+    the sum of p(c, x_n) over c in K_n, whose log is the row's truncated log evidence. Only rows
+    where ``mask`` is False are renormalized: nothing of them is observed, so they must sum to one.
 
     :param base: a distribution over component numbers.
     :param candidates: (*batch, S) component numbers, padded with -1, whose log probability is -inf.

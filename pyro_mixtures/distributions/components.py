@@ -19,7 +19,7 @@ from pyro_mixtures.ops.memo import TensorMemo
 _VALIDATED: TensorMemo[type] = TensorMemo()
 
 _NORMAL_FAMILIES = "use a normal family of pyro_mixtures.distributions"
-_NO_LEAVE_ONE_OUT = "use score='loss', or a family that states it"
+_NO_LEAVE_ONE_OUT = "use score='loss', or a family that implements them"
 
 
 class Components(TorchDistribution):
@@ -80,13 +80,13 @@ class Components(TorchDistribution):
         return {name: getattr(self, name) for name in self.argument_names}
 
     def is_per_component(self, argument: str) -> bool:
-        """Whether every component has its own value of ``argument``; otherwise it is tied."""
+        """Return whether each component has its own value of ``argument``, which else is tied."""
         tensor = self.arguments[argument]
         batch_dims = tensor.dim() - self.arg_constraints[argument].event_dim
         return batch_dims > 0 and tensor.shape[batch_dims - 1] == self.components
 
     def flat(self, argument: Tensor, event_dim: int) -> Tensor:
-        """Expand all batch dimensions of ``argument`` and flatten them into one."""
+        """Return ``argument`` with its batch dimensions expanded and flattened into one."""
         event = argument.shape[argument.dim() - event_dim :]
         return argument.expand(self.batch_shape + event).reshape((self.batch_shape.numel(), *event))
 
@@ -125,7 +125,7 @@ class Components(TorchDistribution):
         device = self.arguments[self.argument_names[0]].device
         return torch.arange(self.components, device=device)
 
-    # What every family states.
+    # What every family defines.
 
     @abstractmethod
     def log_prob_at(self, index: Tensor, value: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Components(TorchDistribution):
 
     @abstractmethod
     def sample_at(self, index: Tensor) -> Tensor:
-        """Draw one row from each numbered component, (*index.shape, *event).
+        """Return one row drawn from each numbered component, (*index.shape, *event).
 
         Draws are reparameterized if ``has_rsample`` is set.
         """
@@ -153,7 +153,7 @@ class Components(TorchDistribution):
     # The closed-form M-step.
 
     def redundant(self, free: frozenset[str]) -> int:
-        """Count the directions in which ``free`` arguments move without changing a density."""
+        """Return the number of directions of ``free`` arguments that leave all densities alone."""
         return 0
 
     @abstractmethod
@@ -215,8 +215,8 @@ class Components(TorchDistribution):
     # Optional capabilities.
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Return the location (D,) of a new half of ``component``, moved towards ``row`` (D,)."""
-        raise self.does_not_state("split_loc()", "leave location = None, or state it")
+        """Return the location (D,) of a new half of ``component``, moved toward ``row`` (D,)."""
+        raise self.does_not_implement("split_loc()", "leave location = None, or implement it")
 
     def partition_statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> Any:
         """Return what :meth:`leave_one_out_at` needs to know about a partition of all rows.
@@ -237,22 +237,24 @@ class Components(TorchDistribution):
         :param weight: (B,) how many times each row's loss counts in f, the same as in the
             statistics; once by default.
         """
-        raise self.does_not_state("what a row adds to its cluster", _NO_LEAVE_ONE_OUT)
+        raise self.does_not_implement("leave-one-out gains", _NO_LEAVE_ONE_OUT)
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         """Return the minimal loss (*index.shape) of a cluster that consists of this row alone."""
-        raise self.does_not_state("the loss of a row by itself", _NO_LEAVE_ONE_OUT)
+        raise self.does_not_implement("the losses of single rows", _NO_LEAVE_ONE_OUT)
 
     def signal_at(self, index: Tensor, value: Tensor, noise: Tensor | None) -> Tensor:
         """Return the posterior mean (*index.shape, D) of the noise-free row.
 
         :param noise: variances (D,) of the noise; None takes the family's own noise, if it has any.
         """
-        raise self.does_not_state("the signal in a noisy row", _NORMAL_FAMILIES)
+        raise self.does_not_implement("the signal in a noisy row", _NORMAL_FAMILIES)
 
     def marginal(self, features: Tensor) -> "Components":
         """Return the same components for some of the ``features`` (numbers) only."""
-        raise self.does_not_state("the marginal distribution of some features", _NORMAL_FAMILIES)
+        raise self.does_not_implement(
+            "the marginal distribution of some features", _NORMAL_FAMILIES
+        )
 
     def conditional_mean_at(self, index: Tensor, seen: Tensor, features: Tensor) -> Tensor:
         """Return the mean (*index.shape, D) of the whole row given some features.
@@ -260,11 +262,11 @@ class Components(TorchDistribution):
         :param seen: values (..., F) of those features.
         :param features: their numbers (F,).
         """
-        raise self.does_not_state("the mean of a row given some features", _NORMAL_FAMILIES)
+        raise self.does_not_implement("the mean of a row given some features", _NORMAL_FAMILIES)
 
-    def does_not_state(self, what: str, remedy: str) -> ClosedFormError:
+    def does_not_implement(self, what: str, remedy: str) -> ClosedFormError:
         """Return the error for a capability that this family lacks."""
-        return ClosedFormError(f"{type(self).__name__} does not state {what}: {remedy}")
+        return ClosedFormError(f"{type(self).__name__} does not implement {what}: {remedy}")
 
 
 class Selected(TorchDistribution):

@@ -107,7 +107,7 @@ class GatedWeights(ComponentWeights):
         ):
             raise OptionError(
                 f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} for "
-                f"{covariates.shape[1]} covariates: give "
+                f"{covariates.shape[1]} covariates: pass "
                 f"({'C - 1' if reference else 'C'}, {covariates.shape[1]}) and "
                 f"({'C - 1' if reference else 'C'},)"
             )

@@ -67,7 +67,7 @@ class GatheredComponents(Components):
 
     @abstractmethod
     def draw(self, *arguments: Any, **options: Any) -> Tensor:
-        """Draw one row (..., *event) for each entry of the arguments."""
+        """Return one row (..., *event), drawn at random, for each entry of the arguments."""
 
     @abstractmethod
     def expectation(self, *arguments: Any, **options: Any) -> Tensor:

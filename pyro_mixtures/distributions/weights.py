@@ -19,7 +19,7 @@ from pyro_mixtures.ops.lookup import count_weights, take
 class ComponentWeights(TorchDistribution):
     """Base class of distributions over C component numbers that have a closed-form M-step.
 
-    A subclass keeps the tensors that it was given, and states ``arguments``, ``components``,
+    A subclass keeps the tensors that it was given, and defines ``arguments``, ``components``,
     ``log_prob``, ``sample``, ``expand`` and the M-step. Its log probability at the padding value -1
     is -inf. Its statistics have an attribute ``counts`` (C,), the expected numbers of rows.
     """
@@ -43,7 +43,7 @@ class ComponentWeights(TorchDistribution):
 
     @abstractmethod
     def redundant(self, free: frozenset[str]) -> int:
-        """Count directions in which ``free`` arguments move without changing a probability.
+        """Return the number of directions of ``free`` arguments that leave probabilities alone.
 
         Directions that the arguments' constraints exclude do not count.
         """
@@ -130,7 +130,7 @@ class MixtureWeights(ComponentWeights):
         if (probs is None) == (logits is None):
             raise OptionError(
                 f"MixtureWeights got {'neither' if probs is None else 'both'} of probs and logits: "
-                "give one of them"
+                "pass one of them"
             )
         if probs is not None:
             self.probs = given = probs

@@ -24,8 +24,8 @@ from pyro_mixtures.poutine import (
 class PartitionGuide(PyroModule):
     """Guide of the discrete site z of a mixture, with the optimal q(z) given the params.
 
-    A subclass states the E-step in ``_e_step`` and :meth:`posterior_of_new_rows`. Guides that can
-    do more subclass :class:`~pyro_mixtures.guides.LabeledGuide` or
+    A subclass implements the E-step in ``_e_step`` and :meth:`posterior_of_new_rows`. Guides that
+    can do more subclass :class:`~pyro_mixtures.guides.LabeledGuide` or
     :class:`~pyro_mixtures.guides.SearchingGuide`.
 
     :param model: the Pyro program; its arguments are the guide's.
@@ -183,7 +183,7 @@ class PartitionGuide(PyroModule):
         return rows.reshape(rows.shape[:1] + (1,) * (-1 - dim) + rows.shape[1:])
 
     def reset_counts(self) -> None:
-        """Start counting anew, at the beginning of an epoch."""
+        """Reset the counts at the start of an epoch."""
         self.rows_won = torch.zeros(self.components, dtype=torch.int64, device="cpu")
         self._weight = 0.0
 
@@ -240,5 +240,5 @@ class PartitionGuide(PyroModule):
     def _check_rows(self, size: int) -> None:
         if self.components > size:
             raise DataError(
-                f"{self.components} components for {size} rows: give more rows, or fewer components"
+                f"{self.components} components for {size} rows: pass more rows, or fewer components"
             )

@@ -51,4 +51,4 @@ class ParallelGuide(LabeledGuide):
 
     @abstractmethod
     def hold(self, restarts: Tensor) -> None:
-        """Keep the labels of the restarts marked True (R,) until labels are set anew."""
+        """Keep the labels of the restarts marked True (R,) until new labels are set."""

@@ -15,7 +15,7 @@ class SearchingGuide(PartitionGuide):
     """Guide whose E-steps search for better candidates of each row along a graph of components.
 
     E-steps alone improve q(z) under such a guide. :func:`~pyro_mixtures.infer.fit` therefore runs
-    warm-up epochs before the first update, and afterwards chooses the epochs that search.
+    warm-up epochs before the first update, and afterward chooses the epochs that search.
     :class:`~pyro_mixtures.guides.TruncatedPartition` is one.
     """
 

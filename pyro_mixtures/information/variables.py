@@ -136,7 +136,7 @@ def _check_finite(finite: np.ndarray, name: str) -> None:
     if not finite.all():
         row = int((~finite).argmax())
         raise DataError(
-            f"row {row} of {name} holds NaN, infinity or a missing value: remove such rows first"
+            f"row {row} of {name} contains NaN, infinity or a missing value: remove such rows first"
         )
 
 

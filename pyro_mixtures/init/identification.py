@@ -179,6 +179,6 @@ def _problems(result: Identification) -> list[str]:
         problems.append(
             f"only {result.rank} eigenvalues of the second moment exceed their noise "
             f"{result.noise:.3g}, fewer than {result.components} components: start EM several "
-            "times, give more draws or items, or use fewer components"
+            "times, pass more draws or items, or use fewer components"
         )
     return problems

@@ -81,7 +81,7 @@ def _check(x: Tensor, components: int, method: str, capacity: int | None) -> Non
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
     if not 1 <= components <= len(x):
         raise DataError(
-            f"{components} components for {len(x)} rows: give more rows, or fewer components"
+            f"{components} components for {len(x)} rows: pass more rows, or fewer components"
         )
     if capacity is not None and method not in _BOUNDED:
         raise OptionError(
@@ -118,7 +118,7 @@ def _standardized(x: Tensor) -> _StandardizedRows:
     center = sum((rows.at(block).sum(0) for block in rows.blocks()), zero) / len(x)
     if not bool(center.isfinite().all()):
         row = int((~x.isfinite()).any(-1).nonzero()[0])
-        raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
+        raise DataError(f"row {row} contains NaN or infinity: remove such rows first")
     rows = rows._replace(center=center)
     squares = sum((rows.at(block).square().sum(0) for block in rows.blocks()), zero)
     unit = (squares.mean() / len(x)).sqrt()

@@ -163,7 +163,7 @@ def latent_moments(
     features, counts = checked_items(features, counts)
     if log_density_ratio is not None and covariance is None:
         raise OptionError(
-            "log_density_ratio= refers to a normal density: give its covariance= (and mean=) as "
+            "log_density_ratio= refers to a normal density: pass its covariance= (and mean=) as "
             "well"
         )
     if mean is None and log_density_ratio is None:
@@ -312,7 +312,7 @@ def _checked_covariance(covariance: Tensor, features: Tensor) -> Tensor:
     covariance = covariance.detach().to(features.device).double()
     tolerance = 1e-6 * float(covariance.abs().max())
     if not torch.allclose(covariance, covariance.mT, rtol=1e-4, atol=tolerance):
-        raise DataError("covariance is not symmetric: give (covariance + covariance.T) / 2")
+        raise DataError("covariance is not symmetric: pass (covariance + covariance.T) / 2")
     return (covariance + covariance.mT) / 2
 
 

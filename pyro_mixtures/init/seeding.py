@@ -55,7 +55,7 @@ def seed_rows(
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")
     if not 1 <= components <= len(x):
         raise DataError(
-            f"{components} components for {len(x)} rows: give more rows, or fewer components"
+            f"{components} components for {len(x)} rows: pass more rows, or fewer components"
         )
     if chain < 1:
         raise OptionError(f"chain={chain} must be positive")
@@ -77,7 +77,7 @@ def _variance(x: Tensor) -> Tensor:
     mean = sum((chunk.double().sum(0) for chunk in chunks), zero) / len(x)
     if not bool(torch.isfinite(mean).all()):
         row = int((~x.isfinite()).any(-1).nonzero()[0])
-        raise DataError(f"row {row} holds NaN or infinity: remove such rows first")
+        raise DataError(f"row {row} contains NaN or infinity: remove such rows first")
     variance = sum(((chunk.double() - mean).square_().sum(0) for chunk in chunks), zero) / len(x)
     # A feature without variance gets that of a typical one, so that densities stay finite.
     typical = variance.mean() if bool(variance.mean() > 0) else torch.ones_like(variance.mean())

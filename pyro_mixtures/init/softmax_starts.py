@@ -214,7 +214,7 @@ def _check(
         raise OptionError(f"norm={norm} must be positive and finite")
     if (method == "planted") != (planted is not None):
         raise OptionError(
-            "method='planted' and planted=(theta, weights) belong together: give both or neither"
+            "method='planted' and planted=(theta, weights) belong together: pass both or neither"
         )
 
 

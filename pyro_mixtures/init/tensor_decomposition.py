@@ -131,12 +131,12 @@ def _checked(tensor: Tensor) -> Tensor:
     if tensor.dim() != 3 or len(set(tensor.shape)) != 1 or not len(tensor):
         raise DataError(f"the tensor must be (K, K, K), not {tuple(tensor.shape)}")
     if not bool(tensor.isfinite().all()):
-        raise DataError("the tensor holds NaN or infinity")
+        raise DataError("the tensor contains NaN or infinity")
     tensor = tensor.double()
     tolerance = 1e-4 * tensor.abs().max()
     for axes in ((1, 0, 2), (0, 2, 1)):  # these two swaps generate all permutations
         if bool((tensor - tensor.permute(axes)).abs().max() > tolerance):
             raise DataError(
-                "the tensor is not symmetric: give the average over the permutations of its axes"
+                "the tensor is not symmetric: pass the average over the permutations of its axes"
             )
     return tensor

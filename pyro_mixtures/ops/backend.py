@@ -18,6 +18,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     :param name: ``"auto"`` for numba where it applies (on the CPU), or ``"torch"`` for the
         reference implementation, which runs on any device.
+    :returns: a context manager; at its end the previous backend is in use again.
     :raises OptionError: for any other name.
 
     >>> with use_backend("torch"):

@@ -29,7 +29,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     if recorded or index.dtype != torch.int64 or not on_numba(table, table.dtype):
         # -1 is the last entry.
         return torch.cat([table, table.new_full((1,), -torch.inf)])[index]
-    # A dense index is read in memory order, whatever the order of its dimensions.
+    # A dense index is read in memory order, regardless of the order of its dimensions.
     dense_strides = torch.empty_like(index, device="meta").stride()
     out = empty((index.numel(),), table.dtype).as_strided(index.shape, dense_strides)
     if out.stride() != index.stride():

@@ -36,7 +36,7 @@ def match_components(a: Tensor, b: Tensor) -> Tensor:
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.shape != b.shape:
         raise DataError(
-            f"components {tuple(a.shape)} and {tuple(b.shape)} cannot be matched: give both as "
+            f"components {tuple(a.shape)} and {tuple(b.shape)} cannot be matched: pass both as "
             "(K, D)"
         )
     difference = a.unsqueeze(0) - b.to(a.device).unsqueeze(1)
@@ -84,5 +84,5 @@ def _checked(x: Tensor, name: str, dim: int = 2) -> Tensor:
         raise DataError(f"{name} must be {expected} with K >= 1, not {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         row = int((~x.isfinite()).reshape(len(x), -1).any(-1).nonzero()[0])
-        raise DataError(f"{name}[{row}] holds NaN or infinity and cannot be matched")
+        raise DataError(f"{name}[{row}] contains NaN or infinity and cannot be matched")
     return x.detach().double()

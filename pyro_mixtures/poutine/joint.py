@@ -87,8 +87,8 @@ class CandidateMessenger(Messenger):
             msg["value"], msg["is_observed"] = self._given_value(name), True
         elif not msg["is_observed"] and not site_is_subsample(msg):
             raise ModelError(
-                f"latent site {name!r} is not {structure.site!r} and has no value: give the guide "
-                "global_guide=, a guide over the other latent sites, for example "
+                f"latent site {name!r} is not {structure.site!r} and has no value: pass "
+                "global_guide= to the guide, a guide over the other latent sites, for example "
                 f"AutoNormal(poutine.block(model, hide=[{structure.site!r}]))"
             )
 
@@ -156,6 +156,7 @@ def log_joint(
     :param given: values of its other latent sites, by name.
     :param index: (B,) row numbers to use in a plate that subsamples.
     :param gradients: whether to record gradients.
+    :returns: the candidates and their log joints (S, B), with the rows' numbers, weights and mask.
     :raises NumericalError, DataError: when a row has no finite log joint.
     """
     messenger = CandidateMessenger(structure, propose, given, index)
@@ -305,7 +306,7 @@ def _check_covariates(row: int, rows: int, args: tuple[Any, ...]) -> None:
             continue
         if argument.is_floating_point() and not bool(argument[row].isfinite().all()):
             raise DataError(
-                f"row {row} of the model's argument {number} holds NaN or infinity: "
+                f"row {row} of the model's argument {number} contains NaN or infinity: "
                 "remove such rows first"
             )
 

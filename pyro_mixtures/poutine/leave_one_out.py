@@ -32,7 +32,7 @@ class LeaveOneOutMessenger(Messenger):
         have none; their clusters then consist of the rows of the run, which must be all rows.
     :param labels: (N,) cluster of each row, -1 outside all clusters.
     :param alone: whether to collect the losses of clusters of one row.
-    :raises ClosedFormError: at a site whose family does not state leave-one-out gains.
+    :raises ClosedFormError: at a site whose family does not implement leave-one-out gains.
     :raises OptionError: when a site without statistics sees only some of the rows.
     """
 
@@ -74,8 +74,8 @@ class LeaveOneOutMessenger(Messenger):
         family = fn.family if isinstance(fn, Selected) else None
         if family is None or not family.leaves_one_out:
             raise ClosedFormError(
-                f"the family of site {name!r} does not state what a row adds to its cluster: "
-                "use score='loss', or a family that states it"
+                f"the family of site {name!r} does not implement leave-one-out gains: "
+                "use score='loss', or a family that implements them"
             )
         assert self._index is not None
         labels = self.labels[self._index.to("cpu")].to(value.device).long()

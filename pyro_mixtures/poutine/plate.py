@@ -65,7 +65,7 @@ def _check_index(index: Tensor, count: int | None, size: int) -> None:
     if not isinstance(index, Tensor):
         raise DataError(
             f"index must be a tensor of row numbers, not a {type(index).__name__}: "
-            "give torch.tensor(index)"
+            "pass torch.tensor(index)"
         )
     if index.is_floating_point() or index.dtype == torch.bool:
         raise DataError(f"index must hold row numbers, integers, not {index.dtype}")

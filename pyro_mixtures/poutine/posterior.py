@@ -69,11 +69,12 @@ def posterior_of(
     """Normalize the log joints of candidates.
 
     :param joint: the E-step that evaluated them; it supplies rows, row weights and the mask.
-    :param candidates: (S, B) or (S, 1), those that are kept.
+    :param candidates: (S, B) or (S, 1), the candidates over which q(z) is normalized.
     :param log_joint: (S, B) their log joints.
     :param log_evidence: (B,) logarithm of their sum.
     :param evaluations: number of joint densities that were evaluated.
     :param best_first: whether each row's candidates begin with the most probable.
+    :returns: q(z) of the rows over these candidates.
     """
     log_prob = log_joint - log_evidence
     if joint.mask is not None:
@@ -96,6 +97,7 @@ def exact_posterior(
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param given: values of its other latent sites, by name.
+    :returns: q(z) of the rows; the candidates of every row are 0, ..., C - 1.
     :raises NumericalError, DataError: when a row has no finite log joint.
     """
 

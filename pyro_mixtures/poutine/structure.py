@@ -45,9 +45,11 @@ def read_structure(
 ) -> ProgramStructure:
     """Run ``model`` once, hidden from the caller's handlers, and read its structure.
 
+    :param model: the Pyro program.
     :param site: name of the discrete site.
     :param args: the model's positional arguments.
     :param kwargs: its keyword arguments.
+    :returns: the structure: the discrete site, the data plate, and the sites of each kind.
     :raises ModelError: when there is no discrete latent site of that name in exactly one vectorized
         plate, or when two sites have the same name.
     """

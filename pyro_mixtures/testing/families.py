@@ -80,7 +80,7 @@ class FamilyConformance:
     # Relative and absolute differences between parameters after minibatches and after one batch.
     minibatch_tolerances = {torch.float32: (1e-3, 1e-4), torch.float64: (1e-9, 1e-10)}
 
-    # What a family states.
+    # What a test class defines.
 
     def arguments(self, components: int, lead: tuple[int, ...] = ()) -> dict[str, Tensor]:
         """Return valid random arguments in float64 by name, batch shape (*lead, C)."""

@@ -47,6 +47,8 @@ def normal_rows(
 def one_thread() -> Iterator[None]:
     """Let torch use one thread: on tiny problems a second one costs more than it saves.
 
+    :returns: a context manager.
+
     >>> with one_thread():
     ...     torch.get_num_threads()
     1

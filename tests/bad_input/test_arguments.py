@@ -62,7 +62,7 @@ def test_em_takes_arrays_of_covariates_and_outcomes():
 def test_programs_take_tensors_alone(use, name):
     for given in (np.zeros((N, D)), [[0.0] * D] * N, 3.0, torch.tensor(3.0)):
         with pytest.raises(
-            DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: give torch.as_tensor"
+            DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: pass torch.as_tensor"
         ):
             use(given)
 
@@ -92,7 +92,8 @@ def test_comparisons_name_rows_that_are_not_finite(name, place, what, bad):
     guide.set_labels(torch.arange(N, device="cpu") % C)
     for metric in (None, lambda prediction, y: (prediction - y).abs().mean()):
         with pytest.raises(
-            DataError, match=f"row 7 of the {name} {what} holds NaN or infinity: remove such rows"
+            DataError,
+            match=f"row 7 of the {name} {what} contains NaN or infinity: remove such rows",
         ):
             compare_routing(model, guide, tuple(rows["train"]), tuple(rows["test"]), metric=metric)
 

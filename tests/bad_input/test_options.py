@@ -65,7 +65,7 @@ def test_truncated_guide_names_options_out_of_range(options, message):
 def test_more_components_than_rows_are_refused(strategy, name):
     rows = C - 1
     with pytest.raises(
-        DataError, match=f"{C} components for {rows} rows: give more rows, or fewer components"
+        DataError, match=f"{C} components for {rows} rows: pass more rows, or fewer components"
     ):
         uses(strategy)[name](gaussian(), draw_rows(rows))
 
@@ -73,7 +73,7 @@ def test_more_components_than_rows_are_refused(strategy, name):
 @pytest.mark.parametrize("components", [N + 1, 0, -1])
 def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(components):
     with pytest.raises(
-        (DataError, OptionError), match=rf"{components} components for {N} rows: give more rows"
+        (DataError, OptionError), match=rf"{components} components for {N} rows: pass more rows"
     ):
         seed_rows(draw_rows(), components)
 
@@ -100,10 +100,10 @@ def test_seeding_names_numbers_of_components_that_the_rows_do_not_allow(componen
             r"unknown method 'kmeans\+\+'; choose one of .*'afkmc2'",
         ),
         (lambda: seed_rows(draw_rows(), 2, chain=0), "chain=0"),
-        (lambda: MixtureWeights(), "neither of probs and logits: give one"),
+        (lambda: MixtureWeights(), "neither of probs and logits: pass one"),
         (
             lambda: MixtureWeights(torch.ones(1), torch.ones(1)),
-            "both of probs and logits: give one",
+            "both of probs and logits: pass one",
         ),
         (
             lambda: FullNormals(torch.zeros(C, D), torch.eye(D + 1)),
@@ -152,7 +152,7 @@ def em(**options):
         (lambda: em(freeze=["loc", "wieghts"]).step(draw_rows()), "wieghts"),
         (
             lambda: em(freeze="loc"),
-            r"freeze='loc' must list names of params: give freeze=\['loc'\]",
+            r"freeze='loc' must list names of params: pass freeze=\['loc'\]",
         ),
         (
             lambda: em(gradient="adam"),
@@ -245,8 +245,8 @@ def test_flags_are_true_or_false(model, name):
 @pytest.mark.parametrize(
     ("precision", "message"),
     [
-        (np.eye(D), "precision is a ndarray: give a tensor"),
-        (torch.eye(D + 1), r"\(3, 3\): give floating-point numbers \(2, 2\)"),
+        (np.eye(D), "precision is a ndarray: pass a tensor"),
+        (torch.eye(D + 1), r"\(3, 3\): pass floating-point numbers \(2, 2\)"),
         (torch.eye(D, dtype=torch.int64), "torch.int64"),
         (torch.full((D, D), math.nan), "positive definite"),
         (-torch.eye(D), "positive definite"),

@@ -118,7 +118,7 @@ def with_prior(x, index=None, size=None):
 def test_guide_names_latent_sites_without_a_value(strategy):
     message = (
         r"latent site 'loc' is not 'z' and has no value: "
-        r"give the guide global_guide=.*AutoNormal\(poutine\.block"
+        r"pass global_guide= to the guide.*AutoNormal\(poutine\.block"
     )
     with pytest.raises(ModelError, match=message):
         guide_of(strategy, with_prior).posterior(draw_rows())

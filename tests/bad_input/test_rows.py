@@ -76,7 +76,7 @@ def test_rows_that_are_not_finite_are_named_under_stock_distributions():
 def test_seeding_refuses_rows_that_are_not_finite(value, method):
     x = draw_rows()
     x[4, 1] = value
-    with pytest.raises(DataError, match="row 4 holds NaN or infinity: remove such rows"):
+    with pytest.raises(DataError, match="row 4 contains NaN or infinity: remove such rows"):
         seed_rows(x, 3, method=method)
 
 
@@ -123,7 +123,7 @@ def test_families_name_the_right_shape_of_rows_in_plain_programs(strategy, shape
         (3.0, "at least one dimension"),
         (torch.tensor(3.0), "at least one dimension"),
         (["a", "b"], "must be real numbers"),
-        (torch.eye(3).to_sparse(), r"must be dense, not torch\.sparse_coo: give x\.to_dense"),
+        (torch.eye(3).to_sparse(), r"must be dense, not torch\.sparse_coo: pass x\.to_dense"),
         (np.array([[1.0], None], dtype=object), "must be real numbers"),
         ([[1.0, 2.0], [3.0]], "must all have the same shape"),
     ],

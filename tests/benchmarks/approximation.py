@@ -176,7 +176,7 @@ def approximation_report(
     :param chunk: rows evaluated at once.
     :returns: the losses, the constants and the guarantee.
     :raises PartitionError: if the labels are not those of the rows.
-    :raises ClosedFormError: if a family does not state its constant.
+    :raises ClosedFormError: if a family does not define its constant.
     :raises ModelError: if a loss is negative.
     """
     if chunk is not None:
@@ -257,7 +257,7 @@ def _losses(
 class BareLossMessenger(Messenger):
     """Remove the constants of normalization from the densities of the observed sites.
 
-    :raises ClosedFormError: if a continuous family does not state its constant.
+    :raises ClosedFormError: if a continuous family does not define its constant.
     """
 
     def __init__(self, structure: ProgramStructure):
@@ -300,7 +300,7 @@ class BareLoss(TorchDistribution):
 
 def _constants_unknown(name: str, family: Any) -> ClosedFormError:
     return ClosedFormError(
-        f"site {name!r} ({type(family).__name__}) does not state the constants of its densities, "
+        f"site {name!r} ({type(family).__name__}) does not define the constants of its densities, "
         "without which losses are not positive: pass them as offset=, which is 0.0 for "
         "pseudo-likelihoods exp(-loss)"
     )
@@ -309,7 +309,7 @@ def _constants_unknown(name: str, family: Any) -> ClosedFormError:
 def _without_constants(name: str, fn: Any) -> Any:
     if isinstance(fn, MaskedDistribution):
         return MaskedDistribution(_without_constants(name, fn.base_dist), fn._mask)
-    # Probabilities of discrete outcomes are at most one, and factors state the loss itself.
+    # Probabilities of discrete outcomes are at most one, and factors are the loss itself.
     if isinstance(fn, Unit) or fn.support.is_discrete:
         return fn
     if not isinstance(fn, Selected):

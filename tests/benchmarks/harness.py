@@ -30,7 +30,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command_line.add_argument(
-        "--json", type=Path, metavar="PATH", help="also write the figures to this file"
+        "--json", type=Path, metavar="PATH", help="also write the results to this file"
     )
     return command_line
 
@@ -54,7 +54,7 @@ class Report:
         return figures
 
     def fact(self, name: str, value: Any) -> None:
-        """Add a single figure, such as a fitted exponent."""
+        """Add a single number, such as a fitted exponent."""
         self.facts[name] = value
 
     def print(self) -> None:
@@ -189,7 +189,7 @@ def _measured(function: Callable[..., Any], args: tuple) -> tuple[Any, int]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return cores, versions and thread counts, which the figures depend on."""
+    """Return cores, versions and thread counts, which the results depend on."""
     import numba
     import torch
 

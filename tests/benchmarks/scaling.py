@@ -21,7 +21,7 @@ exponent     slope of the least-squares line through log y over log x; 1 is line
 and one comparison, ``loss``: truncated EM and exact EM (``FullPartition``) at C=200, N=100,000 from
 the same seeds:
 
-loss         increase of the held-out figure over that of exact EM, in percent of its absolute value
+loss         increase of the held-out score over that of exact EM, in percent of its absolute value
 
 Fits run one after the other, one round with a new seed for each of --repeats; exponents are fitted
 to all runs.

@@ -190,7 +190,7 @@ def test_numbers_may_replace_columns_of_a_wide_table():
     [
         ("taken", 0, 1, "chooser 9, situation 'b': 2 available alternatives are chosen"),
         ("taken", 2, 0, "chooser 9, situation 'a': 0 available alternatives are chosen"),
-        ("taken", 2, 3, "'taken' is 3 in line 2: give 0 or 1"),
+        ("taken", 2, 3, "'taken' is 3 in line 2: use 0 or 1"),
         ("cost", 4, np.nan, "'cost' is nan for chooser 9, situation 'a', alternative 'walk'"),
         ("cost", 4, np.inf, "'cost' is inf for chooser 9"),
         ("cost", 4, "free", "'cost' does not contain numbers"),
@@ -257,7 +257,7 @@ def test_columns_and_alternatives_must_be_unique():
         )
     with pytest.raises(DataError, match="several columns 'cost'"):
         choices_from_long(pd.concat([LONG, LONG[["cost"]]], axis=1), **KEYS, generic=["cost"])
-    with pytest.raises(OptionError, match=r"dtype=torch.int64: give a floating-point dtype"):
+    with pytest.raises(OptionError, match=r"dtype=torch.int64: pass a floating-point dtype"):
         choices_from_long(LONG, **KEYS, generic=["cost"], dtype=torch.int64)
 
 
@@ -268,11 +268,11 @@ def test_invalid_options_are_refused():
         choices_from_long(LONG, **KEYS, generic=["income"])
     with pytest.raises(OptionError, match="reference='boat'"):
         choices_from_long(LONG, **KEYS, reference="boat")
-    with pytest.raises(OptionError, match="no columns: give generic"):
+    with pytest.raises(OptionError, match="no columns: pass generic"):
         choices_from_long(LONG, **KEYS, constants=False)
     with pytest.raises(OptionError, match="chooser="):
         choices_from_long(LONG, alternative="mode", chosen="taken")
-    with pytest.raises(DataError, match="'walk' is none of the alternatives"):
+    with pytest.raises(DataError, match="'walk' is not one of the alternatives"):
         choices_from_long(LONG, **KEYS, alternatives=["bus", "car"])
     with pytest.raises(DataError, match="no lines"):
         choices_from_long(LONG[:0], **KEYS)
@@ -281,7 +281,7 @@ def test_invalid_options_are_refused():
 def test_invalid_options_of_wide_tables_are_refused():
     lines = {"choice": ["a", "b"], "cost": [1.0, 2.0], "price": [2.0, 1.0]}
     modes = {"a": {"money": "cost"}, "b": {"money": "price"}}
-    with pytest.raises(DataError, match="'b', which is none of the alternatives"):
+    with pytest.raises(DataError, match="'b', which is not one of the alternatives"):
         choices_from_wide(lines, chosen="choice", alternatives={"a": modes["a"], "c": modes["b"]})
     with pytest.raises(OptionError, match=r"alternative 'b' has no \['money'\]"):
         choices_from_wide(lines, chosen="choice", alternatives={"a": modes["a"], "b": {}})

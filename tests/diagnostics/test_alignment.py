@@ -303,7 +303,7 @@ class TestRefusals:
     def test_nan_in_many_components(self):
         a = torch.zeros(5, 2)
         a[2, 0] = torch.nan
-        with pytest.raises(DataError, match=r"\[2\] holds NaN"):
+        with pytest.raises(DataError, match=r"\[2\] contains NaN"):
             match_nearest(a, torch.zeros(5, 2), neighbors=1, dense=0)
 
     def test_neighbors(self):

@@ -99,7 +99,9 @@ def test_an_optional_capability_that_is_missing_raises_a_typed_error(family):
 
 def test_a_family_without_leave_one_out_gains_says_so():
     family = Categoricals(torch.full((2, 3), 1 / 3))
-    with pytest.raises(ClosedFormError, match="Categoricals does not state what a row adds"):
+    with pytest.raises(
+        ClosedFormError, match="Categoricals does not implement leave-one-out gains"
+    ):
         family.leave_one_out_at(None, torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(ClosedFormError, match="use score='loss'"):
         family.alone_at(torch.tensor([0]), torch.tensor([0]))

@@ -81,7 +81,7 @@ def test_draws_follow_the_probabilities_of_their_rows(chunk, monkeypatch):
 
 def test_wrong_shapes_are_refused():
     u = torch.zeros(4, Q)
-    with pytest.raises(OptionError, match=r"give \(C - 1, 2\) and \(C - 1,\)"):
+    with pytest.raises(OptionError, match=r"pass \(C - 1, 2\) and \(C - 1,\)"):
         GatedWeights(u, torch.zeros(C, Q + 1), torch.zeros(C))
     with pytest.raises(OptionError, match="bias"):
         GatedWeights(u, torch.zeros(C, Q), torch.zeros(C + 1))

@@ -155,7 +155,7 @@ def test_weights_are_expanded_and_enumerated_in_a_plate():
 
 @pytest.mark.parametrize("arguments", [{}, {"probs": torch.ones(1), "logits": torch.zeros(1)}])
 def test_exactly_one_argument_is_needed(arguments):
-    with pytest.raises(OptionError, match="give one of them"):
+    with pytest.raises(OptionError, match="pass one of them"):
         MixtureWeights(**arguments)
 
 

@@ -128,7 +128,7 @@ def test_covariates_that_are_not_finite_are_named(bad):
     x, y, _ = rows_of(rows=30)
     x[7, 1] = bad
     model = MixtureOfRegressions(components=2, features=x.shape[1]).double()
-    with pytest.raises(DataError, match="row 7 of the model's argument 0 holds NaN or infinity"):
+    with pytest.raises(DataError, match="row 7 of the model's argument 0 contains NaN or infinity"):
         EM(model, HardPartition(model, components=2)).step(x, y)
 
 

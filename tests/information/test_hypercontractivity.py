@@ -206,8 +206,8 @@ A = torch.arange(50.0)
 @pytest.mark.parametrize(
     ("x", "y", "options", "error", "message"),
     [
-        (torch.where(A == 3, math.nan, A), A, {}, DataError, "row 3 of x holds NaN"),
-        (A, torch.where(A == 4, math.inf, A), {}, DataError, "row 4 of y holds NaN"),
+        (torch.where(A == 3, math.nan, A), A, {}, DataError, "row 3 of x contains NaN"),
+        (A, torch.where(A == 4, math.inf, A), {}, DataError, "row 4 of y contains NaN"),
         (torch.ones(50), A, {}, DataError, "x is constant"),
         (A, torch.stack([A, torch.ones(50)], 1), {}, DataError, "column 1 of y is constant"),
         (A, A[:49], {}, DataError, "50 rows .* y has 49"),

@@ -246,8 +246,8 @@ NAN = np.where(np.arange(50) == 3, np.nan, np.arange(50.0))
 @pytest.mark.parametrize(
     ("x", "y", "options", "error", "message"),
     [
-        (NAN, np.arange(50), {}, DataError, "row 3 of x holds NaN"),
-        (np.arange(50), NAN, {}, DataError, "row 3 of y holds NaN"),
+        (NAN, np.arange(50), {}, DataError, "row 3 of x contains NaN"),
+        (np.arange(50), NAN, {}, DataError, "row 3 of y contains NaN"),
         (np.arange(50), np.ones(50), {}, DataError, "y is constant"),
         (np.zeros(50), np.arange(50), {"discrete": "x"}, DataError, "x is constant"),
         (np.arange(50), np.arange(49), {}, DataError, "50 rows and y 49"),

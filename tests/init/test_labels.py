@@ -209,7 +209,7 @@ def test_rows_that_cannot_be_clustered_are_refused(method, x, components, messag
 @pytest.mark.parametrize("method", CLUSTERING)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_rows_that_are_not_finite_are_refused(method, bad):
-    with pytest.raises(DataError, match="row 1 holds NaN or infinity"):
+    with pytest.raises(DataError, match="row 1 contains NaN or infinity"):
         start_labels(torch.tensor([[0.0], [bad], [2.0]]), 2, method=method)
 
 

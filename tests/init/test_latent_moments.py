@@ -278,5 +278,5 @@ def test_unusable_data_are_refused(change, says):
 
 
 def test_a_ratio_needs_its_covariance():
-    with pytest.raises(OptionError, match="give its covariance="):
+    with pytest.raises(OptionError, match="pass its covariance="):
         latent_moments(normal(10, 2), torch.ones(10), log_density_ratio=torch.zeros(10))

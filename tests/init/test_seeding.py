@@ -148,8 +148,8 @@ def test_rows_may_be_arrays(dtype):
         (torch.zeros(3, 2), 4, "4 components for 3 rows"),
         (torch.zeros(3, 2), 0, "0 components"),
         (torch.zeros(3), 1, r"must be \(N, D\)"),
-        (torch.tensor([[0.0], [torch.nan]]), 1, "row 1 holds NaN"),
-        (torch.tensor([[torch.inf], [0.0]]), 1, "row 0 holds NaN or infinity"),
+        (torch.tensor([[0.0], [torch.nan]]), 1, "row 1 contains NaN"),
+        (torch.tensor([[torch.inf], [0.0]]), 1, "row 0 contains NaN or infinity"),
     ],
 )
 def test_data_that_cannot_be_seeded_are_refused(x, components, message):

@@ -378,7 +378,7 @@ def test_em_from_the_starts_reaches_the_optimum_that_the_truth_reaches():
             "sum to one",
         ),
         ({"counts": torch.zeros(10)}, DataError, "at least one positive"),
-        ({"log_density_ratio": torch.zeros(10)}, OptionError, "give its covariance="),
+        ({"log_density_ratio": torch.zeros(10)}, OptionError, "pass its covariance="),
     ],
 )
 def test_bad_input_is_refused(options, error, says):

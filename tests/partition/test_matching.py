@@ -76,7 +76,7 @@ def test_distances_are_not_squared():
 def test_nan_is_refused(where):
     arguments = [torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2,), 0.5), torch.full((2,), 0.5)]
     arguments[where][1] = torch.nan
-    with pytest.raises(DataError, match=r"\[1\] holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"\[1\] contains NaN or infinity"):
         matched_errors(*arguments)
 
 

@@ -68,7 +68,7 @@ def prior_draws(
 def _with_latents(draw: Draw) -> Model:
     """The draw's program with its latent sites set but not observed.
 
-    ``sample`` would draw observed sites anew.
+    ``sample`` would draw observed sites again.
     """
 
     def model(*rows: Tensor) -> Any:

@@ -107,7 +107,7 @@ def to_arviz(
         from the point estimate; none by default. All of them are held in memory.
     :param log_likelihood: whether to compute the groups ``log_likelihood`` and ``lp``.
     :param by_site: for several observed sites, whether to compute the log evidence of each site
-        separately, with z summed out anew, instead of their joint one.
+        separately, with z summed out again, instead of their joint one.
     :param observed_data: whether to include the data.
     :param align: give the labels of several fits, of bootstrap refits and of MCMC draws a common
         order: that of the draw with the largest ``lp`` (of the fit, for a bootstrap), by the rows'

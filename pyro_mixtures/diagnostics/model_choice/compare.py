@@ -152,7 +152,7 @@ def _compare(
 def _check_builds(builds: Any) -> None:
     if not isinstance(builds, Mapping) or not builds or not all(map(callable, builds.values())):
         raise OptionError(
-            f"builds={builds!r}: give a dictionary of families by name, such as "
+            f"builds={builds!r}: pass a dictionary of families by name, such as "
             '{"diagonal": build} with a function build(components)'
         )
 
@@ -160,7 +160,7 @@ def _check_builds(builds: Any) -> None:
 def _check_start(start: Any) -> None:
     if start is not None and not callable(start):
         raise OptionError(
-            f"start={start!r}: give a function start(model, *rows) that sets the params of a new "
+            f"start={start!r}: pass a function start(model, *rows) that sets the params of a new "
             "model"
         )
 
@@ -171,10 +171,10 @@ def _check_criterion(criterion: str, *, heldout: bool, folds: int, draws: int) -
             f"unknown criterion={criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}"
         )
     if heldout and folds:
-        raise OptionError(f"heldout= and folds={folds}: give one of them, not both")
+        raise OptionError(f"heldout= and folds={folds}: pass one of them, not both")
     if criterion == "heldout" and not heldout and not folds:
-        raise OptionError("criterion='heldout' needs held-out rows: give heldout=rows, or folds=5")
+        raise OptionError("criterion='heldout' needs held-out rows: pass heldout=rows, or folds=5")
     if draws:
         check_whole(minimum=30, draws=draws)
     elif criterion == "loo":
-        raise OptionError("criterion='loo' needs draws: give draws=100")
+        raise OptionError("criterion='loo' needs draws: pass draws=100")

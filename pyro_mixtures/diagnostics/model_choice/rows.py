@@ -41,7 +41,7 @@ def make_folds(rows: Rows, count: int, generator: torch.Generator | None) -> lis
         return []
     if count == 1 or count > len(rows[0]):
         raise OptionError(
-            f"folds={count} for {len(rows[0])} rows: give at least 2 folds, and no more than rows"
+            f"folds={count} for {len(rows[0])} rows: pass at least 2 folds, and no more than rows"
         )
     shuffled = torch.randperm(len(rows[0]), generator=generator, device="cpu")
     tests = shuffled.tensor_split(count)
@@ -63,7 +63,7 @@ def heldout_rows(heldout: Tensor | Sequence[Tensor] | None, rows: Rows) -> Rows 
     if heldout_shapes != fitted_shapes:
         raise DataError(
             f"rows of heldout= have shapes {heldout_shapes}, those of the fit {fitted_shapes}: "
-            "give one tensor for each of the fit's, with rows of the same shape"
+            "pass one tensor for each of the fit's, with rows of the same shape"
         )
     return tensors
 

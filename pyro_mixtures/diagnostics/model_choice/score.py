@@ -70,7 +70,8 @@ class Score:
         options = {"heldout": "heldout=rows or folds=5", "loo": "draws=100"}
         if criterion in options:
             raise OptionError(
-                f"criterion {criterion!r} was not computed: give compare_fits {options[criterion]}"
+                f"criterion {criterion!r} was not computed: pass {options[criterion]} to "
+                "compare_fits"
             )
         raise OptionError(
             f"unknown criterion {criterion!r}; choose one of {(*INFORMATION, *PREDICTIVE)}"

@@ -56,7 +56,7 @@ def to_finite(name: str, values: Array) -> np.ndarray:
     array = to_array(values, name)
     if not np.isfinite(array).all():
         position = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise DataError(f"{name} holds NaN or infinity at {position}")
+        raise DataError(f"{name} contains NaN or infinity at {position}")
     return array
 
 

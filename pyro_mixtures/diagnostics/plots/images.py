@@ -148,7 +148,7 @@ def _sort(stack: np.ndarray, order: Array | None) -> np.ndarray:
         )
     if np.isnan(keys).any():
         raise DataError(
-            f"order holds NaN at {int(np.isnan(keys).argmax())}: pass a number for each image"
+            f"order contains NaN at {int(np.isnan(keys).argmax())}: pass a number for each image"
         )
     return stack[np.argsort(-keys, kind="stable")]
 

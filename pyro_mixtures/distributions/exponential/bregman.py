@@ -39,7 +39,7 @@ class BregmanComponents(Components):
     .. math:: \log p(x; m) = -D_\phi(x, m) + b'(x) = \eta(m) \cdot x - \psi(m) + b(x).
 
     For every divergence the best mean of a cluster is the mean of its rows, and one matrix product
-    evaluates all rows under all components. A family states ``natural``, ``log_partition``,
+    evaluates all rows under all components. A family defines ``natural``, ``log_partition``,
     ``base``, ``loss``, ``gap`` and ``inside``.
 
     Let a cluster have weight n and mean m, and mean m' without row i of weight w. This row adds
@@ -60,7 +60,7 @@ class BregmanComponents(Components):
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):
         check_floating(type(self).__name__, mean)
         if mean.dim() < 2:
-            raise OptionError(f"mean {tuple(mean.shape)}: give (C, D), a row for each component")
+            raise OptionError(f"mean {tuple(mean.shape)}: pass (C, D), a row for each component")
         self._mean = mean
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=validate_args)
 
@@ -74,7 +74,7 @@ class BregmanComponents(Components):
         mean = self.flat(self.mean, 1)[component]
         return mean + 0.5 / len(row) ** 0.5 * (row - mean)
 
-    # What a family states, for rows and means (..., D). Results (...) are sums over features.
+    # What a family defines, for rows and means (..., D). Results (...) are sums over features.
 
     @staticmethod
     @abstractmethod
@@ -200,7 +200,7 @@ class BregmanComponents(Components):
 
     @classmethod
     def start(cls, rows: Tensor) -> Tensor:
-        """Return means at the seeds ``rows`` (C, D), moved slightly towards their average."""
+        """Return means at the seeds ``rows`` (C, D), moved slightly toward their average."""
         means = rows / cls.row_size(rows).clamp_min(torch.finfo(rows.dtype).tiny)
         average = means.mean(0)
         return cls.inside(

@@ -57,7 +57,7 @@ class Gammas(Exponentials):
         if not fits:
             raise OptionError(
                 f"concentration {tuple(concentration.shape)} does not broadcast to the means' "
-                f"{tuple(mean.shape)}: give a number, (D,) or (C, D)"
+                f"{tuple(mean.shape)}: pass a number, (D,) or (C, D)"
             )
         self.concentration = concentration
         super().__init__(mean, validate_args=validate_args)

@@ -82,7 +82,7 @@ class ChoiceLogits(ConditionalComponents):
         _check_situations(design, available)
         if theta.dim() != 2 or theta.shape[-1] != design.shape[-1]:
             raise OptionError(
-                f"theta {tuple(theta.shape)} for {design.shape[-1]} attributes: give (C, L)"
+                f"theta {tuple(theta.shape)} for {design.shape[-1]} attributes: pass (C, L)"
             )
         check_number(ridge=ridge)
         self.attributes, self.available, self.theta, self.ridge = design, available, theta, ridge
@@ -132,7 +132,7 @@ class ChoiceLogits(ConditionalComponents):
         invalid = ~self.finite().all(-1)
         if bool(invalid.any()):
             raise DataError(
-                f"row {int(invalid.nonzero()[0])} of the design holds NaN or infinity where "
+                f"row {int(invalid.nonzero()[0])} of the design contains NaN or infinity where "
                 "alternatives are available: its choices cannot be drawn"
             )
         probs = self._probs(index)
@@ -214,7 +214,7 @@ def _check_situations(design: Tensor, available: Tensor) -> None:
     if available.dtype != torch.bool or available.shape != design.shape[:-1]:
         raise DataError(
             f"available is {available.dtype} {tuple(available.shape)}: "
-            f"give a bool per alternative, {tuple(design.shape[:-1])}"
+            f"pass a bool per alternative, {tuple(design.shape[:-1])}"
         )
 
 

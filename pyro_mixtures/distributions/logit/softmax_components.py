@@ -289,7 +289,7 @@ def _check_shapes(theta: Tensor, features: Tensor) -> None:
     ):
         raise OptionError(
             f"theta {tuple(theta.shape)} and features {tuple(features.shape)}: "
-            "give (C, L), and (p, L) with p >= 2"
+            "pass (C, L), and (p, L) with p >= 2"
         )
     if theta.dtype != features.dtype:
         raise OptionError(f"theta is {theta.dtype} but features are {features.dtype}: cast one")

@@ -115,7 +115,7 @@ class FactorAnalyzers(QuadraticComponents):
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Return a mean moved towards ``row`` by what the component's factors explain of it."""
+        """Return a mean moved toward ``row`` by what the component's factors explain of it."""
         if not self.factor.shape[-1]:
             return super().split_loc(component, row)
         index = torch.tensor([component], device=row.device)

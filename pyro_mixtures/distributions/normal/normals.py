@@ -113,7 +113,7 @@ class DiagonalNormals(_AxisAlignedNormals):
         if loc.dim() == 0 or scale.dim() == 0 or scale.shape[-1] not in (1, loc.shape[-1]):
             raise OptionError(
                 f"loc {tuple(loc.shape)} and scale {tuple(scale.shape)} must end in "
-                "the same number of features: give (C, D), and (C, D) or (D,)"
+                "the same number of features: pass (C, D), and (C, D) or (D,)"
             )
         self.loc, self.scale = loc, scale
         batch = batch_shape_of(loc.shape[:-1], scale.shape[:-1])

@@ -15,7 +15,7 @@ from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_
 class QuadraticComponents(Components):
     """A family whose log density is a quadratic form of the row, evaluated by pair kernels.
 
-    A family states the kernel's arguments (``_make_kernel``), ``sample_at``, ``min_rows`` and
+    A family defines the kernel's arguments (``_make_kernel``), ``sample_at``, ``min_rows`` and
     ``maximizers``.
     """
 
@@ -92,7 +92,7 @@ class QuadraticComponents(Components):
         return NormalStatistics(loc, *moments)
 
     def split_loc(self, component: int, row: Tensor) -> Tensor:
-        """Return a mean (D,) one standard deviation away from the component's, towards ``row``.
+        """Return a mean (D,) one standard deviation away from the component's, toward ``row``.
 
         With many features the row itself would be further from all other rows than these are from
         each other.

@@ -22,7 +22,7 @@ class UnitVarianceNormals(QuadraticComponents):
     """Base class of families with the argument ``mean`` (..., C, D).
 
     The loss (minus the log density) is half a squared distance plus a constant. Distances are
-    computed from differences, so rows far from zero keep their precision. A family states its
+    computed from differences, so rows far from zero keep their precision. A family defines its
     ``constant``, the ``best`` mean of a cluster, the ``gain`` of its rows, and where to ``start``.
     """
 
@@ -33,7 +33,7 @@ class UnitVarianceNormals(QuadraticComponents):
     def __init__(self, mean: Tensor, *, validate_args: bool | None = None):
         check_floating(type(self).__name__, mean)
         if mean.dim() < 2:
-            raise OptionError(f"mean {tuple(mean.shape)}: give (C, D), a row for each component")
+            raise OptionError(f"mean {tuple(mean.shape)}: pass (C, D), a row for each component")
         self.loc = mean
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=validate_args)
 

@@ -52,7 +52,7 @@ class _GeneralizedRegressions(RowFittedComponents):
         if weight.dim() != 2:
             raise OptionError(
                 f"weight is {tuple(weight.shape)}, but {type(self).__name__} has one outcome: "
-                "give (C, P)"
+                "pass (C, P)"
             )
         super().__init__(covariates, weight, bias, ridge=ridge, validate_args=validate_args)
 

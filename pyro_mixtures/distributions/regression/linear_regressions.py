@@ -77,7 +77,7 @@ class LinearRegressions(ConditionalComponents):
         if weight.dim() not in (2, 3) or bias.shape != shape or scale.shape != shape:
             raise OptionError(
                 f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}, scale "
-                f"{tuple(scale.shape)}: give (C, P), (C,), (C,), or (C, M, P), (C, M), (C, M) for "
+                f"{tuple(scale.shape)}: pass (C, P), (C,), (C,), or (C, M, P), (C, M), (C, M) for "
                 "M outputs"
             )
         if weight.shape[-1] != covariates.shape[-1]:

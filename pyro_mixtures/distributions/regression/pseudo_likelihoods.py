@@ -117,7 +117,7 @@ class PseudoLikelihoods(ConditionalComponents):
         if value.shape != shape:
             raise DataError(
                 f"outcomes are {tuple(value.shape)}, but these components have outcomes {shape}: "
-                "give that shape, or another event_shape="
+                "pass that shape, or another event_shape="
             )
 
         def log_density(output: Tensor, rows: Any) -> Tensor:
@@ -272,7 +272,7 @@ def cross_entropy_loss(output: Tensor, y: Tensor) -> Tensor:
     if output.dim() != 2 or y.shape != output.shape[:1] or y.is_floating_point():
         raise DataError(
             f"cross-entropy of outputs {tuple(output.shape)} and outcomes {tuple(y.shape)} of "
-            f"{y.dtype}: give logits (N, L) and integer classes (N,)"
+            f"{y.dtype}: pass logits (N, L) and integer classes (N,)"
         )
     # torch ignores rows of class -100.
     if int(y.min()) < 0 or int(y.max()) >= output.shape[-1]:
@@ -298,6 +298,6 @@ def loss_named(loss: str | Loss) -> Loss:
     if loss not in LOSSES:
         raise OptionError(
             f"unknown loss {loss!r}; choose one of {sorted(LOSSES)}, "
-            "or give a function of output and y"
+            "or pass a function of output and y"
         )
     return LOSSES[loss]

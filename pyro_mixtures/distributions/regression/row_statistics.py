@@ -76,7 +76,7 @@ class RowFittedComponents(ConditionalComponents):
 
     The log density of a row is :math:`-\sum_m \ell(w_m^T x + b_m, t_m) - \lambda |w|^2`. The n
     rows of a component share the penalty :math:`n \lambda |w|^2`, so the E-step, the objective and
-    the M-step agree. A family states its ``row_loss``, its ``targets``, whether the bias is
+    the M-step agree. A family defines its ``row_loss``, its ``targets``, whether the bias is
     penalized, and how it solves.
 
     Leave-one-out gains are one Newton step from the minimum of the cluster. Let g and h be the
@@ -120,7 +120,7 @@ class RowFittedComponents(ConditionalComponents):
         if weight.dim() not in (2, 3) or bias.shape != weight.shape[:-1]:
             raise OptionError(
                 f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: "
-                "give (C, P) and (C,), or (C, M, P) and (C, M)"
+                "pass (C, P) and (C,), or (C, M, P) and (C, M)"
             )
         if weight.shape[-1] != covariates.shape[-1]:
             raise OptionError(f"weight {tuple(weight.shape)} for {covariates.shape[-1]} covariates")
@@ -197,7 +197,7 @@ class RowFittedComponents(ConditionalComponents):
         if bool(invalid[rows].any()):
             row = int(rows[invalid[rows]].min())
             raise DataError(
-                f"row {row} of the covariates holds NaN or infinity: remove such rows first"
+                f"row {row} of the covariates contains NaN or infinity: remove such rows first"
             )
 
     def maximizers(

@@ -158,7 +158,7 @@ class EM:
             self.guide.train(training)
 
     def forget(self) -> None:
-        """Discard the statistics accumulated since the last update, after an interruption say."""
+        """Discard the statistics accumulated since the last update."""
         self._sites, self._calls, self._reservoir = {}, [], Reservoir()
         self._rows = self._weighted_rows = 0
         self._weight = 0.0
@@ -328,8 +328,8 @@ class EM:
     def _rows_per_weight(self) -> float:
         """Return the factor from weighted counts to rows.
 
-        A row of weight two counts as two rows. Weights of a small unit, 1 / N say, must not make
-        every component empty.
+        A row of weight two counts as two rows. Weights of a small unit, such as 1 / N, must not
+        make every component empty.
         """
         return max(1.0, self._weighted_rows / self._weight) if self._weighted_rows else 1.0
 
@@ -390,7 +390,7 @@ def _check_gradient(gradient: Any, gradient_steps: int) -> None:
 
 def _names(freeze: Any) -> frozenset[str]:
     if isinstance(freeze, str):
-        raise OptionError(f"freeze={freeze!r} must list names of params: give freeze=[{freeze!r}]")
+        raise OptionError(f"freeze={freeze!r} must list names of params: pass freeze=[{freeze!r}]")
     names = list(freeze) if isinstance(freeze, Iterable) else [freeze]
     if not isinstance(freeze, Iterable) or not all(isinstance(name, str) for name in names):
         raise OptionError(f"freeze={freeze!r} must list names of params, as freeze=['loc']")
@@ -413,7 +413,7 @@ def _check_structure(structure: ProgramStructure) -> None:
 def _new_components_win_rows(guide: PartitionGuide) -> bool:
     """Whether a component that is split off can win rows at the next E-step.
 
-    It wins none where rows keep their labels, or where E-steps only re-weigh candidates.
+    It wins none where rows keep their labels, or where E-steps only update responsibilities.
     """
     if isinstance(guide, SearchingGuide):
         return guide.search

@@ -87,8 +87,8 @@ def fit(
         the data does not change when a fit stops.
     :param patience: see ``tolerance``.
     :param search_every: search for better candidates in every ``search_every``-th EM epoch, and
-        only re-weigh those that rows have in the others. None chooses the epochs by the gain and
-        the cost of either.
+        only update the responsibilities of the known candidates in the others. None chooses the
+        epochs by the gain and the cost of a search.
     :param progress: whether to show a progress bar with the ELBO and the number of evaluations.
     :param callbacks: called with the :class:`Fit` after every epoch; one that returns True stops
         the fit.

@@ -1,8 +1,8 @@
 r"""Re-seeding of empty components: a large component is split at one of its rows.
 
-A split may cost the step its gain. Take responsibilities q at the parameters that the step would
+A split can lower the ELBO. Take responsibilities q at the parameters that the step would
 have had without it. A row keeps at least the fraction :math:`1 - q(empty) - q(like) / 2` of its
-evidence: the half of the split component that stays, and all other components. So the loss is at
+likelihood: the half of the split component that stays, and all other components. So the loss is at
 most :math:`-\sum_n \log(1 - q_n(empty) - q_n(like) / 2)` above that of the step without a split: at
 most log 2 per expected row of the split component, if the empty one has no rows. The gain of a
 split comes with the later steps. Components that become empty again after a split wait longer and
@@ -22,7 +22,7 @@ _ROWS_PER_BATCH = 256
 
 
 class Split(NamedTuple):
-    """``component`` takes half of the rows of ``like``, towards row ``row`` of the reservoir."""
+    """``component`` takes half of the rows of ``like``, toward row ``row`` of the reservoir."""
 
     component: int
     like: int
@@ -145,7 +145,7 @@ def copy_component(
 ) -> None:
     """Set the component's own params at ``site`` to those of the half that is split off.
 
-    The family states which params differ from those of the split component; the others are copied.
+    The family defines which params differ from those of the split component; the others are copied.
     """
     family = statistics.family
     new = family.split(split.like, reservoir.row(site, split.row), statistics.sums)

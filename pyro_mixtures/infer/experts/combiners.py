@@ -67,7 +67,7 @@ def fit_combiner(predictions: Tensor, y: Tensor, penalty: float = 1.0) -> Combin
     if predictions.dim() < 2 or not len(y) or len(predictions) != len(y):
         raise DataError(
             f"predictions have shape {tuple(predictions.shape)} for outcomes {tuple(y.shape)}: "
-            "give (N, C, ...) and (N, ...) with N >= 1"
+            "pass (N, C, ...) and (N, ...) with N >= 1"
         )
     for name, values in (("predictions", predictions), ("outcomes", y)):
         if not bool(values.isfinite().all()):

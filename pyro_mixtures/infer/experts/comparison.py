@@ -107,7 +107,7 @@ def r2(prediction: Tensor, y: Tensor) -> float:
     targets = y.double().reshape(len(y), -1)
     if bool((targets == targets[0]).all(0).any()):
         raise DataError(
-            f"an output is constant in all {len(y)} rows, so R2 is not defined: give more rows, or "
+            f"an output is constant in all {len(y)} rows, so R2 is not defined: pass more rows, or "
             "metric="
         )
     predictions = prediction.double().reshape(len(y), -1)
@@ -132,7 +132,7 @@ def _default_metric(y: Tensor, predictions: Tensor, classes: bool) -> Metric:
     raise DataError(
         "integer outcomes are classes, but the experts' predictions (N, C, ...) have shape "
         f"{tuple(predictions.shape)}, without scores of classes: pass y as floating point for R2, "
-        "or give metric=; for two classes, for example, "
+        "or pass metric=; for two classes, for example, "
         "metric=lambda p, y: ((p > 0.5) == y).float().mean()"
     )
 
@@ -172,7 +172,7 @@ def _checked_pair(name: str, rows: Rows) -> Rows:
         invalid = ~values.reshape(len(values), -1).isfinite().all(-1)
         if bool(invalid.any()):
             raise DataError(
-                f"row {int(invalid.nonzero()[0])} of the {name} {what} holds NaN or infinity: "
+                f"row {int(invalid.nonzero()[0])} of the {name} {what} contains NaN or infinity: "
                 "remove such rows"
             )
     return x, y

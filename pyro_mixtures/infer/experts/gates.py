@@ -239,7 +239,7 @@ def _train(
     parameters = [parameter for parameter in gate.parameters() if parameter.requires_grad]
     if not parameters:
         raise OptionError(
-            f"{type(gate.module).__name__} has no trainable parameters: give a module that has some"
+            f"{type(gate.module).__name__} has no trainable parameters: pass a module that has some"
         )
     check_whole(epochs=epochs, batch_size=batch_size)
     check_number(positive=True, learning_rate=learning_rate)
@@ -264,7 +264,7 @@ def check_gate(gate: Gate, components: int) -> None:
     """
     if not isinstance(gate, Gate):
         raise OptionError(
-            f"gate is a {type(gate).__name__}: give the result of fit_gate, or a Gate made by hand"
+            f"gate is a {type(gate).__name__}: pass the result of fit_gate, or a Gate made by hand"
         )
     if gate.components != components:
         raise OptionError(

@@ -24,7 +24,7 @@ def labels_of(guide: PartitionGuide, rows: int) -> Tensor:
         raise PartitionError("the guide has no labels yet: fit it, or call set_labels()")
     if len(labels) != rows:
         raise PartitionError(
-            f"the guide has the labels of {len(labels)} rows, but {rows} rows were given: give the "
+            f"the guide has the labels of {len(labels)} rows, but {rows} rows were given: pass the "
             "rows of its fit"
         )
     return labels

@@ -81,7 +81,7 @@ class Experts:
         self.structure = read_structure(self.model, site, (x[:1],), {})
         if observed not in self.structure.observed:
             raise ModelError(
-                f"the model has no site {observed!r} in its data plate: give observed= the name of "
+                f"the model has no site {observed!r} in its data plate: pass observed= the name of "
                 "the experts' site"
             )
         if self.reader.plates != [self.structure.plate]:

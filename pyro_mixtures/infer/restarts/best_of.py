@@ -48,7 +48,7 @@ def best_of(
 
     The first steps usually show which starts are good. Many starts therefore cost little more than
     one fit. Each short fit calls ``build()`` for a new model and runs in its own param store.
-    Afterwards the params of the best fit are in Pyro's store; other params there are unchanged.
+    Afterward the params of the best fit are in Pyro's store; other params there are unchanged.
 
     :param build: returns a new ``EM`` (or ``(model, EM)``) at each call.
     :param rows: the model's tensor arguments, each with N rows.
@@ -83,7 +83,7 @@ def best_of(
     """
     starts = list(starts)
     if not starts or steps < 1:
-        raise OptionError(f"{len(starts)} starts and steps={steps}: give at least one of each")
+        raise OptionError(f"{len(starts)} starts and steps={steps}: pass at least one of each")
     short_options = {**fit_options, "epochs": steps, "progress": False}
     seeds = torch.randint(1 << 31, (len(starts),), generator=generator, device="cpu").tolist()
     with preserved_random_state():

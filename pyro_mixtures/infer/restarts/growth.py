@@ -46,7 +46,7 @@ def grow(
     them, as they re-seed all empty components: each becomes a copy of a large component. Growth
     therefore needs ``EM(empty="reseed")`` and families that can split a component. It is greedy: a
     later split may not undo a merge of an early stage. Where components overlap,
-    :func:`~pyro_mixtures.infer.restarts.best_of.best_of` over several starts can be much better.
+    :func:`~pyro_mixtures.infer.restarts.best_of.best_of` can find a much better fit.
 
     :param build: returns a new ``EM`` (or ``(model, EM)``) with the given number of components.
     :param rows: the model's tensor arguments, each with N rows.
@@ -101,14 +101,14 @@ def checked_sizes(components: Sequence[int]) -> list[int]:
     """
     if not isinstance(components, Iterable):
         raise OptionError(
-            f"components={components!r}: give a sequence of numbers of components, such as "
+            f"components={components!r}: pass a sequence of numbers of components, such as "
             "range(1, 9)"
         )
     sizes = list(components)
     for size in sizes:
         check_whole(components=size)
     if not sizes or any(larger <= smaller for smaller, larger in pairwise(sizes)):
-        raise OptionError(f"components={sizes}: give increasing numbers of components")
+        raise OptionError(f"components={sizes}: pass increasing numbers of components")
     return sizes
 
 
@@ -187,7 +187,7 @@ def _weighted_rows(inference: EM, rows: tuple[Tensor, ...]) -> float:
 def _check_reseeds(inference: EM) -> None:
     if inference.empty != "reseed":
         raise OptionError(
-            f"empty={inference.empty!r}: growth splits components by re-seeding; give "
+            f"empty={inference.empty!r}: growth splits components by re-seeding; use "
             "EM(empty='reseed')"
         )
 

@@ -55,7 +55,7 @@ def fit_restarts(
 
     Lloyd's algorithm and the analogous algorithms for regressions stop at the first partition that
     no step improves. Other starts lead to other partitions. For each start, ``build()`` makes a new
-    model in its own param store, and ``fit`` begins with the start's labels. Afterwards the params
+    model in its own param store, and ``fit`` begins with the start's labels. Afterward the params
     of the best fit are in Pyro's store; other params there are unchanged.
 
     :param build: returns a new ``EM`` (or ``(model, EM)``) whose guide is a ``HardPartition``. For

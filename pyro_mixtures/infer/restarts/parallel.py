@@ -130,7 +130,7 @@ def _start_labels(
     assert guide.labels is not None
     if guide.labels.shape != (rows,):
         raise PartitionError(
-            f"a start has labels {tuple(guide.labels.shape)}, but the data have {rows} rows: give "
+            f"a start has labels {tuple(guide.labels.shape)}, but the data have {rows} rows: pass "
             "one label per row"
         )
     return guide.labels

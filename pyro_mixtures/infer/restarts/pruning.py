@@ -63,7 +63,7 @@ def component_weights(
         if param.constraint is constraints.simplex and values[name].shape == (components,):
             return values[name]
     raise OptionError(
-        "a warm start needs weights that are one simplex param: give warm_start=False"
+        "a warm start needs weights that are one simplex param: pass warm_start=False"
     )
 
 

@@ -32,7 +32,7 @@ class StartSampler:
         self.positions = rows[0].reshape(len(rows[0]), -1) if on is None else as_rows(on)
         if len(self.positions) != len(rows[0]):
             raise DataError(
-                f"on= has {len(self.positions)} rows, but the data have {len(rows[0])}: give the "
+                f"on= has {len(self.positions)} rows, but the data have {len(rows[0])}: pass the "
                 "position of every row"
             )
 
@@ -69,7 +69,7 @@ def as_starts(starts: Any) -> list[Tensor | str]:
         for start in _as_list(starts)
     ]
     if not entries:
-        raise OptionError(f"starts={starts!r}: give a positive number, or one entry per start")
+        raise OptionError(f"starts={starts!r}: pass a positive number, or one entry per start")
     unknown = [start for start in entries if not isinstance(start, Tensor) and start not in METHODS]
     if unknown:
         raise OptionError(

@@ -91,7 +91,10 @@ class StoredFit:
         return self.fit.inference
 
     def use(self) -> Fit:
-        """Copy the params into Pyro's store, where they replace params of the same names."""
+        """Copy the params into Pyro's store, where they replace params of the same names.
+
+        :returns: the fit.
+        """
         store = pyro.get_param_store()
         for name in self.state["params"].keys() & store.keys():
             del store[name]

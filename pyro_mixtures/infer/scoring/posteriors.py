@@ -37,7 +37,7 @@ class Responsibilities(NamedTuple):
         if components < needed:
             raise OptionError(
                 f"components={components}, but rows have components up to number {needed - 1}: "
-                f"give components={needed} or more"
+                f"pass components={needed} or more"
             )
         table = self.probs.new_zeros(len(self.probs), components)
         return table.scatter_(1, self.components.long(), self.probs)
@@ -82,6 +82,7 @@ def responsibilities(
 ) -> Responsibilities:
     """Compute the most probable components of each row, with their probabilities.
 
+    :param model: the fitted program.
     :param top: S, the number of components per row.
     :param rows, guide, site, given, chunk: as in :func:`log_evidence`.
     :returns: components and probabilities (N, S), best first.

@@ -246,7 +246,7 @@ def _variance(noise: float | Tensor, value: Tensor) -> Tensor:
         raise OptionError(f"noise={noise!r} must be one number, or one per feature") from error
     if deviation.shape not in ((), value.shape[-1:]):
         raise OptionError(
-            f"noise has shape {tuple(deviation.shape)}: give one number, or one for each of "
+            f"noise has shape {tuple(deviation.shape)}: pass one number, or one for each of "
             f"{value.shape[-1]} features"
         )
     if not bool((deviation.isfinite() & (deviation >= 0)).all()):

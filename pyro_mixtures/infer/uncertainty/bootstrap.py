@@ -65,7 +65,7 @@ def bootstrap(
 
     Each refit uses a copy of model and guide and its own param store; Pyro's store keeps the first
     fit. A hard partition's labels are resampled with their rows. A truncated guide keeps its
-    neighbor graph and searches candidates anew. Memory: ``draws`` copies of model and guide.
+    neighbor graph and searches for candidates again. Memory: ``draws`` copies of model and guide.
 
     :param fitted: a :class:`Fit` of ``rows`` by EM, or a function ``build()`` that returns a new
         ``EM`` (or ``(model, EM)``), which is fitted to the rows first.
@@ -97,7 +97,7 @@ def bootstrap(
     first = fitted if isinstance(fitted, Fit) else _first_fit(fitted, tensors, fit_options)
     if not isinstance(first.inference, EM):
         raise ModelError(
-            f"bootstrap refits by EM, but this fit is by {type(first.inference).__name__}: give a "
+            f"bootstrap refits by EM, but this fit is by {type(first.inference).__name__}: pass a "
             "fit by EM, or put priors on the params and let to_arviz draw from their guide"
         )
     check_unweighted(first.inference, tensors)
@@ -127,7 +127,7 @@ def check_unweighted(em: EM, rows: tuple[Tensor, ...]) -> None:
     scale = torch.as_tensor(nodes[em.guide.site]["scale"], device="cpu")
     if not bool((scale == 1).all()):
         raise ModelError(
-            "the model's rows have weights other than one, but the bootstrap resamples rows: give "
+            "the model's rows have weights other than one, but the bootstrap resamples rows: pass "
             "each row as often as it counts, with weight one (the items that were drawn, not their "
             "counts)"
         )

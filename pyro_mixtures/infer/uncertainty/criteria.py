@@ -95,7 +95,7 @@ def criteria(
     batches = Batches(rows)
     if not totals.rows > 0:
         raise DataError(
-            f"the weights of the {batches.rows} rows sum to {totals.rows:g}: give rows with "
+            f"the weights of the {batches.rows} rows sum to {totals.rows:g}: pass rows with "
             "positive weights"
         )
     first_row = tuple(tensor[:1] for tensor in batches.tensors)

@@ -63,7 +63,7 @@ class TestGate:
             plot_gate(gate, torch.rand(6, 3))
         with pytest.raises(DataError, match=r"labels \(5,\) for 6 rows"):
             plot_gate(gate, x, labels=torch.zeros(5))
-        with pytest.raises(DataError, match="rows holds NaN or infinity"):
+        with pytest.raises(DataError, match="rows contains NaN or infinity"):
             plot_gate(gate, torch.full((6, 2), torch.nan))
         with pytest.raises(DataError, match="numbers"):
             plot_gate(gate, x, labels=["a"] * 6)

@@ -75,8 +75,8 @@ class TestImageSheet:
             (np.ones((3, 4)), {"count": 0}, OptionError, "count=0"),
             (np.ones((3, 4)), {"columns": 2.5}, OptionError, "columns=2.5"),
             (np.ones((3, 4)), {"count": 1.0}, OptionError, "count=1.0"),
-            (np.ones((3, 4)), {"order": [1, np.nan, 2]}, DataError, "order holds NaN"),
-            (np.full((3, 4), np.nan), {}, DataError, "images holds NaN or infinity"),
+            (np.ones((3, 4)), {"order": [1, np.nan, 2]}, DataError, "order contains NaN"),
+            (np.full((3, 4), np.nan), {}, DataError, "images contains NaN or infinity"),
         ],
     )
     def test_refusals(self, images, options, error, message):

@@ -46,15 +46,15 @@ class TestNeighbors:
                 np.zeros((2, 2)),
                 np.zeros((2, 2)),
                 {"sizes": [np.nan, 1]},
-                "sizes holds NaN or infinity",
+                "sizes contains NaN or infinity",
             ),
             (np.zeros((2, 2)), np.zeros((2, 2)), {"sizes": [-1, 1]}, "negative"),
-            (np.full((2, 2), np.nan), np.zeros((2, 2)), {}, "loc holds NaN or infinity"),
+            (np.full((2, 2), np.nan), np.zeros((2, 2)), {}, "loc contains NaN or infinity"),
             (
                 np.zeros((2, 2)),
                 np.zeros((2, 2)),
                 {"rows": np.full((5, 2), np.inf)},
-                "rows holds NaN or infinity",
+                "rows contains NaN or infinity",
             ),
         ],
     )

@@ -26,7 +26,7 @@ PARTITIONS = {
     "truncated": lambda model: TruncatedPartition(
         model, components=model.components, candidates=2, neighbors=4, explore=1, seed=0
     ),
-    "everyone": lambda model: TruncatedPartition(
+    "all": lambda model: TruncatedPartition(
         model,
         components=model.components,
         candidates=model.components,
@@ -38,8 +38,8 @@ PARTITIONS = {
 
 def clusters(rows, features, components=6, apart=3.0):
     """Rows (N, D) of alternating clusters: sorting by component changes their order."""
-    centre = apart * torch.randn(components, features, dtype=F64)
-    return centre[torch.arange(rows) % components] + torch.randn(rows, features, dtype=F64)
+    center = apart * torch.randn(components, features, dtype=F64)
+    return center[torch.arange(rows) % components] + torch.randn(rows, features, dtype=F64)
 
 
 def started(build, x, components, dtype=F64):

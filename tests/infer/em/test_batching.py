@@ -88,7 +88,7 @@ def test_rows_ordered_by_winner_give_the_fit_of_one_batch_in_the_users_order(fam
     quiet(EM(model, FullPartition(model, components=6)), x, batch_size=len(x))
     expected = params(model)
     model = started(family, x, 6)
-    em = EM(model, PARTITIONS["everyone"](model))
+    em = EM(model, PARTITIONS["all"](model))
     seen = spied(em)
     quiet(em, x)
     assert [len(index) for index in seen] == [1024, 1024, 952] * 3
@@ -156,7 +156,7 @@ def wide_rows():
     return (1e3 + scale * clusters(600, 7, components=4)).to(F32), scale
 
 
-@pytest.mark.parametrize("partition", ["exact", "everyone"])
+@pytest.mark.parametrize("partition", ["exact", "all"])
 def test_float32_fits_agree_with_those_in_float64(family, partition):
     x, _ = wide_rows()
     narrow = started(family, x, 4, F32)
@@ -181,7 +181,7 @@ def test_float32_fits_agree_with_those_in_float64(family, partition):
     theirs, expected_loss, expected_before, expected_after = found[F64]
     assert loss == pytest.approx(expected_loss, rel=1e-4)
     torch.testing.assert_close(before, expected_before, rtol=1e-4, atol=1e-4)
-    # Means that float32 can hold lie up to 3 % of the smallest deviation beside the best ones.
+    # Means that float32 can hold differ from the best ones by up to 3 % of the smallest deviation.
     assert after.sum().item() == pytest.approx(expected_after.sum().item(), rel=5e-4)
     deviation = x.double().std(0)
     rounding = torch.finfo(F32).eps * x.double().abs().amax(0)

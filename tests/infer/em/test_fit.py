@@ -181,7 +181,7 @@ def test_stock_program_with_plain_indexing_is_fitted(x):
 
 @pytest.mark.parametrize("rows", [60, 3000])
 def test_params_may_start_from_the_rows(rows):
-    """As in the README: the first run of the program must see rows enough, whoever makes it."""
+    """As in the README: the first run of the program must see enough rows, in all cases."""
     x = torch.randn(rows, 2) + 6 * (torch.arange(rows) % 3).unsqueeze(-1)
 
     def program(x, index=None, size=None):

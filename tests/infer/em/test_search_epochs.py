@@ -23,7 +23,7 @@ from tests.infer.em.clusters import (
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
-# Epochs that search, and epochs that re-weigh.
+# Epochs that search, and epochs that do not.
 
 
 @pytest.mark.parametrize("search_every", [1, 3, None])
@@ -95,7 +95,7 @@ def test_components_are_reseeded_by_epochs_that_search_only_and_keep_rows(
     updates = history["phase"] == "EM"
     searched, reseeded, live = (history[name][updates] for name in ("searched", "reseeded", "live"))
     assert reseeded[~searched].sum() == 0
-    assert reseeded.sum() == 2  # those split off have rows enough never to die again
+    assert reseeded.sum() == 2  # re-seeded components have enough rows to stay non-empty
     assert np.diff(live).min() >= 0
     assert live[-1] == 6
     assert em.guide.rows_won.min() > 20

@@ -57,7 +57,7 @@ def test_route_refuses_invalid_input():
         route(model, fit_gate(x, labels, 3), x, "soggy")
     with pytest.raises(OptionError, match="4 clusters"):
         route(model, fit_gate(x, labels, 4), x)
-    with pytest.raises(OptionError, match="gate is a Linear: give the result of fit_gate"):
+    with pytest.raises(OptionError, match="gate is a Linear: pass the result of fit_gate"):
         route(model, nn.Linear(2, 3), x)
 
 
