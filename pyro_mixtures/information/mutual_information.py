@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import digamma, ndtri
 
 from pyro_mixtures.errors import DataError, OptionError
-from pyro_mixtures.information.neighbors import neighborhoods, rows_closer
+from pyro_mixtures.information.neighbors import neighborhoods, rows_closer, sample_entropy
 from pyro_mixtures.information.permutation import Generator, p_value, permutations_of
 from pyro_mixtures.information.variables import Array, Variable, as_variable
 from pyro_mixtures.options import check_whole
@@ -69,20 +69,23 @@ def mutual_information(
     """Estimate I(x; y) in nats from n rows of numbers, labels, or mixtures of atoms and densities.
 
     Let rho_i be the distance from row i to its k-th neighbor in (x, y), in the maximum norm. Let
-    n_x,i and n_y,i be the numbers of rows, including i, that are strictly closer than rho_i in x or
-    y alone (at distance 0 if rho_i = 0). Then ::
+    k_i, n_x,i and n_y,i be the numbers of rows, including i, that are strictly closer than rho_i
+    in (x, y), in x, and in y (at distance 0 if rho_i = 0). Then ::
 
         I = mean_i [ psi(k_i) + log n - psi(n_x,i) - psi(n_y,i) ]
 
-    where k_i = k, or the number of rows at the same point if rho_i = 0. The estimate is not clipped
-    at 0: under independence it scatters around 0. Distances in x and y are compared with each
-    other, so rescaling one variable changes the estimate: pass variables of similar spread.
+    Without ties k_i = k. The paper also sets k_i = k where several rows are tied at rho_i > 0, but
+    n_x,i and n_y,i do not count those rows; for rounded variables the paper's estimate is much too
+    large. The estimate is at most the entropy of the values of x or y, where some values are equal
+    (a variable without equal values counts as continuous). It is not clipped at 0: under
+    independence it scatters around 0. Distances in x and y are compared with each other, so
+    rescaling one variable changes the estimate: pass variables of similar spread.
 
     Nominal variables (labels of a partition, for example) must be named in ``discrete``: two labels
     are at distance 0 or infinity. The neighbors of a row then share its label. If fewer than k
-    other rows share it, k_i is their number, and a row that is alone with its label contributes 0.
-    For two nominal variables no neighbors are needed: every k_i is the number of equal rows,
-    including single ones.
+    other rows share it, rho_i is the distance to the farthest of them, and a row that is alone with
+    its label contributes 0. For two nominal variables no neighbors are needed: every k_i is the
+    number of equal rows, including single ones.
 
     :param x, y: (n,) or (n, d): tensors, arrays or lists.
     :param neighbors: k.
@@ -111,7 +114,7 @@ def mutual_information(
 
     >>> coin = np.arange(1000) % 2
     >>> round(mutual_information(coin, 1 - coin, discrete="xy").nats, 3)  # log 2
-    0.694
+    0.693
     """
     _check_options(neighbors, form, discrete, subsamples, permutations, workers)
     x_variable = as_variable(x, "x", nominal="x" in discrete)
@@ -162,11 +165,17 @@ def _estimate(x: Variable, y: Variable, neighbors: int, form: CountFunction, wor
     """Mean over rows, computed from the distinct points and their multiplicities."""
     near = neighborhoods(x, y, neighbors, workers=workers)
     n_x, n_y = (rows_closer(v, near.first, near.radius, workers=workers) for v in (x, y))
-    k = np.where(near.radius > 0, near.reached, near.ties)
-    terms = digamma(k) + np.log(len(x.points)) - form(n_x) - form(n_y)
+    n = len(x.points)
+    terms = digamma(near.closer) + np.log(n) - form(n_x) - form(n_y)
     if x.nominal != y.nominal:
         terms[near.reached == 0] = 0.0
-    return float(near.ties @ terms) / len(x.points)
+    nats = float(near.ties @ terms) / n
+    for variable, closer in ((x, n_x), (y, n_y)):
+        # At most the entropy, because ``closer`` counts equal values and others. It is cheaper.
+        lower_bound = np.log(n) - float(near.ties @ np.log(closer)) / n
+        if nats > lower_bound:
+            nats = min(nats, sample_entropy(variable))
+    return nats
 
 
 def _standard_error(

@@ -19,6 +19,7 @@ class Neighborhoods(NamedTuple):
     first: np.ndarray  # (m,) number of one row at the point
     ties: np.ndarray  # (m,) number of rows at the point
     radius: np.ndarray  # (m,) distance from such a row to its k-th neighbor, itself excluded
+    closer: np.ndarray  # (m,) number of rows strictly closer than the radius, or at distance 0
     reached: np.ndarray  # (m,) k, or fewer if fewer rows lie at a finite distance
 
 
@@ -32,6 +33,7 @@ def neighborhoods(x: Variable, y: Variable, neighbors: int, *, workers: int = -1
     first, ties = _distinct_points(joint)
     points = joint[first]
     radius, reached = np.zeros(len(points)), np.full(len(points), neighbors)
+    closer = ties.copy()
     # Where more than k rows coincide, the k-th neighbor lies at the same point.
     searched = np.flatnonzero(ties <= neighbors)
     if len(searched):
@@ -44,7 +46,9 @@ def neighborhoods(x: Variable, y: Variable, neighbors: int, *, workers: int = -1
         reached[searched] = np.minimum(other_rows[:, -1], neighbors)
         kth = (other_rows >= reached[searched, None]).argmax(1)
         radius[searched] = distance[np.arange(len(searched)), kth]
-    return Neighborhoods(first, ties, radius, reached)
+        is_closer = (distance < radius[searched, None]) | (distance == 0)
+        closer[searched] = np.where(is_closer, ties[index], 0).sum(1)
+    return Neighborhoods(first, ties, radius, closer, reached)
 
 
 def rows_closer(
@@ -67,6 +71,15 @@ def rows_closer(
         points[first], largest_distance, p=np.inf, workers=threads, return_length=True
     )
     return counts
+
+
+def sample_entropy(variable: Variable) -> float:
+    """Return the entropy of the values in nats, or infinity for numbers without ties."""
+    ties = _distinct_points(variable.points)[1]
+    if len(ties) == len(variable.points) and not variable.nominal:
+        return float(np.inf)
+    share = ties / len(variable.points)
+    return float(-(share * np.log(share)).sum())
 
 
 def _threads(workers: int, queries: int) -> int:

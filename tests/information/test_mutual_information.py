@@ -29,6 +29,16 @@ def zero_inflated(rng, n):
     return x, (rng.random(n) < 0.85) * rng.poisson(x)
 
 
+def sample_entropy(*variables):
+    """The smallest entropy of the variables; infinity if none of them has ties."""
+    entropies = [np.inf]
+    for values in variables:
+        counts = np.unique(values, axis=0, return_counts=True)[1]
+        if counts.max() > 1:
+            entropies.append(-(counts / len(values) * np.log(counts / len(values))).sum())
+    return min(entropies)
+
+
 def brute_force(x, y, k, form=digamma):
     """The definition, evaluated row by row over all distances."""
     n = len(x)
@@ -37,12 +47,12 @@ def brute_force(x, y, k, form=digamma):
     for a, b in zip(d_x, d_y, strict=True):
         joint = np.maximum(a, b)
         rho = np.sort(joint)[k]
-        ties = (joint == 0).sum() if rho == 0 else k
+        ties = (joint == 0).sum() if rho == 0 else (joint < rho).sum()
         n_x, n_y = (
             ((a == 0).sum(), (b == 0).sum()) if rho == 0 else ((a < rho).sum(), (b < rho).sum())
         )
         total += digamma(ties) + np.log(n) - form(n_x) - form(n_y)
-    return total / n
+    return min(total / n, sample_entropy(x, y))
 
 
 def brute_force_nominal(labels, y, k):
@@ -55,10 +65,10 @@ def brute_force_nominal(labels, y, k):
         if not len(others):
             continue
         rho = others[-1]
-        ties = (distance[same] == 0).sum() if rho == 0 else len(others)
+        ties = (distance[same] == 0).sum() if rho == 0 else (distance[same] < rho).sum()
         n_y = (distance == 0).sum() if rho == 0 else (distance < rho).sum()
         total += digamma(ties) + np.log(n) - digamma(same.sum()) - digamma(n_y)
-    return total / n
+    return min(total / n, sample_entropy(labels, y))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +136,74 @@ def test_nominal_labels_equal_their_definition(seed, n, labels, k, tied):
     )
 
 
+@pytest.mark.parametrize("decimals", [8, 2, 1, 0])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rounded_independent_variables_share_no_information(decimals, columns):
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(5):
+        x, y = rng.normal(size=(1000, columns)), rng.normal(size=1000)
+        estimates.append(mutual_information(x.round(decimals), y.round(decimals)).nats)
+    assert np.mean(estimates) == pytest.approx(0, abs=0.05)
+
+
+def test_rounding_changes_the_information_little():
+    rng = np.random.default_rng(0)
+    x, y = gaussian(rng, 2000)
+    exact = mutual_information(x, y).nats
+    assert exact == pytest.approx(-0.5 * np.log(0.36), abs=0.05)
+    for decimals in (3, 2, 1):
+        rounded = mutual_information(x.round(decimals), y.round(decimals)).nats
+        assert rounded == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize("feature", range(4))
+def test_rounded_features_and_labels(feature):
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, labels = datasets.load_iris(return_X_y=True)
+    rng = np.random.default_rng(0)
+    unrounded = [
+        mutual_information(labels, x[:, feature] + rng.uniform(-0.05, 0.05, 150), discrete="x").nats
+        for _ in range(20)
+    ]
+    estimate = mutual_information(labels, x[:, feature], discrete="x").nats
+    assert estimate == pytest.approx(np.mean(unrounded), abs=0.06)
+    shuffled = [
+        mutual_information(rng.permutation(labels), x[:, feature], discrete="x").nats
+        for _ in range(50)
+    ]
+    assert np.mean(shuffled) == pytest.approx(0, abs=0.03)
+
+
+def test_a_rare_label_has_little_information():
+    rng = np.random.default_rng(0)
+    rare = np.arange(1000) < 10
+    for decimals in (2, 1):
+        estimates = [
+            mutual_information(rare, rng.normal(size=1000).round(decimals), discrete="x").nats
+            for _ in range(10)
+        ]
+        assert np.mean(estimates) == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("discrete", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("size", [6, 20, 500])
+@pytest.mark.parametrize("form", ["digamma", "log"])
+def test_is_at_most_the_entropy_of_a_discrete_variable(discrete, size, form):
+    z = np.repeat([0.0, 1.0, 5.0], size)
+    for y in (z, 3 * z + 1e-3 * np.random.default_rng(0).normal(size=len(z))):
+        for pair in ((z, y), (y, z)):
+            estimate = mutual_information(*pair, discrete=discrete, form=form).nats
+            assert estimate <= np.log(3) + 1e-12
+            if form == "digamma" and not discrete:
+                assert estimate == pytest.approx(np.log(3), abs=1e-12)
+
+
+def test_the_information_of_a_continuous_variable_about_itself_is_not_bounded():
+    x = np.random.default_rng(0).normal(size=1000)
+    assert mutual_information(x, x, neighbors=1).nats > np.log(1000)
+
+
 def test_does_not_depend_on_the_values_of_labels():
     rng = np.random.default_rng(0)
     z = rng.integers(0, 20, 300)
@@ -148,7 +226,13 @@ def test_two_nominal_variables_count_ties():
     assert mutual_information(x, y, discrete="xy").nats == pytest.approx(plug_in, abs=3e-3)
 
 
-@pytest.mark.parametrize("process", [half_gaussian, discrete_uniform, zero_inflated])
+def gaussian(rng, n):
+    x = rng.normal(size=n)
+    return x, 0.8 * x + 0.6 * rng.normal(size=n)
+
+
+# Without ties at a positive distance, which pycit does not count as the marginals do.
+@pytest.mark.parametrize("process", [gaussian, discrete_uniform])
 def test_equals_pycit_up_to_psi_of_n(process):
     estimators = pytest.importorskip("pycit.estimators.mixed_mi")
     x, y = process(np.random.default_rng(0), 500)

@@ -70,6 +70,22 @@ def test_ranks_variables_by_their_information(information):
     assert information.entropy == pytest.approx(0.6931, abs=1e-3)
 
 
+@pytest.mark.parametrize("decimals", [8, 2, 1])
+def test_a_rounded_feature_without_information_is_ranked_last(decimals):
+    g = generator()
+    z = torch.randint(2, (1000,), generator=g)
+    weak = torch.randn(1000, generator=g, dtype=torch.float64) + 0.8 * z
+    noise = torch.randn(1000, generator=g, dtype=torch.float64).round(decimals=decimals)
+    result = partition_information(
+        z, torch.stack([noise, weak], 1), names=["noise", "weak"], permutations=99, generator=g
+    )
+    lines = {line.name: line for line in result.variables}
+    assert [line.name for line in result.variables if line.kind == "feature"] == ["weak", "noise"]
+    assert lines["weak"].p_value == 0.01
+    assert lines["noise"].p_value > 0.05
+    assert max(line.nats for line in result.variables) <= result.entropy
+
+
 def test_finds_the_dependence_that_holds_in_one_cluster(information):
     assert [(line.feature, line.cluster) for line in information.local_dependences()] == [
         ("slope", 1)
