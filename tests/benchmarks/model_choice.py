@@ -92,7 +92,7 @@ def compared(planted: int, seed: int, draws: int) -> Comparison:
 
 
 def grid(planted: int) -> list[int]:
-    return sorted({max(1, planted // 2), *range(planted - 2, planted + 3)})
+    return sorted({max(1, planted // 2), *range(max(1, planted - 2), planted + 3)})
 
 
 def choice(report: harness.Report, planted: int, seeds: int, draws: int) -> None:
