@@ -29,14 +29,14 @@ class FullPartition(PartitionGuide):
     torch.Size([2, 100])
     """
 
-    def _e_step(
+    def e_step(
         self,
         model: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         given: Mapping[str, Tensor],
     ) -> Posterior:
-        posterior = exact_posterior(model, self._known_structure(), args, kwargs, given)
+        posterior = exact_posterior(model, self.read(*args, **kwargs), args, kwargs, given)
         if self.training:
             self._check_rows(posterior.size)
         return posterior
@@ -49,6 +49,6 @@ class FullPartition(PartitionGuide):
         **kwargs: Any,
     ) -> Posterior:
         """Return q(z) of any rows: the exact posterior needs no state."""
-        self._read(args, kwargs)
+        structure = self.read(*args, **kwargs)
         values = self.latent_values(*args, **kwargs) if given is None else given
-        return exact_posterior(model or self.model, self._known_structure(), args, kwargs, values)
+        return exact_posterior(model or self.model, structure, args, kwargs, values)

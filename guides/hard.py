@@ -179,7 +179,7 @@ class HardPartition(LabeledGuide):
 
     # E-step.
 
-    def _e_step(
+    def e_step(
         self,
         model: Callable[..., Any],
         args: tuple[Any, ...],

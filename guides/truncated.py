@@ -75,7 +75,7 @@ class TruncatedPartition(SearchingGuide):
         self.graph: NeighborGraph | None = None
         self._generator: torch.Generator | None = None
 
-    def _e_step(
+    def e_step(
         self,
         model: Callable[..., Any],
         args: tuple[Any, ...],

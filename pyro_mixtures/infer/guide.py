@@ -24,7 +24,7 @@ from pyro_mixtures.poutine import (
 class PartitionGuide(PyroModule):
     """Guide of the discrete site z of a mixture, with the optimal q(z) given the params.
 
-    A subclass implements the E-step in ``_e_step`` and :meth:`posterior_of_new_rows`. Guides that
+    A subclass implements the E-step in ``e_step`` and :meth:`posterior_of_new_rows`. Guides that
     can do more subclass :class:`~pyro_mixtures.guides.LabeledGuide` or
     :class:`~pyro_mixtures.guides.SearchingGuide`.
 
@@ -67,7 +67,7 @@ class PartitionGuide(PyroModule):
         return self._model[0]
 
     @abstractmethod
-    def _e_step(
+    def e_step(
         self,
         model: Callable[..., Any],
         args: tuple[Any, ...],
@@ -76,7 +76,11 @@ class PartitionGuide(PyroModule):
     ) -> Posterior:
         """Return q(z) of the rows in ``args``; in training mode, update the guide's state.
 
+        :param model: the guide's program, or one that shares factorizations with other steps.
+        :param args: its positional arguments.
+        :param kwargs: its keyword arguments.
         :param given: values of the model's other latent sites.
+        :returns: the posterior. The sum of its ``log_evidence`` is the ELBO that EM reports.
         """
 
     @abstractmethod
@@ -106,7 +110,7 @@ class PartitionGuide(PyroModule):
         values = self.latent_values(*args, **kwargs) if given is None else given
         model = self.model if self.reuse is None else self.reuse(self.model)
         with self._known_structure().threads():
-            posterior = self._e_step(model, args, kwargs, values)
+            posterior = self.e_step(model, args, kwargs, values)
         self.evaluations += posterior.evaluations
         if self.training:
             winner = posterior.winner.to("cpu")
