@@ -109,7 +109,7 @@ class FactorAnalyzers(QuadraticComponents):
         subset._low = None if self._low is None else self._low.select(block)
         return subset
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         low = self.low_rank()
         offset = low.logdet + self.event_shape[0] * math.log(2 * math.pi)
         return Quadratic(self.flat(self.loc, 1), low.precision, low.projection, offset, -1.0)

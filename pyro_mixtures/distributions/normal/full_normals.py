@@ -47,7 +47,7 @@ class FullNormals(QuadraticComponents):
     def min_rows(self) -> int:
         return 2
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         inverse = torch.linalg.solve_triangular(

@@ -35,7 +35,7 @@ class _AxisAlignedNormals(QuadraticComponents):
     def min_rows(self) -> int:
         return 2
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         loc = self.flat(self.loc, 1)
         scale = self._flat_spread()
         offset = 2 * scale.log().sum(-1) + loc.shape[-1] * math.log(2 * math.pi)

@@ -15,7 +15,7 @@ from pyro_mixtures.ops import Moments, Pairs, Quadratic, pair_log_density, pair_
 class QuadraticComponents(Components):
     """A family whose log density is a quadratic form of the row, evaluated by pair kernels.
 
-    A family defines the kernel's arguments (``_make_kernel``), ``sample_at``, ``min_rows`` and
+    A family defines the kernel's arguments (``make_kernel``), ``sample_at``, ``min_rows`` and
     ``maximizers``.
     """
 
@@ -27,7 +27,7 @@ class QuadraticComponents(Components):
     _kernel: Quadratic | None = None
 
     @abstractmethod
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         """Return the kernel's arguments, batch dimensions flattened, differentiably."""
 
     def kernel(self) -> Quadratic:
@@ -35,10 +35,10 @@ class QuadraticComponents(Components):
         if torch.is_grad_enabled() and any(
             argument.requires_grad for argument in self.arguments.values()
         ):
-            return self._make_kernel()
+            return self.make_kernel()
         if self._kernel is None:
             with torch.no_grad():
-                self._kernel = self._make_kernel()
+                self._kernel = self.make_kernel()
         return self._kernel
 
     def moment_projection(self) -> Tensor:

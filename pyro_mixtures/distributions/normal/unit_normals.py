@@ -136,7 +136,7 @@ class UnitNormals(UnitVarianceNormals):
     def constant(self) -> Tensor:
         return _normal_constant(self.loc)
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         return _kernel(self.flat(self.loc, 1), self.constant())
 
     def sample_at(self, index: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class KnownPrecisionNormals(UnitVarianceNormals):
         """The average mean (D,): differences are taken from it so that they stay small."""
         return self.flat(self.loc, 1).detach().mean(0)
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         return _kernel((self.flat(self.loc, 1) - self._origin()) @ self.factor, self.constant())
 
     def subset(self, block: slice) -> "KnownPrecisionNormals":
@@ -254,7 +254,7 @@ class DirectionalNormals(UnitVarianceNormals):
     def constant(self) -> Tensor:
         return torch.zeros_like(self.loc.flatten()[0])
 
-    def _make_kernel(self) -> Quadratic:
+    def make_kernel(self) -> Quadratic:
         return _kernel(self.flat(self.loc, 1), self.constant())
 
     def sample_at(self, index: Tensor) -> Tensor:
