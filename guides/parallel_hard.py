@@ -30,7 +30,7 @@ class ParallelHardPartition(HardPartition, ParallelGuide):
         :class:`HardPartition` has an impossible value.
 
     ``labels`` are (R, N) in [0, K), and ``sizes`` are (R, K). Every row is in one cluster of each
-    restart, with weight one. The weights of a restart's components must have the sum 1 / R. They
+    restart, with weight one. The weights of a restart's components must sum to 1 / R. They
     count R times, so that each restart has weights of sum one. Losses of EM, ``objective``,
     ``moved`` and ``reseeded`` are sums over the restarts; ``restart_counts`` has those of each.
     ``rows_won`` is that of the first restart. Stock SVI averages over the restarts.
@@ -152,7 +152,7 @@ class ParallelHardPartition(HardPartition, ParallelGuide):
         off = (totals.isfinite() & ((totals - 1).abs() > _ROUNDING)).nonzero().tolist()
         for restart, row in off[:1]:
             raise OptionError(
-                f"the weights of restart {restart} have the sum "
+                f"the weights of restart {restart} sum to "
                 f"{float(totals[restart, row]) / self.restarts:.3g}, not 1 / {self.restarts}: "
                 "parallel restarts need weights that are equal and constant, or params of the "
                 "closed-form M-step (no gate, no empty='drop')"

@@ -453,9 +453,8 @@ def draw_dependence(
             ax.scatter(values, y + jitter, s=9, color=COLORS[line.cluster], alpha=0.5, linewidths=0)
             ax.vlines(np.median(values), y - 0.38, y + 0.38, color=INK, lw=2)
             ticks.append((y, f"{diagnosis}\n({len(values)})"))
-        text = (
-            f"cluster {line.cluster}: coefficient {line.within:.2f}, p {line.adjusted_p_value:.2g}"
-        )
+        p_value = line.adjusted_p_value
+        text = f"cluster {line.cluster}: coefficient {line.within:.2f}, p = {p_value:.2g}"
         transform = ax.get_yaxis_transform()
         ax.text(0.01, 2.8 * band - 0.45, text, transform=transform, va="bottom", size=9.5)
     ax.set_yticks(*zip(*ticks, strict=True))

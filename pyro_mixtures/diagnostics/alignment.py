@@ -189,6 +189,6 @@ def _check_permutation(permutation: Tensor) -> None:
         or not torch.equal(permutation.cpu().sort().values.long(), numbers)
     ):
         raise DataError(
-            f"permutation {permutation.dtype} {tuple(permutation.shape)} must hold each whole "
-            "number 0, ..., C - 1 once, as a row of the result of align does"
+            f"permutation {permutation.dtype} {tuple(permutation.shape)} must contain each "
+            "of the integers 0, ..., C - 1 exactly once: pass a row of the result of align"
         )

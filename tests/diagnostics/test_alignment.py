@@ -321,7 +321,7 @@ class TestRefusals:
         "permutation", [[0, 0], [0, 1, 2], [[0, 1]], [0.0, 1.0], [0.5, 1.9], [False, True]]
     )
     def test_permutations(self, permutation):
-        with pytest.raises(DataError, match=r"must hold each|does not have"):
+        with pytest.raises(DataError, match=r"must contain each|does not have"):
             relabel({"loc": torch.zeros(2, 3)}, torch.tensor(permutation))
 
     @pytest.mark.parametrize("permutation", [[1, 0], np.array([1, 0]), None])

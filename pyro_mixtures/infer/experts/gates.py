@@ -310,7 +310,8 @@ def _checked_rows(x: Tensor, features: torch.Size | None) -> Tensor:
     if x.is_floating_point() and not bool(x.isfinite().all()):
         row = int((~x.flatten(1).isfinite()).any(-1).nonzero()[0])
         raise DataError(
-            f"row {row} of the gate's rows is not finite: remove such rows, or impute their values"
+            f"row {row} of the gate's covariates is not finite: remove such rows, or impute their "
+            "values"
         )
     return x
 

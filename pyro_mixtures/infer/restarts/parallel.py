@@ -188,7 +188,7 @@ def _copy_params_back(combined: _Built, single: _Built, restart: int) -> None:
 
 
 def _is_weights(param: ParamHandle, value: Tensor) -> bool:
-    """Whether the entries of all components have the sum one, rather than those of each."""
+    """Whether the entries of all components sum to one, rather than those of each."""
     return param.constraint is constraints.simplex and value.dim() == 1
 
 

@@ -438,7 +438,7 @@ def test_weights_that_would_couple_the_restarts_are_refused(mask):
                 obs=x,
             )
 
-    with pytest.raises(OptionError, match=r"weights of restart 0 have the sum 0\.3, not 1 / 2"):
+    with pytest.raises(OptionError, match=r"weights of restart 0 sum to 0\.3, not 1 / 2"):
         EM(model, hard_partition(model, components=4, restarts=2)).step(rows_of(torch.float32)[0])
 
 
