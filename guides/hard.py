@@ -166,7 +166,7 @@ class HardPartition(LabeledGuide):
         The next EM step fits the params to these clusters before any row moves. Gradient steps of
         stock SVI keep the labels until :meth:`release`.
 
-        :raises PartitionError: when the labels are no such integers.
+        :raises PartitionError: when the labels are not such integers.
         """
         self._check_labels(labels)
         self.labels = labels.to("cpu", torch.int32, copy=True).contiguous()

@@ -32,7 +32,7 @@ class MixtureOfSVMs(ConditionalMixture):
         pseudo-likelihood is not normalized, and weights cannot be compared with it.
     :param input_density: None, or the weight of the distance between covariates and the location
         of their machine; see :class:`ConditionalMixture`. Without it, a cluster of one class has
-        nearly no loss, wherever its rows are.
+        almost no loss, no matter where its rows are.
     :raises OptionError: when an option has an impossible value.
 
     >>> model = MixtureOfSVMs(components=3, features=5)

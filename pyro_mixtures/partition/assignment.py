@@ -18,7 +18,7 @@ def assign(
 ) -> Tensor:
     r"""Assign N rows to K clusters of bounded size.
 
-    Without bounds, and wherever each row's cheapest cluster satisfies them, each row gets its
+    Without bounds, or if the cheapest clusters of all rows satisfy them, each row gets its
     cheapest cluster, the first one among equals. Otherwise the optimum is that of a transportation
     problem. It is found by successive shortest paths (Ahuja, Magnanti and Orlin, Network Flows,
     1993, section 9.7): from the cheapest clusters, excess rows are moved one by one in the graph of

@@ -264,7 +264,7 @@ def check_gate(gate: Gate, components: int) -> None:
     """
     if not isinstance(gate, Gate):
         raise OptionError(
-            f"gate is a {type(gate).__name__}: pass the result of fit_gate, or a Gate made by hand"
+            f"gate is a {type(gate).__name__}: pass the result of fit_gate, or a Gate"
         )
     if gate.components != components:
         raise OptionError(
