@@ -451,10 +451,10 @@ class HardPartition(LabeledGuide):
         self._worst_rows.clear()
         if state is None:
             return
-        if "labels" not in state:
+        if not {"labels", "labels_fixed"} <= set(state):
             raise PartitionError(
-                f"this state holds {sorted(state)}: it is that of another guide, not of a "
-                "HardPartition"
+                f"this state holds {sorted(state)}: it is that of another guide, or of another "
+                "version, not of a HardPartition; start from labels with set_labels()"
             )
         self.set_labels(state["labels"].clamp_min(0))  # which checks them
         self.labels = state["labels"].to("cpu", torch.int32, copy=True)

@@ -213,6 +213,11 @@ class TruncatedPartition(SearchingGuide):
         if state is None:
             self.sets = self.graph = None
             return
+        if not {"candidates", "neighbors"} <= set(state):
+            raise PartitionError(
+                f"this state holds {sorted(state)}: it is that of another guide, not of a "
+                "TruncatedPartition"
+            )
         table, neighbors = state["candidates"], state["neighbors"]
         expected = (self.candidates, self.components, self.neighbors)
         saved = (table.shape[1], len(neighbors), neighbors.shape[1])

@@ -100,6 +100,11 @@ def test_the_state_of_another_guide_is_refused():
     other.posterior(x, y)
     with pytest.raises(PartitionError, match="another guide"):
         guide.load_state_dict(other.state_dict())
+    guide.set_labels(random_labels(2))
+    with pytest.raises(PartitionError, match="another guide"):
+        other.load_state_dict(guide.state_dict())
+    with pytest.raises(PartitionError, match="or of another version"):
+        guide.set_extra_state({"labels": guide.labels, "planted": True})
     smaller = HardPartition(model, components=2)
     with pytest.raises(PartitionError, match="outside"):
         smaller.load_state_dict(started(torch.full((N,), 2))[1].state_dict())
