@@ -24,6 +24,7 @@ from pyro_mixtures.infer import Fit, History
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.restarts.stored_fits import (
     State,
+    StoredFit,
     StoredModel,
     names_in_modules,
     state_without_modules,
@@ -56,7 +57,7 @@ def read_chains(source: Any, rows: tuple[Any, ...], *, draws: int | None, site: 
 def _read(source: Any, rows: tuple[Any, ...], draws: int | None, site: str) -> Chains:
     raise OptionError(
         f"{type(source).__name__} is not a source of draws: pass a Fit, a guide of "
-        "pyro_mixtures.guides, a list of these, a Bootstrap, or an MCMC and its model"
+        "pyro_mixtures.guides, a StoredFit, a list of these, a Bootstrap, or an MCMC and its model"
     )
 
 
@@ -65,8 +66,9 @@ def _(source: PartitionGuide, rows: tuple[Any, ...], draws: int | None, site: st
     return _chain_of_guide(source.model, source, History(), rows, draws)
 
 
-@_read.register
-def _(source: Fit, rows: tuple[Any, ...], draws: int | None, site: str) -> Chains:
+@_read.register(Fit)
+@_read.register(StoredFit)
+def _(source: Fit | StoredFit, rows: tuple[Any, ...], draws: int | None, site: str) -> Chains:
     return _chain_of_entry(source, rows, draws)
 
 
@@ -146,12 +148,14 @@ def _chain_of_guide(
 
 
 def _chain_of_entry(entry: Any, rows: tuple[Any, ...], draws: int | None) -> Chains:
-    """The chain of a fit, a guide, or (fit or guide, state of its param store)."""
+    """The chain of a fit, a guide, a stored fit, or (fit or guide, state of its param store)."""
+    if isinstance(entry, StoredFit):
+        entry = (entry.fit, entry.state)
     source, state = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
     if not isinstance(source, Fit | PartitionGuide):
         raise OptionError(
-            f"{type(source).__name__} is not a source of draws: a list must hold fits or guides, "
-            "or pairs (fit, state)"
+            f"{type(source).__name__} is not a source of draws: a list must hold fits, "
+            "guides, StoredFits or pairs (fit, state)"
         )
     guide = source.guide if isinstance(source, Fit) else source
     program = source.model if isinstance(source, Fit) else guide.model

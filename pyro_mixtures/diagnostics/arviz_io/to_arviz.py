@@ -26,14 +26,14 @@ from pyro_mixtures.diagnostics.arviz_io.program import Program, read_program
 from pyro_mixtures.diagnostics.arviz_io.relabeling import align_draws, find_component_variables
 from pyro_mixtures.diagnostics.arviz_io.sources import read_chains
 from pyro_mixtures.errors import OptionError
-from pyro_mixtures.infer import Fit
+from pyro_mixtures.infer import Fit, StoredFit
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.uncertainty.bootstrap import Bootstrap
 from pyro_mixtures.options import check_flag
 
 
 def to_arviz(
-    fit: Fit | PartitionGuide | Sequence[Any] | Bootstrap | MCMC,
+    fit: Fit | StoredFit | PartitionGuide | Sequence[Any] | Bootstrap | MCMC,
     *rows: Any,
     draws: int | None = None,
     prior: int | None = None,
@@ -95,7 +95,7 @@ def to_arviz(
         - A list of these, for example restarts: one chain each. Modules hold their own params.
           Params of functions are kept in Pyro's store by name, so pass fits of a function as pairs
           (fit, state), with the state of the ``pyro.get_param_store().scope()`` in which each was
-          made. A single fit may also be such a pair.
+          made, or as :class:`~pyro_mixtures.infer.StoredFit`. A single fit may also be one.
         - A :class:`~pyro_mixtures.infer.uncertainty.bootstrap.Bootstrap`: its refits as draws.
         - A Pyro ``MCMC`` that has run, with its model before the rows:
           ``to_arviz(mcmc, model, x)``.

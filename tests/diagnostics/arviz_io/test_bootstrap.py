@@ -40,6 +40,15 @@ class TestBootstrapDraws:
             loc, np.broadcast_to(whole.model.loc.detach(), loc.shape), atol=1.0
         )
 
+    def test_refits_are_chains_and_single_sources_too(self):
+        whole = module_fit([1, 2, 0])
+        bootstrapped = bootstrap(whole, three_clusters(), draws=2, progress=False, epochs=1)
+        chains = to_arviz(list(bootstrapped.refits), three_clusters())
+        assert chains.posterior["loc"].values.shape == (2, 1, 3, 1)
+        for refit in bootstrapped.refits:
+            single = to_arviz(refit, three_clusters()).posterior["loc"].values[0, 0]
+            np.testing.assert_array_equal(single, refit.values([three_clusters()])["loc"])
+
     def test_switched_labels_are_aligned(self):
         whole = module_fit([0, 1, 2])
         bootstrapped = bootstrap(whole, three_clusters(), draws=2, progress=False, epochs=1)
