@@ -18,7 +18,7 @@ from pyro_mixtures.ops.memo import TensorMemo
 # in every run of a program would cost as much as an EM step.
 _VALIDATED: TensorMemo[type] = TensorMemo()
 
-_NORMAL_FAMILIES = "use a normal family of pyro_mixtures.distributions"
+_NORMAL_FAMILIES = "use IsotropicNormals, DiagonalNormals, FullNormals or FactorAnalyzers"
 _NO_LEAVE_ONE_OUT = "use score='loss', or a family that implements them"
 
 

@@ -58,7 +58,7 @@ def test_prediction_names_what_it_lacks():
         reconstruct(model, x)
     with pytest.raises(ModelError, match=r"no observed site 'y'; it has \['x'\]"):
         reconstruct(model, x, noise=0.1, observed="y")
-    with pytest.raises(ModelError, match="no site 'y'"):
+    with pytest.raises(ModelError, match=r"no observed site 'y'; it has \['x'\]"):
         conditional(model, x, observed="y")
 
 

@@ -275,8 +275,9 @@ def _argument_of(model: Callable[..., Any], tensors: tuple[Tensor, ...], observe
     """Return the number of the argument that is observed at the site."""
     with pyro.poutine.block(), torch.no_grad():
         trace = pyro.poutine.trace(model).get_trace(*tensors)
-    if observed not in trace.nodes:
-        raise ModelError(f"the model has no site {observed!r}; it has {list(trace.nodes)}")
+    sites = trace.observation_nodes
+    if observed not in sites:
+        raise ModelError(f"the model has no observed site {observed!r}; it has {sites}")
     value = trace.nodes[observed]["value"]
     for number, tensor in enumerate(tensors):
         if value is tensor:
