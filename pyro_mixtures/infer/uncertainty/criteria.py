@@ -4,21 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import pyro
 import torch
-from pyro.distributions import MaskedDistribution, constraints
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.distributions import Selected
-from pyro_mixtures.distributions.components import Components
-from pyro_mixtures.distributions.weights import ComponentWeights
-from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.errors import DataError
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
+from pyro_mixtures.infer.uncertainty.free_parameters import FreeParameters, stock_statistics
 from pyro_mixtures.ops.lookup import count_weights
 from pyro_mixtures.poutine import Posterior
-from pyro_mixtures.poutine.params import handle_of, leaf_of
 
 
 class Criteria(NamedTuple):
@@ -70,7 +65,8 @@ def criteria(
     C, and coefficients of :class:`ChoiceLogits` all count, even if attributes are collinear (remove
     such attributes first). Coefficients of :class:`SoftmaxComponents` without ridge count as the
     rank of the item features. A ridge penalty is part of the log likelihood and does not reduce
-    p.
+    p. Components of weight zero, such as those that ``EM(empty="drop")`` drops, do not count.
+    For a stock distribution without a closed form, the parameters of all components count.
 
     :param model: the fitted program.
     :param rows: the model's tensor arguments, N rows each; they are evaluated in chunks.
@@ -90,8 +86,9 @@ def criteria(
     13
     """
     totals = _Totals()
-    for posterior, _ in posteriors(model, rows, guide, site, given, chunk):
+    for posterior, row_chunk in posteriors(model, rows, guide, site, given, chunk):
         totals.add(posterior)
+        last_chunk = row_chunk, posterior
     batches = Batches(rows)
     if not totals.rows > 0:
         raise DataError(
@@ -99,8 +96,14 @@ def criteria(
             "positive weights"
         )
     first_row = tuple(tensor[:1] for tensor in batches.tensors)
-    program = _Program(model, first_row, frozenset(freeze))
-    return totals.criteria(program.free_parameters(), program.components(site))
+    program = FreeParameters(model, first_row, frozenset(freeze))
+    counts = totals.counts(program.components(site))
+    dropped = program.dropped(site, counts)
+    parameters = program.count()
+    if bool(dropped.any()):
+        stock_sites = stock_statistics(model, site, *last_chunk)
+        parameters -= program.count_dropped(site, dropped, stock_sites)
+    return totals.criteria(parameters, counts)
 
 
 class _Totals:
@@ -125,9 +128,12 @@ class _Totals:
         sums = count_weights(position, weighted_probs.reshape(-1), len(numbers))
         self.component_sums.append((numbers, sums))
 
-    def criteria(self, parameters: int, components: int) -> Criteria:
+    def counts(self, components: int) -> Tensor:
+        """Return the sums of the responsibilities (C,)."""
         numbers, sums = (torch.cat(chunks) for chunks in zip(*self.component_sums, strict=True))
-        counts = count_weights(numbers, sums, components)
+        return count_weights(numbers, sums, components)
+
+    def criteria(self, parameters: int, counts: Tensor) -> Criteria:
         deviance = -2 * self.log_likelihood
         bic = parameters * math.log(self.rows) + deviance
         return Criteria(
@@ -140,85 +146,3 @@ class _Totals:
             entropy=self.entropy,
             shares=counts / counts.sum(),
         )
-
-
-class _Program:
-    """One run of the program: its params, and the families that take them as arguments."""
-
-    def __init__(self, model: Callable[..., Any], rows: tuple[Tensor, ...], freeze: frozenset[str]):
-        with pyro.poutine.block(), torch.no_grad():
-            self.nodes: dict[str, Any] = dict(pyro.poutine.trace(model).get_trace(*rows).nodes)
-        params = [handle_of(node) for node in self.nodes.values() if node["type"] == "param"]
-        unknown = sorted(freeze - {param.name for param in params})
-        if unknown:
-            raise OptionError(
-                f"freeze={unknown}: the model has no such params; it has "
-                f"{[param.name for param in params]}"
-            )
-        # By tensor, so that a param with two names counts once.
-        self.free_params = {
-            id(param.leaf): param
-            for param in params
-            if param.leaf.requires_grad and param.name not in freeze
-        }
-
-    def components(self, site: str) -> int:
-        return len(self.nodes[site]["fn"].enumerate_support(expand=False))
-
-    def free_parameters(self) -> int:
-        """Return the number of directions that the likelihood can depend on."""
-        declared = sum(
-            _dimension(param.constraint, param.leaf) for param in self.free_params.values()
-        )
-        return declared - sum(
-            self._redundant(node["fn"]) for node in self.nodes.values() if node["type"] == "sample"
-        )
-
-    def _redundant(self, fn: Any) -> int:
-        """Return in how many directions a site's params can move without changing its densities."""
-        distribution = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
-        family = distribution.family if isinstance(distribution, Selected) else distribution
-        if not isinstance(family, Components | ComponentWeights):
-            return 0
-        return family.redundant(
-            frozenset(
-                name
-                for name, argument in family.arguments.items()
-                if id(leaf_of(argument)) in self.free_params
-            )
-        )
-
-
-def _dimension(constraint: Any, leaf: Tensor) -> int:
-    """Return the dimension of the set of values that the constraint allows."""
-    if isinstance(constraint, constraints.independent):
-        return _dimension(constraint.base_constraint, leaf)
-    last = leaf.shape[-1] if leaf.dim() else 1
-    dimensions = _EVENT_DIMENSIONS.get(type(constraint))
-    if dimensions is None:
-        return leaf.numel()
-    numbers, dimension = dimensions(last)
-    return leaf.numel() // numbers * dimension
-
-
-def _vector(size: int) -> tuple[int, int]:
-    return size, size - 1
-
-
-def _triangle(size: int) -> tuple[int, int]:
-    return size * size, size * (size + 1) // 2
-
-
-def _strict_triangle(size: int) -> tuple[int, int]:
-    return size * size, size * (size - 1) // 2
-
-
-# Of an event whose last dimension is n: how many numbers it has, and the dimension of its set.
-_EVENT_DIMENSIONS: dict[type, Callable[[int], tuple[int, int]]] = {
-    type(constraints.simplex): _vector,
-    type(constraints.sphere): _vector,
-    type(constraints.lower_cholesky): _triangle,
-    type(constraints.positive_definite): _triangle,
-    type(constraints.softplus_lower_cholesky): _triangle,
-    type(constraints.unit_lower_cholesky): _strict_triangle,
-}

@@ -216,6 +216,144 @@ def test_zero_weights_of_all_rows_are_refused(x):
         criteria(lambda x: program(x, mask=torch.zeros(N, dtype=torch.bool)), x, chunk=N)
 
 
+def separated_rows(dtype):
+    return torch.cat([torch.randn(60, 2) - 4, torch.randn(60, 2) + 4]).to(dtype)
+
+
+def with_dropped(parameters, components, first):
+    """Put the parameters (2, ...) of two components at ``first`` and ``first`` + 1 of C."""
+    new = torch.randn(components, *parameters.shape[1:]).abs().to(parameters)
+    new[first : first + 2] = parameters
+    return new
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_dropped_components_do_not_count(dtype, covariance, tied):
+    x = separated_rows(dtype)
+    results = []
+    for components in (2, 3, 5):
+        pyro.clear_param_store()
+        model = GaussianMixture(
+            components=components, features=2, covariance=covariance, tied=tied
+        ).to(dtype)
+        with torch.no_grad():
+            far = torch.full((3, 2), 1e4)
+            model.loc = torch.cat([torch.tensor([[-4.0, -4], [4, 4]]), far])[:components].to(dtype)
+        em = EM(model, FullPartition(model, components=components), empty="drop")
+        fit(em, x, progress=False)
+        results.append(criteria(model, x))
+        assert results[-1].shares[2:].eq(0).all()
+    for result in results[1:]:
+        assert result.parameters == results[0].parameters
+        assert result.bic == pytest.approx(results[0].bic, rel=1e-4)
+
+
+@pytest.mark.parametrize("freeze", [(), ("loc",), ("weights",), ("factor",)])
+def test_dropped_factor_analyzers_have_no_rotations(freeze):
+    x = torch.randn(30, 6)
+
+    def count(components):
+        pyro.clear_param_store()
+        model = MixtureOfFactorAnalyzers(components=components, features=6, factors=3)
+        with torch.no_grad():
+            model.weights = torch.cat([torch.ones(2) / 2, torch.zeros(components - 2)])
+        return criteria(model, x, freeze=freeze).parameters
+
+    assert count(4) == count(3) == count(2)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_dropped_softmax_components_do_not_count(ridge):
+    features = torch.randn(40, 3)
+    features[:, 2] = features[:, 0] + features[:, 1]
+
+    def count(components):
+        pyro.clear_param_store()
+        model = SoftmaxMixture(components=components, features=features, ridge=ridge)
+        with torch.no_grad():
+            model.weights = torch.cat([torch.zeros(components - 2), torch.ones(2) / 2])
+        return criteria(model, torch.arange(40)).parameters
+
+    assert count(4) == count(2)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_components_that_a_gate_drops_do_not_count(reference):
+    u = torch.randn(N, 4)
+
+    def count(components):
+        pyro.clear_param_store()
+        own = components - reference
+        gate_bias = torch.zeros(own)
+        gate_bias[2 - reference :] = -torch.inf
+
+        def model(u, y):
+            gate = GatedWeights(
+                u,
+                pyro.param("w", torch.zeros(own, 4)),
+                pyro.param("b", gate_bias),
+                reference=reference,
+            )
+            weight = pyro.param("weight", torch.randn(components, 4))
+            with data_plate(u):
+                z = pyro.sample("z", gate)
+                family = LogisticRegressions(u, weight, torch.zeros(components))
+                pyro.sample("y", family[z], obs=y)
+
+        return criteria(model, u, torch.ones(N)).parameters
+
+    assert count(4) == count(2) == 5 + 2 * 4
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("stock", [False, True])
+def test_dropped_components_of_plain_programs_do_not_count(x, logits, stock):
+    def count(components):
+        pyro.clear_param_store()
+        shares = torch.cat([torch.zeros(components - 2), torch.ones(2) / 2])
+
+        def model(x):
+            weights = MixtureWeights if not stock else dist.Categorical
+            if logits:
+                prior = weights(logits=pyro.param("logits", shares.log()))
+            else:
+                prior = weights(pyro.param("probs", shares, constraint=constraints.simplex))
+            loc = pyro.param("loc", torch.randn(components, D))
+            scale = pyro.param("scale", torch.ones(1, D), constraint=constraints.positive)
+            shape = pyro.param(
+                "shape", torch.ones(components, D) / D, constraint=constraints.simplex
+            )
+            with data_plate(x):
+                z = pyro.sample("z", prior)
+                if stock:
+                    pyro.sample("x", dist.Normal(loc[z], scale[0]).to_event(1), obs=x)
+                else:
+                    pyro.sample("x", DiagonalNormals(loc, scale)[z], obs=x)
+                pyro.sample("n", dist.Multinomial(3, shape[z]), obs=3 * torch.eye(D)[[0] * N])
+
+        return criteria(model, x).parameters
+
+    # The stock Categorical does not tell that its logits are identified up to a constant.
+    expected = (2 if stock and logits else 1) + 2 * D + D + 2 * (D - 1)
+    assert count(2) == expected
+    assert count(4) == expected
+
+
+def test_weights_of_zero_in_some_rows_drop_no_component(x):
+    allowed = torch.where(torch.arange(N) % 3 == 0, 0.0, -torch.inf)
+
+    def model(x, penalty):
+        loc = pyro.param("loc", torch.randn(C, D))
+        logits = torch.stack([penalty, 0 * penalty.exp(), 0 * penalty.exp()], -1)
+        with data_plate(x):
+            z = pyro.sample("z", MixtureWeights(logits=logits))
+            pyro.sample("x", IsotropicNormals(loc, torch.ones(C))[z], obs=x)
+
+    assert criteria(model, x, allowed.roll(1)).parameters == C * D
+
+
 def test_criteria_choose_the_number_of_clusters_and_print():
     x = 6.0 * torch.cat([torch.zeros(60, 2), torch.ones(60, 2)]) + torch.randn(120, 2)
     results = {}
