@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
+from types import FunctionType
 from typing import Any
 
 from pyro.infer import SVI
@@ -32,12 +33,24 @@ Callback = Callable[["Fit"], Any]
 
 @dataclass
 class Fit:
-    """The outcome of :func:`fit`: the strategy with its model and guide, and the history."""
+    """The outcome of :func:`fit`: the strategy with its model and guide, and the history.
+
+    :param inference: the ``EM`` or ``SVI`` that was fitted.
+    :param history: one record per epoch.
+    :param converged: whether the fit stopped because the ELBO no longer rose.
+    :param interrupted: whether Ctrl-C ended it.
+    """
 
     inference: EM | SVI
     history: History
     converged: bool = False
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        strategy = type(self.inference).__name__
+        state = "interrupted" if self.interrupted else f"converged={self.converged}"
+        names = f"{_name(self.model)}, {type(self.guide).__name__}"
+        return f"Fit({strategy}({names}), {state}, {self.history!r})"
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -55,6 +68,11 @@ class Fit:
     def elbo(self) -> float:
         """ELBO of the last epoch in nats per row; a row of weight two counts as two rows."""
         return self.history.epochs[-1].elbo if self.history.epochs else math.nan
+
+
+def _name(model: Callable[..., Any]) -> str:
+    """Return the name of a function, or of the class of a module."""
+    return model.__name__ if isinstance(model, FunctionType) else type(model).__name__
 
 
 def fit(

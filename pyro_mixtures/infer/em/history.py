@@ -56,6 +56,10 @@ class History:
     def __len__(self) -> int:
         return len(self.epochs)
 
+    def __repr__(self) -> str:
+        last = f", elbo={self.epochs[-1].elbo:.6g}" if self.epochs else ""
+        return f"History({len(self)} epochs{last})"
+
     def to_dict(self) -> dict[str, list[Any]]:
         """Return all columns as plain lists, for JSON."""
         return {name: self._values(name) for name in self.columns}

@@ -28,11 +28,16 @@ Start = Callable[[Any], Any]  # sets the params of the model that it is given
 
 @dataclass(frozen=True)
 class BestOf:
-    """The outcome of :func:`best_of`."""
+    """The outcome of :func:`best_of`.
 
-    best: Fit  # of the most likely start, fitted until convergence; its params are in Pyro's store
-    winner: int  # index of that start
-    elbos: np.ndarray  # (starts,) ELBO after the short EM, in nats per row; -inf where it failed
+    :param best: the fit from the most likely start; its params are in Pyro's store.
+    :param winner: index of that start.
+    :param elbos: (starts,) ELBO after the short EM, in nats per row; -inf where it failed.
+    """
+
+    best: Fit
+    winner: int
+    elbos: np.ndarray
 
 
 def best_of(

@@ -1,7 +1,7 @@
 """Restarts of a hard partition: fits from several starts, of which the best is returned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,18 @@ from pyro_mixtures.infer.restarts.stored_fits import (
 
 @dataclass(frozen=True)
 class RestartsResult:
-    """The outcome of :func:`fit_restarts`."""
+    """The outcome of :func:`fit_restarts`.
 
-    best: Fit  # the fit with the smallest objective; its params are in Pyro's store
-    winner: int  # index of its start
-    objectives: np.ndarray  # (starts,) minus the final ELBO of each fit, in nats per row
-    labels: Tensor  # (N,) int64, the partition of the best fit
+    :param best: the fit with the smallest objective; its params are in Pyro's store.
+    :param winner: index of its start.
+    :param objectives: (starts,) minus the final ELBO of each fit, in nats per row.
+    :param labels: (N,) int64, the partition of the best fit.
+    """
+
+    best: Fit
+    winner: int
+    objectives: np.ndarray
+    labels: Tensor = field(repr=False)
 
 
 def fit_restarts(

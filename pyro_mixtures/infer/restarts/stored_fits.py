@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -77,7 +77,7 @@ class StoredFit:
     """
 
     fit: Fit
-    state: State
+    state: State = field(repr=False)
 
     @property
     def model(self) -> StoredModel:

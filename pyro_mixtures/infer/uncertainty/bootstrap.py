@@ -30,10 +30,18 @@ Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The outcome of :func:`bootstrap`."""
+    """The outcome of :func:`bootstrap`.
 
-    fit: Fit  # of the original rows
-    refits: tuple[StoredFit, ...]  # of the resamples
+    :param fit: the fit of the original rows.
+    :param refits: the fits of the resamples, each with its params.
+    """
+
+    fit: Fit
+    refits: tuple[StoredFit, ...]
+
+    def __repr__(self) -> str:
+        converged = int(self.converged.sum())
+        return f"Bootstrap({self.fit!r}, {len(self.refits)} refits, {converged} of them converged)"
 
     @property
     def elbos(self) -> np.ndarray:

@@ -22,15 +22,23 @@ _CONVERGED = 1e-2
 
 
 class ObservedInformation(NamedTuple):
-    """Estimates of a mixture's params and their uncertainty, all in float64."""
+    """Estimates of a mixture's params and their uncertainty, all in float64.
 
-    params: dict[str, Tensor]  # estimates
-    standard_errors: dict[str, Tensor]  # each with the shape of its param
-    names: tuple[str, ...]  # of all K numbers of the params: "loc[0, 1]"
-    covariance: Tensor  # (K, K) of these numbers
-    # (R, R) minus the Hessian, in R directions in which the unconstrained params can move.
+    :param params: estimates, by name.
+    :param standard_errors: by name, each with the shape of its param.
+    :param names: of all K numbers of the params, such as ``"loc[0, 1]"``.
+    :param covariance: (K, K) of these numbers.
+    :param information: (R, R) minus the Hessian, in R directions in which the unconstrained params
+        can move.
+    :param log_likelihood: at the estimates, in nats.
+    """
+
+    params: dict[str, Tensor]
+    standard_errors: dict[str, Tensor]
+    names: tuple[str, ...]
+    covariance: Tensor
     information: Tensor
-    log_likelihood: float  # in nats
+    log_likelihood: float
 
     def derived(self, function: Callable[[dict[str, Tensor]], Tensor]) -> "Derived":
         """Evaluate a function of the params with its uncertainty, by the delta method.

@@ -101,3 +101,17 @@ def test_history_counts_what_was_reseeded_and_dropped(x, build, empty, reseeded,
         assert found.history[name][searching].tolist() == [0, 0][: searching.sum()]
         assert found.history[name][-1] == expected
     assert found.history["live"][-1] == C - 1
+
+
+def test_a_fit_prints_in_one_line(x, strategy):
+    """However many epochs and rows it has."""
+    fitted = quiet(strategy(x), x, epochs=3, batch_size=40)
+    assert repr(fitted.history).startswith("History(")
+    assert f"{len(fitted.history)} epochs" in repr(fitted)
+    assert "elbo=" in repr(fitted)
+    assert "\n" not in repr(fitted)
+    assert len(repr(fitted)) < 200
+
+
+def test_an_empty_history_prints():
+    assert repr(History()) == "History(0 epochs)"

@@ -393,3 +393,16 @@ def test_a_model_or_guide_of_an_earlier_start_is_refused(x, again):
 
     with pytest.raises(OptionError, match="create both in build"):
         restarts(x, 2, build)
+
+
+def test_results_of_restarts_print_without_their_labels():
+    x = torch.cat([torch.randn(50, 2, device="cpu") - 5, torch.randn(50, 2, device="cpu") + 5])
+
+    def build():
+        model = GaussianMixture(components=2, features=2)
+        return EM(model, HardPartition(model, components=2))
+
+    result = fit_restarts(build, x, starts=2, progress=False)
+    assert "GaussianMixture" in repr(result)
+    assert "labels" not in repr(result)
+    assert "\n" not in repr(result)
