@@ -28,7 +28,7 @@ from pyro_mixtures.diagnostics.reports.fitted_components import (
 )
 from pyro_mixtures.diagnostics.reports.fitted_rows import FittedRows, params_of
 from pyro_mixtures.diagnostics.reports.latent_point import isolated_randomness
-from pyro_mixtures.diagnostics.reports.page import Page, write_atomically
+from pyro_mixtures.diagnostics.reports.page import Page, as_file_path, write_atomically
 from pyro_mixtures.diagnostics.reports.partition_report import (
     Other,
     PartitionReport,
@@ -91,7 +91,8 @@ def report(
 
     :param fit, rows, sample, others, outliers, batch_size, generator: see
         :func:`~pyro_mixtures.diagnostics.reports.partition_report.partition_report`.
-    :param path: of the file to write. It is written completely or not at all.
+    :param path: of the file to write. It is written completely or not at all; an existing file
+        keeps its permissions.
     :param title: of the page.
     :param image_shape: (height, width) or (height, width, 3) of the rows, if these are images: adds
         a sheet of the component means.
@@ -102,7 +103,7 @@ def report(
         dependences come first, then those that exceed the dependence over all rows most.
     :returns: the partition report.
     :raises OptionError: as for ``partition_report``, and for ``image_shape`` if the components have
-        no location parameter.
+        no location parameter; for a ``path`` of a directory, a named pipe, a device or a socket.
     :raises OSError: if the file cannot be written; an existing file then stays unchanged.
 
     >>> import tempfile
@@ -118,6 +119,7 @@ def report(
     ...     Path(folder, "report.html").read_text().count("<img")
     4
     """
+    as_file_path(path)  # before the work that it would waste
     tensors, page = Batches(rows).tensors, Page(title)
     with isolated_randomness(generator) as source:
         fitted, summary = evaluate_fit(

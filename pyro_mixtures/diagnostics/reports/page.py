@@ -1,7 +1,10 @@
 """A self-contained HTML page of headings, tables and pictures, and an atomic file writer."""
 
 import base64
+import errno
 import os
+import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -11,6 +14,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from pyro_mixtures.errors import OptionError
+
+_FILE_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -100,18 +113,56 @@ class Page:
         )
 
 
+def as_file_path(path: str | os.PathLike[str]) -> Path:
+    """Return the file that ``path`` names, through links, if it is regular or does not exist yet.
+
+    :raises OptionError: for a directory, a named pipe, a device or a socket, which cannot be
+        replaced by a file; for a loop of links, or a value that is no path.
+    :raises OSError: if the path cannot be examined.
+    """
+    try:
+        file_path = Path(path)
+        mode = file_path.stat().st_mode
+    except FileNotFoundError:
+        return file_path.resolve()  # a link keeps pointing at its file
+    except (TypeError, ValueError) as error:  # ValueError: a null character
+        raise OptionError(
+            f"path={path!r} is no path: pass a string or a pathlib.Path, such as 'report.html'"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OptionError(f"path={path!r} is a loop of links: pass another path") from error
+    if not stat.S_ISREG(mode):
+        kind = _FILE_KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise OptionError(
+            f"path={path!r} is {kind}: pass the path of a regular file or of a new one, such as "
+            "'report.html'"
+        )
+    return file_path.resolve()
+
+
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` to ``path`` in UTF-8, so that the file holds all of it or what it held before.
 
     The text is written to a new file in the same folder and forced to the disk. Then that file
-    takes its final name in one step.
+    takes its final name in one step. An existing file keeps its permissions.
 
+    :raises OptionError: as for :func:`as_file_path`.
     :raises OSError: if it cannot be written; then no file is left behind.
     """
-    target = Path(path).resolve()  # a link keeps pointing at its file
+    target = as_file_path(path)
+    replaces = target.exists()
     temporary = target.with_name(f".{uuid.uuid4().hex}.partial")
+
+    def create(name: str, flags: int) -> int:
+        # The text is never readable to others than the readers of the existing file.
+        return os.open(name, flags, 0o600 if replaces else 0o666)
+
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        with open(temporary, "x", encoding="utf-8", newline="\n", opener=create) as file:
+            if replaces:
+                shutil.copymode(target, temporary)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

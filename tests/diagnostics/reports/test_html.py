@@ -189,4 +189,6 @@ class TestReport:
             report(result.inference, tmp_path / "page.html", x)
         with pytest.raises(OptionError, match="sample=0"):
             report(result, tmp_path / "page.html", x, sample=0)
+        with pytest.raises(OptionError, match="is a directory: pass"):
+            report(None, tmp_path, x)  # before anything is computed
         assert not list(tmp_path.iterdir())
