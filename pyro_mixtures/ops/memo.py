@@ -45,7 +45,12 @@ class TensorMemo(Generic[Value]):
         return entry.value
 
     def set(self, tensor: Tensor, value: Value) -> None:
-        """Remember ``value`` for the present contents of ``tensor``."""
+        """Remember ``value`` for the present contents of ``tensor``.
+
+        Tensors of ``torch.inference_mode()`` do not count their changes: they are not remembered.
+        """
+        if tensor.is_inference():
+            return
         key, entries = id(tensor), self._entries
 
         def forget(dead: weakref.ref[Tensor]) -> None:

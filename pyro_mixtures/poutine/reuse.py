@@ -31,12 +31,12 @@ class Stamp(NamedTuple):
     """The unconstrained leaf of a tensor, and its version at some time."""
 
     leaf: Tensor
-    version: int
+    version: int | None  # None for tensors of torch.inference_mode(), which have none
 
     @property
     def is_current(self) -> bool:
         """Whether the tensor has not been modified since."""
-        return self.leaf._version == self.version
+        return self.version is not None and self.leaf._version == self.version
 
 
 class ReuseMessenger(Messenger):
@@ -81,7 +81,7 @@ class ReuseMessenger(Messenger):
 
 
 def _stamp(leaf: Tensor) -> Stamp:
-    return Stamp(leaf, leaf._version)
+    return Stamp(leaf, None if leaf.is_inference() else leaf._version)
 
 
 def _inputs(family: Components) -> dict[str, Any]:

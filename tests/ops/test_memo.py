@@ -28,3 +28,12 @@ def test_values_of_collected_tensors_are_forgotten():
     assert len(memo) == 0
     x = torch.ones(3)
     assert memo.get(x) is None
+
+
+def test_tensors_without_a_version_are_not_remembered():
+    memo = TensorMemo()
+    with torch.inference_mode():
+        x = torch.ones(3)
+    memo.set(x, "value")
+    assert memo.get(x) is None
+    assert len(memo) == 0

@@ -11,6 +11,7 @@ from pyro_mixtures.distributions import DiagonalNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, ModelError, OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import EM, Responsibilities, assign, fit, log_evidence, responsibilities
+from pyro_mixtures.models import BregmanMixture
 from pyro_mixtures.poutine import data_plate
 from tests.infer.scoring.mixtures import (
     F64,
@@ -52,6 +53,19 @@ def test_scores_carry_no_gradient_and_take_arrays():
     assert not found.requires_grad
     assert torch.equal(log_evidence(model, x.numpy()), found)
     assert torch.equal(log_evidence(model, x.tolist()), log_evidence(model, x))
+
+
+@pytest.mark.parametrize("divergence", ["kl", "mahalanobis"])
+def test_scores_are_the_same_in_inference_mode(divergence):
+    precision = torch.eye(2) if divergence == "mahalanobis" else None
+    model = BregmanMixture(components=3, features=2, divergence=divergence, precision=precision)
+    guide = TruncatedPartition(model, components=3, candidates=2, neighbors=2)
+    x = torch.ones(20, 2)
+    guide.posterior(x)
+    with torch.inference_mode():
+        log_evidences = log_evidence(model, x)
+        assert responsibilities(model, x, guide=guide).probs.shape[0] == 20
+    torch.testing.assert_close(log_evidences, log_evidence(model, x))
 
 
 def test_float32_rows_are_widened():
