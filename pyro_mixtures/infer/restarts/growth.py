@@ -142,7 +142,8 @@ def inherit_values(
     if not weights:
         raise OptionError(
             "growth gives new components almost no weight: it needs weights that are one simplex "
-            "param; fit each number of components by itself, or pass warm_start=False to compare_fits"
+            "param; fit each number of components by itself, or pass warm_start=False to "
+            "compare_fits"
         )
 
 
