@@ -82,6 +82,7 @@ class PartitionGuide(PyroModule):
         :param given: values of the model's other latent sites.
         :returns: the posterior. The sum of its ``log_evidence`` is the ELBO that EM reports.
         """
+        raise self._does_not_implement("e_step")
 
     @abstractmethod
     def posterior_of_new_rows(
@@ -97,6 +98,14 @@ class PartitionGuide(PyroModule):
         :param given: values of the model's other latent sites; None draws them from
             ``global_guide``.
         """
+        raise self._does_not_implement("posterior_of_new_rows")
+
+    def _does_not_implement(self, method: str) -> ModelError:
+        """Return the error for a missing method: Pyro's modules do not refuse abstract classes."""
+        return ModelError(
+            f"{type(self).__name__} does not implement {method}(): define it in the class, or use "
+            "a guide of pyro_mixtures.guides"
+        )
 
     def posterior(
         self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any
