@@ -7,7 +7,7 @@ of a component, the same sums that the normal equations of a regression need.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,25 +74,52 @@ def pair_outer(values: Tensor, x: Tensor, pairs: Pairs) -> Tensor:
     return _outer(lambda tile: values[tile.slots].double(), values.shape[1], x, pairs)
 
 
-def pair_moments_of(rows: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
-    """Sum ``q r r^T`` over the pairs of each component.
+class CenteredMoments(NamedTuple):
+    """Weighted moments of the rows r of each component about their mean, in float64."""
 
-    Nothing of size S x B x R is built, and no product is rounded to the rows' dtype.
+    count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
+    mean: Tensor  # (C, R)
+    outer: Tensor  # (C, R, R)  sum q (r - mean) (r - mean)^T
+
+
+def centered_moments_of(rows: Tensor, weight: Tensor, pairs: Pairs) -> CenteredMoments:
+    """Compute the moments of each component's rows about their weighted mean.
+
+    The means are subtracted before products are formed, so features far from zero keep their
+    digits. The means themselves are those of differences from one row of the component: a feature
+    that is constant in a component has moments of exactly zero there. Nothing of size S x B x R is
+    built, and nothing is rounded to the rows' dtype.
 
     :param rows: (N, R) rows r.
     :param weight: (S * B,) weight q of each slot.
-    :returns: (C, R, R) in float64.
+    :returns: moments; the mean of a component without rows is arbitrary.
 
-    >>> pairs = Pairs(torch.tensor([[0]]), 1)
-    >>> pair_moments_of(torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]), pairs)[0]
-    tensor([[0.5000, 1.0000],
-            [1.0000, 2.0000]], dtype=torch.float64)
+    >>> pairs = Pairs(torch.tensor([[0, 0]]), 1)
+    >>> moments = centered_moments_of(torch.tensor([[1.0], [3.0]]), torch.ones(2), pairs)
+    >>> moments.mean.tolist(), moments.outer.tolist()
+    ([[2.0]], [[[2.0]]])
     """
-
-    def weighted_rows(tile: Tile) -> Tensor:
-        return rows[tile.rows].double() * weight[tile.slots].double().unsqueeze(-1)
-
-    return _outer(weighted_rows, rows.shape[1], rows, pairs)
+    order, features = pairs.sorted, rows.shape[1]
+    if not len(order.rows):
+        zeros = torch.zeros(pairs.components, features, dtype=torch.float64, device=rows.device)
+        return CenteredMoments(zeros.sum(-1), zeros, zeros.unsqueeze(-1) * zeros.unsqueeze(-2))
+    first = order.starts[:-1].clamp_max(len(order.rows) - 1)
+    reference = rows[order.rows[first]].double()
+    sums = torch.zeros_like(reference)
+    count = torch.zeros_like(reference[:, 0])
+    for tile in component_tiles(order, 2 * features):
+        tile_weight = weight[tile.slots].double() * tile.valid
+        difference = rows[tile.rows].double() - reference[tile.components].unsqueeze(1)
+        sums.index_add_(0, tile.components, (tile_weight.unsqueeze(1) @ difference).squeeze(1))
+        count.index_add_(0, tile.components, tile_weight.sum(1))
+    mean = reference + sums / torch.where(count == 0, 1.0, count).unsqueeze(-1)
+    outer = torch.zeros(*mean.shape, features, dtype=mean.dtype, device=mean.device)
+    for tile in component_tiles(order, max(2 * features, features * features // 16)):
+        tile_weight = weight[tile.slots].double() * tile.valid
+        difference = rows[tile.rows].double() - mean[tile.components].unsqueeze(1)
+        weighted = difference * tile_weight.unsqueeze(-1)
+        outer.index_add_(0, tile.components, weighted.mT @ difference)
+    return CenteredMoments(count, mean, outer)
 
 
 def _outer(values: Callable[[Tile], Tensor], width: int, x: Tensor, pairs: Pairs) -> Tensor:

@@ -1,5 +1,6 @@
 """The bilinear pair kernel and its moments against einsum, gradients included."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyro_mixtures.errors import PartitionError
 from pyro_mixtures.ops import Pairs, use_backend
-from pyro_mixtures.ops.bilinear import pair_moments_of, pair_outer, pair_products
+from pyro_mixtures.ops.bilinear import centered_moments_of, pair_outer, pair_products
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -88,8 +89,14 @@ def test_any_shape(rows, slots, components, outputs, features, seed):
         pair_outer(values, x, pairs), torch.einsum("kc,km,kp->cmp", hot, values, many)
     )
     q = values[:, 0].square()
-    moments = torch.einsum("kc,k,kp,kr->cpr", hot, q, many, many)
-    torch.testing.assert_close(pair_moments_of(x, q, pairs), moments)
+    moments = centered_moments_of(x, q, pairs)
+    count = torch.einsum("kc,k->c", hot, q)
+    torch.testing.assert_close(moments.count, count)
+    total = torch.einsum("kc,k,kp->cp", hot, q, many)
+    torch.testing.assert_close(count.unsqueeze(-1) * moments.mean, total)
+    difference = many - moments.mean.unsqueeze(1)  # (C, K, P)
+    outer = torch.einsum("kc,k,ckp,ckr->cpr", hot, q, difference, difference)
+    torch.testing.assert_close(moments.outer, outer)
 
 
 @pytest.mark.meta
@@ -160,19 +167,33 @@ def test_padding_keeps_invalid_rows_out_of_all_sums():
         products,
         weight.grad,
         pair_outer(values, x, pairs),
-        pair_moments_of(x, values[:, 0], pairs),
+        centered_moments_of(x, values[:, 0], pairs).outer,
     ):
         assert bool(tensor.isfinite().all())
 
 
-def test_sums_of_float32_rows_are_those_of_float64():
-    """Products of rows far from zero would lose seven digits if rounded to float32."""
-    x = (1e3 + torch.randn(5000, 2)).float()
-    q = torch.rand(5000)
-    pairs = Pairs(torch.zeros(1, 5000, dtype=torch.int64), 1)
-    wide = x.double()
-    expected = torch.einsum("n,np,nr->pr", q.double(), wide, wide)
-    torch.testing.assert_close(pair_moments_of(x, q, pairs)[0], expected, rtol=1e-12, atol=0)
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1.7e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_of_rows_far_from_zero(offset, dtype):
+    """Two components far apart, in one float64 pass of numpy over the rounded rows."""
+    x = (offset * torch.tensor([[-1.0], [1.0]]) + (1 + 1e-3 * offset) * torch.randn(2, 2500)).T
+    x = x.to(dtype)
+    q = torch.rand(5000, dtype=dtype)
+    pairs = Pairs(torch.arange(2).repeat(2500)[None], 2, torch.arange(5000) // 2)
+    moments = centered_moments_of(x, q, pairs)
+    for c in range(2):
+        expected = np.cov(x.double().numpy().T, aweights=q[c::2].double().numpy(), ddof=0)
+        found = (moments.outer[c] / moments.count[c]).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * expected.max())
+
+
+def test_constant_features_have_moments_of_zero():
+    x = torch.cat([torch.full((5000, 1), 0.1), torch.randn(5000, 1)], -1).double()
+    moments = centered_moments_of(
+        x, torch.rand(5000), Pairs(torch.zeros(1, 5000, dtype=torch.int64), 1)
+    )
+    assert float(moments.mean[0, 0]) == float(x[0, 0])
+    assert moments.outer[0, 0].tolist() == [0.0, 0.0]
 
 
 def test_wide_products_keep_their_memory_bounded(monkeypatch):

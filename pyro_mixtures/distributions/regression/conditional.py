@@ -91,6 +91,18 @@ def nudge(gram: Tensor, deviation: Tensor) -> Tensor:
     return torch.where(size > 0, deviation / size, 0.0).unsqueeze(-1) * change
 
 
+def nudge_centered(gram: Tensor, center: Tensor, deviation: Tensor) -> Tensor:
+    """Draw changes (M, P + 1) of weights and biases like :func:`nudge`, for covariates anywhere.
+
+    :param gram: (P + 1, P + 1) mean of [x - center, 1] [x - center, 1]^T, with penalties.
+    :param center: (P,) mean of the covariates.
+    :param deviation: (M,).
+    """
+    change = nudge(gram, deviation)
+    weight, level = change[:, :-1], change[:, -1:]
+    return torch.cat([weight, level - weight @ center.unsqueeze(-1)], -1)
+
+
 def augmented(weight: Tensor, bias: Tensor, outputs: int) -> Tensor:
     """Join ``weight`` (C, [M,] P) and ``bias`` (C, [M]) to coefficients (C, M, P + 1)."""
     components, features = weight.shape[0], weight.shape[-1]

@@ -13,26 +13,62 @@ from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
 from pyro_mixtures.distributions.regression.conditional import (
     ConditionalComponents,
     augmented,
-    nudge,
+    nudge_centered,
 )
 from pyro_mixtures.errors import ClosedFormError, OptionError
-from pyro_mixtures.ops.bilinear import pair_moments_of
+from pyro_mixtures.ops.bilinear import centered_moments_of
 from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
-# A covariate whose variance is below this fraction of its mean square is constant up to rounding.
-_CONSTANT = 1e-12
+# A covariate that deviates from its mean by fewer roundings than this is constant.
+_CONSTANT = 2
 # One minus a leverage of one may be as large as this by rounding.
 _LEVERAGE_ONE = 1e-9
 
 
 class RegressionStatistics(NamedTuple):
-    """Weighted sums over each component's rows, in float64; [x, 1] are covariates and a one."""
+    """Weighted moments of each component's rows d = [x, y] - ``center``, in float64.
 
+    The center is the components' mean, except after blending in stepwise EM.
+    """
+
+    center: Tensor  # (C, P + M)
     count: Tensor  # type: ignore[assignment]  # (C,)  sum q; shadows tuple.count
-    gram: Tensor  # (C, P + 1, P + 1)  sum q [x, 1] [x, 1]^T
-    cross: Tensor  # (C, M, P + 1)     sum q y [x, 1]^T
-    square: Tensor  # (C, M)           sum q y^2
+    first: Tensor  # (C, P + M)         sum q d
+    outer: Tensor  # (C, P + M, P + M)  sum q d d^T
+
+    @property
+    def mean(self) -> Tensor:
+        """Means (C, P + M) of covariates and outcomes."""
+        return self.center + self.first / _positive(self.count).unsqueeze(-1)
+
+    def recentered(self, center: Tensor) -> "RegressionStatistics":
+        """Return the same statistics about another center."""
+        shift = self.center - center
+        count = self.count.unsqueeze(-1)
+        cross = shift.unsqueeze(-1) * self.first.unsqueeze(-2)
+        square = shift.unsqueeze(-1) * shift.unsqueeze(-2)
+        outer = self.outer + cross + cross.mT + count.unsqueeze(-1) * square
+        return RegressionStatistics(center, self.count, self.first + count * shift, outer)
+
+    def merged(self, other: "RegressionStatistics") -> "RegressionStatistics":
+        """Return the statistics of the rows of both, about the mean of both.
+
+        No large numbers cancel, wherever the means lie: Chan, Golub and LeVeque, "Algorithms for
+        computing the sample variance", The American Statistician 37 (1983).
+        """
+        count = self.count + other.count
+        share = (other.count / _positive(count)).unsqueeze(-1)
+        mine, theirs = self.recentered(self.mean), other.recentered(other.mean)
+        difference = theirs.center - mine.center
+        square = difference.unsqueeze(-1) * difference.unsqueeze(-2)
+        between = (self.count.unsqueeze(-1) * share).unsqueeze(-1) * square
+        return RegressionStatistics(
+            mine.center + share * difference,
+            count,
+            torch.zeros_like(self.first),
+            mine.outer + theirs.outer + between,
+        )
 
 
 class LinearRegressions(ConditionalComponents):
@@ -136,12 +172,15 @@ class LinearRegressions(ConditionalComponents):
         return mean + self.scale[index] * torch.randn_like(mean)
 
     def statistics_at(self, index: Tensor, value: Tensor, weight: Tensor) -> RegressionStatistics:
-        x = self.design(self.weight)
-        columns, rows = x.shape[1], torch.cat([x, self._outcomes(value)], -1)
-        sums = pair_moments_of(rows, weight.reshape(-1), self.pairs(index))
-        square = sums[:, columns:, columns:].diagonal(dim1=-2, dim2=-1)
-        gram, cross = sums[:, :columns, :columns], sums[:, columns:, :columns]
-        return RegressionStatistics(gram[:, -1, -1].clone(), gram, cross, square.clone())
+        rows = torch.cat([match_dtype(self.covariates, self.weight), self._outcomes(value)], -1)
+        moments = centered_moments_of(rows, weight.reshape(-1), self.pairs(index))
+        first = torch.zeros_like(moments.mean)
+        return RegressionStatistics(moments.mean, moments.count, first, moments.outer)
+
+    def add_statistics_at(
+        self, sums: RegressionStatistics, index: Tensor, value: Tensor, weight: Tensor
+    ) -> RegressionStatistics:
+        return sums.merged(self.statistics_at(index, value, weight))
 
     def maximizers(
         self, statistics: RegressionStatistics, free: frozenset[str], floor: Tensor | None
@@ -151,7 +190,7 @@ class LinearRegressions(ConditionalComponents):
             raise ClosedFormError(
                 "weight and bias have a closed form together only: free or freeze both, or use SVI"
             )
-        moments = center(statistics)
+        moments = self._centered(statistics)
         penalty = self.ridge * statistics.count
         weight = self.weight.double().reshape(len(self.weight), self.outputs, -1)
         bias = self.bias.double().reshape(len(self.bias), -1)
@@ -159,14 +198,19 @@ class LinearRegressions(ConditionalComponents):
         if "weight" in free:
             root = moments.inverse_root(penalty)
             weight = moments.cross @ root.mT @ root
-            bias = moments.y - (weight @ moments.x.unsqueeze(-1)).squeeze(-1)
             maximizers["weight"] = weight.reshape(self.weight.shape).to(self.weight)
+            # The bias makes up for the rounding of the weights, which covariates far from zero
+            # multiply.
+            rounded = maximizers["weight"].double().reshape(weight.shape)
+            bias = moments.y - (rounded @ moments.x.unsqueeze(-1)).squeeze(-1)
             maximizers["bias"] = bias.reshape(self.bias.shape).to(self.bias)
         if "scale" in free:
-            # The mean residual, which is zero at the best bias.
-            shift = moments.y - bias - (weight @ moments.x.unsqueeze(-1)).squeeze(-1)
             count = _positive(statistics.count).unsqueeze(-1)
-            variance = moments.loss(weight, penalty).clamp_min(0) / count + shift.square()
+            variance = moments.loss(weight, penalty).clamp_min(0) / count
+            if "weight" not in free:
+                # The mean residual is zero at the best bias only.
+                residual = moments.y - bias - (weight @ moments.x.unsqueeze(-1)).squeeze(-1)
+                variance = variance + residual.square()
             if floor is not None:
                 variance = torch.maximum(variance, floor)
             maximizers["scale"] = variance.sqrt().reshape(self.scale.shape).to(self.scale)
@@ -176,11 +220,12 @@ class LinearRegressions(ConditionalComponents):
         self, component: int, row: Any, statistics: RegressionStatistics
     ) -> dict[str, Tensor]:
         """Return randomly changed coefficients, whose means differ by one standard deviation."""
-        gram = statistics.gram[component] / _positive(statistics.count[component])
-        penalty = torch.full_like(gram[0], self.ridge)
-        penalty[-1] = 0.0
+        moments = self._centered(statistics)
+        gram = moments.gram[component] / _positive(statistics.count[component])
+        penalty = torch.full_like(gram[0], self.ridge).diag()
+        with_bias = torch.block_diag(gram + penalty, gram.new_ones(1, 1))
         scale = self.scale[component].detach().double().reshape(-1)
-        change = nudge(gram + penalty.diag(), scale).to(self.weight)
+        change = nudge_centered(with_bias, moments.x[component], scale).to(self.weight)
         weight, bias = self.weight[component].detach(), self.bias[component].detach()
         return {
             "weight": weight + change[:, :-1].reshape(weight.shape),
@@ -189,10 +234,28 @@ class LinearRegressions(ConditionalComponents):
 
     def floor(self, sums: RegressionStatistics, fraction: float) -> Tensor:
         """Return ``fraction`` of the variance (M,) of the outcomes over all rows."""
-        count = sums.count.sum().clamp_min(1e-300)
-        mean = sums.cross[..., -1].sum(0) / count
-        variance = (sums.square.sum(0) / count - mean.square()).clamp_min(0)
+        moments, count = self._centered(sums), sums.count.unsqueeze(-1)
+        total = count.sum().clamp_min(1e-300)
+        mean = (count * moments.y).sum(0) / total
+        squares = moments.square + count * (moments.y - mean).square()
+        variance = squares.sum(0) / total
         return fraction * torch.where(variance > 0, variance, torch.ones_like(variance))
+
+    def _centered(self, statistics: RegressionStatistics) -> "Centered":
+        """Compute sums about the means of each component's rows.
+
+        Covariates that are constant up to rounding are left out: the bias absorbs their effect.
+        """
+        features = self.weight.shape[-1]
+        mean, count = statistics.mean, statistics.count.unsqueeze(-1)
+        outer = statistics.recentered(mean).outer
+        gram, cross = outer[:, :features, :features], outer[:, features:, :features]
+        squares = outer.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        rounding = _CONSTANT * torch.finfo(self.weight.dtype).eps * mean
+        varies = (squares > count * rounding.square())[:, :features]
+        gram = gram * (varies.unsqueeze(-1) & varies.unsqueeze(-2))
+        cross = cross * varies.unsqueeze(-2)
+        return Centered(mean[:, :features], mean[:, features:], gram, cross, squares[:, features:])
 
     def alone_at(self, index: Tensor, value: Tensor) -> Tensor:
         """Return the minimal loss (*index.shape) of a cluster of one row, which the bias fits."""
@@ -217,7 +280,7 @@ class LinearRegressions(ConditionalComponents):
         :math:`Q Q^T = \mu` is diagonal, B is :math:`1 - w \lambda \mu`, so rows of different
         weights share the basis.
         """
-        moments, row = center(statistics), leaving(statistics.count, index, weight)
+        moments, row = self._centered(statistics), leaving(statistics.count, index, weight)
         basis = _shared_basis(moments.inverse_root(self.ridge * statistics.count))
         y, share = self._outcomes(value).double(), self.ridge * row.weight
         squares = torch.zeros(len(y), self.outputs, dtype=torch.float64, device=y.device)
@@ -282,7 +345,6 @@ class Centered(NamedTuple):
     gram: Tensor  # (C, P, P)
     cross: Tensor  # (C, M, P)
     square: Tensor  # (C, M)
-    rounding: Tensor  # (C,) relative rounding error of the scaled gram
 
     def inverse_root(self, penalty: Tensor) -> Tensor:
         """Return R (C, P, P) with R^T R the pseudo-inverse of gram + penalty.
@@ -294,7 +356,8 @@ class Centered(NamedTuple):
         size = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         unit = torch.where(size > 0, 1 / size, 0.0)
         values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * gram * unit.unsqueeze(-2))
-        nonzero = values > self.rounding.unsqueeze(-1) * values[:, -1:]
+        rounding = 8 * gram.shape[-1] * torch.finfo(gram.dtype).eps
+        nonzero = values > rounding * values[:, -1:]
         root = torch.where(nonzero, values.clamp_min(0).rsqrt(), 0.0)
         return root.unsqueeze(-1) * vectors.mT * unit.unsqueeze(-2)
 
@@ -306,25 +369,6 @@ class Centered(NamedTuple):
         """Return penalized sums of squares (C, M) at ``weight`` (C, M, P) and the best bias."""
         explained = ((2 * self.cross - weight @ self.gram) * weight).sum(-1)
         return self.square - explained + penalty.unsqueeze(-1) * weight.square().sum(-1)
-
-
-def center(statistics: RegressionStatistics) -> Centered:
-    """Compute sums about the means of each component's rows.
-
-    Covariates that are constant up to rounding are left out: the bias absorbs their effect.
-    """
-    raw_gram, raw_cross = statistics.gram[:, :-1, :-1], statistics.cross[..., :-1]
-    count = _positive(statistics.count).unsqueeze(-1)
-    x, y = statistics.gram[:, -1, :-1] / count, statistics.cross[..., -1] / count
-    gram = raw_gram - count.unsqueeze(-1) * x.unsqueeze(-1) * x.unsqueeze(-2)
-    cross = raw_cross - count.unsqueeze(-1) * y.unsqueeze(-1) * x.unsqueeze(-2)
-    raw_squares, squares = (g.diagonal(dim1=-2, dim2=-1) for g in (raw_gram, gram))
-    varies = squares > _CONSTANT * raw_squares
-    cancellation = torch.where(varies, raw_squares / _positive(squares), 1.0).amax(-1)
-    gram = gram * (varies.unsqueeze(-1) & varies.unsqueeze(-2))
-    square = (statistics.square - count * y.square()).clamp_min(0)
-    rounding = 8 * gram.shape[-1] * torch.finfo(gram.dtype).eps * cancellation
-    return Centered(x, y, gram, cross * varies.unsqueeze(-2), square, rounding)
 
 
 def _positive(count: Tensor) -> Tensor:
