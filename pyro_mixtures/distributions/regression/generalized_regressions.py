@@ -1,5 +1,6 @@
 """Logistic and Poisson regressions as components, with a ridge penalty."""
 
+import math
 from typing import Any
 
 import torch
@@ -25,13 +26,24 @@ def _logistic_derivatives(eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return probs - y, probs * (-eta).sigmoid()
 
 
+def _rate(eta: Tensor) -> Tensor:
+    """Return exp(eta), continued linearly where its square would overflow.
+
+    Random coefficients of covariates in large units give such rates before the first M-step. Rows
+    then still compare components, where infinite losses would not.
+    """
+    largest = 0.5 * math.log(torch.finfo(eta.dtype).max)
+    return eta.clamp_max(largest).exp() * (1 + (eta - largest).clamp_min(0))
+
+
 def _poisson_value(eta: Tensor, y: Tensor) -> Tensor:
-    return eta.exp() - y * eta + (y + 1).lgamma()
+    return _rate(eta) - y * eta + (y + 1).lgamma()
 
 
 def _poisson_derivatives(eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    rate = eta.exp()
-    return rate - y, rate
+    # Where the rate is continued linearly, this is its slope, and a bound of its curvature.
+    slope = eta.clamp_max(0.5 * math.log(torch.finfo(eta.dtype).max)).exp()
+    return slope - y, slope
 
 
 class _GeneralizedRegressions(RowFittedComponents):
@@ -118,7 +130,9 @@ class PoissonRegressions(_GeneralizedRegressions):
 
     The log density of a row is that of Poisson(mu) minus the row's share of the ridge penalty,
     :math:`\lambda |w_c|^2`. This is the objective of scikit-learn's
-    ``PoissonRegressor(alpha=2 lambda)``. The M-step is that of :class:`LogisticRegressions`.
+    ``PoissonRegressor(alpha=2 lambda)``. The M-step is that of :class:`LogisticRegressions`. In
+    densities, rates above the square root of the dtype's largest number (1e19 in float32, 1e154 in
+    float64) grow linearly with the predictor, so that no log density is infinite.
 
     :param covariates: (B, P).
     :param weight: (C, P).

@@ -14,12 +14,12 @@ from pyro_mixtures.distributions.leave_one_out.leaving_out import leaving
 from pyro_mixtures.distributions.regression.conditional import (
     ConditionalComponents,
     augmented,
-    nudge,
+    nudge_centered,
 )
 from pyro_mixtures.distributions.statistics import KeptRows
 from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
-from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, expand
+from pyro_mixtures.ops.optimize.newton import PairedRows, RowLoss, Standard, expand, standardize
 from pyro_mixtures.ops.tiles import component_tiles
 from pyro_mixtures.options import check_number
 
@@ -60,6 +60,11 @@ class RowStatistics(KeptRows):
             first_row += len(batch.design)
         pairs = Pairs(torch.cat(components).unsqueeze(0), self.components, torch.cat(rows))
         return PairedRows(torch.cat(design), torch.cat(targets), pairs, torch.cat(weight))
+
+    @cached_property
+    def standard(self) -> Standard:
+        """The standardized covariates of the components."""
+        return standardize(self.whole)
 
     def of(self, component: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return one component's rows (n, Q), targets (n, M) and weights (n,), in float64."""
@@ -212,9 +217,17 @@ class RowFittedComponents(ConditionalComponents):
                 "weight and bias are fitted together only: free or freeze both, or use SVI"
             )
         coefficients = self._solve(statistics.whole, self.coefficients.detach().double())
-        weight = coefficients[..., :-1].reshape(self.weight.shape)
-        bias = coefficients[..., -1].reshape(self.bias.shape)
-        return {"weight": weight.to(self.weight), "bias": bias.to(self.bias)}
+        weight, bias = coefficients[..., :-1], coefficients[..., -1]
+        rounded = weight.to(self.weight)
+        if self.weight.dtype != weight.dtype:
+            # The bias makes up for the rounding of the weights, which covariates far from zero
+            # multiply.
+            center = statistics.standard.center[:, :-1].unsqueeze(-1)
+            bias = bias + ((weight - rounded.double()) @ center).squeeze(-1)
+        return {
+            "weight": rounded.reshape(self.weight.shape),
+            "bias": bias.reshape(self.bias.shape).to(self.bias),
+        }
 
     def split(self, component: int, row: Any, statistics: RowStatistics) -> dict[str, Tensor]:
         """Return coefficients changed at random, by about one deviation of the predictors.
@@ -227,8 +240,13 @@ class RowFittedComponents(ConditionalComponents):
         coefficients = self.coefficients[component].detach().double()
         curvature = self.row_loss.derivatives(design @ coefficients.mT, targets)[1]
         deviation = (1 + (share * curvature).sum(0)).rsqrt()
-        gram = (share * design).mT @ design + self.penalty.diag()
-        coefficients = coefficients + nudge(gram, deviation)
+        center = statistics.standard.center[component]
+        centered = design - center
+        to_given = torch.eye(len(center), dtype=center.dtype, device=center.device)
+        to_given[-1, :-1] = -center[:-1]
+        penalty = (to_given.mT * self.penalty) @ to_given
+        gram = (share * centered).mT @ centered + penalty
+        coefficients = coefficients + nudge_centered(gram, center[:-1], deviation)
         weight, bias = self.weight[component], self.bias[component]
         return {
             "weight": coefficients[:, :-1].reshape(weight.shape).to(weight),
@@ -240,9 +258,13 @@ class RowFittedComponents(ConditionalComponents):
     ) -> Tensor:
         """Return what each row adds to the minimal loss of its cluster, by one Newton step."""
         with torch.no_grad():
-            coefficients = self.coefficients.double()
-            clusters = expand(self.row_loss, statistics.whole, coefficients, self.penalty)
-            basis, mu = _shared_basis(clusters.hessian, 2 * self.penalty)
+            standard = statistics.standard
+            coefficients = standard.coefficients(self.coefficients.double())
+            penalty = standard.penalty(self.penalty)
+            clusters = expand(self.row_loss, statistics.whole, coefficients, penalty, standard)
+            basis, mu = _shared_basis(clusters.hessian, 2 * penalty)
+            penalty_slope = 2 * coefficients @ penalty
+            problems = _Clusters(coefficients, basis, mu, penalty_slope, clusters.value)
             row = leaving(clusters.count.squeeze(-1), index, weight)
             x, targets = self.design(self.weight), self.targets(value)
             result = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -250,39 +272,51 @@ class RowFittedComponents(ConditionalComponents):
             for tile in component_tiles(self.pairs(index).sorted, numbers_per_row):
                 c, rows, valid = tile.components, tile.rows, tile.valid
                 held_out = _HeldOutRows(
-                    x[rows].double(), targets[rows], row.weight[rows], row.others[rows]
+                    standard.rows(x[rows].double(), c),
+                    targets[rows],
+                    row.weight[rows],
+                    row.others[rows],
                 )
-                gains = self._gains(held_out, coefficients[c], basis[c], mu[c], clusters.value[c])
+                gains = self._gains(held_out, problems.select(c))
                 result.index_add_(0, tile.slots[valid], gains[valid])
         return result.to(self.weight)
 
-    def _gains(
-        self, row: "_HeldOutRows", beta: Tensor, basis: Tensor, mu: Tensor, whole: Tensor
-    ) -> Tensor:
-        """Return the gains (T, R) of rows of T components.
-
-        :param beta: (T, M, Q) coefficients.
-        :param basis: (T, M, Q, Q), Q.
-        :param mu: (T, M, Q).
-        :param whole: (T, M) minimal losses of the clusters.
-        """
+    def _gains(self, row: "_HeldOutRows", clusters: "_Clusters") -> Tensor:
+        """Return the gains (T, R) of rows of T clusters."""
+        beta, basis, mu, penalty_slope, whole = clusters
         eta = row.x @ beta.mT
         slope, curvature = (d.mT for d in self.row_loss.derivatives(eta, row.target))  # (T, M, R)
         x = row.x.unsqueeze(1)  # (T, 1, R, Q)
-        penalty_slope = 2 * self.penalty * beta.unsqueeze(2)  # (T, M, 1, Q)
         weight, others = row.weight.unsqueeze(1), row.others.unsqueeze(1)  # (T, 1, R)
         # A = 1 - w mu in the shared basis; it may vanish for the last row of a cluster.
         hessian = 1 - weight.unsqueeze(-1) * mu.unsqueeze(2)
         metric = 1 / torch.where(others.unsqueeze(-1), hessian, 1.0)
-        gradient, along = (slope.unsqueeze(-1) * x + penalty_slope) @ basis.mT, x @ basis.mT
+        gradient, along = (
+            (slope.unsqueeze(-1) * x + penalty_slope.unsqueeze(2)) @ basis.mT,
+            x @ basis.mT,
+        )
         leverage = weight * curvature * (along.square() * metric).sum(-1)
         cross = (along * metric * gradient).sum(-1).square() * weight * curvature / (1 - leverage)
         quadratic = weight.square() * ((gradient.square() * metric).sum(-1) + cross)
-        penalty = (self.penalty * beta.square()).sum(-1).unsqueeze(-1)
+        penalty = 0.5 * (penalty_slope * beta).sum(-1).unsqueeze(-1)
         gain = weight * (self.row_loss.value(eta, row.target).mT + penalty) + 0.5 * quadratic
         whole = whole.unsqueeze(-1).expand_as(gain)
         can_refit = others & (1 - leverage > _LEVERAGE_ONE)
         return torch.where(can_refit, torch.minimum(gain, whole), whole).sum(1)
+
+
+class _Clusters(NamedTuple):
+    """Clusters (T,) at their minima, in the coordinates of standardized covariates."""
+
+    beta: Tensor  # (T, M, Q) coefficients
+    basis: Tensor  # (T, M, Q, Q)  Q
+    mu: Tensor  # (T, M, Q)
+    penalty_slope: Tensor  # (T, M, Q) gradient of the penalty of one row
+    whole: Tensor  # (T, M) minimal losses
+
+    def select(self, components: Tensor) -> "_Clusters":
+        """Return some of the clusters."""
+        return _Clusters(*(tensor[components] for tensor in self))
 
 
 class _HeldOutRows(NamedTuple):
@@ -295,15 +329,18 @@ class _HeldOutRows(NamedTuple):
 
 
 def _shared_basis(hessian: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the basis in which the Hessian is one and the penalty (Q,) is diagonal.
+    """Return the basis in which the Hessian is one and the penalty (C, Q, Q) is diagonal.
 
     :returns: the basis (C, M, Q, Q), without the null space of the Hessian, and the diagonal
         (C, M, Q).
     """
-    values, vectors = torch.linalg.eigh(hessian)
+    curvature = hessian.diagonal(dim1=-2, dim2=-1)
+    unit = torch.where(curvature > 0, curvature, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * hessian * unit.unsqueeze(-2))
     nonzero = values > torch.finfo(values.dtype).eps * values.shape[-1] * values[..., -1:]
     root = torch.where(nonzero, values, 1.0).rsqrt().mul(nonzero).unsqueeze(-1) * vectors.mT
-    diagonal, rotation = torch.linalg.eigh((root * penalty) @ root.mT)
+    root = root * unit.unsqueeze(-2)
+    diagonal, rotation = torch.linalg.eigh(root @ penalty.unsqueeze(1) @ root.mT)
     return rotation.mT @ root, diagonal.clamp(min=0)
 
 

@@ -2,7 +2,9 @@ r"""Newton's method for many small convex problems at once, and for losses of li
 
 A problem of :func:`minimize` is one component c and one output m: minimize over :math:`\beta` the
 sum of :math:`q\, (\ell(\beta^T x, t_m) + \sum_p d_p \beta_p^2)` over the pairs of the component,
-with penalties d.
+with penalties d. Its steps are taken for the component's standardized covariates
+(:class:`Standard`), so neither the units of covariates nor their distance from zero spoil them; the
+penalty remains that of the given coefficients.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,8 @@ _STEPS = 200
 _TOLERANCE = 1e-11
 # Curvatures of one coefficient below this, relative to the largest, are rounding errors.
 _FLAT = 1e-20
+# A covariate that deviates from one of its values by fewer roundings than this is constant.
+_CONSTANT = 2
 # Gains below this (in nats per row) that are promised by curvatures within rounding are not real.
 _REAL_GAIN = 1e-2
 
@@ -53,10 +57,75 @@ class Expansion(NamedTuple):
 class PairedRows(NamedTuple):
     """Rows, and the (row, component) pairs of which the problems consist."""
 
-    design: Tensor  # (N, Q)
+    design: Tensor  # (N, Q), ones in the last column
     targets: Tensor  # (N, M)
     pairs: Pairs  # z (1, L)
     weight: Tensor  # (L,)  q
+
+
+class Standard(NamedTuple):
+    r"""Standardized covariates of each component, in which problems are well conditioned.
+
+    The predictor :math:`w^T x + b` is :math:`\gamma^T u + \beta` with :math:`u = (x - m) / s`,
+    :math:`\gamma = s w` and :math:`\beta = b + w^T m`. Covariates that are constant up to rounding
+    become zero, with s = 1.
+    """
+
+    center: Tensor  # (C, Q)  m, zero for the bias
+    size: Tensor  # (C, Q)  s, one for the bias
+    unit: Tensor  # (C, Q)  1 / s, zero for constant covariates
+
+    def rows(self, x: Tensor, components: Tensor) -> Tensor:
+        """Standardize rows (T, R, Q) of the ``components`` (T,)."""
+        center, unit = self.center[components], self.unit[components]
+        return (x - center.unsqueeze(-2)) * unit.unsqueeze(-2)
+
+    def coefficients(self, coefficients: Tensor) -> Tensor:
+        """Return the coefficients (C, M, Q) of standardized rows for those of the given rows."""
+        level = coefficients @ self.center.unsqueeze(-1)
+        standard = coefficients * self.size.unsqueeze(-2)
+        return torch.cat([standard[..., :-1], coefficients[..., -1:] + level], -1)
+
+    def given(self, coefficients: Tensor) -> Tensor:
+        """Return the coefficients (C, M, Q) of the given rows for those of standardized rows."""
+        weight = coefficients / self.size.unsqueeze(-2)
+        level = weight @ self.center.unsqueeze(-1)
+        return torch.cat([weight[..., :-1], coefficients[..., -1:] - level], -1)
+
+    def penalty(self, penalty: Tensor) -> Tensor:
+        """Return the quadratic form (C, Q, Q) of the ``penalty`` (Q,) of the given coefficients."""
+        bias = torch.cat([-self.center[:, :-1] / self.size[:, :-1], self.size[:, -1:]], -1)
+        of_weights = torch.cat([penalty[:-1], torch.zeros_like(penalty[-1:])]) / self.size.square()
+        square = bias.unsqueeze(-1) * bias.unsqueeze(-2)
+        return of_weights.diag_embed() + penalty[-1] * square
+
+
+def standardize(rows: PairedRows) -> Standard:
+    """Find means and sizes of each component's covariates, from the magnitudes of the weights.
+
+    Sizes are taken about one row of the component, so they may exceed the standard deviations;
+    differences from that row are exact for constant covariates.
+    """
+    order = rows.pairs.sorted
+    shape = rows.pairs.components, rows.design.shape[1]
+    sums = rows.design.new_zeros(2, *shape, dtype=torch.float64)
+    count, reference = torch.zeros_like(sums[0, :, 0]), torch.zeros_like(sums[0])
+    if len(order.rows):
+        first = order.starts[:-1].clamp_max(len(order.rows) - 1)
+        reference = rows.design[order.rows[first]].double()
+    for tile in component_tiles(order, 3 * shape[1]):
+        weight = (rows.weight[tile.slots].double() * tile.valid).abs()
+        difference = rows.design[tile.rows].double() - reference[tile.components].unsqueeze(1)
+        for total, power in zip(sums, (difference, difference.square()), strict=True):
+            total.index_add_(0, tile.components, (weight.unsqueeze(1) @ power).squeeze(1))
+        count.index_add_(0, tile.components, weight.sum(1))
+    mean, square = sums / torch.where(count > 0, count, 1.0).unsqueeze(-1)
+    center, deviation = reference + mean, square.sqrt()
+    varies = deviation > _CONSTANT * torch.finfo(rows.design.dtype).eps * center.abs()
+    size = torch.where(varies, deviation, 1.0)
+    unit = torch.where(varies, 1 / size, 0.0)
+    center[:, -1], size[:, -1], unit[:, -1] = 0.0, 1.0, 1.0
+    return Standard(center, size, unit)
 
 
 def newton(expand: Callable[[Tensor], Expansion], start: Tensor, at_zero: Tensor) -> Tensor:
@@ -156,10 +225,19 @@ def _regularized_step(hessian: Tensor, gradient: Tensor, count: Tensor, rounding
     return -vectors @ step.unsqueeze(-1)
 
 
-def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tensor) -> Expansion:
-    """Expand the problems about ``coefficients`` (C, M, Q), with ``penalty`` (Q,).
+def expand(
+    loss: RowLoss,
+    rows: PairedRows,
+    coefficients: Tensor,
+    penalty: Tensor,
+    standard: Standard | None = None,
+) -> Expansion:
+    """Expand the problems about ``coefficients`` (C, M, Q).
 
     Pairs are processed in tiles of bounded memory.
+
+    :param penalty: (Q,), or quadratic forms (C, Q, Q).
+    :param standard: if given, coefficients and penalty are those of standardized rows.
     """
     outputs, width = coefficients.shape[1:]
     zeros = torch.zeros_like(coefficients)
@@ -171,6 +249,8 @@ def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tenso
     )
     for tile in component_tiles(rows.pairs.sorted, width * (1 + outputs * (1 + width // 32))):
         x = rows.design[tile.rows].double()
+        if standard is not None:
+            x = standard.rows(x, tile.components)
         weight = rows.weight[tile.slots].double() * tile.valid
         predictor, target = x @ coefficients[tile.components].mT, rows.targets[tile.rows]
         slope, curvature = (
@@ -185,22 +265,31 @@ def expand(loss: RowLoss, rows: PairedRows, coefficients: Tensor, penalty: Tenso
 
 
 def _with_penalty(expansion: Expansion, coefficients: Tensor, penalty: Tensor) -> Expansion:
-    scaled = expansion.count.unsqueeze(-1) * penalty  # (C, 1, Q)
+    form = penalty.diag() if penalty.dim() == 1 else penalty
+    scaled = expansion.count.unsqueeze(-1) * form  # (C, Q, Q)
+    slope = coefficients @ scaled
     return Expansion(
         expansion.count,
-        expansion.value + (scaled * coefficients.square()).sum(-1),
-        expansion.gradient + 2 * scaled * coefficients,
-        expansion.hessian + (2 * scaled).diag_embed(),
+        expansion.value + (slope * coefficients).sum(-1),
+        expansion.gradient + 2 * slope,
+        expansion.hessian + 2 * scaled.unsqueeze(1),
     )
 
 
 def minimize(loss: RowLoss, rows: PairedRows, start: Tensor, penalty: Tensor) -> Tensor:
-    """Find the coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`."""
-    return newton(
-        lambda coefficients: expand(loss, rows, coefficients, penalty),
-        start,
+    """Find the coefficients (C, M, Q) of the minima, from ``start``, by :func:`newton`.
+
+    Problems that are at their minimum keep their coefficients.
+    """
+    standard = standardize(rows)
+    form, standard_start = standard.penalty(penalty), standard.coefficients(start)
+    solution = newton(
+        lambda coefficients: expand(loss, rows, coefficients, form, standard),
+        standard_start,
         _losses_at_zero(loss, rows, start),
     )
+    moved = (solution != standard_start).any(-1, keepdim=True)
+    return torch.where(moved, standard.given(solution), start)
 
 
 def _losses_at_zero(loss: RowLoss, rows: PairedRows, like: Tensor) -> Tensor:
