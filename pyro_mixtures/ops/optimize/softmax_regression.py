@@ -8,6 +8,9 @@ With responsibilities q of rows x and :math:`w_n = \sum_c q_{nc}`, the problem i
     \theta_{cp}^2,
 
 where n is the sum of all w. Only the sums :math:`\sum_n q_{nc} x_n` of q are needed.
+
+Steps are taken for standardized covariates, so neither their units nor their distance from zero
+spoil them.
 """
 
 from collections.abc import Iterator
@@ -26,22 +29,63 @@ _DENSE = 512
 # Conjugate gradients stop when the residual has fallen to this fraction, or after so many products.
 _RESIDUAL = 1e-2
 _PRODUCTS = 100
+# A covariate that deviates from one of its values by fewer roundings than this is constant.
+_CONSTANT = 2
 # Largest number of float64 elements of a chunk.
 _NUMBERS = 1 << 21
+
+
+class Standard(NamedTuple):
+    """Standardized covariates; those that are constant up to rounding become zero."""
+
+    center: Tensor  # (Q,) zero for the bias
+    size: Tensor  # (Q,) one for the bias and constant covariates
+    unit: Tensor  # (Q,) 1 / size, zero for constant covariates
+
+    def coefficients(self, theta: Tensor) -> Tensor:
+        """Return the coefficients (C, Q) of standardized rows for those of the given rows."""
+        bias = theta[:, -1:] + (theta @ self.center).unsqueeze(-1)
+        return torch.cat([(theta * self.size)[:, :-1], bias], -1)
+
+    def given(self, theta: Tensor) -> Tensor:
+        """Return the coefficients (C, Q) of the given rows for those of standardized rows."""
+        weight = theta / self.size
+        return torch.cat([weight[:, :-1], theta[:, -1:] - (weight @ self.center).unsqueeze(-1)], -1)
 
 
 class SoftmaxRows(NamedTuple):
     """Rows and sums of their soft labels."""
 
-    design: Tensor  # (N, Q)
+    design: Tensor  # (N, Q), ones in the last column
     weight: Tensor  # (N,)  w, positive
     sums: Tensor  # (C, Q) float64  sum q x
+    standard: Standard | None = None  # by which chunks, and the sums, are standardized
 
     def chunks(self, width: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over rows and weights in float64, in chunks for ``width`` elements per row."""
         size = max(1, _NUMBERS // width)
         for x, weight in zip(self.design.split(size), self.weight.split(size), strict=True):
-            yield x.double(), weight.double()
+            chunk = x.double()
+            if self.standard is not None:
+                chunk = (chunk - self.standard.center) * self.standard.unit
+            yield chunk, weight.double()
+
+    def standardized(self) -> "SoftmaxRows":
+        """Return the same rows, whose chunks and sums are those of standardized covariates."""
+        total, square = self.sums.new_zeros(2, self.sums.shape[1])
+        reference = self.design[:1].double()
+        for x, weight in self.chunks(2 * len(total)):
+            total += weight @ (x - reference)
+            square += weight @ (x - reference).square()
+        count = self.weight.sum(dtype=torch.float64)
+        center, deviation = reference[0] + total / count, (square / count).sqrt()
+        rounding = torch.finfo(self.design.dtype).eps * center.abs()
+        varies = deviation > _CONSTANT * rounding
+        size = torch.where(varies, deviation, 1.0)
+        unit = torch.where(varies, 1 / size, 0.0)
+        center[-1], size[-1], unit[-1] = 0.0, 1.0, 1.0
+        sums = (self.sums - self.sums[:, -1:] * center) * unit
+        return self._replace(sums=sums, standard=Standard(center, size, unit))
 
 
 def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, fixed: int = 0) -> Tensor:
@@ -55,7 +99,7 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, fixed: int = 
     where its loss has all but stopped falling.
 
     :param start: (C, Q) in float64.
-    :param penalty: (Q,) d, not negative.
+    :param penalty: (Q,) d, not negative; zero for the bias.
     :param fixed: the coefficients of this number of components, the first ones, are not changed.
     :returns: (C, Q) in float64.
 
@@ -66,7 +110,15 @@ def minimize(rows: SoftmaxRows, start: Tensor, penalty: Tensor, *, fixed: int = 
     tensor([[0.2500],
             [0.7500]], dtype=torch.float64)
     """
-    return _Problem(rows, penalty, fixed).minimize(start)
+    if not len(rows.design):
+        return start
+    rows = rows.standardized()
+    standard = rows.standard
+    assert standard is not None
+    standard_start = standard.coefficients(start)
+    theta = _Problem(rows, penalty / standard.size.square(), fixed).minimize(standard_start)
+    moved = (theta != standard_start).any(-1, keepdim=True)
+    return torch.where(moved, standard.given(theta), start)
 
 
 class _Problem:
