@@ -1,13 +1,17 @@
 """Routing of rows to experts against brute force."""
 
+import pyro
 import pytest
 import torch
 from torch import nn
 
 from pyro_mixtures.errors import OptionError
+from pyro_mixtures.guides import HardPartition
+from pyro_mixtures.infer import EM, fit
 from pyro_mixtures.infer.experts.gates import Gate, Standard, fit_gate
 from pyro_mixtures.infer.experts.predictions import mix_experts
 from pyro_mixtures.infer.experts.routing import route
+from pyro_mixtures.models import MixtureOfRegressions
 from tests.infer.experts.programs import DTYPES, brute, labeled, randn, regressions
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -73,3 +77,29 @@ def test_a_gate_made_by_hand():
     x = torch.tensor([[-3.0], [-1.0], [2.0]])
     assert route(absolute, gate, x).tolist() == [3.0, 1.0, 2.0]
     torch.testing.assert_close(route(absolute, gate, x, "soft"), torch.tensor([3.0, 1.0, 2.0]))
+
+
+@pytest.mark.parametrize("how", ["hard", "soft"])
+@pytest.mark.parametrize(
+    ("offset", "spread", "dtype"),
+    [(1.7e9, 60.0, torch.float64), (5e4, 2e4, torch.float64), (5e4, 2e4, torch.float32)],
+)
+def test_routed_predictions_do_not_depend_on_the_units_of_covariates(offset, spread, dtype, how):
+    """A hard partition, a gate for its clusters and the routed predictions, against one of u."""
+    u = randn(300, 2, dtype=torch.float64)
+    far = (u * torch.tensor([spread, 1.0]) + torch.tensor([offset, 0.0])).to(dtype)
+    u = (far.double() - torch.tensor([offset, 0.0])) / torch.tensor([spread, 1.0])
+    y = u[:, 0].abs() + 0.3 * u[:, 1] + 0.1 * randn(300, dtype=torch.float64, seed=3)
+    predictions = []
+    for x in (u, far):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        model = MixtureOfRegressions(components=2, features=2).to(x.dtype)
+        guide = HardPartition(model, components=2, score="leave_one_out")
+        guide.set_labels((u[:, 0] > 0.2).long())
+        fit(EM(model, guide), x, y.to(x.dtype), progress=False)
+        gate = fit_gate(x, guide.labels.long(), 2)
+        predictions.append(route(model, gate, x, how).double())
+    tolerance = 2e-2 if dtype == torch.float32 else 1e-5
+    assert float((predictions[0] - predictions[1]).abs().mean()) < 0.1 * tolerance
+    torch.testing.assert_close(predictions[1], predictions[0], rtol=0, atol=tolerance)
