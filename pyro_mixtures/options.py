@@ -4,6 +4,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_mixtures.errors import OptionError
@@ -75,12 +76,12 @@ def check_generator(generator: Any) -> None:
 def check_flag(**options: Any) -> None:
     """Check that all ``options`` are True or False.
 
-    Python would take any string for true, ``"no"`` included.
+    Python would take any string for true, ``"no"`` included. Numbers are refused, too.
 
     :raises OptionError: for the first option that is not.
     """
     for name, value in options.items():
-        if value not in (True, False):
+        if not isinstance(value, bool | np.bool_):
             raise OptionError(f"{name}={value!r} must be True or False")
 
 

@@ -19,6 +19,7 @@ from pyro_mixtures.data.choice_design import (
     pandas,
 )
 from pyro_mixtures.errors import DataError, OptionError
+from pyro_mixtures.options import check_flag
 
 
 class ChoiceTable(NamedTuple):
@@ -107,6 +108,7 @@ def choices_from_long(
     >>> table.coefficients, table.design.shape
     (('cost', 'constant:car'), torch.Size([2, 1, 2, 2]))
     """
+    check_flag(constants=constants)
     if chooser is None and situation is None:
         raise OptionError(
             "pass chooser=, the column that identifies the choosers, or situation=, or both"
@@ -203,6 +205,7 @@ def choices_from_wide(
     tensor([[1., 0.],
             [3., 1.]])
     """
+    check_flag(constants=constants)
     available = dict(available or {})
     attributes = _attribute_names(alternatives)
     shared = [name for name in specific if name not in attributes]

@@ -17,7 +17,7 @@ from pyro_mixtures.errors import ClosedFormError, DataError, OptionError
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.bilinear import pair_outer
 from pyro_mixtures.ops.optimize.softmax_regression import SoftmaxRows, minimize
-from pyro_mixtures.options import check_number
+from pyro_mixtures.options import check_flag, check_number
 
 # Largest number of probabilities of rows under all components in memory at once.
 _NUMBERS = 1 << 22
@@ -97,6 +97,7 @@ class GatedWeights(ComponentWeights):
         reference: bool = True,
         validate_args: bool | None = None,
     ):
+        check_flag(reference=reference)
         check_floating(type(self).__name__, weight, bias)
         if covariates.dim() != 2:
             raise DataError(f"covariates must be (B, Q), not {tuple(covariates.shape)}")

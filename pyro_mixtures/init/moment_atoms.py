@@ -13,6 +13,7 @@ from pyro_mixtures.init.tensor_decomposition import (
     simultaneous_diagonalization,
     tensor_power,
 )
+from pyro_mixtures.options import check_flag
 
 _TINY = 1e-12  # smallest size of eigenvalues and atoms
 _MARGIN = 1.5  # by which eigenvalues of the second moment should exceed their noise
@@ -56,6 +57,7 @@ def moment_atoms(
     >>> [round(value, 1) for value in atoms.theta[0].tolist()], atoms.doubts
     ([1.0, -0.5], ())
     """
+    check_flag(diagonalize=diagonalize)
     rank = moments.points.shape[1]
     if components > rank:
         raise OptionError(

@@ -105,7 +105,7 @@ def compare_fits(
     >>> result.best.family, result.best.components
     ('spheres', 2)
     """
-    check_flag(warm_start=warm_start, truncated=truncated)
+    check_flag(warm_start=warm_start, truncated=truncated, progress=progress)
     check_whole(minimum=0, folds=folds, draws=draws, starts=starts)
     check_whole(epochs=fit_options.get("epochs", 1), chunk=1 if chunk is None else chunk)
     check_generator(generator)

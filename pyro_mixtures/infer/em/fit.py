@@ -22,7 +22,7 @@ from pyro_mixtures.infer.em.schedule import SearchSchedule
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.labeled_guide import LabeledGuide
 from pyro_mixtures.infer.searching_guide import SearchingGuide
-from pyro_mixtures.options import check_whole
+from pyro_mixtures.options import check_flag, check_whole
 from pyro_mixtures.poutine import ReuseMessenger
 
 # Epochs for which sorted rows keep their order: winners change little from one to the next.
@@ -124,6 +124,7 @@ def fit(
     >>> fit(em, x, progress=False).converged
     True
     """
+    check_flag(progress=progress)
     check_whole(minimum=0, epochs=epochs, warmup=warmup)
     check_whole(patience=patience)
     if search_every is not None:

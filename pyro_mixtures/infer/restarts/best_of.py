@@ -21,6 +21,7 @@ from pyro_mixtures.infer.restarts.stored_fits import (
     inference_of,
     preserved_random_state,
 )
+from pyro_mixtures.options import check_flag
 
 Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 Start = Callable[[Any], Any]  # sets the params of the model that it is given
@@ -86,6 +87,7 @@ def best_of(
     >>> result.elbos.shape, result.best.converged
     ((3,), True)
     """
+    check_flag(progress=progress)
     starts = list(starts)
     if not starts or steps < 1:
         raise OptionError(f"{len(starts)} starts and steps={steps}: pass at least one of each")

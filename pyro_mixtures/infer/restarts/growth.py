@@ -23,7 +23,7 @@ from pyro_mixtures.infer.restarts.stored_fits import (
     params_of,
     preserved_random_state,
 )
-from pyro_mixtures.options import check_whole
+from pyro_mixtures.options import check_flag, check_whole
 from pyro_mixtures.poutine.params import ParamHandle
 
 # Expected rows of a new component. Too few for its parameters, so that EM re-seeds it; but not
@@ -71,6 +71,7 @@ def grow(
     >>> [len(stage.model.weights) for stage in grow(build, x, components=[1, 2, 4], progress=False)]
     [1, 2, 4]
     """
+    check_flag(progress=progress)
     sizes = checked_sizes(components)
     seeds = torch.randint(1 << 31, (len(sizes),), generator=generator, device="cpu").tolist()
     stages: list[StoredFit] = []

@@ -29,6 +29,7 @@ from pyro_mixtures.infer.restarts.stored_fits import (
     inference_of,
     preserved_random_state,
 )
+from pyro_mixtures.options import check_flag
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def fit_restarts(
     >>> at_once.objectives.shape, at_once.best.guide.components
     ((10,), 2)
     """
+    check_flag(parallel=parallel, progress=progress)
     tensors, entries = Batches(rows).tensors, as_starts(starts)
     seeds = torch.randint(1 << 31, (len(entries),), generator=generator, device="cpu").tolist()
     restarts = Restarts(build, tensors, entries, seeds, StartSampler(tensors, on), fit_options)

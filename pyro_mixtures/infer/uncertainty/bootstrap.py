@@ -23,7 +23,7 @@ from pyro_mixtures.infer.restarts.stored_fits import (
     preserved_random_state,
     state_without_modules,
 )
-from pyro_mixtures.options import check_generator, check_whole
+from pyro_mixtures.options import check_flag, check_generator, check_whole
 
 Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 
@@ -99,6 +99,7 @@ def bootstrap(
     >>> len(result.refits), result.elbos.shape
     (3, (3,))
     """
+    check_flag(progress=progress)
     check_whole(draws=draws, epochs=fit_options.get("epochs", 1))
     check_generator(generator)
     tensors = Batches(rows).tensors

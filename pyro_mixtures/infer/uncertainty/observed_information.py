@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_mixtures.errors import NumericalError
 from pyro_mixtures.infer.uncertainty.estimated_params import Tangent
 from pyro_mixtures.infer.uncertainty.exact_likelihood import ExactLikelihood
+from pyro_mixtures.options import check_flag
 
 # Largest change of a row's log likelihood, in nats, in a step of a finite difference.
 _CHANGE = 1e-4
@@ -135,6 +136,7 @@ def observed_information(
     >>> observed_information(model, torch.randn(25, 1)).standard_errors["loc"]
     tensor([[0.2000]], dtype=torch.float64)
     """
+    check_flag(robust=robust)
     likelihood = ExactLikelihood(model, rows, site, given, frozenset(freeze), chunk)
     params = likelihood.params
     u = params.start
