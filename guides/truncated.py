@@ -10,6 +10,7 @@ from pyro_mixtures.errors import OptionError, PartitionError
 from pyro_mixtures.infer.searching_guide import SearchingGuide
 from pyro_mixtures.ops import Pairs
 from pyro_mixtures.ops.search import divergence_sums, keep_best, search_space
+from pyro_mixtures.options import check_integer
 from pyro_mixtures.partition import CandidateSets, NeighborGraph
 from pyro_mixtures.poutine import Joint, Posterior, ReuseMessenger, log_joint, posterior_of
 
@@ -61,6 +62,9 @@ class TruncatedPartition(SearchingGuide):
         seed: int | None = None,
     ):
         super().__init__(model, components=components, site=site, global_guide=global_guide)
+        check_integer(candidates=candidates, neighbors=neighbors, explore=explore)
+        if seed is not None:
+            check_integer(seed=seed)
         if not 1 <= candidates <= components:
             raise OptionError(f"candidates={candidates} must lie in [1, components={components}]")
         if not 1 <= neighbors <= components:
@@ -70,7 +74,7 @@ class TruncatedPartition(SearchingGuide):
         self.candidates = candidates
         self.neighbors = neighbors
         self.explore = explore
-        self.seed = seed
+        self.seed = None if seed is None else int(seed)
         self.sets: CandidateSets | None = None
         self.graph: NeighborGraph | None = None
         self._generator: torch.Generator | None = None

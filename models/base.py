@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mixtures.distributions import Components, IsotropicNormals, MixtureWeights
-from pyro_mixtures.errors import DataError, SharedParamsWarning
+from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
 from pyro_mixtures.init import Seeds
 from pyro_mixtures.models.row_weights import check_tensor, weighted_rows
 from pyro_mixtures.options import check_flag, check_number, check_whole
@@ -117,6 +117,11 @@ class Mixture(MixtureProgram):
         :returns: None; the params are set in place.
         :raises DataError: when the seeds have another number of components or features.
         """
+        if not isinstance(seeds, Seeds):
+            raise OptionError(
+                f"seeds is a {type(seeds).__name__}: pass the result of seed_rows(x, "
+                f"{self.components})"
+            )
         expected = (self.components, self.features)
         if seeds.loc.shape != expected:
             raise DataError(f"seeds are {tuple(seeds.loc.shape)}, but the model needs {expected}")

@@ -21,12 +21,21 @@ def check_whole(*, minimum: int = 1, **options: Any) -> None:
     ...
     pyro_mixtures.errors.OptionError: components=3.0 must be a whole number, an int
     """
+    check_integer(**options)
+    for name, value in options.items():
+        if int(value) < minimum:
+            raise OptionError(f"{name}={value} must {_bound(minimum)}")
+
+
+def check_integer(**options: Any) -> None:
+    """Check that all ``options`` are integers, of either sign.
+
+    :raises OptionError: for the first option that is not.
+    """
     for name, value in options.items():
         # True is an int in Python, but is never meant as one.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise OptionError(f"{name}={value!r} must be a whole number, an int")
-        if int(value) < minimum:
-            raise OptionError(f"{name}={value} must {_bound(minimum)}")
 
 
 def check_number(*, positive: bool = False, **options: Any) -> None:

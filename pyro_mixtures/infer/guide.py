@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_mixtures.distributions import CandidateCategorical
 from pyro_mixtures.errors import DataError, ModelError, OptionError
+from pyro_mixtures.options import check_integer
 from pyro_mixtures.poutine import (
     PlateMessenger,
     Posterior,
@@ -52,6 +53,7 @@ class PartitionGuide(PyroModule):
         global_guide: Callable[..., Any] | None = None,
     ):
         super().__init__()
+        check_integer(components=components)
         if components < 1:
             raise OptionError(f"components={components}: a mixture has at least one component")
         self._model = (model,)  # in a tuple: the model's parameters are not the guide's

@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops.distances import nearest_distance, squared_distance
+from pyro_mixtures.options import check_generator, check_integer
 
 METHODS = ("afkmc2", "random")
 _NUMBERS = 1 << 20  # elements of a chunk of rows
@@ -50,6 +51,8 @@ def seed_rows(
     >>> seeds.loc.shape
     torch.Size([3, 1])
     """
+    check_integer(components=components, chain=chain)
+    check_generator(generator)
     x = as_rows(x)
     if x.dim() != 2:
         raise DataError(f"rows must be (N, D), not {tuple(x.shape)}")

@@ -1,6 +1,7 @@
 """Expectation maximization over a Pyro program, with the interface of ``pyro.infer.SVI``."""
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -287,7 +288,7 @@ class EM:
         """Return the statistics of stepwise EM, with those of the last minibatch."""
         assert self.step_size is not None
         rate = self.step_size(self.steps)
-        if not 0 < rate <= 1:
+        if not isinstance(rate, Real | Tensor) or not 0 < rate <= 1:
             raise OptionError(f"step_size({self.steps}) = {rate} is outside (0, 1]")
         whole_data_set = self._size / self._rows
         for name, site in self._sites.items():

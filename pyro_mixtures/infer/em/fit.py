@@ -132,6 +132,16 @@ def fit(
     # An infinite tolerance is allowed: such fits never converge, or converge at once.
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or math.isnan(tolerance):
         raise OptionError(f"tolerance={tolerance!r} must be a number, in nats per row and feature")
+    if not isinstance(inference, EM | SVI):
+        raise ModelError(
+            f"inference is of type {type(inference).__name__}: pass an inference over a model and "
+            "its guide, fit(EM(model, guide), rows)"
+        )
+    if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks := list(callbacks))):
+        raise OptionError(
+            f"callbacks={callbacks!r} must be functions of the fit: pass a list, such as "
+            "callbacks=[print]"
+        )
     guide = inference.guide
     if not isinstance(guide, PartitionGuide):
         raise ModelError(

@@ -1,7 +1,7 @@
 """The best of several starts: a short EM from each, and a full fit from the most likely one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from pyro_mixtures.infer.restarts.stored_fits import (
     inference_of,
     preserved_random_state,
 )
-from pyro_mixtures.options import check_flag
+from pyro_mixtures.options import check_flag, check_integer
 
 Build = Callable[[], EM | tuple[Callable[..., Any], EM]]
 Start = Callable[[Any], Any]  # sets the params of the model that it is given
@@ -88,6 +88,11 @@ def best_of(
     ((3,), True)
     """
     check_flag(progress=progress)
+    check_integer(steps=steps)
+    if not isinstance(starts, Iterable):
+        raise OptionError(
+            f"starts={starts!r} is no list: pass one function per start, such as starts=[start] * 3"
+        )
     starts = list(starts)
     if not starts or steps < 1:
         raise OptionError(f"{len(starts)} starts and steps={steps}: pass at least one of each")
