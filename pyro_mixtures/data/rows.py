@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.masked import MaskedTensor
 
+from pyro_mixtures.data.arrays import as_array, is_pandas
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.options import check_whole
 
@@ -126,26 +127,31 @@ class Batches:
 
 
 def as_rows(data: Any) -> Tensor:
-    """Convert data to a tensor whose first dimension counts rows.
+    """Convert data to a tensor whose first dimension counts rows, each number exactly.
 
-    :param data: a tensor, a NumPy array, or nested lists.
-    :returns: the tensor; it shares its memory with arrays where that is possible.
-    :raises DataError: for sparse tensors, single numbers, or arrays that do not hold real numbers.
+    :param data: a tensor, a NumPy array, a pandas DataFrame or Series, or nested lists. Missing
+        values of pandas become NaN.
+    :returns: the tensor; it shares its memory with arrays where that is possible. Arrays of another
+        byte order are copied.
+    :raises DataError: for sparse tensors, single numbers, masked entries, data that are not real
+        numbers, and numbers that torch cannot hold exactly.
 
     >>> as_rows(np.zeros((3, 2), dtype=np.float32)).shape
     torch.Size([3, 2])
+    >>> as_rows(np.ma.masked_equal([1, 2, 1], 7))
+    tensor([1, 2, 1])
     """
     if isinstance(data, Tensor):
         tensor = data
     else:
+        array = as_array(data)
         with warnings.catch_warnings():
             # torch warns that read-only arrays (memory maps) are not writable. Rows are only read.
             warnings.filterwarnings(
                 "ignore", message="The given NumPy array is not writable", category=UserWarning
             )
-            tensor = torch.from_numpy(_as_array(data))
-    if tensor.layout is not torch.strided:
-        raise DataError(f"rows must be dense, not {tensor.layout}: pass x.to_dense()")
+            tensor = torch.from_numpy(array)
+    _check_plain(tensor)
     if tensor.dim() == 0:
         raise DataError("rows must have at least one dimension, not a single number")
     return tensor
@@ -154,7 +160,9 @@ def as_rows(data: Any) -> Tensor:
 def as_arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Convert the NumPy arrays among a program's arguments to tensors; others are unchanged.
+    """Convert NumPy arrays and pandas objects among a program's arguments to tensors.
+
+    :returns: the arguments; all others are unchanged.
 
     >>> as_arguments([np.zeros(2, dtype=np.float32), 3], {})
     ((tensor([0., 0.]), 3), {})
@@ -164,16 +172,23 @@ def as_arguments(
 
 
 def _as_argument(value: Any) -> Any:
-    return as_rows(value) if isinstance(value, np.ndarray) and value.ndim else value
+    if isinstance(value, Tensor):
+        return value
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    return as_rows(value) if is_array or is_pandas(value) else value
 
 
-def _as_array(data: Any) -> NDArray[Any]:
-    try:
-        array = np.asarray(data)
-    except ValueError as error:
-        raise DataError(f"rows must all have the same shape: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"rows must be real numbers of one shape, not {array.dtype}")
-    if not array.ndim:
-        raise DataError("rows must have at least one dimension, not a single number")
-    return np.ascontiguousarray(array)
+def _check_plain(tensor: Tensor) -> None:
+    """Refuse tensors that are not dense real numbers."""
+    if isinstance(tensor, MaskedTensor):
+        raise DataError(
+            "rows are a MaskedTensor: pass the rows without masked entries, or fill the entries "
+            "in, x.to_tensor(value)"
+        )
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        remedy = "x.to_padded_tensor(0.0)" if tensor.is_nested else "x.to_dense()"
+        raise DataError(f"rows must be dense, not {tensor.layout}: pass {remedy}")
+    if tensor.is_quantized:
+        raise DataError(f"rows are {tensor.dtype}: pass x.dequantize()")
+    if tensor.is_complex():
+        raise DataError(f"rows must be real numbers, not {tensor.dtype}: pass x.real, for example")

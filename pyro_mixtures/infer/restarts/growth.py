@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mixtures.data.rows import Batches
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
@@ -72,7 +73,7 @@ def grow(
     [1, 2, 4]
     """
     check_flag(progress=progress)
-    sizes = checked_sizes(components)
+    sizes, tensors = checked_sizes(components), Batches(rows).tensors
     seeds = torch.randint(1 << 31, (len(sizes),), generator=generator, device="cpu").tolist()
     stages: list[StoredFit] = []
     with preserved_random_state():
@@ -81,13 +82,14 @@ def grow(
                 inference = inference_of(build(size))
                 if stages:
                     smaller_size = sizes[len(stages) - 1]
-                    inherit_values(inference, rows, stages[-1].values(rows), size, smaller_size)
+                    values = stages[-1].values(tensors)
+                    inherit_values(inference, tensors, values, size, smaller_size)
                 elif start is not None:
                     start(inference.model)
                 if len(sizes) > 1:
                     _check_reseeds(inference)
                     _check_guide(inference)
-                stage = fit(inference, *rows, progress=progress, **fit_options)
+                stage = fit(inference, *tensors, progress=progress, **fit_options)
                 stages.append(StoredFit(stage, state))
             if stages[-1].fit.interrupted:
                 break
