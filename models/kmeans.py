@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import as_floating
 from pyro_mixtures.distributions import Components, DirectionalNormals, UnitNormals
 from pyro_mixtures.errors import DataError
 from pyro_mixtures.models.bregman import MeanMixture
@@ -52,7 +53,7 @@ class KMeans(MeanMixture):
     def _observed(self, x: Tensor) -> Tensor:
         if not self.spherical:
             return x
-        x = x.to(self.mean) if not x.is_floating_point() else x
+        x = x if x.is_floating_point() else as_floating(x, self.mean.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if bool((length == 0).any()):
             row = int((length == 0).nonzero()[0, 0])

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import as_floating
 from pyro_mixtures.errors import DataError
 
 
@@ -26,7 +27,7 @@ def weighted_rows(
     :raises DataError: see :func:`check_row_weight`.
     """
     check_row_weight(row_weight, rows)
-    return _scaled(row_weight.to(dtype))
+    return _scaled(as_floating(row_weight, dtype, "row weights"))
 
 
 @contextmanager
@@ -73,4 +74,6 @@ def check_tensor(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and value.dim():
         return
     actual = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise DataError(f"{name} must be a tensor (N, ...), not {actual}: pass torch.as_tensor({name})")
+    raise DataError(
+        f"{name} must be a tensor (N, ...), not {actual}: pass pyro_mixtures.data.as_rows({name})"
+    )

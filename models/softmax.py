@@ -7,11 +7,13 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from pyro_mixtures.data.exact import floating_dtype
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.distributions import MixtureWeights
 from pyro_mixtures.distributions.logit.softmax_components import SoftmaxComponents
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.models.base import MixtureProgram
+from pyro_mixtures.models.row_weights import check_tensor
 from pyro_mixtures.poutine import data_plate
 
 # Approximate standard deviation of the initial logits over items.
@@ -129,6 +131,8 @@ class SoftmaxMixture(MixtureProgram):
         :returns: the items, observed or drawn.
         :raises DataError: when the arguments do not fit the model or each other.
         """
+        if x is not None:
+            check_tensor("rows", x)
         if x is not None and x.dim() != 1:
             raise DataError(f"rows must be item numbers (N,), not {tuple(x.shape)}")
         row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x))
@@ -141,7 +145,7 @@ class SoftmaxMixture(MixtureProgram):
 
 def _checked(features: Tensor) -> Tensor:
     """Return floating-point features (p, L), each of which differs between items."""
-    features = features if features.is_floating_point() else features.to(torch.get_default_dtype())
+    features = features.to(floating_dtype(features, "features"))
     if features.dim() != 2 or len(features) < 2 or not features.shape[1]:
         raise DataError(
             f"features {tuple(features.shape)} must be (p, L), "

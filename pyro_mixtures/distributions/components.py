@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_mixtures.data.exact import as_floating
 from pyro_mixtures.distributions.indexing import flat_index, once
 from pyro_mixtures.distributions.shapes import Shape, broadcast
 from pyro_mixtures.distributions.statistics import add
@@ -370,7 +371,7 @@ class Selected(TorchDistribution):
 def match_dtype(value: Tensor, like: Tensor) -> Tensor:
     """Widen ``value`` to the dtype of the parameters ``like``.
 
-    :raises DataError: when that would lose precision.
+    :raises DataError: when that would lose precision, of integers too.
     """
     if value.dtype == like.dtype:
         return value
@@ -379,7 +380,7 @@ def match_dtype(value: Tensor, like: Tensor) -> Tensor:
             f"rows are {value.dtype} but the parameters {like.dtype}: "
             "cast one, for example model.double() or x.float()"
         )
-    return value.to(like.dtype)
+    return as_floating(value, like.dtype)
 
 
 def check_floating(name: str, *arguments: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import check_exact
 from pyro_mixtures.distributions.components import Components, match_dtype
 from pyro_mixtures.distributions.indexing import once
 from pyro_mixtures.distributions.statistics import add
@@ -153,9 +154,12 @@ class GatheredComponents(Components):
         return {name: value for name, value in halfway.items() if bool(value.isfinite().all())}
 
     def _rows(self, value: Tensor) -> Tensor:
-        """Rows in the dtype of the arguments; integers as they are."""
+        """Rows in the dtype of the arguments; integers as they are, if that dtype holds them."""
         like = self.arguments[self.argument_names[0]]
-        return match_dtype(value, like) if value.is_floating_point() else value
+        if value.is_floating_point():
+            return match_dtype(value, like)
+        check_exact(value, like.dtype)
+        return value
 
     def _flat_arguments(self) -> list[Tensor]:
         return [

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.arrays import are_numbers, as_array, check_unmasked, is_pandas
+from pyro_mixtures.data.exact import as_floating
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 
@@ -32,7 +34,8 @@ def as_variable(values: Array, name: str, *, nominal: bool = False) -> Variable:
     if nominal:
         points = _encode_labels(array, name).astype(np.float64)[:, None]
     elif array.dtype.kind in "biuf":
-        points = array.reshape(len(array), -1).astype(np.float64) + 0.0  # turns -0.0 into 0.0
+        numbers = as_floating(as_rows(array), torch.float64, name).numpy()
+        points = numbers.reshape(len(array), -1) + 0.0  # turns -0.0 into 0.0
     else:
         raise DataError(
             f"{name} has dtype {array.dtype}, which is not numeric: name it in discrete= if its "
@@ -53,7 +56,10 @@ def as_columns(values: Array, name: str) -> Tensor:
     _check_shape(tuple(columns.shape), name)
     if columns.is_complex():
         raise DataError(f"{name} has dtype {columns.dtype}: pass real numbers")
-    columns = _widen_half(columns) if columns.is_floating_point() else columns.double()
+    if columns.is_floating_point():
+        columns = _widen_half(columns)
+    else:
+        columns = as_floating(columns, torch.float64, name)
     columns = columns.reshape(len(columns), -1)
     _check_finite(columns.isfinite().all(1).cpu().numpy(), name)
     for column in (columns == columns[0]).all(0).nonzero()[:1, 0].tolist():
@@ -79,6 +85,9 @@ def near_one(z: Tensor) -> Tensor:
 def _to_numpy(values: Array, name: str) -> np.ndarray:
     if isinstance(values, Tensor):
         return _widen_half(as_rows(values).detach()).cpu().numpy()
+    if is_pandas(values) and are_numbers(values):
+        return as_array(values)
+    check_unmasked(values)
     try:
         return np.asarray(values)
     except ValueError as error:  # lists of different lengths

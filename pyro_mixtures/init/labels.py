@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import check_exact, holds_exactly
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.init.seeding import seed_rows
@@ -113,6 +114,7 @@ class _StandardizedRows(NamedTuple):
 
 
 def _standardized(x: Tensor) -> _StandardizedRows:
+    check_exact(x, torch.float64)
     zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     rows = _StandardizedRows(x, zero, zero.new_ones(()))
     center = sum((rows.at(block).sum(0) for block in rows.blocks()), zero) / len(x)
@@ -122,7 +124,8 @@ def _standardized(x: Tensor) -> _StandardizedRows:
     rows = rows._replace(center=center)
     squares = sum((rows.at(block).square().sum(0) for block in rows.blocks()), zero)
     unit = (squares.mean() / len(x)).sqrt()
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    narrow = x.dtype != torch.float64 and holds_exactly(x, torch.float32)
+    dtype = torch.float32 if narrow else torch.float64
     return _StandardizedRows(x, center.to(dtype), torch.where(unit > 0, unit, 1.0).to(dtype))
 
 

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import as_floating, floating_dtype
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError
 
@@ -223,10 +224,9 @@ def untilt(weights: Tensor, theta: Tensor, features: Any, log_density_ratio: Ten
 
 
 def as_items(features: Any) -> Tensor:
-    """Convert features to a tensor, integers to the default dtype, as a softmax mixture does."""
+    """Convert features to a tensor, integers to floating point, as a softmax mixture does."""
     tensor = as_rows(features)
-    is_inexact = tensor.is_floating_point() or tensor.is_complex()
-    return tensor if is_inexact else tensor.to(torch.get_default_dtype())
+    return tensor.to(floating_dtype(tensor, "features"))
 
 
 def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
@@ -235,8 +235,7 @@ def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
     :raises DataError: when they do not fit each other or are not finite, or there are no draws.
     """
     features, counts = as_items(features), as_rows(counts)
-    is_matrix = features.dim() == 2 and len(features) >= 2 and features.shape[1] > 0
-    if not is_matrix or not features.is_floating_point():
+    if features.dim() != 2 or len(features) < 2 or not features.shape[1]:
         raise DataError(
             "features must be floating-point numbers (p, L) of at least two items, not "
             f"{_described(features)}"
@@ -250,7 +249,7 @@ def checked_items(features: Any, counts: Any) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"item {item} has NaN or infinity among its features: remove such items first"
         )
-    counts = counts.to(features.device).double()
+    counts = as_floating(counts.to(features.device), torch.float64, "counts")
     if not bool((counts.isfinite() & (counts >= 0)).all()) or not bool(counts.sum() > 0):
         raise DataError("counts must be finite and not negative, and at least one positive")
     return features.detach(), counts

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import floating_dtype
 from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError, OptionError
 from pyro_mixtures.ops.distances import nearest_distance, squared_distance
@@ -42,7 +43,8 @@ def seed_rows(
         uniformly.
     :param chain: length of the Markov chains.
     :param generator: source of randomness, on the CPU; torch's global one by default.
-    :returns: the row numbers, the rows, and the variance of the data.
+    :returns: the row numbers, the rows, and the variance of the data. Integers become float64 where
+        the default dtype does not hold them exactly.
     :raises DataError: when rows are not (N, D), not finite, or fewer than C.
     :raises OptionError: for an unknown method, or a chain that is not positive.
 
@@ -64,7 +66,7 @@ def seed_rows(
         raise OptionError(f"chain={chain} must be positive")
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}; choose one of {METHODS}")
-    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    dtype = floating_dtype(x)
     variance = _variance(x).to(dtype)
     if method == "random":
         index = torch.randperm(len(x), generator=generator, device="cpu")[:components].to(x.device)

@@ -10,7 +10,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_mixtures.distributions import RestrictedSupport
+from pyro_mixtures.data.exact import check_exact
+from pyro_mixtures.distributions import RestrictedSupport, Selected
 from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
 from pyro_mixtures.poutine.structure import ProgramStructure
@@ -219,7 +220,11 @@ def site_term(node: Any, z: Any, structure: ProgramStructure) -> Tensor:
     It is masked, scaled relative to the site ``z``, and summed over nested plates.
     """
     scale, reference = own_scale(node, structure), own_scale(z, structure)
-    return _per_row(scaled_like(_site_log_prob(node), scale, reference), structure)
+    log_prob = _site_log_prob(node)
+    # Stock distributions would round integers. The families of this package check their rows.
+    if not isinstance(node["fn"], Selected) and isinstance(node["value"], Tensor):
+        check_exact(node["value"], log_prob.dtype, f"rows of site {node['name']!r}")
+    return _per_row(scaled_like(log_prob, scale, reference), structure)
 
 
 def _site_log_prob(node: Any) -> Tensor:

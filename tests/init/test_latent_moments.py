@@ -254,7 +254,7 @@ def test_arrays_and_integers_are_converted():
     ("change", "says"),
     [
         ({"features": torch.zeros(10)}, "must be"),
-        ({"features": torch.zeros(10, 2, dtype=torch.complex64)}, "floating-point numbers"),
+        ({"features": torch.zeros(10, 2, dtype=torch.complex64)}, "must be real numbers"),
         ({"features": torch.zeros(10, 2, dtype=torch.int64)}, "no variance"),
         ({"features": torch.full((10, 2), torch.nan)}, "item 0 has NaN"),
         ({"features": torch.ones(10, 2)}, "no variance"),
