@@ -1,7 +1,10 @@
 """Overlapping image patches as rows, and their averaging back to an image."""
 
+import torch
 from torch import Tensor
 
+from pyro_mixtures.data.exact import floating_dtype
+from pyro_mixtures.data.rows import as_rows
 from pyro_mixtures.errors import DataError
 
 
@@ -19,7 +22,7 @@ def extract_patches(image: Tensor, size: int) -> Tensor:
     tensor([[0., 1., 3., 4.],
             [1., 2., 4., 5.]])
     """
-    image = _with_channels(image)
+    image = _with_channels(as_rows(image))
     if size < 1 or size > min(image.shape[:2]):
         raise DataError(
             f"patches of {size} x {size} do not fit an image of {image.shape[0]} x {image.shape[1]}"
@@ -36,14 +39,16 @@ def average_patches(
     :param patches: (N, size * size * channels), in the order of :func:`extract_patches`.
     :param shape: (H, W) or (H, W, channels) of the image.
     :param weight: (N,) weight of each patch, equal by default.
-    :returns: the image.
-    :raises DataError: when patches and shape do not belong together.
+    :returns: the image, in floating point: means of integers are not rounded.
+    :raises DataError: when patches and shape do not belong together, or weights are not (N,) finite
+        numbers of zero or more of which at least one is positive at every pixel.
 
     >>> import torch
     >>> image = torch.arange(12.0).reshape(3, 4)
     >>> torch.equal(average_patches(extract_patches(image, 2), image.shape), image)
     True
     """
+    patches = as_rows(patches)
     height, width, channels = (*shape, 1)[:3]
     size = round((patches.shape[1] / channels) ** 0.5)
     rows, columns = height - size + 1, width - size + 1
@@ -51,9 +56,15 @@ def average_patches(
         raise DataError(
             f"patches {tuple(patches.shape)} are not those of an image of shape {tuple(shape)}"
         )
+    dtype = floating_dtype(patches, "patches")
+    if weight is None:
+        weights = patches.new_ones(rows, columns, dtype=dtype)
+    else:
+        weight = _checked_weight(weight, len(patches))
+        dtype = torch.promote_types(dtype, floating_dtype(weight, "weights"))
+        weights = weight.to(dtype).reshape(rows, columns)
+    patches, weights = patches.to(dtype), weights.unsqueeze(-1)
     grid = patches.reshape(rows, columns, size, size, channels)
-    weights = patches.new_ones(rows, columns) if weight is None else weight.reshape(rows, columns)
-    weights = weights.unsqueeze(-1)
     total = patches.new_zeros(height, width, channels)
     total_weight = patches.new_zeros(height, width, 1)
     # torch.nn.functional.fold needs a copy of all patches, in another memory order.
@@ -61,7 +72,30 @@ def average_patches(
         for j in range(size):
             total[i : i + rows, j : j + columns] += grid[:, :, i, j] * weights
             total_weight[i : i + rows, j : j + columns] += weights
+    uncovered = (total_weight == 0).nonzero()[:, :2]
+    if len(uncovered):
+        raise DataError(
+            f"all patches that cover pixel {uncovered[0].tolist()} have weight zero: give one of "
+            "them a positive weight"
+        )
     return (total / total_weight).reshape(shape)
+
+
+def _checked_weight(weight: Tensor, patches: int) -> Tensor:
+    weight = as_rows(weight)
+    if weight.shape != (patches,):
+        raise DataError(
+            f"weight has shape {tuple(weight.shape)} for {patches} patches: give one weight per "
+            f"patch, ({patches},)"
+        )
+    invalid = (~(weight.isfinite() & (weight >= 0))).nonzero()[:, 0]
+    if len(invalid):
+        patch = int(invalid[0])
+        raise DataError(
+            f"the weight of patch {patch} is {weight[patch].item()}: weights must be finite and "
+            "not negative"
+        )
+    return weight
 
 
 def _with_channels(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Patches of images and back."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,3 +93,45 @@ def test_patches_lie_on_the_device_of_the_image():
     patches = extract_patches(image, 2)
     back = average_patches(patches, image.shape, weight=torch.ones(len(patches), device="cpu"))
     assert patches.device.type == back.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+def test_averages_of_integers_do_not_wrap_around_or_round(dtype):
+    image = torch.arange(72, device="cpu").reshape(8, 9) * 3
+    patches = extract_patches(image.to(dtype), 3)
+    torch.testing.assert_close(average_patches(patches, (8, 9)), image.float())
+    halves = average_patches(torch.tensor([[0], [1]], device="cpu").to(dtype), (2, 1))
+    assert halves.is_floating_point()
+    mixed = torch.tensor([[0, 0], [1, 1]], device="cpu").repeat(1, 2).to(dtype)
+    assert average_patches(mixed, (2, 3))[0].tolist() == [0.0, 0.5, 1.0]
+
+
+def test_the_weights_dtype_widens_that_of_the_patches():
+    patches = torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3]], dtype=torch.uint8, device="cpu")
+    weight = torch.tensor([2.0, 1.0], dtype=torch.float64, device="cpu")
+    image = average_patches(patches, (2, 3), weight=weight)
+    assert image.dtype == torch.float64
+    assert image[0].tolist() == [0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.zeros(2), r"all patches that cover pixel \[0, 0\] have weight zero: give one"),
+        (torch.tensor([1.0, 0.0]), r"all patches that cover pixel \[0, 2\] have weight zero"),
+        (torch.tensor([1.0, -1.0]), r"the weight of patch 1 is -1\.0: weights must be finite"),
+        (torch.tensor([1.0, torch.nan]), r"the weight of patch 1 is nan: weights must be finite"),
+        (torch.ones(3), r"weight has shape \(3,\) for 2 patches: .*\(2,\)"),
+        (torch.ones(2, 1), r"weight has shape \(2, 1\) for 2 patches"),
+    ],
+)
+def test_weights_that_do_not_define_a_mean_are_refused(weight, message):
+    with pytest.raises(DataError, match=message):
+        average_patches(torch.ones(2, 4), (2, 3), weight=weight)
+
+
+def test_arrays_are_taken_like_tensors():
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    patches = extract_patches(image, 2)
+    assert torch.equal(patches, extract_patches(torch.from_numpy(image), 2))
+    assert np.array_equal(average_patches(patches.numpy(), image.shape).numpy(), image)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_mixtures.data.rows import as_arguments, as_rows
 from pyro_mixtures.distributions import Selected
+from pyro_mixtures.distributions.components import match_dtype
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.infer.scoring.posteriors import posteriors
@@ -186,7 +187,9 @@ class _Query(NamedTuple):
                 f"site {self.observed!r} is {type(fn).__name__}: use a normal family of "
                 "pyro_mixtures.distributions, selected by [z]"
             )
-        return value, fn.family
+        # Bytes, for example, would wrap around in differences from the means.
+        params = next(iter(fn.family.arguments.values()))
+        return match_dtype(value, params), fn.family
 
 
 def _fill(query: _Query, rows: tuple[Tensor, ...], missing: Tensor) -> Tensor:

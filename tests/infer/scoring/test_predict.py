@@ -10,7 +10,8 @@ from pyro_mixtures.distributions import Categoricals, DiagonalNormals, FullNorma
 from pyro_mixtures.errors import OptionError
 from pyro_mixtures.guides import FullPartition, TruncatedPartition
 from pyro_mixtures.infer import conditional, reconstruct, sample
-from pyro_mixtures.models import GaussianMixture
+from pyro_mixtures.init import seed_rows
+from pyro_mixtures.models import GaussianMixture, MixtureOfFactorAnalyzers
 from pyro_mixtures.poutine import data_plate
 from tests.infer.scoring.mixtures import (
     FAMILIES,
@@ -392,3 +393,34 @@ def test_handled_programs_are_sampled_too():
     """They do not tell their arguments."""
     model = GaussianMixture(components=2, features=3)
     assert sample(pyro.poutine.mask(model, mask=True), size=4)["x"].shape == (4, 3)
+
+
+# Rows of other dtypes.
+
+
+RECONSTRUCTED = {
+    "diagonal": lambda: GaussianMixture(components=2, features=3),
+    "full": lambda: GaussianMixture(components=2, features=3, covariance="full"),
+    "isotropic": lambda: GaussianMixture(components=2, features=3, covariance="isotropic"),
+    "factors": lambda: MixtureOfFactorAnalyzers(components=2, features=3, factors=1),
+}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float16])
+@pytest.mark.parametrize("family", RECONSTRUCTED)
+def test_reconstruction_computes_in_the_dtype_of_the_params(family, dtype, wide):
+    model = RECONSTRUCTED[family]()
+    x = torch.randint(0, 250, (9, 3)).to(dtype)
+    model.start_at(seed_rows(x.float(), 2))
+    model = model.double() if wide else model
+    params_dtype = torch.float64 if wide else torch.float32
+    for noise in (0.4, 16.0, 20.0):
+        actual = reconstruct(model, x, noise=noise)
+        assert actual.dtype == params_dtype
+        expected = reconstruct(model, x.to(params_dtype), noise=noise)
+        torch.testing.assert_close(actual, expected)
+    if dtype == torch.float16:
+        x[2, 1] = torch.nan
+        expected = conditional(model, x.to(params_dtype)).half()
+        torch.testing.assert_close(conditional(model, x), expected)
