@@ -61,9 +61,9 @@ def test_em_takes_arrays_of_covariates_and_outcomes():
 )
 def test_programs_take_tensors_alone(use, name):
     for given in (np.zeros((N, D)), [[0.0] * D] * N, 3.0, torch.tensor(3.0)):
-        with pytest.raises(
-            DataError, match=rf"{name} must be a tensor \(N, \.\.\.\), not .*: pass torch.as_tensor"
-        ):
+        remedy = rf"pass pyro_mixtures\.data\.as_rows\({name}\)"
+        message = rf"{name} must be a tensor \(N, \.\.\.\), not .*: {remedy}"
+        with pytest.raises(DataError, match=message):
             use(given)
 
 

@@ -66,7 +66,7 @@ def test_smaller_integers_work_as_the_message_says(family):
 @pytest.mark.parametrize("strategy", [FullPartition, TruncatedPartition, HardPartition])
 def test_every_guide_refuses_rows_that_float32_rounds(strategy):
     model = MIXTURES["diagonal"]()
-    options = {"candidates": 2} if strategy is TruncatedPartition else {}
+    options = {"candidates": 2, "neighbors": 2} if strategy is TruncatedPartition else {}
     em = EM(model, strategy(model, components=2, **options))
     with pytest.raises(DataError, match=REFUSED):
         em.step(seconds())
