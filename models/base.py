@@ -17,6 +17,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mixtures.data.rows import numbered
 from pyro_mixtures.distributions import Components, IsotropicNormals, MixtureWeights
 from pyro_mixtures.errors import DataError, OptionError, SharedParamsWarning
 from pyro_mixtures.init import Seeds
@@ -61,11 +62,14 @@ class MixtureProgram(PyroModule):
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(f"rows must be (N, {self.features}), not {tuple(x.shape)}")
 
-    def _weighted_rows(self, row_weight: Tensor | None, rows: int) -> AbstractContextManager[None]:
+    def _weighted_rows(
+        self, row_weight: Tensor | None, rows: int, index: Tensor | None
+    ) -> AbstractContextManager[None]:
         """Return the context in which the program's sites have ``row_weight``."""
         if row_weight is None:
             return nullcontext()
-        return weighted_rows(row_weight, rows, next(self.parameters()).dtype)
+        with numbered(index):
+            return weighted_rows(row_weight, rows, next(self.parameters()).dtype)
 
     def _warn_if_shared(self) -> None:
         """Warn if Pyro's param store replaces params of this model with those of another model.
@@ -151,8 +155,9 @@ class Mixture(MixtureProgram):
         """
         if x is not None:
             self._check_rows(x)
-            x = self._observed(x)
-        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x))
+            with numbered(index):
+                x = self._observed(x)
+        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x), index)
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
         with data_plate(x, index, size), row_weights:
@@ -246,7 +251,7 @@ class ConditionalMixture(MixtureProgram):
             check_tensor("outcomes", y)
             if len(y) != len(x):
                 raise DataError(f"{len(y)} outcomes for {len(x)} rows of covariates")
-        row_weights = self._weighted_rows(row_weight, len(x))
+        row_weights = self._weighted_rows(row_weight, len(x), index)
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions(x)
         if y is not None and y.shape[1:] != components.event_shape:

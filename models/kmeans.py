@@ -57,8 +57,9 @@ class KMeans(MeanMixture):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if bool((length == 0).any()):
             row = int((length == 0).nonzero()[0, 0])
-            raise DataError(
-                f"row {row} is all zeros and has no direction: "
-                "remove such rows, or use spherical=False"
+            raise DataError.at_row(
+                row,
+                "row {row} is all zeros and has no direction: "
+                "remove such rows, or use spherical=False",
             )
         return x / length

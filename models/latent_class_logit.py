@@ -120,7 +120,7 @@ class LatentClassLogit(MixtureProgram):
         :raises DataError: when the arguments do not fit the model or each other.
         """
         check_tensor("design", design)
-        row_weights = self._weighted_rows(row_weight, len(design))
+        row_weights = self._weighted_rows(row_weight, len(design), index)
         self._warn_if_shared()
         logits = self.component_distributions(design, available)
         classes = self.class_distribution(covariates)

@@ -58,9 +58,10 @@ def check_row_weight(row_weight: Tensor, rows: int) -> None:
     invalid = ~(row_weight.isfinite() & (row_weight >= 0))
     if bool(invalid.any()):
         row = int(invalid.nonzero()[0])
-        raise DataError(
-            f"row_weight of row {row} is {row_weight[row].item()}: "
-            "weights must be finite and not negative"
+        raise DataError.at_row(
+            row,
+            f"row_weight of row {{row}} is {row_weight[row].item()}: "
+            "weights must be finite and not negative",
         )
 
 

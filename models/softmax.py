@@ -135,7 +135,7 @@ class SoftmaxMixture(MixtureProgram):
             check_tensor("rows", x)
         if x is not None and x.dim() != 1:
             raise DataError(f"rows must be item numbers (N,), not {tuple(x.shape)}")
-        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x))
+        row_weights = self._weighted_rows(row_weight, 0 if x is None else len(x), index)
         self._warn_if_shared()
         weights, components = MixtureWeights(self.weights), self.component_distributions()
         with data_plate(x, index, size), row_weights:

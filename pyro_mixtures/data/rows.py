@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.masked import MaskedTensor
 
 from pyro_mixtures.data.arrays import as_array, is_pandas
-from pyro_mixtures.errors import DataError
+from pyro_mixtures.errors import DataError, row_numbers
 from pyro_mixtures.options import check_whole
 
 _FEW_ROWS = 1024
@@ -22,6 +23,16 @@ class Batch(NamedTuple):
     args: tuple[Tensor, ...]
     kwargs: dict[str, Any]
     rows: int
+
+
+def numbered(index: Tensor | None) -> AbstractContextManager[None]:
+    """Return the context in which errors name rows of a batch by their numbers ``index`` (B,).
+
+    :param index: row numbers within the data set; None if the batch is the data set.
+    """
+    if index is None:
+        return nullcontext()
+    return row_numbers(lambda row: int(index[row]))
 
 
 def spaced_rows(tensors: Sequence[Tensor], minimum: int) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_mixtures.data.exact import check_exact
+from pyro_mixtures.data.rows import numbered
 from pyro_mixtures.distributions import RestrictedSupport, Selected
 from pyro_mixtures.errors import DataError, ModelError, NumericalError
 from pyro_mixtures.ops.search import add_with_best
@@ -169,7 +170,8 @@ def log_joint(
                 # Pyro's validation reports parameters of distributions; name the param instead.
                 _check_params(tracer.trace)
                 raise
-        return _read_joint(tracer.trace, structure, messenger, args)
+        with numbered(messenger.index):
+            return _read_joint(tracer.trace, structure, messenger, args)
 
 
 def _read_joint(
@@ -286,9 +288,10 @@ def _check_finite(
     _check_observed(trace, structure)
     _check_covariates(row, len(best), args)
     _check_params(trace)
-    raise NumericalError(
-        f"row {row} has log joint {float(best[row])} under each of its candidates: its density "
-        f"vanishes in {best.dtype}; scale the data, raise the variance floor, or use float64"
+    raise NumericalError.at_row(
+        row,
+        f"row {{row}} has log joint {float(best[row])} under each of its candidates: its density "
+        f"vanishes in {best.dtype}; scale the data, raise the variance floor, or use float64",
     )
 
 
@@ -297,10 +300,13 @@ def _check_observed(trace: Any, structure: ProgramStructure) -> None:
         value = trace.nodes[name]["value"]
         if value.is_floating_point() and not bool(value.isfinite().all()):
             entry = (~value.isfinite()).nonzero()[0].tolist()
-            raise DataError(
-                f"observed site {name!r} holds {float(value[tuple(entry)])} at {entry}: remove "
-                "such rows, or fill them in (pyro_mixtures.infer.conditional imputes missing "
-                "features)"
+            row_dim = value.dim() - len(trace.nodes[name]["fn"].event_shape) + structure.dim
+            place = ["{row}" if dim == row_dim else str(i) for dim, i in enumerate(entry)]
+            raise DataError.at_row(
+                entry[row_dim],
+                f"observed site {name!r} holds {float(value[tuple(entry)])} at "
+                f"[{', '.join(place)}]: remove such rows, or fill them in "
+                "(pyro_mixtures.infer.conditional imputes missing features)",
             )
 
 
@@ -310,9 +316,10 @@ def _check_covariates(row: int, rows: int, args: tuple[Any, ...]) -> None:
         if not isinstance(argument, Tensor) or not argument.dim() or len(argument) != rows:
             continue
         if argument.is_floating_point() and not bool(argument[row].isfinite().all()):
-            raise DataError(
-                f"row {row} of the model's argument {number} contains NaN or infinity: "
-                "remove such rows first"
+            raise DataError.at_row(
+                row,
+                f"row {{row}} of the model's argument {number} contains NaN or infinity: "
+                "remove such rows first",
             )
 
 

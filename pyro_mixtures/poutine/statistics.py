@@ -10,6 +10,7 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_mixtures.data.rows import numbered
 from pyro_mixtures.distributions import RestrictedSupport, Selected
 from pyro_mixtures.distributions.weights import ComponentWeights
 from pyro_mixtures.errors import ClosedFormError
@@ -43,6 +44,7 @@ class StatisticsMessenger(Messenger):
     :param before: statistics of earlier batches of rows under the same parameters; their sums are
         added to in place.
     :param bind_only: whether to find families and params only; ``sums`` are then None.
+    :param index: (B,) numbers of the rows, for errors.
     :raises ClosedFormError: at a site without a closed form.
     """
 
@@ -54,10 +56,12 @@ class StatisticsMessenger(Messenger):
         skip: frozenset[str],
         before: Mapping[str, SiteStatistics],
         bind_only: bool = False,
+        index: Tensor | None = None,
     ):
         super().__init__()
         self.structure, self.weight, self.all_components = structure, weight, all_components
         self.skip, self.before, self.bind_only = skip, before, bind_only
+        self.index = index
 
     def __enter__(self) -> "StatisticsMessenger":
         self.sites: dict[str, SiteStatistics] = {}
@@ -112,7 +116,7 @@ class StatisticsMessenger(Messenger):
             family, value = stock.family, stock.rows(value)
         sums = None
         if not self.bind_only:
-            with torch.no_grad():
+            with torch.no_grad(), numbered(self.index):
                 sums = family[z].statistics(value, weight, self._earlier_sums(name))
         return SiteStatistics(family, sums, params, value)
 
@@ -209,7 +213,7 @@ def collect_statistics(
         candidates = candidates.expand(weight.shape).masked_fill(negligible, -1)
     all_components = _stock_sites(model, structure, skip, args, kwargs, posterior.index)
     messenger = StatisticsMessenger(
-        structure, weight, all_components, skip, before or {}, bind_only
+        structure, weight, all_components, skip, before or {}, bind_only, posterior.index
     )
 
     def same_candidates(index: Tensor, size: int, device: torch.device) -> Tensor:

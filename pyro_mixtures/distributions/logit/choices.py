@@ -131,9 +131,10 @@ class ChoiceLogits(ConditionalComponents):
         """
         invalid = ~self.finite().all(-1)
         if bool(invalid.any()):
-            raise DataError(
-                f"row {int(invalid.nonzero()[0])} of the design contains NaN or infinity where "
-                "alternatives are available: its choices cannot be drawn"
+            raise DataError.at_row(
+                int(invalid.nonzero()[0]),
+                "row {row} of the design contains NaN or infinity where "
+                "alternatives are available: its choices cannot be drawn",
             )
         probs = self._probs(index)
         draws = probs.flatten(0, -2).multinomial(1).reshape(probs.shape[:-1])
@@ -234,8 +235,9 @@ def _check_chosen(value: Tensor, available: Tensor) -> None:
         if bool(invalid.any()):
             row, situation = invalid.nonzero()[0].tolist()
             numbers = available[row, situation].nonzero()[:, 0].tolist()
-            raise DataError(
-                f"row {row} chose alternative {int(value[row, situation])} in situation "
+            raise DataError.at_row(
+                row,
+                f"row {{row}} chose alternative {int(value[row, situation])} in situation "
                 f"{situation}, where {numbers} are available; use -1 for a situation that the row "
-                "does not have"
+                "does not have",
             )

@@ -201,8 +201,8 @@ class RowFittedComponents(ConditionalComponents):
         invalid = ~self.covariates.isfinite().all(-1)
         if bool(invalid[rows].any()):
             row = int(rows[invalid[rows]].min())
-            raise DataError(
-                f"row {row} of the covariates contains NaN or infinity: remove such rows first"
+            raise DataError.at_row(
+                row, "row {row} of the covariates contains NaN or infinity: remove such rows first"
             )
 
     def maximizers(

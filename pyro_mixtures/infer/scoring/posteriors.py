@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import ModelError, OptionError
+from pyro_mixtures.errors import ModelError, OptionError, row_numbers
 from pyro_mixtures.infer.guide import PartitionGuide
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import Posterior, ReuseMessenger, exact_posterior, read_structure
@@ -157,7 +157,7 @@ def posteriors(
     size = chunk or max_rows
     for start in range(0, len(tensors[0]), size):
         row_chunk = tuple(tensor[start : start + size] for tensor in tensors)
-        with structure.threads():
+        with structure.threads(), row_numbers(start.__add__):
             if guide is None:
                 posterior = exact_posterior(model, structure, row_chunk, {}, given)
             else:

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_mixtures.data.rows import as_arguments, as_rows
+from pyro_mixtures.data.rows import as_arguments, as_rows, numbered
 from pyro_mixtures.distributions import Selected
 from pyro_mixtures.distributions.components import match_dtype
 from pyro_mixtures.errors import ClosedFormError, DataError, ModelError, OptionError
@@ -130,7 +130,8 @@ def conditional(
         if bool(missing.any()):
             index = (pattern_of_row == number).nonzero()[:, 0]
             same_pattern = tuple(tensor[index] for tensor in tensors)
-            filled[index] = _fill(query, same_pattern, missing).to(filled.dtype)
+            with numbered(index):
+                filled[index] = _fill(query, same_pattern, missing).to(filled.dtype)
     return filled
 
 

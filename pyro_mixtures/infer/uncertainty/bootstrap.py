@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_mixtures.data.rows import Batches
+from pyro_mixtures.data.rows import Batches, numbered
 from pyro_mixtures.errors import ModelError, OptionError
 from pyro_mixtures.infer.em.em import EM
 from pyro_mixtures.infer.em.fit import Fit, fit
@@ -158,7 +158,7 @@ def _refit(
     inference = copy.deepcopy(_with_resampled_labels(em, index))
     state = _copy_params(state_without_modules(inference.model, inference.guide))
     resampled = [tensor[index.to(tensor.device)] for tensor in rows]
-    with pyro.get_param_store().scope(state):
+    with pyro.get_param_store().scope(state), numbered(index):
         result = fit(inference, *resampled, progress=False, **fit_options)
     return StoredFit(result, state)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pyro_mixtures.data.rows import Batches
-from pyro_mixtures.errors import ModelError, NumericalError, OptionError
+from pyro_mixtures.errors import ModelError, NumericalError, OptionError, row_numbers
 from pyro_mixtures.infer.uncertainty.estimated_params import EstimatedParams
 from pyro_mixtures.options import check_whole
 from pyro_mixtures.poutine import log_joint, read_structure
@@ -97,7 +97,7 @@ class ExactLikelihood:
             row_block = tuple(tensor[start : start + self.chunk] for tensor in self.rows)
             values = {**self.fixed_values, **self.params.values(u)}
             model = pyro.poutine.substitute(self.model, data=values)
-            with _double_by_default():
+            with _double_by_default(), row_numbers(start.__add__):
                 joint = log_joint(
                     model,
                     self.structure,
