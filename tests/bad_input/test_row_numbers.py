@@ -1,4 +1,4 @@
-"""Errors name rows by their numbers in the user's data, whatever the batch or chunk."""
+"""Errors name rows by their numbers in the user's data, not by those in a batch or a chunk."""
 
 import pickle
 

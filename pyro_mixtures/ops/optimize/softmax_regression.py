@@ -26,7 +26,8 @@ _STEPS = 100
 _TOLERANCE = 1e-12
 # Up to this number of coefficients the Hessian is a dense matrix. Above, it is only multiplied by.
 _DENSE = 512
-# Conjugate gradients stop when the residual has fallen to this fraction, or after so many products.
+# Conjugate gradients stop when the residual has fallen to this fraction, or after this number of
+# products.
 _RESIDUAL = 1e-2
 _PRODUCTS = 100
 # A covariate that deviates from one of its values by fewer roundings than this is constant.
