@@ -11,7 +11,7 @@ from pyro_mixtures.errors import DataError
 def holds_exactly(values: Tensor, dtype: torch.dtype) -> bool:
     """Whether the floating-point ``dtype`` holds each of the integers ``values`` exactly.
 
-    Floating-point values are none of its concern: the result is True for them.
+    The result is True for floating-point values.
 
     >>> holds_exactly(torch.tensor([1 << 24]), torch.float32)
     True
